@@ -1,0 +1,308 @@
+"""The one configuration object that every width, latency and layout is derived from.
+
+`EngineConfig` is frozen and checks itself. Golden model, RTL, benches and reports read the same
+object, so a width exists in one place only. Presets live as TOML files in `kvtq_hw/presets/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+__all__ = ["ConfigError", "EngineConfig", "load_config", "preset_names"]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be built. The message is one line: field, value, what is allowed."""
+
+
+class EngineConfig(BaseModel):
+    """Parameters of one attention engine.
+
+    Parameters
+    ----------
+    name : str
+        Name that appears in Verilog headers, manifests and reports.
+    head_dim : int
+        Head dimension D, elements of a key or value vector.
+    query_group : int
+        Query heads G that share one KV head and run in parallel.
+    lanes : int
+        Elements of a plane that the engine takes a cycle; divides `head_dim`.
+    query_bits : int
+        Width of a signed query element. Elements are symmetric: +-(2**(query_bits-1) - 1).
+    score_bits, score_fraction_bits : int
+        Width and fraction bits F of a signed score in the log2 domain.
+    weight_bits : int
+        Fraction bits W of a softmax weight 2**-x in (0, 1].
+    output_fraction_bits : int
+        Fraction bits of an output element below the job's value exponent.
+    scale_fraction_bits, scale_exponent_bits : int
+        A plane scale is (1 + f / 2**scale_fraction_bits) * 2**(e - bias). Zero fraction bits make
+        scales powers of two: the plane scaler is then a shifter.
+    max_planes : int
+        Largest number of ternary planes (digits) of one vector.
+    block : int
+        Tokens B of one online softmax block, a power of two.
+    packing : str
+        Storage of digits: "5in8" (five digits in a byte) or "2bit".
+    max_context : int
+        Largest number of tokens of one job.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        For any field outside its range; `load_config` turns it into a one-line `ConfigError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
+    head_dim: Annotated[int, Field(ge=4, le=256, multiple_of=4)]
+    query_group: Annotated[int, Field(ge=1, le=8)]
+    lanes: Annotated[int, Field(ge=2, le=256)]
+    query_bits: Annotated[int, Field(ge=8, le=16)] = 12
+    score_bits: Annotated[int, Field(ge=10, le=24)] = 16
+    score_fraction_bits: Annotated[int, Field(ge=3, le=10)] = 7
+    weight_bits: Annotated[int, Field(ge=6, le=16)] = 14
+    output_fraction_bits: Annotated[int, Field(ge=4, le=12)] = 10
+    scale_fraction_bits: Annotated[int, Field(ge=0, le=8)] = 3
+    scale_exponent_bits: Annotated[int, Field(ge=4, le=6)] = 5
+    max_planes: Annotated[int, Field(ge=1, le=5)] = 5
+    block: Annotated[int, Field(ge=2, le=256)] = 32
+    packing: Literal["5in8", "2bit"] = "5in8"
+    max_context: Annotated[int, Field(ge=2, le=1 << 20)] = 8192
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        if self.head_dim % self.lanes:
+            raise ValueError(
+                f"lanes: {self.lanes} does not divide head_dim {self.head_dim}; "
+                f"allowed are divisors of {self.head_dim} from 2 on"
+            )
+        if self.block & (self.block - 1):
+            raise ValueError(f"block: {self.block} is not a power of two; allowed are 2, 4, ... 256")
+        if self.max_context & (self.max_context - 1):
+            raise ValueError(
+                f"max_context: {self.max_context} is not a power of two; allowed are 2, 4, ... 1048576"
+            )
+        if self.score_bits - self.score_fraction_bits < 5:
+            raise ValueError(
+                f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits of "
+                f"score_bits {self.score_bits}; allowed are 3..{self.score_bits - 5}"
+            )
+        return self
+
+    # --- derived widths -------------------------------------------------------------------------
+
+    @property
+    def slices(self) -> int:
+        """Cycles that one plane takes, S = head_dim / lanes."""
+        return self.head_dim // self.lanes
+
+    @property
+    def query_max(self) -> int:
+        """Largest magnitude of a query element, 2**(query_bits-1) - 1."""
+        return (1 << (self.query_bits - 1)) - 1
+
+    @property
+    def code_max(self) -> int:
+        """Largest magnitude of a balanced ternary code, (3**max_planes - 1) / 2."""
+        return (3**self.max_planes - 1) // 2
+
+    @property
+    def sum_bits(self) -> int:
+        """Signed width of one plane-slice sum: |sum| <= lanes * query_max."""
+        return signed_bits(self.lanes * self.query_max)
+
+    @property
+    def run_bits(self) -> int:
+        """Signed width of the Horner sum of a run of planes.
+
+        |t| <= sum_c 3**c * head_dim * query_max = code_max * head_dim * query_max.
+        """
+        return signed_bits(self.code_max * self.head_dim * self.query_max)
+
+    @property
+    def product_bits(self) -> int:
+        """Signed width of a run sum times the scale mantissa (< 2**(scale_fraction_bits + 1))."""
+        return signed_bits(self.code_max * self.head_dim * self.query_max * self.mantissa_max)
+
+    @property
+    def mantissa_max(self) -> int:
+        """Largest scale mantissa 2**scale_fraction_bits + f; the smallest is 2**scale_fraction_bits."""
+        return (1 << (self.scale_fraction_bits + 1)) - 1
+
+    @property
+    def query_exponent_bits(self) -> int:
+        """Signed width of a job's query exponent (a right shift before the scale's exponent)."""
+        return 8
+
+    @property
+    def scale_bits(self) -> int:
+        """Stored bits of one scale."""
+        return self.scale_fraction_bits + self.scale_exponent_bits
+
+    @property
+    def scale_bias(self) -> int:
+        """Exponent bias: three quarters of the exponent range lie below one."""
+        return 3 << (self.scale_exponent_bits - 2)
+
+    @property
+    def score_max(self) -> int:
+        """Largest score; the smallest is -score_max - 1."""
+        return (1 << (self.score_bits - 1)) - 1
+
+    @property
+    def maximum_bits(self) -> int:
+        """Signed width of the integer running maximum, ceil(score / 2**F)."""
+        return self.score_bits - self.score_fraction_bits + 1
+
+    @property
+    def weight_width(self) -> int:
+        """Unsigned width of a weight: 2**weight_bits is the weight one."""
+        return self.weight_bits + 1
+
+    @property
+    def sum_of_weights_bits(self) -> int:
+        """Unsigned width of the softmax denominator, <= max_context * 2**weight_bits."""
+        return (self.max_context << self.weight_bits).bit_length()
+
+    @property
+    def scaled_weight_max(self) -> int:
+        """Largest weight x value scale, rounded half up.
+
+        The value scale is aligned to the job's largest exponent, hence below two.
+        """
+        half = (1 << self.scale_fraction_bits) >> 1
+        return ((self.mantissa_max << self.weight_bits) + half) >> self.scale_fraction_bits
+
+    @property
+    def scaled_weight_bits(self) -> int:
+        """Unsigned width of weight x value scale."""
+        return self.scaled_weight_max.bit_length()
+
+    @property
+    def tripled_weight_bits(self) -> int:
+        """Unsigned width of a scaled weight times 3**(max_planes - 1)."""
+        return (self.scaled_weight_max * 3 ** (self.max_planes - 1)).bit_length()
+
+    @property
+    def accumulator_bits(self) -> int:
+        """Signed width of an output accumulator.
+
+        A token adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one run; several
+        shorter runs add less. A rescale shifts right and never grows |acc| by more than rounding
+        toward minus infinity allows, so |acc| <= max_context * scaled_weight_max * code_max.
+        """
+        return signed_bits(self.max_context * self.scaled_weight_max * self.code_max)
+
+    @property
+    def rescale_steps(self) -> int:
+        """Cycles of one accumulator rescale: shifts by four, then by one, up to the whole width."""
+        return self.accumulator_bits // 4 + 3
+
+    @property
+    def rescale_bits(self) -> int:
+        """Unsigned width of a rescale shift, clamped to accumulator_bits."""
+        return self.accumulator_bits.bit_length()
+
+    @property
+    def reciprocal_bits(self) -> int:
+        """Fraction bits R of the reciprocal of the softmax denominator."""
+        return self.output_fraction_bits + 6
+
+    @property
+    def output_bits(self) -> int:
+        """Signed width of an output element: |o| < 2 * code_max in units of the value exponent."""
+        return signed_bits((2 * self.code_max) << self.output_fraction_bits)
+
+    @property
+    def token_bits(self) -> int:
+        """Unsigned width of a token index."""
+        return (self.max_context - 1).bit_length()
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of every field: the key of build caches."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def signed_bits(magnitude: int) -> int:
+    """Width of a two's complement number that holds -magnitude..magnitude."""
+    return magnitude.bit_length() + 1
+
+
+def preset_names() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    folder = resources.files("kvtq_hw") / "presets"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_config(source: str | Path) -> EngineConfig:
+    """Load a preset by name or a configuration from a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        One line that names the field, its value and what is allowed.
+    """
+    text_source = str(source)
+    if text_source in preset_names():
+        text = (resources.files("kvtq_hw") / "presets" / f"{text_source}.toml").read_text("utf-8")
+    elif text_source.endswith(".toml"):
+        try:
+            text = Path(source).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8 text"
+            raise ConfigError(f"configuration file {text_source!r}: {reason}") from None
+    else:
+        raise ConfigError(
+            f"preset: {text_source!r} is unknown; allowed are {', '.join(preset_names())} "
+            "or the path of a .toml file"
+        )
+    try:
+        fields = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"configuration file {text_source!r}: not TOML: {error}") from None
+    return config_from_fields(fields)
+
+
+def config_from_fields(fields: dict[str, object]) -> EngineConfig:
+    """Build a configuration from plain values; raises `ConfigError` with one line."""
+    try:
+        return EngineConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    """First problem of a validation error: field, value, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":  # a relation between fields: its message names the field
+        return first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{field}: missing; a configuration needs it"
+    if first["type"] == "extra_forbidden":
+        return f"{field}: unknown field; allowed are {', '.join(EngineConfig.model_fields)}"
+    allowed = first["msg"].removeprefix("Input should be ").removeprefix("String should ")
+    return f"{field}: {first['input']!r} is not allowed; must be {allowed}{_field_range(field)}"
+
+
+def _field_range(field: str) -> str:
+    """The whole allowed range of an integer field, in words."""
+    info = EngineConfig.model_fields.get(field)
+    bounds = {}
+    for item in info.metadata if info else []:
+        for key in ("ge", "le", "multiple_of"):
+            if hasattr(item, key):
+                bounds[key] = getattr(item, key)
+    if "ge" not in bounds:
+        return ""
+    step = f", multiples of {bounds['multiple_of']}" if "multiple_of" in bounds else ""
+    return f" (allowed are {bounds['ge']}..{bounds['le']}{step})"
