@@ -14,10 +14,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kvtq_hw.errors import UserError
+
 __all__ = ["ConfigError", "EngineConfig", "load_config", "preset_names"]
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError, ValueError):
     """A configuration that cannot be built. The message is one line: field, value, what is allowed."""
 
 

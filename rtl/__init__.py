@@ -1,0 +1,1 @@
+"""Amaranth description of the ternary attention engine."""

@@ -1,0 +1,1 @@
+"""Simulation: cocotb benches, drivers and scoreboards, and the verilated engine."""
