@@ -1,0 +1,62 @@
+"""Yosys as a library (pyosys), run in a process of its own.
+
+A process of its own keeps Yosys's global counters (and with them generated names), its log and its
+way of ending the program at an error out of ours: the same commands on the same files give the same
+bytes, whatever ran before.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+__all__ = ["YosysError", "run_yosys", "yosys_version"]
+
+_DRIVER = """
+import sys
+from pyosys import libyosys as ys
+design = ys.Design()
+for command in sys.argv[1:]:
+    ys.run_pass(command, design)
+"""
+
+
+class YosysError(RuntimeError):
+    """A Yosys command failed; the message holds the end of its log."""
+
+
+def yosys_version() -> str:
+    """Version of the Yosys library, for example ``0.70``."""
+    return metadata.version("pyosys")
+
+
+def run_yosys(commands: Sequence[str], directory: Path) -> str:
+    """Run Yosys commands on one design and return the log.
+
+    Parameters
+    ----------
+    commands : sequence of str
+        One Yosys command each, for example ``"read_rtlil in.il"``.
+    directory : Path
+        Working directory: file names in commands are relative to it.
+
+    Raises
+    ------
+    YosysError
+        When a command fails.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _DRIVER, *commands],
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        tail = "\n".join(done.stdout.splitlines()[-12:])
+        raise YosysError(f"yosys ended with status {done.returncode}:\n{tail}")
+    return done.stdout
