@@ -98,6 +98,11 @@ class EngineConfig(BaseModel):
                 f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits of "
                 f"score_bits {self.score_bits}; allowed are 3..{self.score_bits - 5}"
             )
+        if self.accumulator_bits + self.reciprocal_bits > 62:
+            raise ValueError(
+                f"max_context: {self.max_context} needs an accumulator of {self.accumulator_bits} bits; "
+                f"allowed are {62 - self.reciprocal_bits} bits (the golden model is exact in int64)"
+            )
         return self
 
     # --- derived widths -------------------------------------------------------------------------

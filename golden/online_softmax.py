@@ -1,0 +1,69 @@
+"""Golden online softmax: base 2, over blocks of tokens, with an integer running maximum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from golden.fixed_point import rshift_round
+from kvtq_hw.config import EngineConfig
+
+__all__ = ["BlockWeights", "exp2_table", "online_softmax"]
+
+_ABSENT = -(1 << 40)  # below any score: the maximum of a block without visible tokens
+
+
+@dataclass(frozen=True)
+class BlockWeights:
+    """Weights of N blocks of B tokens, for I queries of G heads.
+
+    weights : int64 [..., G, I, N, B], W fraction bits, relative to the maximum after their block
+    shifts : int64 [..., G, I, N], right shift of everything accumulated before a block; 0 for block 0
+    sums : int64 [..., G, I], the softmax denominator
+    """
+
+    weights: Tensor
+    shifts: Tensor
+    sums: Tensor
+
+
+def exp2_table(config: EngineConfig) -> Tensor:
+    """2**(W - f / 2**F) rounded half up, for f = 0 .. 2**F - 1."""
+    size = 1 << config.score_fraction_bits
+    one = 1 << config.weight_bits
+    return torch.tensor([int(one * 2 ** (-f / size) + 0.5) for f in range(size)])
+
+
+def online_softmax(config: EngineConfig, scores: Tensor, visible: Tensor) -> BlockWeights:
+    """Softmax weights as the hardware meets them: block by block, in token order.
+
+    Parameters
+    ----------
+    scores : int64 [..., G, I, T], log2 domain, F fraction bits
+    visible : bool [..., I, T]; each row true for a prefix of the tokens
+    """
+    fraction = config.score_fraction_bits
+    padding = -scores.shape[-1] % config.block
+    seen = torch.nn.functional.pad(visible, (0, padding)).unflatten(-1, (-1, config.block))
+    seen = seen[..., None, :, :, :]
+    blocks = torch.nn.functional.pad(scores, (0, padding)).unflatten(-1, (-1, config.block))
+
+    largest = torch.where(seen, blocks, _ABSENT).amax(-1)
+    ceiling = -((-largest) >> fraction)
+    maximum = ceiling.cummax(-1).values
+    rise = maximum.diff(dim=-1, prepend=maximum[..., :1])
+    shifts = rise.clamp(max=config.accumulator_bits)
+
+    below = torch.where(seen, (maximum[..., None] << fraction) - blocks, 0)
+    # a weight of one shifted by more than W + 1 rounds to zero
+    shift = (below >> fraction).clamp(max=config.weight_bits + 2)
+    table = exp2_table(config).to(scores.device)
+    weights = rshift_round(table[below & ((1 << fraction) - 1)], shift) * seen
+
+    block_sums = weights.sum(-1)
+    sums = torch.zeros_like(block_sums[..., 0])
+    for block in range(block_sums.shape[-1]):
+        sums = (sums >> shifts[..., block]) + block_sums[..., block]
+    return BlockWeights(weights, shifts, sums)

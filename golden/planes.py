@@ -1,0 +1,65 @@
+"""Vectors as ternary planes: what the KV cache holds, unpacked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Planes"]
+
+
+@dataclass(frozen=True)
+class Planes:
+    """T vectors a batch entry, each up to P planes of D trits, grouped into runs.
+
+    A vector is the sum over its runs of ``scale * sum_c 3**c * plane_c``. Planes are stored with the
+    unit plane (c = 0) of a run first. Absent planes are all zero with ``unit`` false and come last,
+    so that vectors with different numbers of planes share one tensor.
+
+    Attributes
+    ----------
+    trits : int8 [..., T, P, D] in {-1, 0, +1}
+    unit : bool [..., T, P]; the plane opens a run. Plane 0 always does.
+    fraction, exponent : int64 [..., T, P]; the run's scale, meaningful where `unit` is true.
+    """
+
+    trits: Tensor
+    unit: Tensor
+    fraction: Tensor
+    exponent: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("unit", "fraction", "exponent"):
+            shape = getattr(self, name).shape
+            if shape != self.trits.shape[:-1]:
+                raise ValueError(
+                    f"{name} has shape {tuple(shape)}, trits {tuple(self.trits.shape)} need "
+                    f"{tuple(self.trits.shape[:-1])}"
+                )
+
+    @property
+    def tokens(self) -> int:
+        """Number of vectors T along the token axis."""
+        return self.trits.shape[-3]
+
+    def run_index(self) -> Tensor:
+        """Index of each plane's run within its vector, int64 [..., T, P]."""
+        return self.unit.long().cumsum(-1) - 1
+
+    def run_weight(self) -> Tensor:
+        """Weight 3**c of each plane within its run, int64 [..., T, P]."""
+        position = torch.arange(self.unit.shape[-1], device=self.unit.device).expand(self.unit.shape)
+        start = torch.where(self.unit, position, 0).cummax(-1).values
+        return 3 ** (position - start)
+
+    def map_tokens(self, function: Callable[[Tensor, int], Tensor]) -> Planes:
+        """Apply ``function(tensor, token_axis)`` to each tensor: slicing, gathering, padding."""
+        return Planes(
+            function(self.trits, -3),
+            function(self.unit, -2),
+            function(self.fraction, -2),
+            function(self.exponent, -2),
+        )

@@ -1,0 +1,51 @@
+"""Queries as the engine takes them: symmetric integers with one power-of-two exponent a vector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvtq_hw.config import EngineConfig
+
+__all__ = ["Queries", "quantize_queries"]
+
+
+@dataclass(frozen=True)
+class Queries:
+    """I queries of each of the G heads of a group.
+
+    values : int64 [..., G, I, D], |value| <= query_max
+    exponent : int64 [..., G, I], the contract's `query_exponent`
+    """
+
+    values: Tensor
+    exponent: Tensor
+
+
+def quantize_queries(config: EngineConfig, queries: Tensor) -> Queries:
+    """Round ``queries * log2(e) / sqrt(D)`` to integers times the smallest 2**x that fits.
+
+    Parameters
+    ----------
+    queries : float [..., G, I, D], rotated as the keys are, not yet scaled by 1/sqrt(D)
+
+    Raises
+    ------
+    ValueError
+        When an element is not finite.
+    """
+    if not torch.isfinite(queries).all():
+        raise ValueError("queries hold an element that is not finite")
+    scaled = queries.double() * (math.log2(math.e) / math.sqrt(config.head_dim))
+    largest = scaled.abs().amax(-1)
+    # frexp: largest / query_max = m * 2**x with 0.5 <= m < 1, so that 2**x is the next power of two
+    exponent = torch.frexp(largest / config.query_max).exponent.long()
+    values = torch.ldexp(scaled, -exponent[..., None]).round().long()
+    values = values.clamp(-config.query_max, config.query_max)
+    field = config.scale_bias + config.scale_fraction_bits - config.score_fraction_bits - exponent
+    limit = (1 << (config.query_exponent_bits - 1)) - 1
+    # a query too small for the field scores zero against every key, as the limit does
+    return Queries(values, torch.where(largest == 0, limit, field).clamp(-limit - 1, limit))

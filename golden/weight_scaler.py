@@ -1,0 +1,40 @@
+"""Golden weight scaler: softmax weight times value scale, for every plane."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from golden.fixed_point import rshift_round
+from golden.planes import Planes
+from kvtq_hw.config import EngineConfig
+
+__all__ = ["weight_scaler"]
+
+
+def weight_scaler(
+    config: EngineConfig, weights: Tensor, values: Planes, value_exponent: Tensor
+) -> Tensor:
+    """Weight of each plane: ``3**c * round(p * (2**M + f) * 2**-(M + value_exponent - e))``.
+
+    Parameters
+    ----------
+    weights : int64 [..., G, I, T], p with W fraction bits
+    values : the planes with their scales, batch axes [...]
+    value_exponent : int64 [..., I], at least every exponent e of a visible value
+
+    Returns
+    -------
+    int64 [..., G, I, T, P]; zero for absent planes' digits does not matter, they are zero
+    """
+    run_start = torch.where(
+        values.unit, torch.arange(values.unit.shape[-1], device=values.unit.device), 0
+    )
+    run_start = run_start.cummax(-1).values
+    mantissa = (1 << config.scale_fraction_bits) + values.fraction.gather(-1, run_start)
+    exponent = values.exponent.gather(-1, run_start)
+    product = weights[..., None] * mantissa[..., None, None, :, :]
+    # invisible tokens may lie above value_exponent: their weight is zero, so is any shift of it
+    below = (value_exponent[..., None, :, None, None] - exponent[..., None, None, :, :]).clamp(min=0)
+    scaled = rshift_round(product, config.scale_fraction_bits + below)
+    return scaled * values.run_weight()[..., None, None, :, :]
