@@ -1,0 +1,46 @@
+"""Integer rounding, saturation and select, as docs/contract.md defines them."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Mux, Value, ValueLike
+from amaranth.lib import data
+
+__all__ = ["rshift_round", "saturate", "select", "triple"]
+
+
+def rshift_round(value: Value, amount: Value) -> Value:
+    """(value + 2**(amount-1)) >> amount; the value itself for amount 0."""
+    doubled = Cat(0, value)
+    if value.shape().signed:
+        doubled = doubled.as_signed()
+    return ((doubled >> amount) + 1) >> 1
+
+
+def saturate(value: Value, bits: int) -> tuple[Value, Value]:
+    """Clamp a signed value to `bits` bits; also whether that changed it."""
+    if len(value) <= bits:
+        return value, Value.cast(0)
+    sign = value[-1]
+    overflow = value[bits - 1 : -1] != sign.replicate(len(value) - bits)
+    limit = Cat((~sign).replicate(bits - 1), sign)
+    return Mux(overflow, limit, value[:bits]).as_signed(), overflow
+
+
+def select(trit: data.View, value: Value) -> Value:
+    """trit * value in ones' complement: the caller adds one for each negative trit.
+
+    So that the correction of a whole plane is one count of its negative digits.
+    """
+    width = len(value) if value.shape().signed else len(value) + 1
+    extended = value if value.shape().signed else Cat(value, 0)
+    flipped = extended ^ trit.negative.replicate(width)
+    return (flipped & trit.nonzero.replicate(width)).as_signed()
+
+
+def triple(value: ValueLike) -> Value:
+    """3 * value by one add."""
+    value = Value.cast(value)
+    result = (value << 1) + value
+    return result[: len(value) + 2].as_signed() if value.shape().signed else result[: len(value) + 2]
+
+

@@ -1,0 +1,174 @@
+"""Payload layouts of the streams between blocks, all derived from the configuration."""
+
+from __future__ import annotations
+
+from amaranth.hdl import signed, unsigned
+from amaranth.lib import data, enum
+
+from kvtq_hw.config import EngineConfig
+
+__all__ = [
+    "Operation",
+    "Trit",
+    "accumulate_layout",
+    "accumulator_layout",
+    "job_layout",
+    "key_sums_layout",
+    "output_layout",
+    "plane_slice_layout",
+    "queries_layout",
+    "score_layout",
+    "select_add_layout",
+    "sum_layout",
+    "value_slice_layout",
+    "weight_layout",
+]
+
+
+class Trit(data.Struct):
+    """One ternary digit: 0b00 is 0, 0b01 is +1, 0b11 is -1, and 0b10 reads as 0."""
+
+    nonzero: 1
+    negative: 1
+
+
+def plane_slice_layout(config: EngineConfig) -> data.StructLayout:
+    """One slice of a plane at the engine's edge (docs/contract.md)."""
+    return data.StructLayout({"trits": data.ArrayLayout(Trit, config.lanes), **_scale_fields(config)})
+
+
+def _scale_fields(config: EngineConfig) -> dict[str, object]:
+    return {
+        "fraction": unsigned(config.scale_fraction_bits),
+        "exponent": unsigned(config.scale_exponent_bits),
+        "unit": 1,
+        "last": 1,
+    }
+
+
+def _key_tag(config: EngineConfig) -> data.StructLayout:
+    """What travels with a key slice: its scale, its slice number and where its token stands."""
+    return data.StructLayout(
+        {
+            **_scale_fields(config),
+            "slice": range(config.slices),
+            "block_end": 1,
+            "job_end": 1,
+        }
+    )
+
+
+def queries_layout(config: EngineConfig) -> data.ArrayLayout:
+    """The query elements of one slice: [head][lane]."""
+    return data.ArrayLayout(
+        data.ArrayLayout(signed(config.query_bits), config.lanes), config.query_group
+    )
+
+
+def job_layout(config: EngineConfig) -> data.StructLayout:
+    """A job's description."""
+    return data.StructLayout(
+        {
+            "last_token": unsigned(config.token_bits),
+            "value_exponent": unsigned(config.scale_exponent_bits),
+            "query_exponent": data.ArrayLayout(
+                signed(config.query_exponent_bits), config.query_group
+            ),
+        }
+    )
+
+
+def select_add_layout(config: EngineConfig) -> data.StructLayout:
+    """Input of select-add: a key slice beside the query slice it meets."""
+    return data.StructLayout(
+        {
+            "trits": data.ArrayLayout(Trit, config.lanes),
+            "queries": queries_layout(config),
+            "tag": _key_tag(config),
+        }
+    )
+
+
+def key_sums_layout(config: EngineConfig) -> data.StructLayout:
+    """Output of select-add, input of the plane scaler: one slice's sum for every head."""
+    sums = data.ArrayLayout(signed(config.sum_bits), config.query_group)
+    return data.StructLayout({"sums": sums, "tag": _key_tag(config)})
+
+
+def score_layout(config: EngineConfig) -> data.StructLayout:
+    """One token's score for every head; `saturated` has a bit a head."""
+    return data.StructLayout(
+        {
+            "scores": data.ArrayLayout(signed(config.score_bits), config.query_group),
+            "saturated": unsigned(config.query_group),
+            "block_end": 1,
+            "job_end": 1,
+        }
+    )
+
+
+def weight_layout(config: EngineConfig) -> data.StructLayout:
+    """One token's softmax weight for every head.
+
+    `shifts` (on the token that opens a block) rescale everything accumulated before.
+    """
+    return data.StructLayout(
+        {
+            "weights": data.ArrayLayout(unsigned(config.weight_width), config.query_group),
+            "shifts": data.ArrayLayout(unsigned(config.rescale_bits), config.query_group),
+            "block_start": 1,
+            "job_start": 1,
+            "job_end": 1,
+        }
+    )
+
+
+def sum_layout(config: EngineConfig) -> data.StructLayout:
+    """A job's softmax denominators."""
+    sums = data.ArrayLayout(unsigned(config.sum_of_weights_bits), config.query_group)
+    return data.StructLayout({"sums": sums})
+
+
+def value_slice_layout(config: EngineConfig) -> data.StructLayout:
+    """A value slice with its number within the plane."""
+    return data.StructLayout(
+        {
+            "trits": data.ArrayLayout(Trit, config.lanes),
+            **_scale_fields(config),
+            "slice": range(config.slices),
+        }
+    )
+
+
+class Operation(enum.Enum, shape=2):
+    """What select-accumulate does with a beat."""
+
+    ADD = 0  #: add weight times trit to one slice of the accumulators
+    CLEAR = 1  #: zero all accumulators: a job begins
+    SHIFT = 2  #: shift all accumulators right: a block begins
+    DRAIN = 3  #: stream all accumulators out: a job ends
+
+
+def accumulate_layout(config: EngineConfig) -> data.StructLayout:
+    """Input of select-accumulate. An operation reads only the fields it needs."""
+    return data.StructLayout(
+        {
+            "operation": Operation,
+            "trits": data.ArrayLayout(Trit, config.lanes),
+            "slice": range(config.slices),
+            "weights": data.ArrayLayout(unsigned(config.tripled_weight_bits), config.query_group),
+            "shifts": data.ArrayLayout(unsigned(config.rescale_bits), config.query_group),
+        }
+    )
+
+
+def accumulator_layout(config: EngineConfig) -> data.StructLayout:
+    """One element of every head's accumulators; `last` on element D - 1."""
+    values = data.ArrayLayout(signed(config.accumulator_bits), config.query_group)
+    return data.StructLayout({"values": values, "last": 1})
+
+
+def output_layout(config: EngineConfig) -> data.StructLayout:
+    """One element of every head's output; `last` on element D - 1."""
+    values = data.ArrayLayout(signed(config.output_bits), config.query_group)
+    return data.StructLayout({"values": values, "last": 1})

@@ -1,0 +1,81 @@
+"""A rigid pipeline between two streams: all stages move together, or none does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from amaranth.hdl import Module, Signal, ValueLike
+
+__all__ = ["Pipeline"]
+
+
+class Pipeline:
+    """Registers between a source and a sink stream.
+
+    The stages advance when the sink takes the last one or the last one is empty, so that throughput
+    is one transfer a cycle and latency the number of stages. Payload is stable while stalled.
+
+    Parameters
+    ----------
+    m : Module
+        Receives the registers.
+    valid : ValueLike
+        Whether the first stage's inputs hold a transfer, stable as a stream's valid is.
+    sink : stream interface, Out
+        Driven by `finish`.
+
+    Attributes
+    ----------
+    advance : Signal
+        Stages move at this clock edge: the source's ready.
+    valid : Signal
+        The current stage holds a transfer.
+    moving : Value
+        ``valid & advance``: condition for state that a transfer updates at the current stage.
+    """
+
+    def __init__(self, m: Module, valid: ValueLike, sink: Any) -> None:
+        self._m = m
+        self._sink = sink
+        self._depth = 0
+        self.valid = valid
+        self.advance = Signal(name="advance")
+        m.d.comb += self.advance.eq(~sink.valid | sink.ready)
+
+    @property
+    def moving(self) -> ValueLike:
+        return self.valid & self.advance
+
+    def stage(self, *, keep: ValueLike = 1, **values: Any) -> SimpleNamespace:
+        """Register `values` (a value, a view or a list of them) and return them, one stage later.
+
+        A transfer for which `keep` is false ends here.
+        """
+        self._depth += 1
+        valid = Signal(name=f"valid_{self._depth}")
+        with self._m.If(self.advance):
+            self._m.d.sync += valid.eq(self.valid & keep)
+        registered = SimpleNamespace(
+            **{key: self._register(f"{key}_{self._depth}", value) for key, value in values.items()}
+        )
+        self.valid = valid
+        return registered
+
+    def _register(self, name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [self._register(f"{name}_{i}", item) for i, item in enumerate(value)]
+        register = Signal(value.shape(), name=name, reset_less=True)
+        with self._m.If(self.advance):
+            self._m.d.sync += register.eq(value)
+        return register
+
+    def finish(self, **fields: Any) -> None:
+        """Connect the current stage to the sink: its valid, and each payload field by name."""
+        self._m.d.comb += self._sink.valid.eq(self.valid)
+        for key, value in fields.items():
+            field = getattr(self._sink.payload, key)
+            if isinstance(value, list):
+                self._m.d.comb += [field[i].eq(item) for i, item in enumerate(value)]
+            else:
+                self._m.d.comb += field.eq(value)
