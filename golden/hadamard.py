@@ -1,0 +1,54 @@
+"""Golden Hadamard: the signed, orthonormal Walsh-Hadamard transform of a head vector.
+
+``y = H (s * x) / sqrt(n)``, n the largest power of two that divides D, H the Walsh-Hadamard
+matrix of size n in natural order, applied to D / n consecutive blocks, and s a fixed vector of
+signs. It is orthogonal: dot products between transformed vectors are those of the vectors
+themselves. After it, a vector's elements look Gaussian, outlier channels are gone, and one scale
+serves all elements.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["hadamard", "hadamard_signs", "inverse_hadamard"]
+
+
+@cache
+def hadamard_signs(head_dim: int) -> Tensor:
+    """The fixed signs s, +1 or -1: float64 [D], from a maximal 9-bit LFSR (x**9 + x**5 + 1).
+
+    Without them a constant vector would end up in one element.
+    """
+    state, signs = 1, []
+    for _ in range(head_dim):
+        signs.append(1.0 - 2.0 * (state & 1))
+        state = state >> 1 | ((state ^ state >> 4) & 1) << 8
+    return torch.tensor(signs, dtype=torch.float64)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Transform float [..., D] in the type it comes in."""
+    return _walsh(x * hadamard_signs(x.shape[-1]).to(x))
+
+
+def inverse_hadamard(y: Tensor) -> Tensor:
+    """Undo `hadamard`, float [..., D]."""
+    return _walsh(y) * hadamard_signs(y.shape[-1]).to(y)
+
+
+def _walsh(x: Tensor) -> Tensor:
+    """Orthonormal Walsh-Hadamard transform of every block: log2(n) passes of butterflies."""
+    dim = x.shape[-1]
+    size = dim & -dim
+    step = 1
+    while step < size:
+        pairs = x.unflatten(-1, (dim // (2 * step), 2, step))
+        low, high = pairs.unbind(-2)
+        x = torch.stack((low + high, low - high), -2).flatten(-3)
+        step *= 2
+    return x / math.sqrt(size)
