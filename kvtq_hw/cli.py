@@ -13,6 +13,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -43,9 +44,12 @@ class FlowGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(flows.__path__))
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in self.list_commands(ctx):
-            return None
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        names = self.list_commands(ctx)
+        if cmd_name not in names:
+            raise click.UsageError(
+                f"command: {cmd_name!r} is unknown; allowed are {', '.join(names)}", ctx
+            )
         return importlib.import_module(_module_of(cmd_name)).command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -109,6 +113,7 @@ def _module_of(command: str) -> str:
 def _summary(command: str) -> str:
     """First line of the docstring of a command's module."""
     spec = importlib.util.find_spec(_module_of(command))
-    source = spec.loader.get_source(spec.name) if spec and spec.loader else None
-    docstring = ast.get_docstring(ast.parse(source or ""))
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"no module of the command {command!r}")
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8")))
     return (docstring or "").partition("\n")[0]

@@ -14,8 +14,9 @@ from kvtq_hw.toolchain import SIMULATORS, find_simulator
 def simulator(request: pytest.FixtureRequest) -> str:
     """Name of each simulator in turn: a test that asks for it runs once on every one.
 
-    Where one is missing the test is skipped, and says how to get it. With KVTQ_REQUIRE_SIMULATORS=1,
-    as in continuous integration, it fails: a bench that did not run has not passed.
+    Where one is missing the test is skipped, and says how to get it. With
+    KVTQ_REQUIRE_SIMULATORS=1, as in continuous integration, it fails: a bench that did not run has
+    not passed.
     """
     try:
         find_simulator(request.param)

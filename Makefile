@@ -1,0 +1,55 @@
+# make demo   a language model decodes with its attention computed by the generated RTL
+# make test   every test, on Verilator and on Icarus Verilog
+# make lint   ruff and mypy
+# make clean  remove what was built (not .venv and .tools, which are what takes time)
+#
+# Each sets up what it needs: Python packages in .venv, what is no Python package in .tools.
+# Needed before: Python 3.11 or newer, a C++ compiler, make.
+
+PYTHON ?= python3
+TOOLS := $(or $(KVTQ_TOOLS),.tools)
+BIN := .venv/bin
+SETUP := .venv/.installed
+
+DEMO_PROMPT ?= The history of the bicycle begins in the nineteenth century, when inventors in \
+	Europe were looking for a way to travel
+DEMO_TOKENS ?= 24
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model icarus demo test lint clean
+
+help:
+	@sed -n '/^# make/s/^# //p' Makefile
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml constraints.txt scripts/setup.sh
+	@sh scripts/setup.sh "$(PYTHON)" .venv
+	@touch $@
+
+model: $(SETUP)
+	@$(BIN)/python scripts/fetch_model.py "$(TOOLS)/models"
+
+# The system's own if it is recent enough; else a copy in the tools folder.
+icarus: $(SETUP)
+	@$(BIN)/python -c 'from kvtq_hw.toolchain import icarus; icarus()' 2>/dev/null || \
+		sh scripts/fetch_icarus.sh "$(TOOLS)/iverilog"
+
+demo: $(SETUP) model
+	@mkdir -p build/demo
+	@$(BIN)/kvtq-hw decode --backend rtl --preset smollm2 --code balanced:3/2 \
+		--prompt "$(strip $(DEMO_PROMPT))" --max-new-tokens $(DEMO_TOKENS) \
+		--json build/demo/decode.json
+
+test: $(SETUP) model icarus
+	@mkdir -p build/test
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --junitxml=build/test/results.xml $(TESTS)
+
+lint: $(SETUP)
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
