@@ -20,7 +20,7 @@ __all__ = ["ConfigError", "EngineConfig", "load_config", "preset_names"]
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be built. The message is one line: field, value, what is allowed."""
+    """A configuration that cannot be built. One line: field, value, what is allowed."""
 
 
 class EngineConfig(BaseModel):
@@ -88,20 +88,23 @@ class EngineConfig(BaseModel):
                 f"allowed are divisors of {self.head_dim} from 2 on"
             )
         if self.block & (self.block - 1):
-            raise ValueError(f"block: {self.block} is not a power of two; allowed are 2, 4, ... 256")
+            raise ValueError(
+                f"block: {self.block} is not a power of two; allowed are 2, 4, ... 256"
+            )
         if self.max_context & (self.max_context - 1):
             raise ValueError(
-                f"max_context: {self.max_context} is not a power of two; allowed are 2, 4, ... 1048576"
+                f"max_context: {self.max_context} is not a power of two; "
+                "allowed are 2, 4, ... 1048576"
             )
         if self.score_bits - self.score_fraction_bits < 5:
             raise ValueError(
-                f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits of "
-                f"score_bits {self.score_bits}; allowed are 3..{self.score_bits - 5}"
+                f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits "
+                f"of score_bits {self.score_bits}; allowed are 3..{self.score_bits - 5}"
             )
         if self.accumulator_bits + self.reciprocal_bits > 62:
             raise ValueError(
-                f"max_context: {self.max_context} needs an accumulator of {self.accumulator_bits} bits; "
-                f"allowed are {62 - self.reciprocal_bits} bits (the golden model is exact in int64)"
+                f"max_context: {self.max_context} needs an accumulator of {self.accumulator_bits} "
+                f"bits; allowed are {62 - self.reciprocal_bits} bits (the golden model is exact in int64)"
             )
         return self
 
@@ -142,7 +145,7 @@ class EngineConfig(BaseModel):
 
     @property
     def mantissa_max(self) -> int:
-        """Largest scale mantissa 2**scale_fraction_bits + f; the smallest is 2**scale_fraction_bits."""
+        """Largest scale mantissa 2**scale_fraction_bits + f; the smallest has f = 0."""
         return (1 << (self.scale_fraction_bits + 1)) - 1
 
     @property
@@ -203,8 +206,8 @@ class EngineConfig(BaseModel):
     def accumulator_bits(self) -> int:
         """Signed width of an output accumulator.
 
-        A token adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one run; several
-        shorter runs add less. A rescale shifts right and never grows |acc| by more than rounding
+        A token adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one run;
+        several shorter runs add less. A rescale shifts right and never grows |acc| by more than rounding
         toward minus infinity allows, so |acc| <= max_context * scaled_weight_max * code_max.
         """
         return signed_bits(self.max_context * self.scaled_weight_max * self.code_max)
@@ -247,7 +250,9 @@ def signed_bits(magnitude: int) -> int:
 def preset_names() -> list[str]:
     """Names of the configurations that ship with the package."""
     folder = resources.files("kvtq_hw") / "presets"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
 
 
 def load_config(source: str | Path) -> EngineConfig:
@@ -297,8 +302,8 @@ def _one_line(error: ValidationError) -> str:
         return f"{field}: missing; a configuration needs it"
     if first["type"] == "extra_forbidden":
         return f"{field}: unknown field; allowed are {', '.join(EngineConfig.model_fields)}"
-    allowed = first["msg"].removeprefix("Input should be ").removeprefix("String should ")
-    return f"{field}: {first['input']!r} is not allowed; must be {allowed}{_field_range(field)}"
+    requirement = first["msg"].removeprefix("Input should ").removeprefix("String should ")
+    return f"{field}: {first['input']!r} is not allowed; must {requirement}{_field_range(field)}"
 
 
 def _field_range(field: str) -> str:
