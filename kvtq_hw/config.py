@@ -104,7 +104,8 @@ class EngineConfig(BaseModel):
         if self.accumulator_bits + self.reciprocal_bits > 62:
             raise ValueError(
                 f"max_context: {self.max_context} needs an accumulator of {self.accumulator_bits} "
-                f"bits; allowed are {62 - self.reciprocal_bits} bits (the golden model is exact in int64)"
+                f"bits; allowed are {62 - self.reciprocal_bits} bits "
+                "(the golden model is exact in int64)"
             )
         return self
 
@@ -207,8 +208,9 @@ class EngineConfig(BaseModel):
         """Signed width of an output accumulator.
 
         A token adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one run;
-        several shorter runs add less. A rescale shifts right and never grows |acc| by more than rounding
-        toward minus infinity allows, so |acc| <= max_context * scaled_weight_max * code_max.
+        several shorter runs add less. A rescale shifts right and never grows |acc| by more than
+        rounding toward minus infinity allows, so
+        |acc| <= max_context * scaled_weight_max * code_max.
         """
         return signed_bits(self.max_context * self.scaled_weight_max * self.code_max)
 
