@@ -51,7 +51,9 @@ class Planes:
 
     def run_weight(self) -> Tensor:
         """Weight 3**c of each plane within its run, int64 [..., T, P]."""
-        position = torch.arange(self.unit.shape[-1], device=self.unit.device).expand(self.unit.shape)
+        position = torch.arange(self.unit.shape[-1], device=self.unit.device).expand(
+            self.unit.shape
+        )
         start = torch.where(self.unit, position, 0).cummax(-1).values
         return 3 ** (position - start)
 

@@ -28,8 +28,8 @@ __all__ = ["balanced_digits", "choose_scale", "dequantize", "quantize"]
 # Scale over mean absolute value of least squared error on Gaussian vectors, which rotated vectors
 # resemble, for codes of 1..5 digits; the optimum is flat. tests/test_quantizer.py finds them again.
 _ABSMEAN_BALANCED = (1.52, 0.67, 0.268, 0.105, 0.041)
-# The same for each plane of a residual code, relative to what the planes before have left. The fourth
-# plane is best spent on the few elements that the first three have clipped.
+# The same for each plane of a residual code, relative to what the planes before have left. The
+# fourth is best spent on the few elements that the first three have clipped.
 _ABSMEAN_RESIDUAL = (1.53, 1.37, 1.57, 8.5, 1.42)
 # Scales tried by `lsq`, as fractions of the scale that clips nothing.
 _CLIP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)

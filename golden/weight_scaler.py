@@ -35,6 +35,8 @@ def weight_scaler(
     exponent = values.exponent.gather(-1, run_start)
     product = weights[..., None] * mantissa[..., None, None, :, :]
     # invisible tokens may lie above value_exponent: their weight is zero, so is any shift of it
-    below = (value_exponent[..., None, :, None, None] - exponent[..., None, None, :, :]).clamp(min=0)
+    below = (value_exponent[..., None, :, None, None] - exponent[..., None, None, :, :]).clamp(
+        min=0
+    )
     scaled = rshift_round(product, config.scale_fraction_bits + below)
     return scaled * values.run_weight()[..., None, None, :, :]

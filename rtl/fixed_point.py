@@ -31,16 +31,14 @@ def select(trit: data.View, value: Value) -> Value:
 
     So that the correction of a whole plane is one count of its negative digits.
     """
-    width = len(value) if value.shape().signed else len(value) + 1
-    extended = value if value.shape().signed else Cat(value, 0)
-    flipped = extended ^ trit.negative.replicate(width)
-    return (flipped & trit.nonzero.replicate(width)).as_signed()
+    # unsigned throughout: mixing signs in a bitwise operator would widen the result
+    bits = value.as_unsigned() if value.shape().signed else Cat(value, 0)
+    flipped = bits ^ trit.negative.replicate(len(bits))
+    return (flipped & trit.nonzero.replicate(len(bits))).as_signed()
 
 
 def triple(value: ValueLike) -> Value:
     """3 * value by one add."""
     value = Value.cast(value)
-    result = (value << 1) + value
-    return result[: len(value) + 2].as_signed() if value.shape().signed else result[: len(value) + 2]
-
-
+    result = ((value << 1) + value)[: len(value) + 2]
+    return result.as_signed() if value.shape().signed else result

@@ -1,7 +1,5 @@
 """Payload layouts of the streams between blocks, all derived from the configuration."""
 
-from __future__ import annotations
-
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
 
@@ -12,11 +10,14 @@ __all__ = [
     "Trit",
     "accumulate_layout",
     "accumulator_layout",
+    "counters_layout",
     "job_layout",
+    "key_slice_layout",
     "key_sums_layout",
     "output_layout",
     "plane_slice_layout",
     "queries_layout",
+    "query_layout",
     "score_layout",
     "select_add_layout",
     "sum_layout",
@@ -34,7 +35,9 @@ class Trit(data.Struct):
 
 def plane_slice_layout(config: EngineConfig) -> data.StructLayout:
     """One slice of a plane at the engine's edge (docs/contract.md)."""
-    return data.StructLayout({"trits": data.ArrayLayout(Trit, config.lanes), **_scale_fields(config)})
+    return data.StructLayout(
+        {"trits": data.ArrayLayout(Trit, config.lanes), **_scale_fields(config)}
+    )
 
 
 def _scale_fields(config: EngineConfig) -> dict[str, object]:
@@ -58,10 +61,24 @@ def _key_tag(config: EngineConfig) -> data.StructLayout:
     )
 
 
+def key_slice_layout(config: EngineConfig) -> data.StructLayout:
+    """A key slice with its tag."""
+    return data.StructLayout(
+        {"trits": data.ArrayLayout(Trit, config.lanes), "tag": _key_tag(config)}
+    )
+
+
 def queries_layout(config: EngineConfig) -> data.ArrayLayout:
     """The query elements of one slice: [head][lane]."""
     return data.ArrayLayout(
         data.ArrayLayout(signed(config.query_bits), config.lanes), config.query_group
+    )
+
+
+def query_layout(config: EngineConfig) -> data.StructLayout:
+    """One element of every head's query."""
+    return data.StructLayout(
+        {"values": data.ArrayLayout(signed(config.query_bits), config.query_group)}
     )
 
 
@@ -172,3 +189,23 @@ def output_layout(config: EngineConfig) -> data.StructLayout:
     """One element of every head's output; `last` on element D - 1."""
     values = data.ArrayLayout(signed(config.output_bits), config.query_group)
     return data.StructLayout({"values": values, "last": 1})
+
+
+def counters_layout() -> data.StructLayout:
+    """Event counters of the engine since reset; each wraps at 2**32.
+
+    busy_cycles : cycles with a job in flight, from its transfer to its last output's, both included
+    key_slices, value_slices : slices taken
+    starved_cycles : cycles in which a slice could be taken but its stream held none
+    stalled_cycles : cycles in which an output waited for its taker
+    saturated_scores : scores of single heads that were clamped
+    """
+    names = (
+        "busy_cycles",
+        "key_slices",
+        "value_slices",
+        "starved_cycles",
+        "stalled_cycles",
+        "saturated_scores",
+    )
+    return data.StructLayout(dict.fromkeys(names, unsigned(32)))

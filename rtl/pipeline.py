@@ -48,23 +48,24 @@ class Pipeline:
         return self.valid & self.advance
 
     def stage(self, *, keep: ValueLike = 1, **values: Any) -> SimpleNamespace:
-        """Register `values` (a value, a view or a list of them) and return them, one stage later.
+        """Register `values` and return them, one stage later.
 
+        Each is a value, a view, a list of them, or what an earlier stage returned.
         A transfer for which `keep` is false ends here.
         """
         self._depth += 1
         valid = Signal(name=f"valid_{self._depth}")
         with self._m.If(self.advance):
             self._m.d.sync += valid.eq(self.valid & keep)
-        registered = SimpleNamespace(
-            **{key: self._register(f"{key}_{self._depth}", value) for key, value in values.items()}
-        )
         self.valid = valid
-        return registered
+        return self._register(f"stage_{self._depth}", SimpleNamespace(**values))
 
     def _register(self, name: str, value: Any) -> Any:
         if isinstance(value, list):
             return [self._register(f"{name}_{i}", item) for i, item in enumerate(value)]
+        if isinstance(value, SimpleNamespace):
+            fields = vars(value).items()
+            return SimpleNamespace(**{k: self._register(f"{name}_{k}", v) for k, v in fields})
         register = Signal(value.shape(), name=name, reset_less=True)
         with self._m.If(self.advance):
             self._m.d.sync += register.eq(value)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from amaranth.hdl import Array, Module, Mux, Signal, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
-from rtl.layouts import queries_layout
+from rtl.layouts import queries_layout, query_layout
 
 __all__ = ["QueryBuffer"]
 
@@ -29,12 +29,11 @@ class QueryBuffer(wiring.Component):
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        values = data.ArrayLayout(signed(config.query_bits), config.query_group)
         super().__init__(
             {
                 "start": In(1),
                 "full": Out(1),
-                "i": In(stream.Signature(data.StructLayout({"values": values}))),
+                "i": In(stream.Signature(query_layout(config))),
                 "slice": In(range(config.slices)),
                 "queries": Out(queries_layout(config)),
             }
@@ -61,10 +60,11 @@ class QueryBuffer(wiring.Component):
                 Signal(signed(config.query_bits), name=f"query_{g}_{d}", reset_less=True)
                 for d in range(config.head_dim)
             ]
-            element = self.i.payload.values[g]
-            symmetric = Mux(element == -config.query_max - 1, -config.query_max, element)
+            entering = self.i.payload.values[g]
+            symmetric = Mux(entering == -config.query_max - 1, -config.query_max, entering)
             with m.If(taken):
-                m.d.sync += [a.eq(b) for a, b in zip(elements, [*elements[1:], symmetric], strict=True)]
+                for element, following in zip(elements, [*elements[1:], symmetric], strict=True):
+                    m.d.sync += element.eq(following)
             for lane in range(config.lanes):
                 choices = Array(elements[lane :: config.lanes])
                 m.d.comb += self.queries[g][lane].eq(choices[self.slice])

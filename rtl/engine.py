@@ -1,0 +1,117 @@
+"""The attention engine: one KV head and its group of query heads at a time."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Const, Module, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from kvtq_hw.config import EngineConfig
+from rtl.layouts import (
+    counters_layout,
+    job_layout,
+    output_layout,
+    plane_slice_layout,
+    query_layout,
+)
+from rtl.normalizer import Normalizer
+from rtl.online_softmax import OnlineSoftmax
+from rtl.plane_scaler import PlaneScaler
+from rtl.query_buffer import QueryBuffer
+from rtl.select_accumulate import SelectAccumulate
+from rtl.select_add import SelectAdd
+from rtl.sequencer import Sequencer
+from rtl.weight_scaler import WeightScaler
+
+__all__ = ["Engine"]
+
+
+class Engine(wiring.Component):
+    """Ternary attention of G query heads over one KV head: docs/contract.md, in hardware.
+
+    Steady state is one plane slice a cycle; `kvtq_hw.cycle_model` gives the cycles of a job.
+
+    Attributes
+    ----------
+    job : stream In, `job_layout`
+    query : stream In, one element of every head, D transfers a job
+    keys, values : stream In, `plane_slice_layout`
+    output : stream Out, `output_layout`, D transfers a job
+    counters : Out, `counters_layout`
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        slices = stream.Signature(plane_slice_layout(config))
+        super().__init__(
+            {
+                "job": In(stream.Signature(job_layout(config))),
+                "query": In(stream.Signature(query_layout(config))),
+                "keys": In(slices),
+                "values": In(slices),
+                "output": Out(stream.Signature(output_layout(config))),
+                "counters": Out(counters_layout()),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        m.submodules.sequencer = sequencer = Sequencer(config)
+        m.submodules.query_buffer = query_buffer = QueryBuffer(config)
+        m.submodules.select_add = select_add = SelectAdd(config)
+        m.submodules.plane_scaler = plane_scaler = PlaneScaler(config)
+        m.submodules.online_softmax = online_softmax = OnlineSoftmax(config)
+        m.submodules.weight_scaler = weight_scaler = WeightScaler(config)
+        m.submodules.select_accumulate = select_accumulate = SelectAccumulate(config)
+        m.submodules.normalizer = normalizer = Normalizer(config)
+
+        connect(m, flipped(self.job), sequencer.jobs)
+        connect(m, flipped(self.keys), sequencer.keys)
+        connect(m, flipped(self.values), sequencer.values)
+        connect(m, flipped(self.query), query_buffer.i)
+        key_slices = sequencer.key_slices
+        m.d.comb += [
+            query_buffer.start.eq(sequencer.query_start),
+            sequencer.query_full.eq(query_buffer.full),
+            query_buffer.slice.eq(key_slices.payload.tag.slice),
+            select_add.i.valid.eq(key_slices.valid),
+            key_slices.ready.eq(select_add.i.ready),
+            select_add.i.payload.trits.eq(key_slices.payload.trits),
+            select_add.i.payload.tag.eq(key_slices.payload.tag),
+            select_add.i.payload.queries.eq(query_buffer.queries),
+            plane_scaler.query_exponent.eq(sequencer.query_exponent),
+            weight_scaler.value_exponent.eq(sequencer.value_exponent),
+        ]
+        connect(m, select_add.o, plane_scaler.i)
+        connect(m, plane_scaler.o, online_softmax.i)
+        connect(m, online_softmax.o, weight_scaler.weights)
+        connect(m, sequencer.value_slices, weight_scaler.slices)
+        connect(m, weight_scaler.o, select_accumulate.i)
+        connect(m, online_softmax.sums, normalizer.sums)
+        connect(m, select_accumulate.o, normalizer.i)
+        connect(m, normalizer.o, flipped(self.output))
+
+        self._count(m, sequencer.starved, plane_scaler.o)
+        return m
+
+    def _count(self, m: Module, starved: Value, scores: stream.Interface) -> None:
+        """The event counters."""
+        # a job is taken before the one before it has left, and a third while neither has
+        in_flight = Signal(range(4))
+        enters = self.job.valid & self.job.ready
+        leaves = self.output.valid & self.output.ready & self.output.payload.last
+        m.d.sync += in_flight.eq(in_flight + enters - leaves)
+
+        def count(name: str, amount: Value) -> None:
+            m.d.sync += self.counters[name].eq(self.counters[name] + amount)
+
+        count("busy_cycles", enters | (in_flight != 0))
+        count("key_slices", self.keys.valid & self.keys.ready)
+        count("value_slices", self.values.valid & self.values.ready)
+        count("starved_cycles", starved)
+        count("stalled_cycles", self.output.valid & ~self.output.ready)
+        saturated = scores.payload.saturated & (scores.valid & scores.ready).replicate(
+            self._config.query_group
+        )
+        count("saturated_scores", sum((bit for bit in saturated), start=Const(0)))

@@ -1,0 +1,219 @@
+"""Online softmax: base 2, over blocks of tokens, with an integer running maximum."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Const, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from kvtq_hw.config import EngineConfig
+from rtl.fixed_point import rshift_round
+from rtl.layouts import score_layout, sum_layout, weight_layout
+from rtl.pipeline import Pipeline
+
+__all__ = ["OnlineSoftmax"]
+
+
+class OnlineSoftmax(wiring.Component):
+    """Weights ``2**(score - maximum)`` of one block while the scores of the next one come in.
+
+    Two banks of `block` scores: one fills and tracks its maximum, one drains. When a bank is
+    complete the running maximum becomes ``max(maximum, ceil(bank maximum))``, and its rise is the
+    shift that rescales everything accumulated before (it travels with the block's first weight).
+    After a job's last weight the denominators leave on `sums`.
+
+    Throughput one score and one weight a cycle; `LATENCY` cycles from the last score of a block
+    to its first weight, when the bank before has drained.
+
+    Attributes
+    ----------
+    i : stream In, `score_layout`
+    o : stream Out, `weight_layout`, one transfer a token
+    sums : stream Out, `sum_layout`, one transfer a job
+    """
+
+    LATENCY = 7
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(score_layout(config))),
+                "o": Out(stream.Signature(weight_layout(config))),
+                "sums": Out(stream.Signature(sum_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        heads = range(config.query_group)
+        scores_shape = data.ArrayLayout(signed(config.score_bits), config.query_group)
+
+        m.submodules.bank = bank = Memory(shape=scores_shape, depth=2 * config.block, init=[])
+        write = bank.write_port()
+        read = bank.read_port()
+
+        # what is known of each bank once it is complete
+        full = Array(Signal(name=f"full_{b}") for b in range(2))
+        last_index = Array(Signal(range(config.block), name=f"last_index_{b}") for b in range(2))
+        ends_job = Array(Signal(name=f"ends_job_{b}") for b in range(2))
+        largest = [Signal(scores_shape, name=f"largest_{b}") for b in range(2)]
+
+        # --- fill -----------------------------------------------------------------------------
+        fill_bank = Signal()
+        fill_index = Signal(range(config.block))
+        running = Signal(scores_shape)
+        score = self.i.payload
+        m.d.comb += [
+            self.i.ready.eq(~full[fill_bank]),
+            write.addr.eq(fill_bank * config.block + fill_index),
+            write.data.eq(score.scores),
+            write.en.eq(self.i.valid & self.i.ready),
+        ]
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += fill_index.eq(fill_index + 1)
+            for g in heads:
+                larger = Mux(
+                    (fill_index == 0) | (score.scores[g] > running[g]), score.scores[g], running[g]
+                )
+                m.d.sync += running[g].eq(larger)
+                with m.If(score.block_end):
+                    for b in range(2):
+                        with m.If(fill_bank == b):
+                            m.d.sync += largest[b][g].eq(larger)
+            with m.If(score.block_end):
+                m.d.sync += [
+                    fill_index.eq(0),
+                    fill_bank.eq(~fill_bank),
+                    full[fill_bank].eq(1),
+                    last_index[fill_bank].eq(fill_index),
+                    ends_job[fill_bank].eq(score.job_end),
+                ]
+
+        # --- drain ----------------------------------------------------------------------------
+        drain_bank = Signal()
+        issue_index = Signal(range(config.block))
+        job_opens = Signal(init=1)
+        issuing = Signal()
+        sums = [
+            Signal(unsigned(config.sum_of_weights_bits), name=f"sum_{g}", reset_less=True)
+            for g in heads
+        ]
+        maximum = [
+            Signal(signed(config.maximum_bits), name=f"maximum_{g}", reset_less=True) for g in heads
+        ]
+        ceiling = [
+            Signal(signed(config.maximum_bits), name=f"ceiling_{g}", reset_less=True) for g in heads
+        ]
+        shifts = Signal(
+            data.ArrayLayout(unsigned(config.rescale_bits), config.query_group), reset_less=True
+        )
+
+        pipe = Pipeline(m, issuing, self.o)
+        # read, subtract, look up, shift
+        issue_last = issue_index == last_index[drain_bank]
+        m.d.comb += [
+            read.addr.eq(drain_bank * config.block + issue_index),
+            read.en.eq(pipe.advance),
+        ]
+        s1 = pipe.stage(
+            block_start=issue_index == 0,
+            job_start=job_opens,
+            job_end=issue_last & ends_job[drain_bank],
+            block_end=issue_last,
+        )
+        below = [Signal(unsigned(config.score_bits + 1), name=f"below_{g}") for g in heads]
+        for g in heads:
+            m.d.comb += below[g].eq((maximum[g] << config.score_fraction_bits) - read.data[g])
+        s2 = pipe.stage(below=below, flags=s1)
+        table = Array(_exp2_table(config))
+        s3 = pipe.stage(
+            mantissas=[table[s2.below[g][: config.score_fraction_bits]] for g in heads],
+            shifts=[self._limited_shift(s2.below[g]) for g in heads],
+            flags=s2.flags,
+        )
+        weights = [
+            rshift_round(s3.mantissas[g], s3.shifts[g])[: config.weight_width] for g in heads
+        ]
+        s4 = pipe.stage(weights=weights, flags=s3.flags)
+        pipe.finish(
+            weights=s4.weights,
+            shifts=shifts,
+            block_start=s4.flags.block_start,
+            job_start=s4.flags.job_start,
+            job_end=s4.flags.job_end,
+        )
+
+        with m.If(self.o.valid & self.o.ready):
+            for g in heads:
+                m.d.sync += sums[g].eq(sums[g] + s4.weights[g])
+
+        for g in heads:
+            m.d.comb += self.sums.payload.sums[g].eq(sums[g])
+        with m.FSM():
+            with m.State("WAIT"):
+                with m.If(full[drain_bank]):
+                    for g in heads:
+                        block_largest = Mux(drain_bank, largest[1][g], largest[0][g])
+                        m.d.sync += ceiling[g].eq(_ceil_shift(block_largest, config))
+                    m.next = "RAISE"
+            with m.State("RAISE"):
+                for g in heads:
+                    rise = Signal(unsigned(config.maximum_bits), name=f"rise_{g}")
+                    shift = Signal(unsigned(config.rescale_bits), name=f"shift_{g}")
+                    with m.If(~job_opens & (ceiling[g] > maximum[g])):
+                        m.d.comb += rise.eq(ceiling[g] - maximum[g])
+                    m.d.comb += shift.eq(
+                        Mux(rise > config.accumulator_bits, config.accumulator_bits, rise)
+                    )
+                    with m.If(job_opens | (ceiling[g] > maximum[g])):
+                        m.d.sync += maximum[g].eq(ceiling[g])
+                    m.d.sync += [
+                        shifts[g].eq(shift),
+                        sums[g].eq(Mux(job_opens, 0, sums[g] >> shift)),
+                    ]
+                m.next = "ISSUE"
+            with m.State("ISSUE"):
+                m.d.comb += issuing.eq(1)
+                with m.If(pipe.advance):
+                    m.d.sync += issue_index.eq(issue_index + 1)
+                    with m.If(issue_last):
+                        m.d.sync += issue_index.eq(0)
+                        m.next = "FINISH"
+            with m.State("FINISH"):
+                with m.If(self.o.valid & self.o.ready & s4.flags.block_end):
+                    m.d.sync += [
+                        full[drain_bank].eq(0),
+                        drain_bank.eq(~drain_bank),
+                        job_opens.eq(s4.flags.job_end),
+                    ]
+                    m.next = "WAIT"
+                    with m.If(s4.flags.job_end):
+                        m.next = "SUMS"
+            with m.State("SUMS"):
+                m.d.comb += self.sums.valid.eq(1)
+                with m.If(self.sums.ready):
+                    m.next = "WAIT"
+        return m
+
+    def _limited_shift(self, below: Value) -> Value:
+        """Integer part of a distance, clamped where every weight rounds to zero anyway."""
+        limit = self._config.weight_bits + 2
+        whole = below[self._config.score_fraction_bits :]
+        return Mux(whole > limit, limit, whole)[: limit.bit_length()]
+
+
+def _exp2_table(config: EngineConfig) -> list[Const]:
+    """2**(W - f / 2**F), rounded half up."""
+    steps = 1 << config.score_fraction_bits
+    return [
+        Const(int(2 ** (config.weight_bits - f / steps) + 0.5), config.weight_width)
+        for f in range(steps)
+    ]
+
+
+def _ceil_shift(score: Value, config: EngineConfig) -> Value:
+    """ceil(score / 2**F)."""
+    return (score + ((1 << config.score_fraction_bits) - 1)) >> config.score_fraction_bits

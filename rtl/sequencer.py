@@ -1,0 +1,155 @@
+"""Sequencer: takes jobs, and lets key and value slices pass block by block."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Signal, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from kvtq_hw.config import EngineConfig
+from rtl.layouts import job_layout, key_slice_layout, plane_slice_layout, value_slice_layout
+
+__all__ = ["Sequencer"]
+
+
+class Sequencer(wiring.Component):
+    """Order of a job: queries, K block 0, then K block i+1 before V block i, at last the last V.
+
+    At most one slice passes a cycle, combinationally. The next job is taken when the last value
+    slice of the one before has passed; its queries load while that one's outputs leave.
+
+    Attributes
+    ----------
+    jobs : stream In, `job_layout`
+    keys, values : stream In, `plane_slice_layout`
+    key_slices : stream Out, `key_slice_layout`: numbered, with the ends of block and job marked
+    value_slices : stream Out, `value_slice_layout`
+    query_start : Out, pulse: load the queries
+    query_full : In, they are loaded
+    query_exponent, value_exponent : Out, of the current job
+    starved : Out, a slice could pass but its stream has none
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        exponents = data.ArrayLayout(signed(config.query_exponent_bits), config.query_group)
+        super().__init__(
+            {
+                "jobs": In(stream.Signature(job_layout(config))),
+                "keys": In(stream.Signature(plane_slice_layout(config))),
+                "values": In(stream.Signature(plane_slice_layout(config))),
+                "key_slices": Out(stream.Signature(key_slice_layout(config))),
+                "value_slices": Out(stream.Signature(value_slice_layout(config))),
+                "query_start": Out(1),
+                "query_full": In(1),
+                "query_exponent": Out(exponents),
+                "value_exponent": Out(unsigned(config.scale_exponent_bits)),
+                "starved": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        last_token = Signal(config.token_bits)
+        first_block = Signal()  # no value block has a turn before the second key block
+        keys_left = Signal()
+
+        m.submodules.key_place = key_place = _Place(config)
+        m.submodules.value_place = value_place = _Place(config)
+        tag = self.key_slices.payload.tag
+        value_slice = self.value_slices.payload
+        for place, source, scale in (
+            (key_place, self.keys, tag),
+            (value_place, self.values, value_slice),
+        ):
+            m.d.comb += [
+                place.last_token.eq(last_token),
+                place.last.eq(source.payload.last),
+                place.moved.eq(source.valid & source.ready),
+                scale.slice.eq(place.slice),
+                *(
+                    scale[field].eq(source.payload[field])
+                    for field in ("fraction", "exponent", "unit", "last")
+                ),
+            ]
+        m.d.comb += [
+            self.key_slices.payload.trits.eq(self.keys.payload.trits),
+            value_slice.trits.eq(self.values.payload.trits),
+            tag.block_end.eq(key_place.block_end),
+            tag.job_end.eq(key_place.job_end),
+        ]
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [self.jobs.ready.eq(1), self.query_start.eq(self.jobs.valid)]
+                with m.If(self.jobs.valid):
+                    m.d.sync += [
+                        last_token.eq(self.jobs.payload.last_token),
+                        self.query_exponent.eq(self.jobs.payload.query_exponent),
+                        self.value_exponent.eq(self.jobs.payload.value_exponent),
+                        first_block.eq(1),
+                    ]
+                    m.next = "QUERY"
+            with m.State("QUERY"):
+                with m.If(self.query_full):
+                    m.next = "KEYS"
+            with m.State("KEYS"):
+                m.d.comb += [
+                    self.key_slices.valid.eq(self.keys.valid),
+                    self.keys.ready.eq(self.key_slices.ready),
+                    self.starved.eq(self.key_slices.ready & ~self.keys.valid),
+                ]
+                with m.If(key_place.block_done):
+                    m.d.sync += [first_block.eq(0), keys_left.eq(~key_place.job_end)]
+                    with m.If(~first_block | key_place.job_end):
+                        m.next = "VALUES"
+            with m.State("VALUES"):
+                m.d.comb += [
+                    self.value_slices.valid.eq(self.values.valid),
+                    self.values.ready.eq(self.value_slices.ready),
+                    self.starved.eq(self.value_slices.ready & ~self.values.valid),
+                ]
+                with m.If(value_place.block_done):
+                    with m.If(value_place.job_end):
+                        m.next = "IDLE"
+                    with m.Elif(keys_left):
+                        m.next = "KEYS"
+        return m
+
+
+class _Place(wiring.Component):
+    """Where the slice at the head of a stream stands: its number, its token, its block."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "last_token": In(config.token_bits),
+                "last": In(1),
+                "moved": In(1),
+                "slice": Out(range(config.slices)),
+                "block_end": Out(1),
+                "job_end": Out(1),
+                "block_done": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        token = Signal(config.token_bits)
+        m.d.comb += [
+            self.job_end.eq(token == self.last_token),
+            self.block_end.eq(((token & (config.block - 1)) == config.block - 1) | self.job_end),
+        ]
+        with m.If(self.moved):
+            m.d.sync += self.slice.eq(self.slice + 1)
+            with m.If(self.slice == config.slices - 1):
+                m.d.sync += self.slice.eq(0)
+                with m.If(self.last):
+                    m.d.sync += token.eq(token + 1)
+                    m.d.comb += self.block_done.eq(self.block_end)
+                    with m.If(self.job_end):
+                        m.d.sync += token.eq(0)
+        return m

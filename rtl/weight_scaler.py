@@ -1,0 +1,131 @@
+"""Weight scaler: softmax weight times value scale, tripled plane after plane."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, unsigned
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from kvtq_hw.config import EngineConfig
+from rtl.fixed_point import rshift_round, triple
+from rtl.layouts import Operation, accumulate_layout, value_slice_layout, weight_layout
+from rtl.pipeline import Pipeline
+
+__all__ = ["WeightScaler"]
+
+
+class WeightScaler(wiring.Component):
+    """Joins softmax weights with value slices into the operations of select-accumulate.
+
+    A unit plane takes ``round(p * (2**M + fraction) * 2**(exponent - value_exponent - M))``, every
+    further plane of its run three times the weight before. A token that opens a block is preceded
+    by CLEAR (first of a job) or SHIFT, the last token of a job is followed by DRAIN.
+    With power-of-two scales (M = 0) there is no multiplier, only a shifter.
+
+    Throughput one slice a cycle, latency `LATENCY` cycles.
+
+    Attributes
+    ----------
+    value_exponent : In, at least every exponent of the job's values; sampled with each slice
+    weights : stream In, `weight_layout`; taken with its value's last slice
+    slices : stream In, `value_slice_layout`
+    o : stream Out, `accumulate_layout`
+    """
+
+    LATENCY = 3
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "value_exponent": In(unsigned(config.scale_exponent_bits)),
+                "weights": In(stream.Signature(weight_layout(config))),
+                "slices": In(stream.Signature(value_slice_layout(config))),
+                "o": Out(stream.Signature(accumulate_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        heads = range(config.query_group)
+        token, slice_ = self.weights.payload, self.slices.payload
+
+        # which operation stands at the entrance
+        operation = Signal(Operation)
+        opened = Signal()  # the operation that opens the token's block has gone ahead
+        draining = Signal()
+        valid = Signal()
+        pipe = Pipeline(m, valid, self.o)
+        with m.If(draining):
+            m.d.comb += [operation.eq(Operation.DRAIN), valid.eq(1)]
+            with m.If(pipe.advance):
+                m.d.sync += draining.eq(0)
+        with m.Elif(self.weights.valid & token.block_start & ~opened):
+            m.d.comb += [
+                operation.eq(Mux(token.job_start, Operation.CLEAR, Operation.SHIFT)),
+                valid.eq(1),
+            ]
+            with m.If(pipe.advance):
+                m.d.sync += opened.eq(1)
+        with m.Elif(self.weights.valid):
+            token_ends = slice_.last & (slice_.slice == config.slices - 1)
+            m.d.comb += [
+                operation.eq(Operation.ADD),
+                valid.eq(self.slices.valid),
+                self.slices.ready.eq(pipe.advance),
+                self.weights.ready.eq(self.slices.valid & token_ends & pipe.advance),
+            ]
+            with m.If(self.weights.ready):
+                m.d.sync += [opened.eq(0), draining.eq(token.job_end)]
+
+        # 1: times the scale's mantissa
+        adds = valid & (operation == Operation.ADD)
+        products = []
+        for g in heads:
+            product = Signal(unsigned(config.weight_width + config.scale_fraction_bits + 1))
+            if config.scale_fraction_bits:
+                m.d.comb += product.eq(token.weights[g] * Cat(slice_.fraction, 1))
+            else:
+                m.d.comb += product.eq(token.weights[g])
+            products.append(product)
+        below = Signal(unsigned(config.scale_exponent_bits + 1))
+        m.d.comb += below.eq(self.value_exponent - slice_.exponent + config.scale_fraction_bits)
+        s1 = pipe.stage(
+            products=products,
+            below=below,
+            first=adds & slice_.unit & (slice_.slice == 0),
+            next_plane=adds & (slice_.slice == 0),
+            operation=operation,
+            trits=slice_.trits,
+            slice=slice_.slice,
+            shifts=token.shifts,
+        )
+
+        # 2: times the scale's exponent
+        scaled = [
+            rshift_round(s1.products[g], s1.below)[: config.scaled_weight_bits] for g in heads
+        ]
+        s2 = pipe.stage(
+            scaled=scaled,
+            first=s1.first,
+            next_plane=s1.next_plane,
+            operation=s1.operation,
+            trits=s1.trits,
+            slice=s1.slice,
+            shifts=s1.shifts,
+        )
+
+        # 3: times the plane's power of three; the stage's own registers remember the last weight
+        s3 = pipe.stage(operation=s2.operation, trits=s2.trits, slice=s2.slice, shifts=s2.shifts)
+        weights = []
+        for g in heads:
+            weight = Signal(config.tripled_weight_bits, name=f"weight_{g}", reset_less=True)
+            with m.If(pipe.advance):
+                with m.If(s2.first):
+                    m.d.sync += weight.eq(s2.scaled[g])
+                with m.Elif(s2.next_plane):
+                    m.d.sync += weight.eq(triple(weight))
+            weights.append(weight)
+        pipe.finish(weights=weights, **vars(s3))
+        return m
