@@ -182,7 +182,7 @@ def _version(pattern: str, *command: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.search(pattern, result.stdout)
-    return match[1] if match else None
+    return match[1] if match and result.returncode == 0 else None
 
 
 def _at_least(version: str, minimum: str) -> bool:

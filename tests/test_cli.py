@@ -1,0 +1,204 @@
+"""The command line: finding commands; one line and the right exit status for what goes wrong."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from kvtq_hw import __version__, flows
+from kvtq_hw.cli import EXTRA_OF_MODULE, cli, run
+
+COMMANDS = cli.list_commands(click.Context(cli))
+
+
+@pytest.fixture
+def flow(tmp_path, monkeypatch):
+    """Write modules of flows that stand alone, in the place of the real ones."""
+    monkeypatch.setattr(flows, "__path__", [str(tmp_path)])
+
+    def write(name: str, body: str, docstring: str = "Do something.") -> None:
+        source = f'"""{docstring}"""\nimport click\n@click.command()\n{body}\n'
+        (tmp_path / f"{name}.py").write_text(source)
+
+    yield write
+    for file in tmp_path.glob("*.py"):
+        sys.modules.pop(f"{flows.__name__}.{file.stem}", None)
+
+
+# --- finding commands -----------------------------------------------------------------------------
+
+
+def test_module_becomes_a_command(flow, capsys) -> None:
+    flow("count_cycles", "@click.argument('n', type=int)\ndef command(n): print(n + 1)")
+    assert run(["count-cycles", "41"]) == 0
+    assert capsys.readouterr().out == "42\n"
+
+
+def test_help_lists_commands_without_importing_them(flow, capsys) -> None:
+    flow("broken", "def command(): pass\nraise RuntimeError('imported')", "Break\n\nand more.")
+    flow("works", "def command(): pass", "Work.")
+    assert run(["--help"]) == 0
+    assert re.findall(r"^  (\w+)  +(.+)$", capsys.readouterr().out, re.MULTILINE)[-2:] == [
+        ("broken", "Break"),
+        ("works", "Work."),
+    ]
+
+
+def test_help_imports_no_library_of_an_extra() -> None:
+    script = (
+        "import sys; from kvtq_hw.cli import EXTRA_OF_MODULE, run; status = run(['--help']); "
+        "sys.exit(status or ', '.join(EXTRA_OF_MODULE.keys() & sys.modules.keys()) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_version(capsys) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"kvtq-hw, version {__version__}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(command: str, capsys) -> None:
+    assert run([command, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"Usage: kvtq-hw {command} ")
+
+
+# --- what goes wrong ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "line"),
+    [
+        ("def command(): return 3", 3, ""),
+        ("@click.pass_context\ndef command(ctx): ctx.exit(4)", 4, ""),
+        (
+            "def command():\n"
+            "    from kvtq_hw.errors import UserError\n"
+            "    raise UserError('lanes: 3\\nis not allowed')",
+            1,
+            "kvtq-hw: error: lanes: 3 is not allowed\n",
+        ),
+        ("def command(): raise click.ClickException('no')", 1, "kvtq-hw: error: no\n"),
+        ("def command(): raise KeyboardInterrupt", 130, "\nkvtq-hw: error: interrupted\n"),
+        (
+            "def command(): raise ModuleNotFoundError('No module', name='torch.nn')",
+            1,
+            "kvtq-hw: error: torch: not installed, and this command needs it; "
+            "get it with: pip install 'kvtq-hw[golden]'\n",
+        ),
+        (
+            "def command(): raise ModuleNotFoundError('No module', name='cocotb')",
+            1,
+            "kvtq-hw: error: cocotb: not installed, and this command needs it; "
+            "get it with: pip install 'kvtq-hw[sim]'\n",
+        ),
+    ],
+)
+def test_error_is_one_line_and_a_status(flow, capsys, body: str, status: int, line: str) -> None:
+    flow("fails", body)
+    assert run(["fails"]) == status
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", line)
+
+
+def test_our_own_mistakes_keep_their_traceback(flow) -> None:
+    flow("wrong", "def command(): raise ModuleNotFoundError('No module', name='kvtq_hw.gone')")
+    with pytest.raises(ModuleNotFoundError):
+        run(["wrong"])
+
+
+def test_missing_extra_while_a_command_is_imported(flow, capsys) -> None:
+    flow("heavy", "def command(): pass\nraise ModuleNotFoundError('No module', name='numpy')")
+    assert run(["heavy"]) == 1
+    assert capsys.readouterr().err.startswith("kvtq-hw: error: numpy: not installed")
+
+
+def test_unknown_command_names_the_known_ones(flow, capsys) -> None:
+    flow("one", "def command(): pass")
+    flow("two", "def command(): pass")
+    assert run(["three"]) == 2
+    assert capsys.readouterr().err == (
+        "kvtq-hw: error: command: 'three' is unknown; allowed are one, two\n"
+    )
+
+
+def test_no_command_shows_help(capsys) -> None:
+    assert run([]) == 2
+    assert "Usage: kvtq-hw [OPTIONS] COMMAND [ARGS]..." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_unknown_option_is_one_line(command: str, capsys) -> None:
+    assert run([command, "--no-such-option"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"kvtq-hw: error: No such option.*\n", captured.err)
+
+
+PRESET_ERRORS = {
+    "nosuch": "preset: 'nosuch' is unknown; allowed are llama3-8b, smollm2, tiny "
+    "or the path of a .toml file",
+    "missing.toml": "configuration file 'missing.toml': No such file or directory",
+    "bad.toml": "lanes: 3 does not divide head_dim 8; allowed are divisors of 8 from 2 on",
+}
+
+
+def commands_with_preset() -> list[str]:
+    context = click.Context(cli)
+    commands = {name: cli.get_command(context, name) for name in COMMANDS}
+    return [
+        name
+        for name, command in commands.items()
+        if any(p.name == "config" for p in command.params)
+    ]
+
+
+@pytest.mark.parametrize("preset", PRESET_ERRORS)
+@pytest.mark.parametrize("command", commands_with_preset())
+def test_bad_preset_is_one_line(command: str, preset: str, tmp_path) -> None:
+    (tmp_path / "bad.toml").write_text('name = "bad"\nhead_dim = 8\nquery_group = 1\nlanes = 3\n')
+    result = subprocess.run(
+        [sys.executable, "-m", "kvtq_hw", command, "--preset", preset],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"kvtq-hw: error: {PRESET_ERRORS[preset]}\n"
+
+
+@pytest.mark.parametrize("printing", ["print('x')", "click.echo('x')", "print('x' * 100_000)"])
+def test_reader_that_goes_away_leaves_no_traceback(tmp_path, printing: str) -> None:
+    module = f'"""Print."""\nimport click\n@click.command()\ndef command(): {printing}\n'
+    (tmp_path / "say.py").write_text(module)
+    script = (
+        "import sys; from kvtq_hw import cli, flows; "
+        "flows.__path__ = [sys.argv[1]]; sys.argv[1:] = ['say']; cli.main()"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path)],
+            stdout=writer,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    finally:
+        os.close(writer)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_every_module_of_an_extra_is_installed_here() -> None:
+    """A name that nothing installs would turn our own mistake into advice that does not help."""
+    script = Path(sys.executable).with_name("kvtq-hw")
+    assert script.is_file()
+    for module in EXTRA_OF_MODULE:
+        __import__(module)

