@@ -1,0 +1,42 @@
+"""The blocks by name: what can be generated, simulated and counted on its own.
+
+A block called ``select_add`` is the class ``SelectAdd`` of ``rtl/select_add.py``, constructed from
+the configuration alone. Its Verilog module is called ``kvtq_select_add``.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from amaranth.lib import wiring
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+
+__all__ = ["BLOCKS", "create_block", "module_name"]
+
+#: All blocks, in the order of the data; the engine composes the others.
+BLOCKS = (
+    "query_buffer",
+    "select_add",
+    "plane_scaler",
+    "online_softmax",
+    "weight_scaler",
+    "select_accumulate",
+    "normalizer",
+    "sequencer",
+    "engine",
+)
+
+
+def create_block(name: str, config: EngineConfig) -> wiring.Component:
+    """Construct a block; raises `UserError` for a name that is not in `BLOCKS`."""
+    if name not in BLOCKS:
+        raise UserError(f"block: {name!r} is unknown; allowed are {', '.join(BLOCKS)}")
+    block = getattr(importlib.import_module(f"rtl.{name}"), name.title().replace("_", ""))
+    return block(config)
+
+
+def module_name(name: str) -> str:
+    """Name of a block's Verilog module."""
+    return f"kvtq_{name}"

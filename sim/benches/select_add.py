@@ -1,0 +1,101 @@
+"""Bench of select-add: plane sums of random and extreme slices, under every mix of stalls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cocotb
+import numpy as np
+import torch
+from cocotb.handle import HierarchyObject
+
+from golden.select_add import select_add
+from kvtq_hw.config import EngineConfig
+from sim.bench import STALL_MIXES, Bench
+from sim.stimulus import random_trits, trit_payloads
+
+Beats = list[dict[str, Any]]
+
+
+def corner_slices(config: EngineConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Every pair of an extreme plane and extreme queries: trits [N, L], queries [N, G, L]."""
+    lanes, group, top = config.lanes, config.query_group, config.query_max
+    alternating = np.where(np.arange(lanes) % 2, -1, 1)
+    one_hot = (np.arange(lanes) == lanes - 1).astype(int)
+    planes = [np.zeros(lanes), np.ones(lanes), -np.ones(lanes), alternating, one_hot, -one_hot]
+    rows = [np.zeros(lanes), np.full(lanes, top), np.full(lanes, -top), alternating * top]
+    queries = [np.stack([sign * row for sign in np.resize([1, -1], group)]) for row in rows]
+    pairs = [(plane, query) for plane in planes for query in queries]
+    trits, rows_of_heads = zip(*pairs, strict=True)
+    return np.stack(trits).astype(np.int8), np.stack(rows_of_heads).astype(np.int64)
+
+
+def random_slices(bench: Bench, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random trits [N, L] and queries [N, G, L]."""
+    config = bench.config
+    shape = (count, config.query_group, config.lanes)
+    queries = bench.rng.integers(-config.query_max, config.query_max + 1, shape)
+    return random_trits(bench.rng, (count, config.lanes)), queries
+
+
+def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, Beats]:
+    """Input payloads with random tags, and the outputs that the golden model computes."""
+    config, rng = bench.config, bench.rng
+    sums = select_add(
+        torch.from_numpy(trits)[:, None, None, :], torch.from_numpy(queries)[:, :, None, :]
+    )
+    limits = {
+        "fraction": 1 << config.scale_fraction_bits,
+        "exponent": 1 << config.scale_exponent_bits,
+        "unit": 2,
+        "last": 2,
+        "slice": config.slices,
+        "block_end": 2,
+        "job_end": 2,
+    }
+    tags = [{name: int(rng.integers(n)) for name, n in limits.items()} for _ in trits]
+    inputs = [
+        {"trits": plane, "queries": query, "tag": tag}
+        for plane, query, tag in zip(
+            trit_payloads(rng, trits), queries.tolist(), tags, strict=True
+        )
+    ]
+    outputs = [
+        {"sums": row, "tag": tag} for row, tag in zip(sums.flatten(1).tolist(), tags, strict=True)
+    ]
+    return inputs, outputs
+
+
+@cocotb.test()
+@cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
+async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
+    """Random slices, with gaps at the source and back-pressure at the sink."""
+    bench = await Bench.start(dut, "select_add")
+    inputs, outputs = beats(bench, *random_slices(bench, 40))
+    bench.drive("i", inputs, source)
+    bench.expect("o", outputs, sink)
+    await bench.finish()
+
+
+@cocotb.test()
+@cocotb.parametrize(sink=STALL_MIXES)
+async def corner_data(dut: HierarchyObject, sink: str) -> None:
+    """All zeros, all one sign, alternating signs, against the largest queries of both signs."""
+    bench = await Bench.start(dut, "select_add")
+    inputs, outputs = beats(bench, *corner_slices(bench.config))
+    bench.drive("i", inputs)
+    bench.expect("o", outputs, sink)
+    await bench.finish()
+
+
+@cocotb.test()
+async def full_throughput(dut: HierarchyObject) -> None:
+    """One slice a cycle, exactly `latency` cycles later."""
+    bench = await Bench.start(dut, "select_add")
+    inputs, outputs = beats(bench, *random_slices(bench, 30))
+    bench.drive("i", inputs)
+    bench.expect("o", outputs)
+    await bench.finish()
+    taken = bench.drivers["i"].cycles
+    assert taken == list(range(taken[0], taken[0] + len(inputs)))
+    assert bench.sinks["o"].cycles == [cycle + bench.component.latency for cycle in taken]

@@ -1,0 +1,292 @@
+"""Building and running cocotb benches: one bench on one simulator with one configuration.
+
+Builds are cached by content under ``<build folder>/<simulator>-<block>-<key>``, where the key is a
+hash of the Verilog, the tools' versions and the options. File locks make it safe to run several
+processes on one build folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from amaranth.hdl import Shape
+from amaranth.lib import wiring
+from cocotb_tools.runner import Runner, get_runner
+from filelock import FileLock
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.toolchain import Tool, find_simulator
+from rtl.blocks import create_block, module_name
+from rtl.verilog import config_header, emit, lint_waivers
+from sim.bench import CONFIG_VARIABLE
+
+__all__ = ["BenchError", "BenchResult", "TestResult", "run_bench"]
+
+
+# The runner makes every signal public; ports are enough (see `_public_ports`) and much faster.
+_VERILATOR_ARGUMENTS = ("--no-public-flat-rw", "-O3")
+
+
+class BenchError(RuntimeError):
+    """A bench could not be built, or left no results; the message names the log."""
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """One cocotb test: `message` is the failure's, empty for a test that passed."""
+
+    name: str
+    passed: bool
+    seconds: float
+    message: str
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What one run of a bench did; `waves` is None where none were asked for."""
+
+    block: str
+    simulator: str
+    config: EngineConfig
+    seed: int
+    tests: tuple[TestResult, ...]
+    log: Path
+    waves: Path | None
+
+    @property
+    def failed(self) -> tuple[TestResult, ...]:
+        """The tests that did not pass."""
+        return tuple(test for test in self.tests if not test.passed)
+
+
+def run_bench(
+    block: str,
+    config: EngineConfig,
+    simulator: str,
+    *,
+    seed: int,
+    folder: Path,
+    waves: bool = False,
+    testcase: str | None = None,
+) -> BenchResult:
+    """Build (or take from the cache) and run the bench of one block.
+
+    Parameters
+    ----------
+    block : str
+        One of `rtl.blocks.BLOCKS`; the bench is the cocotb module ``sim.benches.<block>``.
+    simulator : str
+        "verilator" or "icarus".
+    seed : int
+        cocotb's random seed: the same seed repeats the run.
+    folder : Path
+        Build folder, holds the build cache and one folder a run with log, results and waves.
+    waves : bool
+        Record all signals: VCD on Verilator, FST on Icarus.
+    testcase : str, optional
+        Run only the tests whose name ends with this.
+
+    Raises
+    ------
+    kvtq_hw.errors.UserError
+        Unknown block or simulator, or the simulator is not installed.
+    BenchError
+        The build failed, or the run left no results or ran no test.
+    """
+    tool = find_simulator(simulator)
+    component = create_block(block, config)
+    run = (folder / "runs" / f"{block}-{config.digest()[:12]}-{simulator}-{seed}").resolve()
+    run.mkdir(parents=True, exist_ok=True)
+    log, results = run / "simulation.log", run / "results.xml"
+    waves_file = run / ("dump.vcd" if simulator == "verilator" else "dump.fst")
+    with _found(tool), FileLock(run / "lock"):
+        runner = get_runner(simulator)
+        build = _build(runner, tool, component, block, config, folder, waves)
+        for stale in (results, log, waves_file):
+            stale.unlink(missing_ok=True)
+        trouble = ""
+        try:
+            runner.test(
+                test_module=f"sim.benches.{block}",
+                hdl_toplevel=module_name(block),
+                hdl_toplevel_lang="verilog",
+                seed=seed,
+                testcase=testcase,
+                plusargs=[f"+dumpfile_path={waves_file}"] if waves else [],
+                extra_env={
+                    CONFIG_VARIABLE: config.model_dump_json(),
+                    # else every import, torch and all, is compiled anew for better assertions
+                    "COCOTB_REWRITE_ASSERTION_FILES": "",
+                },
+                waves=waves,
+                build_dir=build,
+                test_dir=run,
+                results_xml=str(results),
+                log_file=log,
+            )
+        except (RuntimeError, SystemExit) as end:  # the simulator's exit status is not zero
+            trouble = str(end)
+        tests = read_results(results, log)
+    if trouble and all(test.passed for test in tests):
+        raise BenchError(f"{block} on {simulator} passed, but: {trouble}; log: {log}")
+    if waves and not waves_file.is_file():
+        raise BenchError(f"{block} on {simulator} wrote no waves to {waves_file}; log: {log}")
+    return BenchResult(block, simulator, config, seed, tests, log, waves_file if waves else None)
+
+
+def read_results(results: Path, log: Path) -> tuple[TestResult, ...]:
+    """Read cocotb's results file.
+
+    Raises
+    ------
+    BenchError
+        When the file is missing or no XML, when no test was executed, or when the log's summary is
+        missing or counts differently: never a pass.
+    """
+    try:
+        root = ElementTree.parse(results).getroot()
+    except (OSError, ElementTree.ParseError) as error:
+        raise BenchError(f"no readable results of the simulation ({error}); log: {log}") from None
+    tests = []
+    for case in root.iter("testcase"):
+        if case.find("skipped") is not None:
+            continue
+        problem = case.find("failure")
+        if problem is None:
+            problem = case.find("error")
+        tests.append(
+            TestResult(
+                name=case.get("name", ""),
+                passed=problem is None,
+                seconds=float(case.get("time", "0")),
+                message="" if problem is None else _message(problem),
+            )
+        )
+    if not tests:
+        raise BenchError(f"the simulation executed no test; log: {log}")
+    summary = re.search(r"TESTS=(\d+) ", log.read_text("utf-8", errors="replace"))
+    if summary is None or int(summary[1]) != len(tests):
+        counted = summary[1] if summary else "no"
+        raise BenchError(f"results hold {len(tests)} tests, the log {counted}; log: {log}")
+    return tuple(tests)
+
+
+def _message(problem: ElementTree.Element) -> str:
+    """What failed, without the traceback: the exception's own text."""
+    text = problem.get("message") or (problem.text or "").strip().splitlines()[-1:] or "failed"
+    return text if isinstance(text, str) else text[0]
+
+
+def _build(
+    runner: Runner,
+    tool: Tool,
+    component: wiring.Component,
+    block: str,
+    config: EngineConfig,
+    folder: Path,
+    waves: bool,
+) -> Path:
+    """Build the simulation unless the cache has it; returns its folder."""
+    top = module_name(block)
+    verilog = emit(component, top, config_header(top, config))
+    files = {f"{top}.v": verilog}
+    arguments: list[str] = []
+    if tool.name == "verilator":
+        files = {"lint.vlt": lint_waivers(), "ports.vlt": _public_ports(component, top), **files}
+        arguments = list(_VERILATOR_ARGUMENTS)
+    key = _digest(tool.description, metadata.version("cocotb"), waves, *arguments, *files.values())
+    build = (folder / f"{tool.name}-{block}-{key}").resolve()
+    done = build / "done"
+    with FileLock(f"{build}.lock"):
+        if done.exists():
+            return build
+        shutil.rmtree(build, ignore_errors=True)
+        build.mkdir(parents=True)
+        for name, text in files.items():
+            (build / name).write_text(text, encoding="utf-8")
+        log = build / "build.log"
+        try:
+            with _verilator_runtime(tool, folder, build, waves):
+                runner.build(
+                    sources=[build / name for name in files],
+                    hdl_toplevel=top,
+                    build_dir=build,
+                    build_args=arguments,
+                    timescale=("1ns", "1ps"),
+                    waves=waves,
+                    log_file=log,
+                )
+        except RuntimeError as error:
+            problem = f"{block} does not build on {tool.name} ({error}); log: {log}"
+            raise BenchError(problem) from None
+        done.touch()
+    return build
+
+
+@contextmanager
+def _verilator_runtime(tool: Tool, folder: Path, build: Path, waves: bool) -> Iterator[None]:
+    """Share the objects of Verilator's runtime library between builds.
+
+    They depend on the tool and on tracing only, and take most of a small block's build time. The
+    first build compiles them, all later ones find them beside their own objects.
+    """
+    if tool.name != "verilator":
+        yield
+        return
+    shared = folder / f"verilator-runtime-{_digest(tool.description, tool.executable, waves)}"
+    with FileLock(f"{shared}.lock") as lock:
+        if shared.exists():
+            lock.release()
+            for item in shared.iterdir():
+                shutil.copy2(item, build)
+            yield
+            return
+        yield
+        partial = shared.with_suffix(".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        for item in build.glob("verilated*.[od]"):
+            shutil.copy2(item, partial)
+        partial.rename(shared)
+
+
+def _public_ports(component: wiring.Component, top: str) -> str:
+    """Verilator control file: the bench reaches ports only, so that all else can be optimised."""
+    ports = ["clk", "rst"]
+    for path, member, _ in component.signature.flatten(component):
+        if Shape.cast(member.shape).width:
+            ports.append("__".join(map(str, path)))
+    lines = [f'public_flat_rw -module "{top}" -var "{port}"' for port in ports]
+    return "\n".join(["`verilator_config", *lines, ""])
+
+
+def _digest(*parts: object) -> str:
+    """Hash of the parts' texts, short enough for a folder's name."""
+    text = "\0".join(map(str, parts))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _found(tool: Tool) -> Iterator[None]:
+    """Environment in which cocotb's runner finds the tool.
+
+    The name of a running pytest test is hidden: the runner would then exit at a failure, instead of
+    leaving the results to us.
+    """
+    before = dict(os.environ)
+    os.environ.update(tool.environment())
+    os.environ.pop("PYTEST_CURRENT_TEST", None)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)

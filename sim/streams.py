@@ -1,0 +1,215 @@
+"""Agents for valid/ready streams: a driver, a monitor, a sink, and the stalls they make.
+
+All agents sample at the rising edge, where a value is the one that held during the cycle that
+ends there, and drive right after it. A transfer happens in a cycle in which `valid` and `ready`
+are both high. The protocol rules, which `StreamMonitor` asserts: once `valid` is high it stays
+high, with the same payload, until the transfer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from amaranth.hdl import Const, Shape, ShapeLike
+from amaranth.lib import data
+from cocotb.handle import HierarchyObject
+from cocotb.triggers import RisingEdge
+from cocotb.types import LogicArray
+from cocotb.utils import get_sim_time
+
+__all__ = [
+    "PERIOD_NS",
+    "STALLS",
+    "Payload",
+    "ProtocolError",
+    "StreamDriver",
+    "StreamMonitor",
+    "StreamSink",
+    "current_cycle",
+    "pack",
+    "stall_pattern",
+    "unpack",
+]
+
+#: Clock period of all benches.
+PERIOD_NS = 10
+
+#: Names of the stall patterns.
+STALLS = ("none", "random", "bursts", "slow")
+
+#: What a test writes for a payload: an integer for a plain shape, nested mappings and sequences for
+#: a layout.
+Payload = int | Mapping[str, Any] | Sequence[Any]
+
+
+class ProtocolError(AssertionError):
+    """A stream broke a rule of the handshake."""
+
+
+def current_cycle() -> int:
+    """Number of the clock cycle that the simulation is in."""
+    return int(get_sim_time("ns")) // PERIOD_NS
+
+
+def pack(shape: ShapeLike, payload: Payload) -> int:
+    """The bits of a payload, as an unsigned integer."""
+    if (layout := _layout(shape)) is not None:
+        return layout.const(payload).as_bits()
+    plain = Shape.cast(shape)
+    value = Const(payload, plain)
+    if value.value != payload:
+        raise ValueError(f"payload {payload!r} does not fit {plain!r}")
+    return value.value & ((1 << plain.width) - 1)
+
+
+def unpack(shape: ShapeLike, bits: int) -> Any:
+    """What `pack` packed: an integer, or nested dicts and lists of integers."""
+    layout = _layout(shape)
+    if isinstance(layout, data.ArrayLayout):
+        return [unpack(field.shape, _slice(bits, field)) for _, field in layout]
+    if layout is not None:
+        return {name: unpack(field.shape, _slice(bits, field)) for name, field in layout}
+    plain = Shape.cast(shape)
+    sign = 1 << (plain.width - 1) if plain.signed else 0
+    return (bits ^ sign) - sign
+
+
+def _layout(shape: ShapeLike) -> data.Layout | None:
+    """The layout behind a payload shape; None for a plain shape."""
+    try:
+        return data.Layout.cast(shape)
+    except TypeError:
+        return None
+
+
+def _slice(bits: int, field: data.Field) -> int:
+    return (bits >> field.offset) & ((1 << field.width) - 1)
+
+
+def stall_pattern(name: str, rng: np.random.Generator) -> Iterator[bool]:
+    """Endless sequence of "go in this cycle" decisions.
+
+    "none" always goes; "random" goes in half of the cycles; "bursts" goes and stalls for 1 to 12
+    cycles in turn; "slow" goes in every fifth cycle.
+
+    Raises
+    ------
+    ValueError
+        For a name that is not in `STALLS`.
+    """
+    if name == "none":
+        while True:
+            yield True
+    elif name == "random":
+        while True:
+            yield from (bool(go) for go in rng.integers(0, 2, 64))
+    elif name == "bursts":
+        while True:
+            yield from [True] * int(rng.integers(1, 13))
+            yield from [False] * int(rng.integers(1, 13))
+    elif name == "slow":
+        while True:
+            yield from (False, False, False, False, True)
+    else:
+        raise ValueError(f"stall pattern must be one of {', '.join(STALLS)}, not {name!r}")
+
+
+class _Agent:
+    """Handles of one stream port; `cycles` are those of its transfers, in order."""
+
+    def __init__(self, dut: HierarchyObject, port: str) -> None:
+        self.port = port
+        self.cycles: list[int] = []
+        self._clock = dut.clk
+        self._valid = dut[f"{port}__valid"]
+        self._ready = dut[f"{port}__ready"]
+        self._payload = dut[f"{port}__payload"]
+
+    def _bit(self, handle: Any, name: str) -> bool:
+        value = handle.value
+        if not value.is_resolvable:
+            raise ProtocolError(f"{self.port}: {name} is {value} in cycle {current_cycle()}")
+        return bool(value)
+
+
+class StreamDriver(_Agent):
+    """Source of a stream: sends packed payloads in order, with gaps of a stall pattern.
+
+    A gap may come before a payload is offered, never while it is offered: `valid` does not wait for
+    `ready`, and does not fall before the transfer. During a gap the payload is the last one with
+    every bit inverted, so that a block that reads it without `valid` shows.
+    """
+
+    def __init__(self, dut: HierarchyObject, port: str) -> None:
+        super().__init__(dut, port)
+        self._valid.value = 0
+        self._payload.value = 0
+
+    async def send(self, payloads: Sequence[int], stalls: Iterator[bool]) -> None:
+        """Send all payloads; returns after the last transfer."""
+        width = len(self._payload)
+        edge = RisingEdge(self._clock)
+        for bits in payloads:
+            while not next(stalls):
+                await edge
+            self._payload.value = LogicArray(bits, width)
+            self._valid.value = 1
+            await edge
+            while not self._bit(self._ready, "ready"):
+                await edge
+            self.cycles.append(current_cycle())
+            self._valid.value = 0
+            self._payload.value = LogicArray(bits ^ ((1 << width) - 1), width)
+
+
+class StreamMonitor(_Agent):
+    """Observer of a stream: collects packed payloads and asserts the protocol rules."""
+
+    def __init__(self, dut: HierarchyObject, port: str) -> None:
+        super().__init__(dut, port)
+        self.payloads: list[int] = []
+
+    async def watch(self) -> None:
+        """Run for ever."""
+        edge = RisingEdge(self._clock)
+        offered: LogicArray | None = None  # payload of a transfer that has not happened yet
+        while True:
+            await edge
+            if not self._bit(self._valid, "valid"):
+                if offered is not None:
+                    raise ProtocolError(
+                        f"{self.port}: valid fell before the transfer in cycle {current_cycle()}"
+                    )
+                continue
+            payload = self._payload.value
+            if offered is not None and payload != offered:
+                raise ProtocolError(
+                    f"{self.port}: payload changed from {offered} to {payload} while it waited, "
+                    f"in cycle {current_cycle()}"
+                )
+            offered = payload
+            if self._bit(self._ready, "ready"):
+                if not payload.is_resolvable:
+                    raise ProtocolError(
+                        f"{self.port}: payload is {payload} in cycle {current_cycle()}"
+                    )
+                offered = None
+                self.cycles.append(current_cycle())
+                self.payloads.append(payload.to_unsigned())
+
+
+class StreamSink(StreamMonitor):
+    """Monitor that also drives `ready`, with the back-pressure of a stall pattern."""
+
+    def __init__(self, dut: HierarchyObject, port: str) -> None:
+        super().__init__(dut, port)
+        self._ready.value = 0
+
+    async def drain(self, stalls: Iterator[bool]) -> None:
+        """Drive `ready` for ever; `watch` collects what comes."""
+        edge = RisingEdge(self._clock)
+        for go in stalls:
+            self._ready.value = int(go)
+            await edge
