@@ -93,7 +93,7 @@ def _align_tokens(keys: Planes, values: Planes, visible: Tensor) -> tuple[Planes
     used = visible.any(-2)
     if not (used[..., 1:] & ~used[..., :-1]).any():
         return keys, values, visible
-    order = (~used).long().argsort(-1, stable=True)
+    order = (~used).long().argsort(dim=-1, stable=True)
 
     def gather(x: Tensor, axis: int) -> Tensor:
         index = order.reshape(*order.shape, *([1] * (-axis - 1)))

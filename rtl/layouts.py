@@ -157,7 +157,7 @@ def value_slice_layout(config: EngineConfig) -> data.StructLayout:
     )
 
 
-class Operation(enum.Enum, shape=2):
+class Operation(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth adds to enum
     """What select-accumulate does with a beat."""
 
     ADD = 0  #: add weight times trit to one slice of the accumulators
