@@ -20,7 +20,7 @@ class BlockWeights:
     """Weights of N blocks of B tokens, for I queries of G heads.
 
     weights : int64 [..., G, I, N, B], W fraction bits, relative to the maximum after their block
-    shifts : int64 [..., G, I, N], right shift of everything accumulated before a block; 0 for block 0
+    shifts : int64 [..., G, I, N], right shift of all accumulated before a block; 0 for block 0
     sums : int64 [..., G, I], the softmax denominator
     """
 

@@ -15,9 +15,9 @@ __all__ = ["Planes"]
 class Planes:
     """T vectors a batch entry, each up to P planes of D trits, grouped into runs.
 
-    A vector is the sum over its runs of ``scale * sum_c 3**c * plane_c``. Planes are stored with the
-    unit plane (c = 0) of a run first. Absent planes are all zero with ``unit`` false and come last,
-    so that vectors with different numbers of planes share one tensor.
+    A vector is the sum over its runs of ``scale * sum_c 3**c * plane_c``. Planes are stored with
+    the unit plane (c = 0) of a run first. Absent planes are all zero with ``unit`` false and come
+    last, so that vectors with different numbers of planes share one tensor.
 
     Attributes
     ----------
