@@ -43,7 +43,7 @@ INTEGERS = {
     "scale_fraction_bits": "0..8",
     "scale_exponent_bits": "4..6",
     "max_planes": "1..5",
-    "block": "2..256",
+    "block": "4..256",
     "max_context": "2..1048576",
 }
 
@@ -90,7 +90,7 @@ def test_integer_of_another_type_is_refused(field: str, value: object) -> None:
             {"lanes": 16},
             "lanes: 16 does not divide head_dim 8; allowed are divisors of 8 from 2 on",
         ),
-        ({"block": 12}, "block: 12 is not a power of two; allowed are 2, 4, ... 256"),
+        ({"block": 12}, "block: 12 is not a power of two; allowed are 4, 8, ... 256"),
         (
             {"max_context": 100},
             "max_context: 100 is not a power of two; allowed are 2, 4, ... 1048576",
@@ -142,7 +142,7 @@ def test_bounds_themselves_are_allowed() -> None:
     smallest = config_from_fields(
         {"name": "a", "head_dim": 4, "query_group": 1, "lanes": 2, "query_bits": 8}
         | {"score_bits": 10, "score_fraction_bits": 3, "weight_bits": 6, "output_fraction_bits": 4}
-        | {"scale_fraction_bits": 0, "scale_exponent_bits": 4, "max_planes": 1, "block": 2}
+        | {"scale_fraction_bits": 0, "scale_exponent_bits": 4, "max_planes": 1, "block": 4}
         | {"max_context": 2, "packing": "2bit"}
     )
     largest = config_from_fields(
