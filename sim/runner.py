@@ -28,6 +28,7 @@ from kvtq_hw.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
 from rtl.verilog import config_header, emit, lint_waivers
 from sim.bench import CONFIG_VARIABLE
+from sim.object_cache import launcher
 
 __all__ = ["BenchError", "BenchResult", "TestResult", "run_bench"]
 
@@ -215,48 +216,21 @@ def _build(
             (build / name).write_text(text, encoding="utf-8")
         log = build / "build.log"
         try:
-            with _verilator_runtime(tool, folder, build, waves):
-                runner.build(
-                    sources=[build / name for name in files],
-                    hdl_toplevel=top,
-                    build_dir=build,
-                    build_args=arguments,
-                    timescale=("1ns", "1ps"),
-                    waves=waves,
-                    log_file=log,
-                )
+            os.environ["OBJCACHE"] = launcher(folder / f"objects-{_digest(tool.description)}")
+            runner.build(
+                sources=[build / name for name in files],
+                hdl_toplevel=top,
+                build_dir=build,
+                build_args=arguments,
+                timescale=("1ns", "1ps"),
+                waves=waves,
+                log_file=log,
+            )
         except RuntimeError as error:
             problem = f"{block} does not build on {tool.name} ({error}); log: {log}"
             raise BenchError(problem) from None
         done.touch()
     return build
-
-
-@contextmanager
-def _verilator_runtime(tool: Tool, folder: Path, build: Path, waves: bool) -> Iterator[None]:
-    """Share the objects of Verilator's runtime library between builds.
-
-    They depend on the tool and on tracing only, and take most of a small block's build time. The
-    first build compiles them, all later ones find them beside their own objects.
-    """
-    if tool.name != "verilator":
-        yield
-        return
-    shared = folder / f"verilator-runtime-{_digest(tool.description, tool.executable, waves)}"
-    with FileLock(f"{shared}.lock") as lock:
-        if shared.exists():
-            lock.release()
-            for item in shared.iterdir():
-                shutil.copy2(item, build)
-            yield
-            return
-        yield
-        partial = shared.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        for item in build.glob("verilated*.[od]"):
-            shutil.copy2(item, partial)
-        partial.rename(shared)
 
 
 def _public_ports(component: wiring.Component, top: str) -> str:
