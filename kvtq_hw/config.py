@@ -76,7 +76,7 @@ class EngineConfig(BaseModel):
     scale_fraction_bits: Annotated[int, Field(ge=0, le=8)] = 3
     scale_exponent_bits: Annotated[int, Field(ge=4, le=6)] = 5
     max_planes: Annotated[int, Field(ge=1, le=5)] = 5
-    block: Annotated[int, Field(ge=2, le=256)] = 32
+    block: Annotated[int, Field(ge=4, le=256)] = 32
     packing: Literal["5in8", "2bit"] = "5in8"
     max_context: Annotated[int, Field(ge=2, le=1 << 20)] = 8192
 
@@ -89,7 +89,7 @@ class EngineConfig(BaseModel):
             )
         if self.block & (self.block - 1):
             raise ValueError(
-                f"block: {self.block} is not a power of two; allowed are 2, 4, ... 256"
+                f"block: {self.block} is not a power of two; allowed are 4, 8, ... 256"
             )
         if self.max_context & (self.max_context - 1):
             raise ValueError(
