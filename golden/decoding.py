@@ -1,0 +1,172 @@
+"""Greedy decoding through `generate()`, on a ternary cache or on the model's own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from transformers import Cache, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from golden.attention import ATTENTION
+from golden.backends import AttentionBackend
+from golden.cache import TernaryCache
+from golden.calibration import Calibration
+from golden.conditioning import Conditioning
+from golden.models import LanguageModel
+from kvtq_hw.codes import CacheCode, ScaleChoice
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+
+__all__ = ["Decoded", "OnToken", "decode", "decode_unquantized", "make_cache"]
+
+OnToken = Callable[[str], None]
+"""Called after each new token with the text generated so far."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a greedy decoding run gave.
+
+    prompt_tokens, tokens : token ids of the prompt, and the new ones
+    text : the new tokens as text
+    seconds : wall time of the decode steps, from the first new token to the last
+    """
+
+    prompt_tokens: tuple[int, ...]
+    tokens: tuple[int, ...]
+    text: str
+    seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Decode steps: the first new token comes out of the prefill."""
+        return len(self.tokens) - 1
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode steps a second; zero without any."""
+        return self.steps / self.seconds if self.steps else 0.0
+
+    @property
+    def context(self) -> int:
+        """Tokens in the cache at the end: the last new token is not in it."""
+        return len(self.prompt_tokens) + self.steps
+
+
+def make_cache(
+    config: EngineConfig,
+    code: CacheCode,
+    scale: ScaleChoice,
+    calibration: Calibration,
+    backend: AttentionBackend,
+) -> TernaryCache:
+    """An empty cache with rotation and centring for the calibrated model."""
+    conditioning = [Conditioning(True, centre) for centre in calibration.key_centres]
+    return TernaryCache(config, code, scale, conditioning, backend)
+
+
+def decode(
+    language_model: LanguageModel,
+    prompt: str,
+    max_new_tokens: int,
+    cache: TernaryCache,
+    on_token: OnToken | None = None,
+) -> Decoded:
+    """Continue a prompt greedily, prefill and decode steps both through the ternary cache.
+
+    Raises
+    ------
+    UserError
+        When the prompt is empty, or prompt and new tokens do not fit the cache.
+    """
+    return _generate(language_model, prompt, max_new_tokens, cache, on_token, ATTENTION)
+
+
+def decode_unquantized(
+    language_model: LanguageModel,
+    prompt: str,
+    max_new_tokens: int,
+    on_token: OnToken | None = None,
+) -> Decoded:
+    """Continue a prompt greedily with the model's own cache and attention."""
+    return _generate(language_model, prompt, max_new_tokens, None, on_token, "sdpa")
+
+
+def _generate(
+    language_model: LanguageModel,
+    prompt: str,
+    max_new_tokens: int,
+    cache: TernaryCache | None,
+    on_token: OnToken | None,
+    attention: str,
+) -> Decoded:
+    inputs = language_model.tokenizer(prompt, return_tensors="pt")
+    prompt_tokens = inputs.input_ids[0].tolist()
+    if not prompt_tokens:
+        raise UserError(f"prompt: {prompt!r} has no tokens; allowed are prompts of at least one")
+    if cache is not None:
+        limit = cache.get_max_length()
+        needed = len(prompt_tokens) + max_new_tokens - 1
+        if needed > limit:
+            raise UserError(
+                f"prompt: {len(prompt_tokens)} tokens and {max_new_tokens} new ones need a context "
+                f"of {needed}; allowed are at most max_context = {limit}"
+            )
+    options: dict[str, Cache] = {} if cache is None else {"past_key_values": cache}
+    streamer = _Streamer(language_model, on_token)
+    with _attention(language_model.model, attention), torch.inference_mode():
+        language_model.model.generate(
+            **inputs,
+            **options,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=language_model.tokenizer.pad_token_id,
+            streamer=streamer,
+        )
+    return Decoded(
+        tuple(prompt_tokens),
+        tuple(streamer.tokens),
+        language_model.tokenizer.decode(streamer.tokens, skip_special_tokens=True),
+        streamer.last_time - streamer.first_time,
+    )
+
+
+class _Streamer(BaseStreamer):
+    """Collects the new tokens of one sequence, with the time of the first and the last."""
+
+    def __init__(self, language_model: LanguageModel, on_token: OnToken | None) -> None:
+        self.tokens: list[int] = []
+        self.first_time = self.last_time = 0.0
+        self._tokenizer = language_model.tokenizer
+        self._on_token = on_token
+        self._prompt_seen = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, then one token at a time."""
+        if not self._prompt_seen:
+            self._prompt_seen = True
+            return
+        self.tokens += value.flatten().tolist()
+        self.last_time = time.perf_counter()
+        if len(self.tokens) == 1:
+            self.first_time = self.last_time
+        if self._on_token:
+            self._on_token(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+
+    def end(self) -> None:
+        """Nothing is left to do."""
+
+
+@contextmanager
+def _attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
+    """Run a model with another attention implementation."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
