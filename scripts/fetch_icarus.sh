@@ -33,11 +33,11 @@ private_apt() {
 }
 
 private_apt update >"$work/log" 2>&1 || give_up "apt-get update failed ($(tail -n 1 "$work/log"))"
-# The package and those of its dependencies that this system lacks.
-private_apt install --simulate --no-install-recommends iverilog >"$work/plan" 2>>"$work/log" ||
-    give_up "apt knows no iverilog ($(tail -n 1 "$work/log"))"
-packages=$(sed -n 's/^Inst \([^ ]*\) .*/\1/p' "$work/plan")
-(cd "$work/debs" && private_apt download $packages >>"$work/log" 2>&1) ||
+# The package and those of its dependencies that this system lacks; alone if apt finds the system
+# too untidy to say which these are.
+packages=$(private_apt install --simulate --no-install-recommends iverilog 2>>"$work/log" |
+    sed -n 's/^Inst \([^ ]*\) .*/\1/p')
+(cd "$work/debs" && private_apt download ${packages:-iverilog} >>"$work/log" 2>&1) ||
     give_up "apt-get download failed ($(tail -n 1 "$work/log"))"
 for package in "$work"/debs/*.deb; do
     dpkg -x "$package" "$folder/root"
@@ -46,6 +46,7 @@ done
 # The programs look for their helpers under /usr: wrappers tell them where these are instead,
 # relative to themselves, so that the folder may be moved.
 helpers=$(cd "$folder" && dirname "$(find root/usr/lib -name vvp.conf | head -n 1)")
+libraries=$(dirname "$helpers")
 mkdir "$folder/new"
 for program in iverilog vvp; do
     option=-B
@@ -53,7 +54,8 @@ for program in iverilog vvp; do
     cat >"$folder/new/$program" <<WRAPPER
 #!/bin/sh
 folder=\$(cd "\$(dirname "\$0")/.." && pwd)
-LD_LIBRARY_PATH="\$folder/$(dirname "$helpers")\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" \\
+libraries=\$folder/$libraries:\$folder/root/${libraries#root/usr/}
+LD_LIBRARY_PATH="\$libraries\${LD_LIBRARY_PATH:+:\$LD_LIBRARY_PATH}" \\
     exec "\$folder/root/usr/bin/$program" $option"\$folder/$helpers" "\$@"
 WRAPPER
     chmod 755 "$folder/new/$program"
