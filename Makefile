@@ -11,8 +11,8 @@ TOOLS := $(or $(KVTQ_TOOLS),.tools)
 BIN := .venv/bin
 SETUP := .venv/.installed
 
-DEMO_PROMPT ?= The history of the bicycle begins in the nineteenth century, when inventors in \
-	Europe were looking for a way to travel
+DEMO_PROMPT ?= Photosynthesis is the process by which green plants use the energy of sunlight to \
+	turn water and carbon dioxide into
 DEMO_TOKENS ?= 24
 
 .DEFAULT_GOAL := help
