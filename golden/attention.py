@@ -8,7 +8,7 @@ without which a prefill would not be causal. A model uses it after
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ def ternary_attention(
     if scaling is not None:
         queries = queries * (scaling * math.sqrt(config.head_dim))
     visible = _visible(attention_mask, query.shape[-2], key.get_seq_length(), query.device)
-    job = AttentionJob(module.layer_idx, queries, key, visible)
+    job = AttentionJob(cast(int, module.layer_idx), queries, key, visible)
     outputs = key.conditioning.restore_outputs(to_float(key.backend.attend(job)))
     return outputs.flatten(1, 2).transpose(1, 2).contiguous().to(query.dtype), None
 

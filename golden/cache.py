@@ -123,6 +123,11 @@ class PlaneStore:
         """Bytes of the stored tokens; room for tokens to come is not counted."""
         return sum(x[..., : self.tokens, :].numel() * x.element_size() for x in self._tensors())
 
+    def stored_elements(self) -> int:
+        """Numbers that those bytes stand for."""
+        batch, kv_heads = self._bytes.shape[:2]
+        return batch * kv_heads * self.tokens * self.config.head_dim
+
     def _tensors(self) -> tuple[Tensor, Tensor]:
         return self._bytes, self._scales
 
@@ -144,8 +149,8 @@ class TernaryCacheLayer(CacheLayerMixin):
 
     is_croppable = True
     # of the base class, where they are tensors
-    keys: PlaneStore  # type: ignore[assignment]
-    values: PlaneStore  # type: ignore[assignment]
+    keys: PlaneStore
+    values: PlaneStore
 
     def __init__(
         self,
@@ -179,7 +184,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         )
         self.is_initialized = True
 
-    def update(  # type: ignore[override]
+    def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[TernaryCacheLayer, TernaryCacheLayer]:
         """Append tokens [batch, kv_heads, tokens, D]; returns this layer for keys and values.
@@ -252,11 +257,11 @@ class TernaryCacheLayer(CacheLayerMixin):
         self._map_batch(lambda x: x[indices])
 
     def key_planes(self, start: int = 0) -> Planes:
-        """Planes of the keys from token `start` on, [batch, kv_heads, tokens, key digits, D]."""
+        """Planes of the keys from token `start` on, [batch, kv_heads, tokens, digits, D]."""
         return self.keys.planes(start)
 
     def value_planes(self, start: int = 0) -> Planes:
-        """Planes of the values from token `start` on, [batch, kv_heads, tokens, value digits, D]."""
+        """Planes of the values from token `start` on, [batch, kv_heads, tokens, digits, D]."""
         return self.values.planes(start)
 
     def stored_bytes(self) -> int:
@@ -267,8 +272,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         """Numbers that those bytes stand for."""
         if not self.is_initialized:
             return 0
-        batch, kv_heads = self.keys.planes(self.keys.tokens).trits.shape[:2]
-        return 2 * batch * kv_heads * self.keys.tokens * self.config.head_dim
+        return self.keys.stored_elements() + self.values.stored_elements()
 
     def _quantized(self, states: Tensor, which: str) -> Planes:
         digits = self.code.key_digits if which == "key" else self.code.value_digits

@@ -129,8 +129,8 @@ def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
         raise UserError(f"calibration file {str(path)!r}: {reason}") from None
     if metadata["model_fingerprint"] != language_model.fingerprint:
         raise UserError(
-            f"calibration file {str(path)!r}: made for model {metadata['model_name']!r} with weights "
-            f"{metadata['model_fingerprint'][:12]}, this is {language_model.name!r} with weights "
+            f"calibration file {str(path)!r}: made for model {metadata['model_name']!r}, weights "
+            f"{metadata['model_fingerprint'][:12]}; this is {language_model.name!r}, weights "
             f"{language_model.fingerprint[:12]}"
         )
     return Calibration(

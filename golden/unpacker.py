@@ -68,4 +68,6 @@ def unpack(packing: Packing, data: Tensor, head_dim: int) -> Tensor:
             f"data has {data.shape[-1]} bytes a plane, {head_dim} trits in {packing} are {expected}"
         )
     table = decode_table(packing).to(data.device)
-    return table[data.long()].flatten(-2)[..., :head_dim]
+    # index_select of a flat index takes half the time of indexing with a tensor
+    groups = table.index_select(0, data.flatten().int())
+    return groups.view(*data.shape[:-1], -1)[..., :head_dim]

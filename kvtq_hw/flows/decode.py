@@ -1,0 +1,422 @@
+"""Decode text with a real language model whose attention runs on the RTL, beside the golden model.
+
+Greedy decoding through `generate()` on a cache of packed ternary planes. Backends:
+
+- ``rtl``: prefill by the golden model, the attention of every layer and KV head of every decode
+  step by the verilated engine; compared with the golden model as it goes (``--check``), and the
+  tokens with those of a second run on the golden model alone;
+- ``golden``: the integer golden model alone;
+- ``float``: float64 attention over the same planes, with the golden model's distance to it;
+- ``unquantized``: the model's own cache and attention, for comparison.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from kvtq_hw.codes import SCALE_CHOICES, CacheCode, ScaleChoice
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.cycle_model import bound_cycles
+from kvtq_hw.errors import UserError
+from kvtq_hw.options import preset_option
+
+if TYPE_CHECKING:
+    from golden.decoding import Decoded
+
+__all__ = ["DecodeReport", "command"]
+
+DEFAULT_PROMPT = (
+    "Once upon a time, in a small village at the edge of a great forest, there lived a young girl "
+    "named Lily who loved to"
+)
+BACKENDS = ("rtl", "golden", "float", "unquantized")
+
+
+class CodeType(click.ParamType):
+    """A spelled cache code, converted to a `CacheCode`."""
+
+    name = "code"
+
+    def convert(
+        self,
+        value: str | CacheCode,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> CacheCode:
+        return value if isinstance(value, CacheCode) else CacheCode.parse(value)
+
+
+@dataclass(frozen=True)
+class DecodeReport:
+    """What a run gave, as ``--json`` writes it. None: the run does not measure it.
+
+    Attributes
+    ----------
+    text, tokens : the continuation and its token ids
+    tokens_identical : the tokens equal those of an independent run on the golden backend
+    outputs_compared, mismatches : output elements of the RTL compared with the golden model's
+    rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
+    bound_cycles : the same jobs at one plane slice a cycle, T (N_k + N_v) ceil(D / lanes) each
+    tokens_per_second : decode steps a second of wall time, prefill not counted
+    bits_per_element : stored bits per cached number, scales and padding included
+    context : tokens in the cache at the end
+    float_error_max, float_error_rms : distance of the golden model's attention outputs to float64
+        attention over the same planes: largest absolute, and relative root mean square
+    """
+
+    text: str
+    tokens: list[int]
+    tokens_identical: bool | None
+    outputs_compared: int
+    mismatches: int
+    rtl_cycles: int | None
+    bound_cycles: int | None
+    tokens_per_second: float
+    bits_per_element: float | None
+    context: int
+    preset: str
+    code: str | None
+    backend: str
+    scale: str | None
+    model: str
+    prompt: str
+    float_error_max: float | None
+    float_error_rms: float | None
+
+
+@click.command()
+@preset_option
+@click.option(
+    "--backend",
+    type=click.Choice(BACKENDS),
+    default="golden",
+    show_default=True,
+    help="Who computes the attention.",
+)
+@click.option(
+    "--code",
+    type=CodeType(),
+    default="balanced:3/2",
+    show_default=True,
+    metavar="KIND:K/V",
+    help="Cache code: balanced or residual, digits of keys and of values.",
+)
+@click.option(
+    "--scale",
+    type=click.Choice(SCALE_CHOICES),
+    default=None,
+    help="Choice of the scale.  [default: absmean for balanced codes, max for residual ones]",
+)
+@click.option(
+    "--model",
+    "model_name",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
+)
+@click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help="Text to continue.")
+@click.option(
+    "--max-new-tokens",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Most tokens to generate.",
+)
+@click.option(
+    "--check/--no-check",
+    default=True,
+    show_default=True,
+    help="Compare every output of the RTL with the golden model, and the tokens at the end.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Write the report to this file.",
+)
+def command(
+    config: EngineConfig,
+    backend: str,
+    code: CacheCode,
+    scale: ScaleChoice | None,
+    model_name: str,
+    prompt: str,
+    max_new_tokens: int,
+    check: bool,
+    json_file: Path | None,
+) -> None:
+    """Continue a prompt with a language model on a ternary KV cache."""
+    if max(code.key_digits, code.value_digits) > config.max_planes:
+        raise UserError(
+            f"code: {str(code)!r} has more digits than configuration {config.name!r} allows, "
+            f"max_planes = {config.max_planes}"
+        )
+    if json_file is not None:
+        _check_writable(json_file)
+    if scale is None:
+        scale = "absmean" if code.kind == "balanced" else "max"
+    request = _Request(config, backend, code, scale, model_name, prompt, max_new_tokens, check)
+    console = Console()
+    report, failure = _run(request, console)
+    console.print(_summary(report))
+    if json_file is not None:
+        try:
+            json_file.write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
+        except OSError as error:
+            raise UserError(f"--json: {str(json_file)!r}: {error.strerror}") from None
+    if failure is not None:
+        raise UserError(failure)
+
+
+def _check_writable(file: Path) -> None:
+    """Fail before the work, not after it."""
+    if not file.parent.is_dir():
+        raise UserError(f"--json: {str(file.parent)!r} is not a folder")
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the user asked for; the fields are the command's options."""
+
+    config: EngineConfig
+    backend: str
+    code: CacheCode
+    scale: ScaleChoice
+    model_name: str
+    prompt: str
+    max_new_tokens: int
+    check: bool
+
+
+def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]:
+    """Load, decode and report; the second value says what went wrong, if anything did."""
+    from golden.backends import (
+        AttentionBackend,
+        CheckedBackend,
+        FloatBackend,
+        GoldenBackend,
+        MeasuredBackend,
+        MismatchError,
+        SplitBackend,
+    )
+    from golden.calibration import load_or_calibrate
+    from golden.decoding import Decoded, decode, decode_unquantized, make_cache
+    from golden.models import load_model
+
+    with console.status(f"Loading model {request.model_name}"):
+        language_model = load_model(request.model_name)
+    if request.backend == "unquantized":
+        with _Screen(console, request, "decoding") as screen:
+            decoded = decode_unquantized(
+                language_model, request.prompt, request.max_new_tokens, screen.show
+            )
+        return _report(request, decoded), None
+
+    config, code = request.config, request.code
+    language_model.check_fits(config)
+    with console.status("Calibrating key centres"):
+        calibration = load_or_calibrate(language_model)
+    golden = GoldenBackend()
+    backend: AttentionBackend = golden
+    rtl = checked = measured = None
+    if request.backend == "rtl":
+        from sim.rtl_attention import RtlBackend
+
+        with console.status("Building the verilated engine"):
+            rtl = RtlBackend(config)
+        if request.check:
+            checked = CheckedBackend(golden, rtl, Path("build/mismatch"))
+        backend = SplitBackend(prefill=golden, decode=checked or rtl)
+    elif request.backend == "float":
+        backend = measured = MeasuredBackend(FloatBackend(), golden)
+
+    cache = make_cache(config, code, request.scale, calibration, backend)
+    failure = identical = None
+    with _Screen(console, request, "decoding") as screen:
+        try:
+            decoded = decode(
+                language_model, request.prompt, request.max_new_tokens, cache, screen.show
+            )
+        except MismatchError as error:
+            failure = f"the RTL differs from the golden model: {error}"
+            decoded = screen.latest or Decoded((), (), "", 0.0)
+    if checked is not None and failure is None:
+        again = make_cache(config, code, request.scale, calibration, golden)
+        with _Screen(console, request, "the same on the golden model", quiet=True) as screen:
+            reference = decode(
+                language_model, request.prompt, request.max_new_tokens, again, screen.show
+            )
+        identical = decoded.tokens == reference.tokens
+        if not identical:
+            failure = f"the golden model alone continues differently: {reference.text!r}"
+
+    kv_jobs = language_model.layers * language_model.kv_heads
+    report = _report(
+        request,
+        decoded,
+        tokens_identical=identical,
+        outputs_compared=checked.outputs_compared if checked else 0,
+        mismatches=checked.mismatches if checked else 0,
+        rtl_cycles=rtl.cycles if rtl else None,
+        bound_cycles=_bound(request, decoded, kv_jobs) if rtl else None,
+        bits_per_element=cache.bits_per_element(),
+        float_error_max=measured.largest_error if measured else None,
+        float_error_rms=measured.relative_error if measured else None,
+    )
+    return report, failure
+
+
+def _bound(request: _Request, decoded: Decoded, kv_jobs: int) -> int:
+    """Bound on the cycles of all decode steps, every layer and KV head."""
+    code = request.code
+    prompt = len(decoded.prompt_tokens)
+    first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step as well
+    return kv_jobs * sum(
+        bound_cycles(request.config, tokens, code.key_digits, code.value_digits)
+        for tokens in range(first, prompt + decoded.steps + 1)
+    )
+
+
+def _report(
+    request: _Request,
+    decoded: Decoded,
+    *,
+    tokens_identical: bool | None = None,
+    outputs_compared: int = 0,
+    mismatches: int = 0,
+    rtl_cycles: int | None = None,
+    bound_cycles: int | None = None,
+    bits_per_element: float | None = None,
+    float_error_max: float | None = None,
+    float_error_rms: float | None = None,
+) -> DecodeReport:
+    quantized = request.backend != "unquantized"
+    return DecodeReport(
+        text=decoded.text,
+        tokens=list(decoded.tokens),
+        tokens_identical=tokens_identical,
+        outputs_compared=outputs_compared,
+        mismatches=mismatches,
+        rtl_cycles=rtl_cycles,
+        bound_cycles=bound_cycles,
+        tokens_per_second=decoded.tokens_per_second,
+        bits_per_element=bits_per_element,
+        context=decoded.context,
+        preset=request.config.name,
+        code=str(request.code) if quantized else None,
+        backend=request.backend,
+        scale=request.scale if quantized else None,
+        model=request.model_name,
+        prompt=request.prompt,
+        float_error_max=float_error_max,
+        float_error_rms=float_error_rms,
+    )
+
+
+class _Screen:
+    """The text as it grows, above a progress bar.
+
+    Attributes
+    ----------
+    latest : what had been decoded when the last token came
+    """
+
+    def __init__(
+        self, console: Console, request: _Request, title: str, quiet: bool = False
+    ) -> None:
+        self.latest: Decoded | None = None
+        self._prompt = request.prompt
+        self._quiet = quiet
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("tokens"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[speed]}"),
+        )
+        self._task = self._progress.add_task(title, total=request.max_new_tokens, speed="")
+        self._live = Live(console=console)
+
+    def __enter__(self) -> _Screen:
+        self._live.__enter__()
+        self._draw("")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.__exit__(None, None, None)
+        if not self._live.console.is_terminal:  # there it is left at the end of the last line
+            self._live.console.print()
+
+    def show(self, decoded: Decoded) -> None:
+        """Take everything decoded so far; called after each token."""
+        self.latest = decoded
+        speed = f"{decoded.tokens_per_second:.1f} tokens/s" if decoded.steps else ""
+        self._progress.update(self._task, completed=len(decoded.tokens), speed=speed)
+        self._draw(decoded.text)
+
+    def _draw(self, text: str) -> None:
+        if self._quiet:
+            self._live.update(self._progress)
+        else:
+            grown = Text.assemble((self._prompt, "dim"), (text, "bold"))
+            self._live.update(Group(grown, self._progress))
+
+
+def _summary(report: DecodeReport) -> Table:
+    """The report as a table."""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    steps = len(report.tokens) - 1
+    rows: list[tuple[str, str]] = [
+        ("backend", f"{report.backend}, model {report.model}, configuration {report.preset}"),
+        ("speed", f"{report.tokens_per_second:.2f} tokens/s ({steps} decode steps)"),
+        ("context", f"{report.context} tokens"),
+    ]
+    if report.bits_per_element is not None:
+        rows.append(("cache code", f"{report.code}, scale {report.scale}"))
+        rows.append(
+            ("cache size", f"{report.bits_per_element:.4g} bits per element, everything included")
+        )
+    if report.rtl_cycles is not None and report.bound_cycles and steps:
+        rows.append(
+            (
+                "RTL cycles",
+                f"{report.rtl_cycles / steps:,.0f} per token, all layers and heads; "
+                f"{report.rtl_cycles / report.bound_cycles:.3f} of the bound "
+                f"T (Nk + Nv) ceil(D / lanes) = {report.bound_cycles / steps:,.0f}",
+            )
+        )
+    if report.outputs_compared:
+        rows.append(
+            (
+                "compared",
+                f"{report.outputs_compared:,} outputs with the golden model, "
+                f"{report.mismatches:,} differ",
+            )
+        )
+    if report.tokens_identical is not None:
+        same = "identical to" if report.tokens_identical else "DIFFERENT from"
+        rows.append(("tokens", f"{same} those of the golden model alone"))
+    if report.float_error_max is not None:
+        rows.append(
+            (
+                "integer error",
+                f"golden against float64: largest {report.float_error_max:.2g}, "
+                f"relative rms {report.float_error_rms:.2g}",
+            )
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
