@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (a block is also created to look at its ports alone)
 """The blocks by name: what can be generated, simulated and counted on its own.
 
 A block called ``select_add`` is the class ``SelectAdd`` of ``rtl/select_add.py``, constructed from

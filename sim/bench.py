@@ -18,6 +18,7 @@ from cocotb.clock import Clock
 from cocotb.handle import HierarchyObject
 from cocotb.task import Task
 from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.types import LogicArray
 
 from kvtq_hw.config import EngineConfig
 from rtl.blocks import create_block
@@ -117,6 +118,16 @@ class Bench:
         self._transfers += len(payloads)
         stalls = stall_pattern(self.stalls(mix), self.rng.spawn(1)[0])
         cocotb.start_soon(self.sinks[port].drain(stalls))
+
+    def set(self, port: str, value: Payload) -> None:
+        """Drive an input that is no stream."""
+        shape = self.component.signature.members[port].shape
+        self.dut[port].value = LogicArray(pack(shape, value), len(self.dut[port]))
+
+    def check(self, found: object, expected: object, what: str) -> None:
+        """Raise `Mismatch` unless two things are equal."""
+        if found != expected:
+            raise Mismatch(f"{what}: {found}, expected {expected}")
 
     async def finish(self, cycles_per_transfer: int = 40) -> None:
         """Wait for all transfers, compare all, and see that nothing more comes.

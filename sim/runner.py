@@ -26,9 +26,10 @@ from filelock import FileLock
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
-from rtl.verilog import config_header, emit, lint_waivers
+from rtl.verilog import lint_waivers
 from sim.bench import CONFIG_VARIABLE
 from sim.object_cache import launcher
+from sim.verilog_cache import cached_verilog
 
 __all__ = ["BenchError", "BenchResult", "TestResult", "run_bench"]
 
@@ -198,7 +199,7 @@ def _build(
 ) -> Path:
     """Build the simulation unless the cache has it; returns its folder."""
     top = module_name(block)
-    verilog = emit(component, top, config_header(top, config))
+    verilog = cached_verilog(block, config, folder / "verilog")
     files = {f"{top}.v": verilog}
     arguments: list[str] = []
     if tool.name == "verilator":

@@ -3,12 +3,14 @@ extra, and at least one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
+from operator import or_
 from typing import Any
 
-from amaranth.hdl import ShapeLike
+from amaranth.hdl import Shape, ShapeLike
 
-from sim.streams import Payload, pack, unpack
+from sim.streams import Payload, layout_of, pack, unpack
 
 __all__ = ["Mismatch", "Scoreboard"]
 
@@ -27,13 +29,15 @@ class Scoreboard:
     shape : ShapeLike
         Payload shape: messages name the fields of a layout.
     expected : sequence of payloads
-        In order, as `sim.streams.pack` takes them.
+        In order, as `sim.streams.pack` takes them. A field that a mapping leaves out is not
+        compared.
     """
 
     def __init__(self, name: str, shape: ShapeLike, expected: Sequence[Payload]) -> None:
         self.name = name
         self._shape = shape
         self._expected = [pack(shape, payload) for payload in expected]
+        self._compared_bits = [_mask(shape, payload) for payload in expected]
         self.compared = 0
 
     def __len__(self) -> int:
@@ -53,7 +57,7 @@ class Scoreboard:
                     f"{self.name}: {len(received)} payloads came, {len(self)} were expected; "
                     f"the first extra one is {extra!r}"
                 )
-            if received[index] != self._expected[index]:
+            if (received[index] ^ self._expected[index]) & self._compared_bits[index]:
                 raise Mismatch(f"{self.name}[{index}]{self._difference(index, received[index])}")
             self.compared += 1
 
@@ -67,12 +71,22 @@ class Scoreboard:
 
     def _difference(self, index: int, bits: int) -> str:
         """First field that differs, with both values."""
-        got = dict(_leaves(unpack(self._shape, bits)))
-        want = dict(_leaves(unpack(self._shape, self._expected[index])))
-        for path, value in got.items():
-            if value != want[path]:
-                return f"{path} is {value}, expected {want[path]}"
-        return f" is {bits:#x}, expected {self._expected[index]:#x} (bits outside of any field)"
+        mask = self._compared_bits[index]
+        got = dict(_leaves(unpack(self._shape, bits & mask)))
+        want = dict(_leaves(unpack(self._shape, self._expected[index] & mask)))
+        path = next(path for path in got if got[path] != want[path])
+        return f"{path} is {got[path]}, expected {want[path]}"
+
+
+def _mask(shape: ShapeLike, payload: Payload) -> int:
+    """Ones where a payload has a field."""
+    layout = layout_of(shape)
+    if layout is None or not isinstance(payload, Mapping | Sequence):
+        return (1 << Shape.cast(shape).width) - 1
+    fields = payload if isinstance(payload, Mapping) else dict(enumerate(payload))
+    return reduce(
+        or_, (_mask(layout[key].shape, part) << layout[key].offset for key, part in fields.items())
+    )
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, int]]:

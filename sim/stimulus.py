@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["random_trits", "trit_payloads"]
+from golden.planes import Planes
+from kvtq_hw.config import EngineConfig
+
+__all__ = ["Vectors", "random_planes", "random_trits", "random_vectors", "trit_payloads"]
 
 
 def random_trits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -26,3 +32,84 @@ def _nest(nonzero: np.ndarray, negative: np.ndarray) -> Any:
     if nonzero.ndim:
         return [_nest(a, b) for a, b in zip(nonzero, negative, strict=True)]
     return {"nonzero": int(nonzero), "negative": int(negative)}
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """T vectors as ternary planes, as numpy arrays, with the number of planes of each.
+
+    trits : int8 [T, P, D], unit plane of a run first; planes from `planes[t]` on are absent
+    unit : bool [T, P]
+    fraction, exponent : int64 [T, P]
+    planes : int64 [T]
+    """
+
+    trits: NDArray[np.int8]
+    unit: NDArray[np.bool_]
+    fraction: NDArray[np.int64]
+    exponent: NDArray[np.int64]
+    planes: NDArray[np.int64]
+
+    def golden(self) -> Planes:
+        """The same as the golden model takes them."""
+        return Planes(
+            torch.from_numpy(self.trits),
+            torch.from_numpy(self.unit),
+            torch.from_numpy(self.fraction),
+            torch.from_numpy(self.exponent),
+        )
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether a plane is one of its vector's, bool [T, P]."""
+        return np.arange(self.unit.shape[1]) < self.planes[:, None]
+
+    @property
+    def largest_exponent(self) -> int:
+        """Largest exponent of a scale."""
+        return int(self.exponent[self.unit].max())
+
+
+def random_planes(
+    rng: np.random.Generator, config: EngineConfig, count: int, kind: str = "mixed"
+) -> NDArray[np.int64]:
+    """Numbers of planes of `count` vectors: the "fewest", the "most", or "mixed"."""
+    low, high = {
+        "fewest": (1, 1),
+        "most": (config.max_planes, config.max_planes),
+        "mixed": (1, config.max_planes),
+    }[kind]
+    return rng.integers(low, high + 1, count)
+
+
+def random_vectors(
+    rng: np.random.Generator,
+    config: EngineConfig,
+    planes: ArrayLike,
+    *,
+    code: str = "any",
+    exponents: tuple[int, int] | None = None,
+) -> Vectors:
+    """Random vectors.
+
+    Parameters
+    ----------
+    planes : int [T], number of planes of each vector
+    code : "balanced" (one run), "residual" (runs of one plane) or "any" (runs of any lengths)
+    exponents : smallest and largest exponent of a scale; the whole range if None
+    """
+    counts = np.asarray(planes, np.int64)
+    shape = (len(counts), config.max_planes)
+    present = np.arange(config.max_planes) < counts[:, None]
+    trits = random_trits(rng, (*shape, config.head_dim)) * present[..., None].astype(np.int8)
+    opens = {
+        "balanced": np.zeros(shape, bool),
+        "residual": np.ones(shape, bool),
+        "any": rng.random(shape) < 0.4,
+    }[code]
+    opens[:, 0] = True
+    opens &= present
+    low, high = exponents or (0, (1 << config.scale_exponent_bits) - 1)
+    fraction = rng.integers(1 << config.scale_fraction_bits, size=shape)
+    exponent = rng.integers(low, high + 1, size=shape)
+    return Vectors(trits, opens, np.where(opens, fraction, 0), np.where(opens, exponent, 0), counts)

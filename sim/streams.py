@@ -28,6 +28,7 @@ __all__ = [
     "StreamMonitor",
     "StreamSink",
     "current_cycle",
+    "layout_of",
     "pack",
     "stall_pattern",
     "unpack",
@@ -55,7 +56,7 @@ def current_cycle() -> int:
 
 def pack(shape: ShapeLike, payload: Payload) -> int:
     """The bits of a payload, as an unsigned integer."""
-    if (layout := _layout(shape)) is not None:
+    if (layout := layout_of(shape)) is not None:
         return layout.const(payload).as_bits()
     plain = Shape.cast(shape)
     value = Const(payload, plain)
@@ -66,7 +67,7 @@ def pack(shape: ShapeLike, payload: Payload) -> int:
 
 def unpack(shape: ShapeLike, bits: int) -> Any:
     """What `pack` packed: an integer, or nested dicts and lists of integers."""
-    layout = _layout(shape)
+    layout = layout_of(shape)
     if isinstance(layout, data.ArrayLayout):
         return [unpack(field.shape, _slice(bits, field)) for _, field in layout]
     if layout is not None:
@@ -76,7 +77,7 @@ def unpack(shape: ShapeLike, bits: int) -> Any:
     return (bits ^ sign) - sign
 
 
-def _layout(shape: ShapeLike) -> data.Layout | None:
+def layout_of(shape: ShapeLike) -> data.Layout | None:
     """The layout behind a payload shape; None for a plain shape."""
     try:
         return data.Layout.cast(shape)

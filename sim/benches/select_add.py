@@ -56,9 +56,7 @@ def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, 
     tags = [{name: int(rng.integers(n)) for name, n in limits.items()} for _ in trits]
     inputs = [
         {"trits": plane, "queries": query, "tag": tag}
-        for plane, query, tag in zip(
-            trit_payloads(rng, trits), queries.tolist(), tags, strict=True
-        )
+        for plane, query, tag in zip(trit_payloads(rng, trits), queries.tolist(), tags, strict=True)
     ]
     outputs = [
         {"sums": row, "tag": tag} for row, tag in zip(sums.flatten(1).tolist(), tags, strict=True)
@@ -97,5 +95,6 @@ async def full_throughput(dut: HierarchyObject) -> None:
     bench.expect("o", outputs)
     await bench.finish()
     taken = bench.drivers["i"].cycles
-    assert taken == list(range(taken[0], taken[0] + len(inputs)))
-    assert bench.sinks["o"].cycles == [cycle + bench.component.latency for cycle in taken]
+    bench.check(taken, list(range(taken[0], taken[0] + len(inputs))), "cycles of the slices")
+    expected = [cycle + bench.component.latency for cycle in taken]
+    bench.check(bench.sinks["o"].cycles, expected, "cycles of the sums")

@@ -1,0 +1,141 @@
+"""Bench of select-accumulate: jobs of every operation against the golden accumulators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cocotb
+import numpy as np
+import torch
+from cocotb.handle import HierarchyObject
+
+from golden.select_accumulate import select_accumulate
+from rtl.layouts import Operation
+from sim.bench import STALL_MIXES, Bench
+from sim.stimulus import random_trits, trit_payloads
+
+Payloads = list[dict[str, Any]]
+
+
+def job(
+    bench: Bench, trits: np.ndarray, weights: np.ndarray, shifts: np.ndarray
+) -> tuple[Payloads, Payloads]:
+    """Operations of one job, and the accumulators that the golden model computes.
+
+    trits [N, A, D] and weights [N, A, G] of A plane additions in each of N blocks; shifts [N, G],
+    the first unused.
+    """
+    config = bench.config
+    shifts = np.concatenate([np.zeros_like(shifts[:1]), shifts[1:]])
+    accumulators = select_accumulate(
+        torch.from_numpy(trits)[:, :, None, :],
+        torch.from_numpy(weights).movedim(-1, 0)[:, None, :, :, None],
+        torch.from_numpy(shifts.T.copy())[:, None],
+    )[:, 0]  # [G, D]
+    shape = (*trits.shape[:2], config.slices, config.lanes)
+    digits = trit_payloads(bench.rng, trits.reshape(shape))
+    operations: Payloads = []
+    for block in range(len(trits)):
+        if block == 0:
+            operations.append({"operation": Operation.CLEAR})
+        else:
+            operations.append({"operation": Operation.SHIFT, "shifts": shifts[block].tolist()})
+        for plane in range(trits.shape[1]):
+            for number in range(config.slices):
+                operations.append(
+                    {
+                        "operation": Operation.ADD,
+                        "trits": digits[block][plane][number],
+                        "slice": number,
+                        "weights": weights[block, plane].tolist(),
+                    }
+                )
+    operations.append({"operation": Operation.DRAIN})
+    return operations, drained(accumulators.numpy())
+
+
+def drained(accumulators: np.ndarray) -> Payloads:
+    """Output payloads of accumulators [G, D]."""
+    dim = accumulators.shape[1]
+    return [{"values": accumulators[:, d].tolist(), "last": int(d == dim - 1)} for d in range(dim)]
+
+
+def random_job(bench: Bench, blocks: int, additions: int) -> tuple[Payloads, Payloads]:
+    """A job of random trits, weights and shifts, of all magnitudes."""
+    config, rng = bench.config, bench.rng
+    top = config.scaled_weight_max * 3 ** (config.max_planes - 1)
+    weights = rng.integers(0, top + 1, (blocks, additions, config.query_group))
+    weights >>= rng.integers(0, config.tripled_weight_bits + 1, weights.shape)
+    shifts = rng.integers(0, config.accumulator_bits + 1, (blocks, config.query_group))
+    shifts >>= rng.integers(0, config.rescale_bits + 1, shifts.shape)
+    trits = random_trits(rng, (blocks, additions, config.head_dim))
+    return job(bench, trits, weights, shifts)
+
+
+async def run(bench: Bench, jobs: list[tuple[Payloads, Payloads]], source: str, sink: str) -> None:
+    """Drive the jobs one after the other and compare what is drained."""
+    bench.drive("i", [payload for inputs, _ in jobs for payload in inputs], source)
+    bench.expect("o", [payload for _, outputs in jobs for payload in outputs], sink)
+    await bench.finish(cycles_per_transfer=100)
+
+
+@cocotb.test()
+@cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
+async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
+    """Jobs of one to three blocks, with gaps and back-pressure."""
+    bench = await Bench.start(dut, "select_accumulate")
+    jobs = [random_job(bench, blocks, 3) for blocks in (1, 3, 2)]
+    await run(bench, jobs, source, sink)
+
+
+@cocotb.test()
+async def every_shift(dut: HierarchyObject) -> None:
+    """Every shift from none to the whole width, of accumulators of both signs."""
+    bench = await Bench.start(dut, "select_accumulate")
+    config, rng = bench.config, bench.rng
+    top = config.scaled_weight_max * 3 ** (config.max_planes - 1)
+    jobs = []
+    for shift in range(config.accumulator_bits + 1):
+        trits = rng.choice([-1, 1], size=(2, 1, config.head_dim)).astype(np.int8)
+        weights = np.full((2, 1, config.query_group), top)
+        weights[1] = 1
+        shifts = (shift + np.arange(config.query_group)) % (config.accumulator_bits + 1)
+        jobs.append(job(bench, trits, weights, np.stack([shifts, shifts])))
+    await run(bench, jobs[:: max(1, config.head_dim // 16)], "none", "none")
+
+
+@cocotb.test()
+@cocotb.parametrize(sign=(1, -1))
+async def long_sum_of_one_sign(dut: HierarchyObject, sign: int) -> None:
+    """The largest weights with trits of one sign: as many as the context holds, up to 256."""
+    bench = await Bench.start(dut, "select_accumulate")
+    config = bench.config
+    tokens = min(config.max_context, 256 // config.slices)
+    powers = 3 ** np.arange(config.max_planes)
+    weights = np.tile(config.scaled_weight_max * powers, tokens)[None, :, None]
+    weights = np.repeat(weights, config.query_group, axis=2)
+    trits = np.full((1, weights.shape[1], config.head_dim), sign, np.int8)
+    shifts = np.zeros((1, config.query_group), np.int64)
+    await run(bench, [job(bench, trits, weights, shifts)], "none", "none")
+
+
+@cocotb.test()
+async def exact_cycles(dut: HierarchyObject) -> None:
+    """ADD and CLEAR take one cycle, SHIFT ``1 + slices * rescale_steps``, DRAIN one an element."""
+    bench = await Bench.start(dut, "select_accumulate")
+    config = bench.config
+    jobs = [random_job(bench, 3, 2), random_job(bench, 1, 1)]
+    await run(bench, jobs, "none", "none")
+    operations = [payload["operation"] for inputs, _ in jobs for payload in inputs]
+    duration = {
+        Operation.ADD: 1,
+        Operation.CLEAR: 1,
+        Operation.SHIFT: 1 + config.slices * config.rescale_steps,
+        Operation.DRAIN: config.head_dim + 2,
+    }
+    taken = bench.drivers["i"].cycles
+    expected = np.cumsum([taken[0], *[duration[o] for o in operations[:-1]]]).tolist()
+    bench.check(taken, expected, "cycles of the operations")
+    drains = [c for c, o in zip(taken, operations, strict=True) if o is Operation.DRAIN]
+    expected = [drain + 2 + d for drain in drains for d in range(config.head_dim)]
+    bench.check(bench.sinks["o"].cycles, expected, "cycles of the outputs")

@@ -1,0 +1,156 @@
+"""Bench of the weight scaler: the operations for values of all codes, sizes and scales."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cocotb
+import numpy as np
+import torch
+from cocotb.handle import HierarchyObject
+
+from golden.weight_scaler import weight_scaler
+from rtl.layouts import Operation
+from sim.bench import STALL_MIXES, Bench
+from sim.stimulus import Vectors, random_planes, random_vectors, trit_payloads
+
+Payloads = list[dict[str, Any]]
+
+
+def payloads(
+    bench: Bench, values: Vectors, weights: np.ndarray, value_exponent: int, jobs: list[int]
+) -> tuple[Payloads, Payloads, Payloads]:
+    """Weights [T, G] and value slices as they come, and the operations they make.
+
+    `jobs` are the numbers of tokens of each job; blocks are as in the contract.
+    """
+    config = bench.config
+    scaled = weight_scaler(
+        config,
+        torch.from_numpy(weights.T.copy())[:, None],
+        values.golden(),
+        torch.tensor([value_exponent]),
+    )[:, 0].numpy()  # [G, T, P]
+    shape = (*values.unit.shape, config.slices, config.lanes)
+    digits = trit_payloads(bench.rng, values.trits.reshape(shape))
+    tokens, slices, operations = [], [], []
+    place = [(index, size) for size in jobs for index in range(size)]
+    for token, (index, size) in enumerate(place):
+        opens, ends = index % config.block == 0, index == size - 1
+        shifts = bench.rng.integers(0, config.accumulator_bits + 1, config.query_group).tolist()
+        tokens.append(
+            {
+                "weights": weights[token].tolist(),
+                "shifts": shifts,
+                "block_start": int(opens),
+                "job_start": int(index == 0),
+                "job_end": int(ends),
+            }
+        )
+        if index == 0:
+            operations.append({"operation": Operation.CLEAR})
+        elif opens:
+            operations.append({"operation": Operation.SHIFT, "shifts": shifts})
+        for plane in range(values.planes[token]):
+            for number in range(config.slices):
+                common = {"trits": digits[token][plane][number], "slice": number}
+                slices.append(
+                    {
+                        **common,
+                        "fraction": int(values.fraction[token, plane]),
+                        "exponent": int(values.exponent[token, plane]),
+                        "unit": int(values.unit[token, plane]),
+                        "last": int(plane == values.planes[token] - 1),
+                    }
+                )
+                operations.append(
+                    {
+                        **common,
+                        "operation": Operation.ADD,
+                        "weights": scaled[:, token, plane].tolist(),
+                    }
+                )
+        if ends:
+            operations.append({"operation": Operation.DRAIN})
+    return tokens, slices, operations
+
+
+def random_weights(bench: Bench, count: int) -> np.ndarray:
+    """Weights [T, G] from zero to one, of all magnitudes."""
+    config = bench.config
+    shape = (count, config.query_group)
+    weights = bench.rng.integers(0, (1 << config.weight_bits) + 1, shape)
+    weights >>= bench.rng.integers(0, config.weight_bits + 1, shape)
+    return np.where(bench.rng.random(shape) < 0.1, 1 << config.weight_bits, weights)
+
+
+async def run(
+    bench: Bench,
+    values: Vectors,
+    weights: np.ndarray,
+    jobs: list[int],
+    mixes: tuple[str, str, str] = ("none", "none", "none"),
+) -> None:
+    """Drive jobs that share one value exponent and compare the operations."""
+    room = (1 << bench.config.scale_exponent_bits) - 1 - values.largest_exponent
+    exponent = values.largest_exponent + int(bench.rng.integers(0, min(room, 2) + 1))
+    tokens, slices, operations = payloads(bench, values, weights, exponent, jobs)
+    bench.set("value_exponent", exponent)
+    bench.drive("weights", tokens, mixes[0])
+    bench.drive("slices", slices, mixes[1])
+    bench.expect("o", operations, mixes[2])
+    await bench.finish()
+
+
+@cocotb.test()
+@cocotb.parametrize(weights=STALL_MIXES, slices=STALL_MIXES, sink=("none", "random", "slow"))
+async def random_data(dut: HierarchyObject, weights: str, slices: str, sink: str) -> None:
+    """Mixed numbers of planes and any runs, jobs around a block's length, stalls everywhere."""
+    bench = await Bench.start(dut, "weight_scaler")
+    block = bench.config.block
+    jobs = [1, block + 1, int(bench.rng.integers(2, block + 1))]
+    counts = random_planes(bench.rng, bench.config, sum(jobs))
+    values = random_vectors(bench.rng, bench.config, counts)
+    scaled = random_weights(bench, sum(jobs))
+    await run(bench, values, scaled, jobs, (weights, slices, sink))
+
+
+@cocotb.test()
+@cocotb.parametrize(code=("balanced", "residual", "any"), planes=("fewest", "most", "mixed"))
+async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
+    """Each code with the fewest planes, the most, and both within one sequence."""
+    bench = await Bench.start(dut, "weight_scaler")
+    counts = random_planes(bench.rng, bench.config, bench.config.block + 3, planes)
+    values = random_vectors(bench.rng, bench.config, counts, code=code)
+    await run(bench, values, random_weights(bench, len(counts)), [len(counts)])
+
+
+@cocotb.test()
+async def largest_weights(dut: HierarchyObject) -> None:
+    """Weights of one under the largest scale, and under scales far below the job's largest."""
+    bench = await Bench.start(dut, "weight_scaler")
+    config = bench.config
+    counts = random_planes(bench.rng, config, config.block, "most")
+    values = random_vectors(bench.rng, config, counts, code="balanced")
+    values.fraction[values.unit] = (1 << config.scale_fraction_bits) - 1
+    values.exponent[::2][values.unit[::2]] = (1 << config.scale_exponent_bits) - 1
+    weights = np.full((len(counts), config.query_group), 1 << config.weight_bits)
+    await run(bench, values, weights, [len(counts)])
+
+
+@cocotb.test()
+async def full_throughput(dut: HierarchyObject) -> None:
+    """One operation a cycle; an ADD exactly `LATENCY` cycles after its slice."""
+    bench = await Bench.start(dut, "weight_scaler")
+    config = bench.config
+    jobs = [config.block * 2 + 1, 3]
+    counts = random_planes(bench.rng, config, sum(jobs))
+    values = random_vectors(bench.rng, config, counts)
+    await run(bench, values, random_weights(bench, sum(jobs)), jobs)
+    out = bench.sinks["o"].cycles
+    bench.check(out, list(range(out[0], out[0] + len(out))), "cycles of the operations")
+    # the operations between ADDs hold slices back: compare with the slices' own cycles
+    adds = set(cycle + bench.component.LATENCY for cycle in bench.drivers["slices"].cycles)
+    others = len(out) - len(adds)
+    bench.check(len(set(out) - adds), others, "operations that are no ADD")
+    bench.check(adds <= set(out), True, "every slice makes an operation LATENCY cycles later")

@@ -1,0 +1,47 @@
+"""Verilog of a block, emitted once a configuration and version of the sources."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from filelock import FileLock
+
+from kvtq_hw.config import EngineConfig
+from rtl.blocks import create_block, module_name
+from rtl.verilog import config_header, emit, generator_version
+
+__all__ = ["cached_verilog"]
+
+
+def cached_verilog(block: str, config: EngineConfig, folder: Path) -> str:
+    """Verilog text of a block, as `rtl.verilog.emit` writes it, kept in `folder`.
+
+    Emitting the engine takes many seconds; a cached text is used as long as the configuration, the
+    sources of the `rtl` package, the configuration's own source and the tools are the same.
+    """
+    parts = (block, config.digest(), generator_version(), _source_digest())
+    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    path = folder / f"{module_name(block)}-{key}.v"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if not path.is_file():
+            top = module_name(block)
+            text = emit(create_block(block, config), top, config_header(top, config))
+            partial = path.with_suffix(".partial")
+            partial.write_text(text, encoding="utf-8")
+            partial.rename(path)
+        return path.read_text(encoding="utf-8")
+
+
+@cache
+def _source_digest() -> str:
+    """Hash of everything in this distribution that the Verilog depends on."""
+    digest = hashlib.sha256()
+    sources = [f for f in resources.files("rtl").iterdir() if f.name.endswith(".py")]
+    sources.append(resources.files("kvtq_hw") / "config.py")
+    for source in sorted(sources, key=lambda f: f.name):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
