@@ -120,7 +120,7 @@ class OnlineSoftmax(wiring.Component):
         ]
         s1 = pipe.stage(
             block_start=issue_index == 0,
-            job_start=job_opens,
+            job_start=job_opens & (issue_index == 0),
             job_end=issue_last & ends_job[drain_bank],
             block_end=issue_last,
         )

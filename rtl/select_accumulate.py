@@ -124,5 +124,6 @@ class SelectAccumulate(wiring.Component):
 
 def _add_selected(accumulator: Value, trit: Value, weight: Value) -> Value:
     """accumulator + trit * weight by one adder: the low bit carries the one of a negation in."""
-    total = Cat(1, accumulator).as_signed() + Cat(trit.negative, select(trit, weight)).as_signed()
+    carry = trit.nonzero & trit.negative
+    total = Cat(1, accumulator).as_signed() + Cat(carry, select(trit, weight)).as_signed()
     return total[1 : len(accumulator) + 1].as_signed()
