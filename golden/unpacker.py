@@ -70,4 +70,4 @@ def unpack(packing: Packing, data: Tensor, head_dim: int) -> Tensor:
     table = decode_table(packing).to(data.device)
     # index_select of a flat index takes half the time of indexing with a tensor
     groups = table.index_select(0, data.flatten().int())
-    return groups.view(*data.shape[:-1], -1)[..., :head_dim]
+    return groups.view(*data.shape[:-1], expected * table.shape[1])[..., :head_dim]

@@ -1,0 +1,181 @@
+"""The packed cache: what comes out is what was quantized, whatever was done to the batch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from golden.backends import GoldenBackend
+from golden.cache import PlaneStore, TernaryCache, TernaryCacheLayer
+from golden.conditioning import Conditioning
+from golden.planes import Planes
+from golden.quantizer import quantize
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.errors import UserError
+from kvtq_hw.packing import bits_per_element, token_bytes
+
+TINY = load_config("tiny")
+CODES = [CacheCode("balanced", 3, 2), CacheCode("residual", 4, 3)]
+CONDITIONING = Conditioning(True, torch.linspace(-1, 1, 16).reshape(2, 8))
+
+
+def layer_for(code: CacheCode, config: EngineConfig = TINY) -> TernaryCacheLayer:
+    return TernaryCacheLayer(config, code, "max", CONDITIONING, GoldenBackend())
+
+
+def states(batch: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(2, batch, 2, tokens, 8, generator=generator)
+    return keys, values
+
+
+def assert_same(found: Planes, expected: Planes) -> None:
+    for field in ("trits", "unit", "fraction", "exponent"):
+        assert torch.equal(getattr(found, field), getattr(expected, field)), field
+
+
+def assert_holds(layer: TernaryCacheLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+    """The layer's planes are those of quantizing these tokens in one go."""
+    code = layer.code
+    conditioned = CONDITIONING.condition_keys(keys), CONDITIONING.condition_values(values)
+    digits = (code.key_digits, code.value_digits)
+    for x, n, found in zip(
+        conditioned, digits, (layer.key_planes(), layer.value_planes()), strict=True
+    ):
+        assert_same(found, quantize(layer.config, x, code.kind, n, "max"))
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+@pytest.mark.parametrize("packing", ["5in8", "2bit"])
+@pytest.mark.parametrize("fraction_bits", [0, 3, 8])
+def test_appending_in_pieces_is_quantizing_at_once(code, packing, fraction_bits):
+    config = TINY.model_copy(update={"packing": packing, "scale_fraction_bits": fraction_bits})
+    keys, values = states(2, 30)
+    layer = layer_for(code, config)
+    for start, stop in ((0, 7), (7, 8), (8, 9), (9, 30)):
+        assert layer.get_mask_sizes(stop - start) == (stop, 0)
+        returned = layer.update(keys[:, :, start:stop], values[:, :, start:stop], "extra", more=1)
+        assert returned == (layer, layer)
+        assert layer.get_seq_length() == stop
+    assert_holds(layer, keys, values)
+    for start in (0, 5, 30):
+        tail = layer.key_planes(start)
+        assert tail.tokens == 30 - start
+        assert torch.equal(tail.trits, layer.key_planes().trits[:, :, start:])
+    assert layer.revision == 0
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_stored_bytes_are_those_of_the_layout(code):
+    layer = layer_for(code)
+    assert layer.stored_bytes() == layer.stored_elements() == 0
+    layer.update(*states(3, 5))
+    assert layer.stored_bytes() == 3 * 2 * 5 * token_bytes(TINY, code)
+    assert layer.stored_elements() == 3 * 2 * 5 * 2 * 8
+    cache = TernaryCache(TINY, code, "max", [CONDITIONING] * 2, GoldenBackend())
+    for index in range(2):
+        cache.update(*states(1, 7), index)
+    assert cache.bits_per_element() == bits_per_element(TINY, code)
+
+
+def test_nothing_but_packed_bytes_is_kept():
+    layer = layer_for(CODES[0])
+    layer.update(*states(1, 3))
+    kept = [
+        value
+        for store in (layer.keys, layer.values)
+        for value in vars(store).values()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert {tensor.dtype for tensor in kept} == {torch.uint8}
+    assert not [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+
+
+def test_room_to_grow_is_doubled():
+    store = PlaneStore(TINY, "balanced", 1, 1, 1, torch.device("cpu"))
+    moves, place = 0, 0
+    for step in range(500):
+        store.append(quantize(TINY, torch.full((1, 1, 1, 8), float(step)), "balanced", 1, "max"))
+        moves += place != store._bytes.data_ptr()
+        place = store._bytes.data_ptr()
+    assert moves <= 4  # 64, 128, 256, 512
+    assert store.stored_bytes() == 500 * (2 + 1)
+    assert store.planes(499).exponent.item() == store.planes().exponent[0, 0, 499, 0].item()
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_batch_operations(code):
+    keys, values = states(3, 6)
+    layer = layer_for(code)
+    layer.update(keys, values)
+
+    layer.reorder_cache(torch.tensor([2, 0, 0]))
+    keys, values = keys[[2, 0, 0]], values[[2, 0, 0]]
+    assert_holds(layer, keys, values)
+    layer.batch_repeat_interleave(2)
+    keys, values = keys.repeat_interleave(2, 0), values.repeat_interleave(2, 0)
+    assert_holds(layer, keys, values)
+    layer.batch_select_indices(torch.tensor([5, 1]))
+    keys, values = keys[[5, 1]], values[[5, 1]]
+    assert_holds(layer, keys, values)
+    assert layer.revision == 3
+
+    more = states(2, 4, seed=9)
+    layer.update(*more)
+    keys, values = torch.cat([keys, more[0]], -2), torch.cat([values, more[1]], -2)
+    assert_holds(layer, keys, values)
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_crop_and_reset(code):
+    keys, values = states(1, 10)
+    layer = layer_for(code)
+    layer.crop(-3)  # nothing stored yet
+    layer.update(keys, values)
+    layer.crop(0)
+    assert layer.revision == 0
+    layer.crop(-4)
+    assert layer.get_seq_length() == 6
+    assert_holds(layer, keys[:, :, :6], values[:, :, :6])
+    more = states(1, 2, seed=5)
+    layer.update(*more)
+    assert_holds(
+        layer,
+        torch.cat([keys[:, :, :6], more[0]], -2),
+        torch.cat([values[:, :, :6], more[1]], -2),
+    )
+    assert layer.revision == 1
+    with pytest.raises(ValueError, match=r"^tokens_to_remove: 2 is not allowed; must be zero or"):
+        layer.crop(2)
+    layer.reset()
+    assert layer.get_seq_length() == 0
+    assert layer.stored_bytes() == 0
+    layer.update(keys, values)
+    assert_holds(layer, keys, values)
+    assert layer.revision == 2
+
+
+def test_moving_to_a_device_keeps_everything():
+    keys, values = states(1, 10)
+    layer = layer_for(CODES[0])
+    layer.update(keys, values)
+    layer.offload()
+    layer.prefetch()
+    assert layer.keys.device == torch.device("cpu")
+    assert_holds(layer, keys, values)
+
+
+def test_a_token_beyond_the_maximum_context():
+    layer = layer_for(CODES[0])
+    assert layer.get_max_length() == 64
+    layer.update(*states(1, 64))
+    with pytest.raises(UserError, match=r"^context: 65 tokens; configuration 'tiny' allows at mos"):
+        layer.update(*states(1, 1))
+    assert layer.get_seq_length() == 64
+
+
+def test_a_head_dimension_that_does_not_fit():
+    layer = layer_for(CODES[0])
+    with pytest.raises(ValueError, match=r"^keys have head dimension 16, configuration 'tiny' nee"):
+        layer.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16))

@@ -1,0 +1,55 @@
+"""A small, randomly initialised Llama with a tokenizer, the size of the `tiny` preset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from golden.models import LanguageModel
+
+WORDS = [f"w{number}" for number in range(126)]
+
+
+def tiny_model(seed: int = 0, *, head_dim: int = 8, query_group: int = 2) -> LanguageModel:
+    """Two layers, two KV heads; random weights large enough that every token matters."""
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2 * query_group,
+        num_key_value_heads=2,
+        head_dim=head_dim,
+        max_position_embeddings=256,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        initializer_range=0.3,
+    )
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config).eval()
+    vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", padding_side="left"
+    )
+    return LanguageModel("tiny", model, fast)
+
+
+def prompt(length: int, seed: int = 0) -> str:
+    """Some words of the vocabulary."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(len(WORDS), (length,), generator=generator)
+    return " ".join(WORDS[index] for index in chosen.tolist())
+
+
+def save_tiny_model(folder: Path, **options: int) -> Path:
+    """The model as a folder that `load_model` reads."""
+    language_model = tiny_model(**options)
+    language_model.model.save_pretrained(folder)
+    language_model.tokenizer.save_pretrained(folder)
+    return folder
