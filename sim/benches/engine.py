@@ -1,0 +1,219 @@
+"""Bench of the whole engine: jobs of all shapes against the golden engine, stalls everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cocotb
+import numpy as np
+import torch
+from cocotb.handle import HierarchyObject
+from numpy.typing import NDArray
+
+from golden.engine import attend
+from golden.queries import Queries
+from kvtq_hw.cycle_model import uniform_job_cycles
+from rtl.layouts import counters_layout
+from sim.bench import STALL_MIXES, Bench
+from sim.stimulus import Vectors, random_planes, random_vectors, trit_payloads
+from sim.streams import unpack
+
+Payloads = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's inputs: queries [G, D] with exponents [G], keys and values."""
+
+    queries: NDArray[np.int64]
+    query_exponent: NDArray[np.int64]
+    keys: Vectors
+    values: Vectors
+
+    @property
+    def tokens(self) -> int:
+        return len(self.keys.planes)
+
+
+def random_job(
+    bench: Bench,
+    tokens: int,
+    *,
+    code: str = "any",
+    planes: str = "mixed",
+    spread: int | None = None,
+) -> Job:
+    """A job whose scores spread over about `spread` octaves (any number of them if None)."""
+    config, rng = bench.config, bench.rng
+    limits = (0, (1 << config.scale_exponent_bits) - 1) if spread is None else (10, 12)
+    vectors = [
+        random_vectors(
+            rng, config, random_planes(rng, config, tokens, planes), code=code, exponents=limits
+        )
+        for _ in range(2)
+    ]
+    shape = (config.query_group, config.head_dim)
+    queries = rng.integers(-config.query_max, config.query_max + 1, shape)
+    octaves = int(rng.integers(0, 9)) if spread is None else spread
+    # the widest product comes out at about 2**octaves, before its scale's exponent
+    exponent = config.product_bits - config.score_fraction_bits - octaves + limits[1]
+    exponents = np.clip(exponent + rng.integers(-1, 2, config.query_group), -128, 127)
+    return Job(queries, exponents, *vectors)
+
+
+def slices(bench: Bench, vectors: Vectors, kind: str) -> Payloads:
+    """A job's key or value stream."""
+    config = bench.config
+    shape = (*vectors.unit.shape, config.slices, config.lanes)
+    digits = trit_payloads(bench.rng, vectors.trits.reshape(shape))
+    payloads = []
+    for token, count in enumerate(vectors.planes.tolist()):
+        order = range(count) if kind == "value" else reversed(range(count))
+        for sent, plane in enumerate(order):
+            scale = {
+                "fraction": int(vectors.fraction[token, plane]),
+                "exponent": int(vectors.exponent[token, plane]),
+                "unit": int(vectors.unit[token, plane]),
+                "last": int(sent == count - 1),
+            }
+            payloads += [{"trits": trits, **scale} for trits in digits[token][plane]]
+    return payloads
+
+
+async def run(
+    bench: Bench, jobs: list[Job], mixes: tuple[str, str] = ("none", "none")
+) -> dict[str, int]:
+    """Run jobs back to back, compare outputs and what the counters say; returns the counters."""
+    config = bench.config
+    source, sink = mixes
+    descriptions, queries, outputs = [], [], []
+    saturated = 0
+    for job in jobs:
+        descriptions.append(
+            {
+                "last_token": job.tokens - 1,
+                "value_exponent": job.values.largest_exponent,
+                "query_exponent": job.query_exponent.tolist(),
+            }
+        )
+        queries += [{"values": row} for row in job.queries.T.tolist()]
+        attention = attend(
+            config,
+            Queries(
+                torch.from_numpy(job.queries)[:, None],
+                torch.from_numpy(job.query_exponent)[:, None],
+            ),
+            job.keys.golden(),
+            job.values.golden(),
+        )
+        saturated += int(attention.saturated)
+        values = attention.values[:, 0]
+        outputs += [
+            {"values": values[:, d].tolist(), "last": int(d == config.head_dim - 1)}
+            for d in range(config.head_dim)
+        ]
+    keys = [payload for job in jobs for payload in slices(bench, job.keys, "key")]
+    values_stream = [payload for job in jobs for payload in slices(bench, job.values, "value")]
+    bench.drive("job", descriptions, source)
+    bench.drive("query", queries, source)
+    bench.drive("keys", keys, source)
+    bench.drive("values", values_stream, source)
+    bench.expect("output", outputs, sink)
+    await bench.finish(cycles_per_transfer=100)
+    counters = unpack(counters_layout(), bench.dut.counters.value.to_unsigned())
+    expected = {
+        "key_slices": len(keys),
+        "value_slices": len(values_stream),
+        "saturated_scores": saturated,
+    }
+    bench.check({name: counters[name] for name in expected}, expected, "counters")
+    return counters
+
+
+@cocotb.test()
+@cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
+async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
+    """Jobs around the block's length, any runs, mixed numbers of planes, stalls everywhere."""
+    bench = await Bench.start(dut, "engine")
+    block = min(bench.config.block, 8)
+    lengths = [int(bench.rng.integers(1, block)), 1, int(bench.rng.integers(1, 2 * block + 2))]
+    jobs = [random_job(bench, tokens) for tokens in lengths]
+    await run(bench, jobs, (source, sink))
+
+
+@cocotb.test()
+@cocotb.parametrize(code=("balanced", "residual", "any"), planes=("fewest", "most", "mixed"))
+async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
+    """Each code with the fewest planes, the most, and both within one sequence."""
+    bench = await Bench.start(dut, "engine")
+    jobs = [random_job(bench, bench.config.block + 2, code=code, planes=planes, spread=4)]
+    await run(bench, jobs)
+
+
+@cocotb.test()
+async def lengths(dut: HierarchyObject) -> None:
+    """One token, whole blocks, a token less and a token more."""
+    bench = await Bench.start(dut, "engine")
+    block = bench.config.block
+    tokens = (1, block - 1, block, block + 1, 2 * block, 3 * block + 1)
+    await run(bench, [random_job(bench, count, planes="fewest", spread=5) for count in tokens])
+
+
+@cocotb.test()
+async def rising_maximum(dut: HierarchyObject) -> None:
+    """Keys equal up to a scale that doubles with every block: every block rescales."""
+    bench = await Bench.start(dut, "engine")
+    config = bench.config
+    tokens = 4 * config.block
+    job = random_job(bench, tokens, planes="fewest", spread=4)
+    keys = job.keys
+    keys.trits[:] = keys.trits[:1]
+    keys.trits[:, 0] = np.where(job.queries[0] > 0, 1, -1)
+    keys.exponent[:, 0] = 9 + np.arange(tokens) // config.block
+    await run(bench, [job])
+
+
+@cocotb.test()
+async def zeros_and_one_sign(dut: HierarchyObject) -> None:
+    """Keys, values and queries of zeros; all digits and queries of one sign; tiny scales."""
+    bench = await Bench.start(dut, "engine")
+    config = bench.config
+    jobs = [random_job(bench, config.block + 1, planes="most", code="balanced") for _ in range(4)]
+    jobs[0].keys.trits[:] = 0
+    jobs[1].values.trits[:] = 0
+    jobs[2].queries[:] = 0
+    for part in (jobs[3].keys, jobs[3].values):
+        part.trits[:] = 1
+        part.exponent[part.unit] = (1 << config.scale_exponent_bits) - 1
+    jobs[3].queries[:] = -config.query_max
+    await run(bench, jobs)
+
+
+@cocotb.test()
+async def saturating_scales(dut: HierarchyObject) -> None:
+    """Scores that saturate on both sides, and the counter that says how many."""
+    bench = await Bench.start(dut, "engine")
+    job = random_job(bench, bench.config.block + 3, planes="most")
+    job.query_exponent[:] = 0
+    counters = await run(bench, [job])
+    bench.check(counters["saturated_scores"] > 0, True, "some score saturated")
+
+
+@cocotb.test()
+@cocotb.parametrize(key_planes=(1, 3), value_planes=(1, 2))
+async def cycle_model(dut: HierarchyObject, key_planes: int, value_planes: int) -> None:
+    """A job on streams that never wait takes the cycles that the model says."""
+    bench = await Bench.start(dut, "engine")
+    config = bench.config
+    tokens = 2 * config.block + 1
+    job = random_job(bench, tokens, spread=4)
+    vectors = [
+        random_vectors(bench.rng, config, np.full(tokens, planes), exponents=(10, 12))
+        for planes in (min(key_planes, config.max_planes), min(value_planes, config.max_planes))
+    ]
+    counters = await run(bench, [Job(job.queries, job.query_exponent, *vectors)])
+    planes = [int(part.planes[0]) for part in vectors]
+    expected = uniform_job_cycles(config, tokens, *planes)
+    bench.check(counters["busy_cycles"], expected, "busy cycles")
+    bench.check(counters["stalled_cycles"], 0, "stalled cycles")

@@ -1,0 +1,173 @@
+"""Bench of the sequencer: the order of slices, their numbers and marks, for jobs of all lengths."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.handle import HierarchyObject
+from cocotb.triggers import RisingEdge
+
+from sim.bench import STALL_MIXES, Bench
+from sim.stimulus import Vectors, random_planes, random_vectors, trit_payloads
+
+Payloads = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One of a job's two slice streams: what goes in, what comes out, and the block of each."""
+
+    inputs: Payloads
+    outputs: Payloads
+    blocks: list[int]
+
+
+def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
+    """The slices of one job's keys or values, and what docs/contract.md makes of them."""
+    config = bench.config
+    shape = (*vectors.unit.shape, config.slices, config.lanes)
+    digits = trit_payloads(bench.rng, vectors.trits.reshape(shape))
+    inputs, outputs, blocks = [], [], []
+    tokens = len(vectors.planes)
+    for token, count in enumerate(vectors.planes.tolist()):
+        order = range(count) if kind == "value" else reversed(range(count))
+        for sent, plane in enumerate(order):
+            for number in range(config.slices):
+                scale = {
+                    "fraction": int(vectors.fraction[token, plane]),
+                    "exponent": int(vectors.exponent[token, plane]),
+                    "unit": int(vectors.unit[token, plane]),
+                    "last": int(sent == count - 1),
+                }
+                trits = digits[token][plane][number]
+                job_end = token == tokens - 1
+                inputs.append({"trits": trits, **scale})
+                if kind == "value":
+                    outputs.append({"trits": trits, **scale, "slice": number})
+                else:
+                    block_end = job_end or token % config.block == config.block - 1
+                    marks = {"block_end": int(block_end), "job_end": int(job_end)}
+                    outputs.append({"trits": trits, "tag": {**scale, "slice": number, **marks}})
+                blocks.append(token // config.block)
+    return Stream(inputs, outputs, blocks)
+
+
+def expected_order(keys: list[int], values: list[int]) -> list[tuple[str, int]]:
+    """K0, then K i+1 before V i, at last the last V: kind and block of each slice of one job."""
+    blocks = keys[-1] + 1
+    turns = [("key", 0)]
+    for block in range(blocks):
+        if block + 1 < blocks:
+            turns.append(("key", block + 1))
+        turns.append(("value", block))
+    counts = {"key": keys, "value": values}
+    return [turn for turn in turns for _ in range(counts[turn[0]].count(turn[1]))]
+
+
+async def load_queries(bench: Bench, seen: list[tuple[int, ...]]) -> None:
+    """Stand in for the query buffer; notes the job's exponents when its queries are loaded."""
+    dut = bench.dut
+    while True:
+        await RisingEdge(dut.clk)
+        if dut.query_start.value == 1:
+            dut.query_full.value = 0
+            for _ in range(int(bench.rng.integers(1, 12))):
+                await RisingEdge(dut.clk)
+            exponents = dut.query_exponent.value.to_unsigned()
+            seen.append((exponents, dut.value_exponent.value.to_unsigned()))
+            dut.query_full.value = 1
+
+
+async def run(bench: Bench, lengths: list[int], source: str, sink: str) -> None:
+    """Run jobs of these lengths and compare slices, their order over both streams, exponents."""
+    config, rng = bench.config, bench.rng
+    jobs: Payloads = []
+    exponents: list[tuple[int, ...]] = []
+    keys, values, order = [], [], []
+    width = config.query_exponent_bits
+    for tokens in lengths:
+        counts = random_planes(rng, config, tokens), random_planes(rng, config, tokens)
+        keys.append(slice_stream(bench, random_vectors(rng, config, counts[0]), "key"))
+        values.append(slice_stream(bench, random_vectors(rng, config, counts[1]), "value"))
+        order += expected_order(keys[-1].blocks, values[-1].blocks)
+        low, high = -(1 << (width - 1)), 1 << (width - 1)
+        query_exponent = rng.integers(low, high, config.query_group)
+        value_exponent = int(rng.integers(1 << config.scale_exponent_bits))
+        jobs.append(
+            {
+                "last_token": tokens - 1,
+                "value_exponent": value_exponent,
+                "query_exponent": query_exponent.tolist(),
+            }
+        )
+        packed = sum(
+            (int(x) & ((1 << width) - 1)) << (width * g) for g, x in enumerate(query_exponent)
+        )
+        exponents.append((packed, value_exponent))
+    bench.set("query_full", 1)
+    seen: list[tuple[int, ...]] = []
+    cocotb.start_soon(load_queries(bench, seen))
+    bench.drive("jobs", jobs, source)
+    bench.drive("keys", [p for s in keys for p in s.inputs], source)
+    bench.drive("values", [p for s in values for p in s.inputs], source)
+    bench.expect("key_slices", [p for s in keys for p in s.outputs], sink)
+    bench.expect("value_slices", [p for s in values for p in s.outputs], sink)
+    await bench.finish()
+
+    bench.check(seen, exponents, "exponents of the jobs")
+    passed = [(cycle, "key") for cycle in bench.sinks["key_slices"].cycles]
+    passed += [(cycle, "value") for cycle in bench.sinks["value_slices"].cycles]
+    passed.sort()
+    bench.check(len({cycle for cycle, _ in passed}), len(passed), "cycles with one slice")
+    bench.check([kind for _, kind in passed], [kind for kind, _ in order], "order of the slices")
+
+
+@cocotb.test()
+@cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
+async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
+    """Jobs around the block's length, with gaps and back-pressure."""
+    bench = await Bench.start(dut, "sequencer")
+    block = min(bench.config.block, 8)
+    lengths = [1, int(bench.rng.integers(1, 3 * block)), block]
+    await run(bench, lengths, source, sink)
+
+
+@cocotb.test()
+async def every_length(dut: HierarchyObject) -> None:
+    """Jobs of one token, of whole blocks, and of a token less or more."""
+    bench = await Bench.start(dut, "sequencer")
+    block = bench.config.block
+    await run(bench, [1, block - 1, block, block + 1, 2 * block, 2 * block + 1], "none", "none")
+
+
+@cocotb.test()
+async def full_throughput(dut: HierarchyObject) -> None:
+    """Once the queries are loaded, a slice passes every cycle until the job's last."""
+    bench = await Bench.start(dut, "sequencer")
+    await run(bench, [3 * bench.config.block + 1], "none", "none")
+    cycles = sorted(bench.sinks["key_slices"].cycles + bench.sinks["value_slices"].cycles)
+    expected = np.arange(cycles[0], cycles[0] + len(cycles)).tolist()
+    bench.check(cycles, expected, "cycles of the slices")
+
+
+@cocotb.test()
+async def starved(dut: HierarchyObject) -> None:
+    """`starved` is high in just the cycles in which a slice could pass but does not come."""
+    bench = await Bench.start(dut, "sequencer")
+    count = 0
+
+    async def watch() -> None:
+        nonlocal count
+        while True:
+            await RisingEdge(dut.clk)
+            count += int(dut.starved.value)
+
+    cocotb.start_soon(watch())
+    await run(bench, [2 * bench.config.block], "slow", "none")
+    cycles = sorted(bench.sinks["key_slices"].cycles + bench.sinks["value_slices"].cycles)
+    idle = cycles[-1] - cycles[0] + 1 - len(cycles)
+    before = count - idle  # cycles between the end of the query load and the first slice
+    bench.check(0 <= before <= 5, True, f"starved cycles, {count} of which {idle} after a slice")
