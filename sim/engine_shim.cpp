@@ -1,0 +1,230 @@
+// A small C interface around the verilated engine: whole jobs run without returning to Python.
+//
+// Compiled together with Verilator's model of one configuration; sim/verilated.py calls it.
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#include "Vkvtq_engine.h"
+#include "verilated.h"
+#if KVTQ_TRACE
+#include "verilated_vcd_c.h"
+#endif
+
+// Verilator spells the double underscore of a port's name so.
+#define PORT(stream, field) stream##___05F##field
+
+namespace {
+
+// Payloads as 32-bit words, least significant first: Verilator's ports are integers up to 64 bits,
+// arrays of words beyond.
+template <typename Port>
+void load(Port& port, const uint32_t* words) {
+    if constexpr (sizeof(Port) <= 4) {
+        port = static_cast<Port>(words[0]);
+    } else if constexpr (sizeof(Port) == 8 && std::is_integral_v<Port>) {
+        port = words[0] | static_cast<uint64_t>(words[1]) << 32;
+    } else {
+        for (std::size_t i = 0; i < sizeof(Port) / 4; ++i) port[i] = words[i];
+    }
+}
+
+template <typename Port>
+void store(const Port& port, uint32_t* words) {
+    if constexpr (sizeof(Port) <= 4) {
+        words[0] = port;
+    } else if constexpr (sizeof(Port) == 8 && std::is_integral_v<Port>) {
+        words[0] = static_cast<uint32_t>(port);
+        words[1] = static_cast<uint32_t>(port >> 32);
+    } else {
+        for (std::size_t i = 0; i < sizeof(Port) / 4; ++i) words[i] = port[i];
+    }
+}
+
+// Stalls: a stream waits in a cycle with the given probability in 1/256.
+class Stalls {
+public:
+    explicit Stalls(uint64_t seed) : state_{seed * 2654435761u + 88172645463325252u} {}
+    bool wait(uint32_t probability) {
+        if (probability == 0) return false;
+        state_ ^= state_ << 13;  // xorshift64
+        state_ ^= state_ >> 7;
+        state_ ^= state_ << 17;
+        return (state_ >> 32 & 0xff) < probability;
+    }
+
+private:
+    uint64_t state_;
+};
+
+}  // namespace
+
+extern "C" {
+
+// One stream's payloads: segments that follow each other.
+struct Segment {
+    const uint32_t* words;
+    uint64_t count;
+};
+
+struct Run {
+    const Segment* job;
+    const Segment* query;
+    const Segment* keys;
+    const Segment* values;
+    uint64_t segments;         // of each input stream: one a job
+    uint32_t words[5];         // words a payload: job, query, keys, values, output
+    uint32_t* output;          // room for output_count payloads
+    uint64_t output_count;     // payloads that the jobs owe
+    uint64_t cycle_limit;
+    uint32_t stall[5];         // probabilities in 1/256: job, query, keys, values, output
+    uint64_t seed;
+    // results
+    uint64_t cycles;           // clock cycles of this run
+    uint64_t received;         // output payloads
+    uint64_t unsent;           // input payloads that were not taken
+    uint32_t counters[6];      // the engine's counters after the run
+};
+}
+
+namespace {
+
+// Source of one input stream: holds a payload until it is taken.
+template <typename Port>
+class Source {
+public:
+    Source(const Segment* segments, uint64_t count, uint32_t words, uint32_t stall)
+        : segment_{segments}, end_{segments + count}, words_{words}, stall_{stall} {
+        skip_empty();
+    }
+    void offer(Port& payload, CData& valid, Stalls& stalls) {
+        if (!offered_ && segment_ != end_ && !stalls.wait(stall_)) {
+            load(payload, segment_->words + index_ * words_);
+            offered_ = true;
+        }
+        valid = offered_;
+    }
+    void taken() {
+        offered_ = false;
+        ++index_;
+        skip_empty();
+    }
+    uint64_t left() const {
+        uint64_t sum = 0;
+        for (const Segment* s = segment_; s != end_; ++s) sum += s->count;
+        return sum - (segment_ != end_ ? index_ : 0);
+    }
+
+private:
+    void skip_empty() {
+        while (segment_ != end_ && index_ == segment_->count) {
+            ++segment_;
+            index_ = 0;
+        }
+    }
+    const Segment* segment_;
+    const Segment* end_;
+    uint32_t words_;
+    uint32_t stall_;
+    uint64_t index_ = 0;
+    bool offered_ = false;
+};
+
+class Simulation {
+public:
+    explicit Simulation(const char* waves) {
+        context_.traceEverOn(waves != nullptr);
+        model_ = std::make_unique<Vkvtq_engine>(&context_);
+#if KVTQ_TRACE
+        if (waves) {
+            trace_ = std::make_unique<VerilatedVcdC>();
+            model_->trace(trace_.get(), 99);
+            trace_->open(waves);
+        }
+#endif
+        model_->rst = 1;
+        cycle();
+        cycle();
+        model_->rst = 0;
+    }
+    ~Simulation() {
+#if KVTQ_TRACE
+        if (trace_) trace_->close();
+#endif
+        model_->final();
+    }
+
+    void run(Run& run) {
+        auto& m = *model_;
+        Stalls stalls{run.seed};
+        Source<decltype(m.PORT(job, payload))> job{run.job, run.segments, run.words[0], run.stall[0]};
+        Source<decltype(m.PORT(query, payload))> query{run.query, run.segments, run.words[1],
+                                                 run.stall[1]};
+        Source<decltype(m.PORT(keys, payload))> keys{run.keys, run.segments, run.words[2], run.stall[2]};
+        Source<decltype(m.PORT(values, payload))> values{run.values, run.segments, run.words[3],
+                                                   run.stall[3]};
+        // A few cycles beyond the last output catch what the engine should not have sent.
+        constexpr uint64_t kWatch = 64;
+        uint64_t watched = 0;
+        run.received = 0;
+        for (run.cycles = 0; run.cycles < run.cycle_limit && watched < kWatch; ++run.cycles) {
+            job.offer(m.PORT(job, payload), m.PORT(job, valid), stalls);
+            query.offer(m.PORT(query, payload), m.PORT(query, valid), stalls);
+            keys.offer(m.PORT(keys, payload), m.PORT(keys, valid), stalls);
+            values.offer(m.PORT(values, payload), m.PORT(values, valid), stalls);
+            m.PORT(output, ready) = !stalls.wait(run.stall[4]);
+            m.eval();
+            const bool job_taken = m.PORT(job, valid) && m.PORT(job, ready);
+            const bool query_taken = m.PORT(query, valid) && m.PORT(query, ready);
+            const bool key_taken = m.PORT(keys, valid) && m.PORT(keys, ready);
+            const bool value_taken = m.PORT(values, valid) && m.PORT(values, ready);
+            if (m.PORT(output, valid) && m.PORT(output, ready)) {
+                if (run.received < run.output_count)
+                    store(m.PORT(output, payload), run.output + run.received * run.words[4]);
+                ++run.received;
+            }
+            cycle();
+            if (job_taken) job.taken();
+            if (query_taken) query.taken();
+            if (key_taken) keys.taken();
+            if (value_taken) values.taken();
+            if (run.received >= run.output_count) ++watched;
+        }
+        m.PORT(job, valid) = m.PORT(query, valid) = m.PORT(keys, valid) = m.PORT(values, valid) = 0;
+        m.PORT(output, ready) = 0;
+        run.unsent = job.left() + query.left() + keys.left() + values.left();
+        store(m.counters, run.counters);
+    }
+
+private:
+    void cycle() {
+        model_->clk = 1;
+        model_->eval();
+        dump();
+        model_->clk = 0;
+        model_->eval();
+        dump();
+    }
+    void dump() {
+        context_.timeInc(5);
+#if KVTQ_TRACE
+        if (trace_) trace_->dump(context_.time());
+#endif
+    }
+    VerilatedContext context_;
+    std::unique_ptr<Vkvtq_engine> model_;
+#if KVTQ_TRACE
+    std::unique_ptr<VerilatedVcdC> trace_;
+#endif
+};
+
+}  // namespace
+
+extern "C" {
+
+// Create a simulation, reset; waves are written to the file unless it is null.
+void* kvtq_open(const char* waves) { return new Simulation{waves}; }
+void kvtq_run(void* simulation, Run* run) { static_cast<Simulation*>(simulation)->run(*run); }
+void kvtq_close(void* simulation) { delete static_cast<Simulation*>(simulation); }
+}

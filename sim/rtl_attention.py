@@ -1,0 +1,123 @@
+"""A model's attention on the RTL: the verilated engine as a backend of `golden.attention`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+
+from golden.backends import AttentionJob
+from golden.cache import TernaryCacheLayer
+from golden.engine import Attention
+from golden.planes import Planes
+from kvtq_hw.config import EngineConfig
+from sim.slices import SliceBuffer
+from sim.verilated import Job, VerilatedEngine
+
+__all__ = ["RtlBackend"]
+
+
+@dataclass
+class _HeadMemory:
+    """One KV head's cache in the form that the engine's streams take."""
+
+    keys: SliceBuffer
+    values: SliceBuffer
+    value_exponent: int = 0
+
+
+@dataclass
+class _LayerMemory:
+    """One layer's KV heads, and the state of the cache layer that they mirror."""
+
+    heads: list[_HeadMemory]
+    revision: int = 0
+    tokens: int = 0
+
+
+class RtlBackend:
+    """Computes decode steps on the verilated engine, one job for each KV head.
+
+    Queries are quantized by the job; planes are packed for the streams once, when their token is
+    new. Give it to `golden.backends.SplitBackend` as the backend of decode steps.
+
+    Parameters
+    ----------
+    config : the configuration of the engine and of the cache
+
+    Attributes
+    ----------
+    cycles : clock cycles with a job in flight
+    bound_cycles : slices streamed: the cycles that an engine with one slice a cycle needs at least
+    jobs : KV heads attended
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._engine = VerilatedEngine(config)
+        self._layers: WeakKeyDictionary[TernaryCacheLayer, _LayerMemory] = WeakKeyDictionary()
+        self.cycles = 0
+        self.bound_cycles = 0
+        self.jobs = 0
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Run one layer's KV heads back to back.
+
+        Raises
+        ------
+        ValueError
+            When the job is not a decode step of one sequence.
+        """
+        if not job.is_decode_step:
+            raise ValueError("the engine computes decode steps of one sequence only")
+        memory = self._updated(job.cache)
+        values = job.queries.values[0, :, :, 0]  # [kv_heads, G, D]
+        exponents = job.queries.exponent[0, :, :, 0]
+        run = self._engine.run(
+            [
+                Job(
+                    queries=values[index].numpy(),
+                    query_exponent=exponents[index].numpy(),
+                    value_exponent=head.value_exponent,
+                    keys=head.keys,
+                    values=head.values,
+                )
+                for index, head in enumerate(memory.heads)
+            ]
+        )
+        self.cycles += run.cycles
+        self.bound_cycles += run.counters["key_slices"] + run.counters["value_slices"]
+        self.jobs += len(memory.heads)
+        config = self._engine.config
+        fraction = config.scale_bias + config.output_fraction_bits
+        exponent = torch.tensor([head.value_exponent - fraction for head in memory.heads])
+        return Attention(
+            torch.from_numpy(run.outputs.copy())[None, :, :, None],
+            exponent[None, :, None],
+            torch.tensor(run.counters["saturated_scores"]),
+        )
+
+    def _updated(self, layer: TernaryCacheLayer) -> _LayerMemory:
+        """The layer's memory, with the tokens that are new since the last call."""
+        config = self._engine.config
+        memory = self._layers.get(layer)
+        if memory is None or memory.revision != layer.revision:
+            kv_heads = layer.key_planes(layer.get_seq_length()).trits.shape[1]
+            heads = [
+                _HeadMemory(SliceBuffer(config, "key"), SliceBuffer(config, "value"))
+                for _ in range(kv_heads)
+            ]
+            memory = self._layers[layer] = _LayerMemory(heads, layer.revision)
+        keys, values = layer.key_planes(memory.tokens), layer.value_planes(memory.tokens)
+        for index, head in enumerate(memory.heads):
+            head.keys.append(_one_head(keys, index))
+            head.values.append(_one_head(values, index))
+            exponents = torch.where(values.unit[0, index], values.exponent[0, index], 0)
+            head.value_exponent = max(head.value_exponent, int(exponents.max()))
+        memory.tokens = layer.get_seq_length()
+        return memory
+
+
+def _one_head(planes: Planes, index: int) -> Planes:
+    """Planes [T, P, D] of one KV head of the only sequence."""
+    return planes.map_tokens(lambda x, axis: x[0, index])

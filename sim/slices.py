@@ -1,0 +1,107 @@
+"""Planes as the slices that the engine's `keys` and `values` streams carry, ready to send."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from golden.planes import Planes
+from kvtq_hw.config import EngineConfig
+from rtl.layouts import plane_slice_layout
+from sim.words import pack_words, words_of
+
+__all__ = ["SliceBuffer"]
+
+
+class SliceBuffer:
+    """An append-only sequence of packed plane slices: one KV head's keys or values.
+
+    Slices are packed once, when their token arrives, and stay where they are; capacity doubles.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    kind : "key" sends a run's most significant plane first, "value" its unit plane first
+    """
+
+    def __init__(self, config: EngineConfig, kind: Literal["key", "value"]) -> None:
+        if kind not in ("key", "value"):
+            raise ValueError(f"kind must be 'key' or 'value', not {kind!r}")
+        self._config = config
+        self._kind = kind
+        self._layout = plane_slice_layout(config)
+        self._buffer = np.zeros((64, words_of(self._layout)), np.uint32)
+        self._ends: list[int] = []
+
+    @property
+    def tokens(self) -> int:
+        """Vectors appended so far."""
+        return len(self._ends)
+
+    @property
+    def words(self) -> NDArray[np.uint32]:
+        """All slices in stream order, uint32 [slices, words]."""
+        return self._buffer[: self._ends[-1] if self._ends else 0]
+
+    def block_slices(self) -> list[int]:
+        """Slices in each block of tokens, as `kvtq_hw.cycle_model.job_cycles` takes them."""
+        ends = [0, *self._ends[self._config.block - 1 :: self._config.block]]
+        if self.tokens % self._config.block:
+            ends.append(self._ends[-1])
+        return np.diff(ends).tolist()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._ends.clear()
+
+    def append(self, planes: Planes, digits: NDArray[np.int64] | None = None) -> None:
+        """Append vectors.
+
+        Parameters
+        ----------
+        planes : Planes without batch axes, trits [n, P, D]
+        digits : planes of each vector that are sent, [n]; all P when None
+        """
+        config = self._config
+        trits = planes.trits.numpy()
+        count, depth, dim = trits.shape
+        if dim != config.head_dim:
+            raise ValueError(f"trits have {dim} elements, must be head_dim = {config.head_dim}")
+        if depth > config.max_planes:
+            raise ValueError(f"trits have {depth} planes, at most max_planes = {config.max_planes}")
+        unit = planes.unit.numpy()
+        sent = np.full(count, depth) if digits is None else np.asarray(digits)
+        position = np.arange(depth)
+        absent = position >= sent[:, None]
+
+        within = -position if self._kind == "key" else position
+        run = np.cumsum(unit, axis=-1)
+        order = np.argsort(run * 2 * depth + within + absent * 4 * depth * depth, axis=-1)
+
+        def arrange(field: NDArray[np.generic]) -> NDArray[np.generic]:
+            """The sent planes in stream order, each repeated for its slices."""
+            rows = np.take_along_axis(field, order, axis=-1)[~absent]
+            return rows.repeat(config.slices)
+
+        ordered = np.take_along_axis(trits, order[..., None], axis=-2)[~absent]
+        lanes = ordered.reshape(-1, config.lanes)
+        words = pack_words(
+            self._layout,
+            {
+                "trits": {"nonzero": lanes != 0, "negative": lanes < 0},
+                "fraction": arrange(np.where(unit, planes.fraction.numpy(), 0)),
+                "exponent": arrange(np.where(unit, planes.exponent.numpy(), 0)),
+                "unit": arrange(unit),
+                "last": (position == sent[:, None] - 1)[~absent].repeat(config.slices),
+            },
+        )
+        start = len(self.words)
+        needed = start + len(words)
+        if needed > len(self._buffer):
+            grown = np.zeros((max(needed, 2 * len(self._buffer)), words.shape[1]), np.uint32)
+            grown[:start] = self._buffer[:start]
+            self._buffer = grown
+        self._buffer[start:needed] = words
+        self._ends += (start + np.cumsum(sent) * config.slices).tolist()

@@ -1,0 +1,84 @@
+"""The cycle model, against the counter of the verilated engine."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvtq_hw.config import EngineConfig, config_from_fields, load_config
+from kvtq_hw.cycle_model import bound_cycles, job_cycles, uniform_job_cycles
+from rtl.plane_scaler import PlaneScaler
+from rtl.select_add import SelectAdd
+from sim.cases import random_case
+from sim.verilated import VerilatedEngine
+
+TINY = load_config("tiny")
+
+
+def variant(**fields: object) -> EngineConfig:
+    return config_from_fields({**TINY.model_dump(), **fields})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        variant(lanes=8),
+        variant(lanes=2, block=8),
+        variant(head_dim=24, lanes=12, query_group=1),
+        variant(lanes=8, scale_fraction_bits=0, max_context=32, output_fraction_bits=9),
+    ],
+    ids=lambda c: f"D{c.head_dim}-L{c.lanes}-B{c.block}-R{c.reciprocal_bits}",
+)
+def test_uniform_digits(config: EngineConfig) -> None:
+    """Every number of tokens around block boundaries, every pair of digits from few to most."""
+    with VerilatedEngine(config) as engine:
+        for tokens in (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 32):
+            for key_planes, value_planes in ((1, 1), (3, 2), (1, 5), (5, 1), (2, 4)):
+                case = random_case(tokens, config, [key_planes] * tokens, [value_planes] * tokens)
+                cycles = engine.run([case.job]).cycles
+                model = uniform_job_cycles(config, tokens, key_planes, value_planes)
+                assert cycles == model, (tokens, key_planes, value_planes)
+                assert cycles > bound_cycles(config, tokens, key_planes, value_planes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_mixed_digits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    config = variant(lanes=8)
+    tokens = int(rng.integers(1, 40))
+    case = random_case(seed, config, rng.integers(1, 6, tokens), rng.integers(1, 6, tokens))
+    with VerilatedEngine(config) as engine:
+        cycles = engine.run([case.job]).cycles
+    assert cycles == job_cycles(
+        config, case.job.keys.block_slices(), case.job.values.block_slices()
+    )
+
+
+def test_steady_state_of_the_smollm2_engine() -> None:
+    """At 1024 tokens the engine takes at most 5 % more cycles than one slice a cycle needs."""
+    config = load_config("smollm2")
+    case = random_case(0, config, [3] * 1024, [2] * 1024, code="balanced")
+    with VerilatedEngine(config) as engine:
+        run = engine.run([case.job])
+    np.testing.assert_array_equal(run.outputs[0], case.expected)
+    assert run.cycles == uniform_job_cycles(config, 1024, 3, 2)
+    assert 1024 * 5 < run.cycles <= 1.05 * bound_cycles(config, 1024, 3, 2)
+
+
+def test_latencies_are_those_of_the_blocks() -> None:
+    """Lengthening a block must not be forgotten here: one token's cycles hold every latency."""
+    for config in (TINY, load_config("smollm2"), load_config("llama3-8b")):
+        path = SelectAdd(config).latency + PlaneScaler.LATENCY
+        path += 7  # scores to weights
+        slices = config.slices
+        expected = 1 + config.head_dim + slices + path + slices
+        expected += config.reciprocal_bits + 4 + config.head_dim + 2
+        assert uniform_job_cycles(config, 1, 1, 1) == expected
+
+
+@pytest.mark.parametrize(("keys", "values"), [([], []), ([4], []), ([4, 4], [4])])
+def test_refusals(keys: list[int], values: list[int]) -> None:
+    message = f"{len(keys)} key and {len(values)} value blocks; need as many, at least 1"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        job_cycles(TINY, keys, values)
