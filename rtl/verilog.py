@@ -82,6 +82,8 @@ def emit_rtlil(component: wiring.Component, name: str) -> str:
             )
         return f"{keyword} \\{renamed}"
 
+    # Verilog knows no wire without bits: such a port of the top module would come out with two
+    text = re.sub(r"^(  wire width 0) (?:input|output) \d+ ", r"\1 ", text, flags=re.MULTILINE)
     return _MODULE_NAME.sub(rename, text)
 
 

@@ -1,0 +1,52 @@
+"""Configurations that every bench runs with, and how a test runs one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kvtq_hw.config import EngineConfig, load_config
+from sim.runner import run_bench
+
+TINY = load_config("tiny")
+
+CONFIGS = {
+    # two slices a plane
+    "tiny": TINY,
+    # one slice a plane
+    "full-width": TINY.model_copy(update={"name": "full-width", "lanes": TINY.head_dim}),
+    # power-of-two scales: no multiplier on a token's path
+    "power-of-two": TINY.model_copy(update={"name": "power-of-two", "scale_fraction_bits": 0}),
+    # one head, widths that are no multiples of anything, an adder tree with odd terms
+    "odd": EngineConfig(
+        name="odd",
+        head_dim=12,
+        query_group=1,
+        lanes=6,
+        query_bits=9,
+        score_bits=17,
+        score_fraction_bits=4,
+        weight_bits=11,
+        output_fraction_bits=9,
+        scale_fraction_bits=1,
+        scale_exponent_bits=4,
+        max_planes=3,
+        block=4,
+        max_context=32,
+    ),
+    # what decoding runs on
+    "smollm2": load_config("smollm2"),
+}
+
+#: Build cache of the tests, shared by parallel workers.
+FOLDER = Path(__file__).resolve().parent.parent / "build" / "sim"
+
+every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def check_bench(block: str, config: EngineConfig, simulator: str, seed: int = 1) -> None:
+    """Run a block's bench; every cocotb test must pass."""
+    result = run_bench(block, config, simulator, seed=seed, folder=FOLDER)
+    failures = "\n".join(f"{test.name}: {test.message}" for test in result.failed)
+    assert not result.failed, f"{failures}\nlog: {result.log}"

@@ -1,0 +1,12 @@
+"""The bench of the query buffer, on both simulators."""
+
+from __future__ import annotations
+
+from bench_matrix import check_bench, every_config
+
+from kvtq_hw.config import EngineConfig
+
+
+@every_config
+def test_bench(config: EngineConfig, simulator: str) -> None:
+    check_bench("query_buffer", config, simulator)
