@@ -21,7 +21,7 @@ _NORMALIZER = 2
 
 
 def bound_cycles(config: EngineConfig, tokens: int, key_planes: int, value_planes: int) -> int:
-    """The bound that no engine with one plane slice a cycle can beat: T (N_k + N_v) ceil(D / lanes)."""
+    """Cycles at one plane slice a cycle, which none can beat: T (N_k + N_v) ceil(D / lanes)."""
     return tokens * (key_planes + value_planes) * config.slices
 
 
@@ -38,9 +38,7 @@ def uniform_job_cycles(
     )
 
 
-def job_cycles(
-    config: EngineConfig, key_slices: Sequence[int], value_slices: Sequence[int]
-) -> int:
+def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Sequence[int]) -> int:
     """Cycles from a job's transfer to its last output's, both included.
 
     With k_i and v_i slices in key and value block i, i = 0 .. n::
