@@ -150,6 +150,6 @@ def load_or_calibrate(language_model: LanguageModel) -> Calibration:
     path = folder / f"{language_model.fingerprint[:16]}-{key}.safetensors"
     if path.is_file():
         return load_calibration(path, language_model)
-    calibration = calibrate(language_model, text)
+    calibration = calibrate(language_model, text, DEFAULT_TOKENS)
     save_calibration(calibration, path)
     return calibration

@@ -17,7 +17,7 @@ def tiny_model(seed: int = 0, *, head_dim: int = 8, query_group: int = 2) -> Lan
     """Two layers, two KV heads; random weights large enough that every token matters."""
     config = LlamaConfig(
         vocab_size=128,
-        hidden_size=32,
+        hidden_size=16 * query_group,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2 * query_group,

@@ -1,0 +1,119 @@
+"""Calibration: the centres are mean keys, and a file serves only the model it was made for."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_model import prompt, tiny_model
+from transformers import DynamicCache
+
+from golden import calibration as module
+from golden.calibration import (
+    calibrate,
+    calibration_text,
+    load_calibration,
+    load_or_calibrate,
+    save_calibration,
+)
+from kvtq_hw.errors import UserError
+
+TEXT = prompt(80, seed=7)
+
+
+def test_centres_are_the_mean_keys():
+    language_model = tiny_model()
+    found = calibrate(language_model, TEXT, tokens=50)
+    assert found.key_centres.shape == (2, 2, 8)
+    cache = DynamicCache()
+    ids = language_model.tokenizer(TEXT, return_tensors="pt").input_ids[:, :50]
+    language_model.model(ids, past_key_values=cache)
+    for layer, centres in zip(cache.layers, found.key_centres, strict=True):
+        torch.testing.assert_close(centres, layer.keys[0].mean(-2))
+
+
+def test_a_file_gives_back_what_was_saved(tmp_path):
+    language_model = tiny_model()
+    path = tmp_path / "new" / "calibration.safetensors"
+    saved = calibrate(language_model, TEXT, tokens=50)
+    save_calibration(saved, path)
+    save_calibration(saved, path)
+    loaded = load_calibration(path, language_model)
+    assert torch.equal(loaded.key_centres, saved.key_centres)
+    for field in ("model_name", "model_fingerprint", "tokens", "text_digest"):
+        assert getattr(loaded, field) == getattr(saved, field)
+    assert loaded.tokens == 50
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_file_of_another_model_is_refused(tmp_path):
+    path = tmp_path / "calibration.safetensors"
+    save_calibration(calibrate(tiny_model(seed=0), TEXT, tokens=50), path)
+    other = tiny_model(seed=1)
+    with pytest.raises(UserError) as caught:
+        load_calibration(path, other)
+    message = str(caught.value)
+    assert f"calibration file {str(path)!r}: made for model 'tiny', weights " in message
+    assert tiny_model(seed=0).fingerprint[:12] in message
+    assert other.fingerprint[:12] in message
+
+
+def test_one_changed_weight_changes_the_fingerprint():
+    language_model = tiny_model()
+    before = dataclasses.replace(language_model).fingerprint
+    with torch.no_grad():
+        language_model.model.model.layers[1].self_attn.k_proj.weight[0, 0] += 1e-3
+    assert language_model.fingerprint != before
+    assert tiny_model().fingerprint == before
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not safetensors", b"\xff" * 100])
+def test_files_that_are_no_calibration(tmp_path, content):
+    path = tmp_path / "calibration.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_calibration(path, tiny_model())
+    assert str(caught.value).startswith(f"calibration file {str(path)!r}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_safetensors_of_another_kind_are_refused(tmp_path: Path):
+    path = tmp_path / "weights.safetensors"
+    save_file({"key_centres": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 1 file$"):
+        load_calibration(path, tiny_model())
+
+
+def test_a_text_that_is_too_short():
+    with pytest.raises(
+        UserError, match=r"^calibration text has 80 tokens; allowed are texts of at"
+    ):
+        calibrate(tiny_model(), TEXT, tokens=81)
+
+
+def test_default_text_is_english_and_long_enough():
+    assert len(calibration_text()) > 20 * module.DEFAULT_TOKENS
+    assert "The Python" in calibration_text()
+
+
+def test_default_calibration_is_measured_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setattr(module, "calibration_text", lambda: TEXT)
+    monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
+    calls = []
+    measure = module.calibrate
+    monkeypatch.setattr(
+        module, "calibrate", lambda *arguments: calls.append(1) or measure(*arguments)
+    )
+    language_model = tiny_model()
+    first = load_or_calibrate(language_model)
+    second = load_or_calibrate(language_model)
+    assert len(calls) == 1
+    assert first.tokens == 60
+    assert torch.equal(first.key_centres, second.key_centres)
+    load_or_calibrate(tiny_model(seed=1))
+    assert len(calls) == 2

@@ -1,0 +1,283 @@
+"""Decoding through `generate()`, and the command line around it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_models import smollm2_wheel  # noqa: F401  a fixture
+from tiny_model import prompt, save_tiny_model, tiny_model
+
+from golden import calibration
+from golden.backends import AttentionJob, GoldenBackend
+from golden.calibration import calibrate
+from golden.decoding import decode, decode_unquantized, make_cache
+from golden.engine import Attention
+from kvtq_hw.cli import run
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import load_config
+from kvtq_hw.cycle_model import bound_cycles
+from kvtq_hw.errors import UserError
+from kvtq_hw.flows.decode import DEFAULT_PROMPT
+
+TINY = load_config("tiny")
+CODE = CacheCode("balanced", 3, 2)
+PROMPT = prompt(9, seed=2)
+
+
+def test_greedy_decoding_is_the_argmax_step_by_step():
+    language_model = tiny_model()
+    measured = calibrate(language_model, prompt(60), tokens=50)
+    cache = make_cache(TINY, CODE, "absmean", measured, GoldenBackend())
+    seen = []
+    decoded = decode(language_model, PROMPT, 12, cache, seen.append)
+    assert len(decoded.tokens) == 12
+    assert decoded.steps == 11
+    assert decoded.context == 9 + 11 == cache.get_seq_length()
+    assert decoded.text == language_model.tokenizer.decode(decoded.tokens)
+    assert [len(entry.tokens) for entry in seen] == list(range(1, 13))
+    assert seen[-1] == decoded
+    assert decoded.tokens_per_second == 11 / decoded.seconds
+
+    # the same by hand, on a second cache
+    again = make_cache(TINY, CODE, "absmean", measured, GoldenBackend())
+    ids = torch.tensor([decoded.prompt_tokens])
+    language_model.model.set_attn_implementation("kvtq_ternary")
+    tokens = []
+    with torch.inference_mode():
+        for _ in range(12):
+            ids = language_model.model(ids, past_key_values=again).logits[:, -1:].argmax(-1)
+            tokens.append(ids.item())
+    assert tuple(tokens) == decoded.tokens
+
+
+def test_decoding_leaves_the_model_as_it_was():
+    language_model = tiny_model()
+    before = language_model.model(torch.tensor([[5, 6, 7]])).logits
+    measured = calibrate(language_model, prompt(60), tokens=50)
+    decode(language_model, PROMPT, 3, make_cache(TINY, CODE, "max", measured, GoldenBackend()))
+    assert torch.equal(language_model.model(torch.tensor([[5, 6, 7]])).logits, before)
+
+
+def test_unquantized_decoding_is_generate():
+    language_model = tiny_model()
+    inputs = language_model.tokenizer(PROMPT, return_tensors="pt")
+    expected = language_model.model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    assert decode_unquantized(language_model, PROMPT, 8).tokens == tuple(expected[0, 9:].tolist())
+
+
+def test_prompts_that_do_not_fit():
+    language_model = tiny_model()
+    measured = calibrate(language_model, prompt(60), tokens=50)
+
+    def attempt(words: int, new_tokens: int) -> None:
+        cache = make_cache(TINY, CODE, "max", measured, GoldenBackend())
+        decode(language_model, prompt(words) if words else "", new_tokens, cache)
+
+    attempt(62, 3)  # 62 + 2 tokens are read: exactly max_context
+    with pytest.raises(UserError) as caught:
+        attempt(62, 4)
+    assert str(caught.value) == (
+        "prompt: 62 tokens and 4 new ones need a context of 65; allowed is at most max_context = 64"
+    )
+    with pytest.raises(UserError, match="allowed is at most the model's positions, 256"):
+        decode_unquantized(language_model, prompt(250), 10)
+    with pytest.raises(
+        UserError, match=r"^prompt: '' has no tokens; allowed are prompts of at lea"
+    ):
+        attempt(0, 3)
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny_folder(tmp_path, monkeypatch) -> Path:
+    """A tiny model in a folder, calibrated on a short text; the working folder is temporary."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(calibration, "calibration_text", lambda: prompt(80, seed=7))
+    monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
+    return save_tiny_model(tmp_path / "model")
+
+
+def arguments(folder: Path, *more: str) -> list[str]:
+    return ["decode", "--preset", "tiny", "--model", str(folder), "--prompt", PROMPT, *more]
+
+
+class EngineDouble:
+    """What the flow needs of the RTL's backend, computed by the golden model.
+
+    It stands in for the engine to test the flow around it; the engine itself has its own tests.
+    """
+
+    wrong_from: int | None = None
+
+    def __init__(self, config) -> None:
+        self.config = config
+        self.cycles = 0
+
+    def attend(self, job: AttentionJob) -> Attention:
+        result = GoldenBackend().attend(job)
+        self.cycles += 1000
+        if self.wrong_from is not None and job.cache.get_seq_length() >= self.wrong_from:
+            result.values[0, 1, 1, 0, 3] += 1
+        return result
+
+
+@pytest.fixture
+def engine(monkeypatch) -> type[EngineDouble]:
+    class Engine(EngineDouble):
+        pass
+
+    module = types.ModuleType("sim.rtl_attention")
+    module.RtlBackend = Engine
+    monkeypatch.setitem(sys.modules, "sim.rtl_attention", module)
+    return Engine
+
+
+def test_command_on_the_golden_backend(tiny_folder, capsys):
+    assert run(arguments(tiny_folder, "--max-new-tokens", "6", "--json", "report.json")) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert report["text"] == tiny_model().tokenizer.decode(report["tokens"])
+    assert len(report["tokens"]) == 6
+    assert report["context"] == 14
+    assert report["preset"] == "tiny"
+    assert report["code"] == "balanced:3/2"
+    assert report["scale"] == "absmean"
+    assert report["bits_per_element"] == (3 * 2 + 2 * 2 + 2) * 8 / 16
+    assert report["tokens_per_second"] > 0
+    assert report["outputs_compared"] == report["mismatches"] == 0
+    for field in ("tokens_identical", "rtl_cycles", "bound_cycles", "float_error_max"):
+        assert report[field] is None
+    assert report["text"].split()[0] in capsys.readouterr().out
+
+
+def test_command_on_the_rtl_backend(tiny_folder, engine, capsys):
+    options = ["--backend", "rtl", "--max-new-tokens", "6", "--json", "report.json"]
+    assert run(arguments(tiny_folder, *options)) == 0
+    report = json.loads(Path("report.json").read_text())
+    jobs = 5 * 2 * 2  # steps, layers, KV heads
+    assert report["tokens_identical"] is True
+    assert report["outputs_compared"] == jobs * 2 * 8
+    assert report["mismatches"] == 0
+    assert report["rtl_cycles"] == 5 * 2 * 1000
+    bound = sum(bound_cycles(TINY, tokens, 3, 2) for tokens in range(10, 15))
+    assert report["bound_cycles"] == 2 * 2 * bound
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "identical to those of the golden model alone" in printed
+    assert f"compared {jobs * 16} outputs with the golden model, 0 differ" in printed
+
+
+def test_command_without_checking(tiny_folder, engine):
+    options = ["--backend", "rtl", "--no-check", "--max-new-tokens", "4", "--json", "report.json"]
+    assert run(arguments(tiny_folder, *options)) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert report["tokens_identical"] is None
+    assert report["outputs_compared"] == 0
+    assert report["rtl_cycles"] == 3 * 2 * 1000
+
+
+def test_command_fails_where_the_rtl_differs(tiny_folder, engine, capsys):
+    engine.wrong_from = 12
+    options = ["--backend", "rtl", "--max-new-tokens", "6", "--json", "report.json"]
+    assert run(arguments(tiny_folder, *options)) == 1
+    report = json.loads(Path("report.json").read_text())
+    assert report["mismatches"] == 1
+    assert report["tokens_identical"] is None
+    assert len(report["tokens"]) == 3  # the steps at contexts 10 and 11 were right
+    error = capsys.readouterr().err
+    assert error.startswith(
+        "kvtq-hw: error: the RTL differs from the golden model: layer 0, query head 3 (KV head 1), "
+        "token 11, dimension 3: "
+    )
+    (saved,) = Path("build/mismatch").iterdir()
+    assert str(saved) in error
+    with safe_open(saved, framework="pt") as file:
+        assert file.get_tensor("keys.trits").shape == (1, 2, 12, 3, 8)
+
+
+def test_command_fails_where_the_tokens_differ(tiny_folder, engine, monkeypatch, capsys):
+    """The second run is a run of its own: change it, and the report says so."""
+    from golden import decoding
+
+    real = decoding.decode
+    runs = []
+
+    def other_prompt_the_second_time(language_model, text, *rest):
+        runs.append(text)
+        return real(language_model, text if len(runs) == 1 else prompt(9, seed=5), *rest)
+
+    monkeypatch.setattr(decoding, "decode", other_prompt_the_second_time)
+    options = ["--backend", "rtl", "--max-new-tokens", "6", "--json", "report.json"]
+    assert run(arguments(tiny_folder, *options)) == 1
+    assert json.loads(Path("report.json").read_text())["tokens_identical"] is False
+    assert "the golden model alone continues differently" in capsys.readouterr().err
+
+
+def test_command_on_the_float_backend_and_unquantized(tiny_folder):
+    more = ["--max-new-tokens", "4", "--json", "report.json"]
+    assert run(arguments(tiny_folder, "--backend", "float", *more)) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert 0 < report["float_error_rms"] < 0.1
+    assert report["float_error_max"] > 0
+    assert run(arguments(tiny_folder, "--backend", "unquantized", *more)) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert report["code"] is report["scale"] is report["bits_per_element"] is None
+
+
+def test_residual_code_takes_the_papers_scale(tiny_folder):
+    more = ["--code", "residual:4/3", "--max-new-tokens", "2", "--json", "report.json"]
+    assert run(arguments(tiny_folder, *more)) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert (report["code"], report["scale"]) == ("residual:4/3", "max")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "huge"], "preset: 'huge' is unknown; allowed are llama3-8b, smollm2, tiny"),
+        (["--preset", "smollm2"], "preset 'smollm2' has head_dim 64, model"),
+        (["--code", "balanced:9/2"], "code: 'balanced:9/2' is not a cache code; allowed are"),
+        (["--model", "gone.gguf"], "model file 'gone.gguf': no such file"),
+        (
+            ["--max-new-tokens", "57"],
+            "9 tokens and 57 new ones need a context of 65; allowed is at",
+        ),
+        (["--max-new-tokens", "0"], "0 is not in the range x>=1"),
+        (["--prompt", ""], "prompt: '' has no tokens"),
+        (["--json", "gone/report.json"], "--json: 'gone' is not a folder"),
+        (["--backend", "fpga"], "'fpga' is not one of 'rtl', 'golden', 'float', 'unquantized'"),
+    ],
+)
+def test_bad_input_is_one_line(tiny_folder, capsys, options, message):
+    assert run(arguments(tiny_folder, *options)) != 0
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert "Traceback" not in captured.err
+
+
+def test_a_code_with_more_digits_than_the_engine(tiny_folder, capsys):
+    Path("narrow.toml").write_text(
+        'name = "narrow"\nhead_dim = 8\nquery_group = 2\nlanes = 4\nmax_planes = 2\n'
+    )
+    assert run(arguments(tiny_folder, "--preset", "narrow.toml")) == 1
+    assert "'balanced:3/2' has more digits than configuration 'narrow' allows, max_planes = 2" in (
+        capsys.readouterr().err
+    )
+
+
+@pytest.mark.parametrize("code", ["balanced:3/2", "residual:4/3"])
+def test_smollm2_writes_english(smollm2_wheel, tmp_path, code):  # noqa: F811
+    report_file = tmp_path / "report.json"
+    options = ["--code", code, "--max-new-tokens", "8", "--json", str(report_file)]
+    assert run(["decode", *options]) == 0
+    report = json.loads(report_file.read_text())
+    assert report["prompt"] == DEFAULT_PROMPT
+    assert report["text"].startswith(" paint. She had a passion for")
