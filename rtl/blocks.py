@@ -15,7 +15,7 @@ from amaranth.lib import wiring
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 
-__all__ = ["BLOCKS", "create_block", "module_name"]
+__all__ = ["BLOCKS", "check_block", "create_block", "module_name"]
 
 #: All blocks, in the order of the data; the engine composes the others.
 BLOCKS = (
@@ -31,10 +31,15 @@ BLOCKS = (
 )
 
 
-def create_block(name: str, config: EngineConfig) -> wiring.Component:
-    """Construct a block; raises `UserError` for a name that is not in `BLOCKS`."""
+def check_block(name: str) -> None:
+    """Raise `UserError` for a name that is not in `BLOCKS`."""
     if name not in BLOCKS:
         raise UserError(f"block: {name!r} is unknown; allowed are {', '.join(BLOCKS)}")
+
+
+def create_block(name: str, config: EngineConfig) -> wiring.Component:
+    """Construct a block; raises `UserError` for a name that is not in `BLOCKS`."""
+    check_block(name)
     block = getattr(importlib.import_module(f"rtl.{name}"), name.title().replace("_", ""))
     return block(config)
 

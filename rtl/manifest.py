@@ -1,0 +1,109 @@
+"""The manifest that goes with generated Verilog: ports, payload fields, widths and latencies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Shape, ShapeLike
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import Flow
+
+from kvtq_hw.config import EngineConfig
+from rtl.blocks import create_block
+from rtl.verilog import generator_version
+
+__all__ = ["manifest"]
+
+
+def manifest(
+    component: wiring.Component, name: str, config: EngineConfig, files: list[str]
+) -> dict[str, Any]:
+    """Describe a generated engine, as plain values for JSON.
+
+    Keys: ``generator``, ``top``, ``configuration`` (every field), ``digest``, ``derived`` (every
+    width that follows from the configuration), ``clock``, ``reset``, ``ports``, ``streams``,
+    ``signals`` (ports that are no streams), ``latencies`` in cycles, ``files``. Fields of a payload
+    have ``offset`` and ``width`` in bits, counted from the least significant bit.
+    """
+    ports = [
+        {"name": "clk", "direction": "in", "width": 1},
+        {"name": "rst", "direction": "in", "width": 1},
+    ]
+    for path, member, _ in component.signature.flatten(component):
+        width = Shape.cast(member.shape).width
+        if width:
+            ports.append(
+                {
+                    "name": "__".join(map(str, path)),
+                    "direction": _direction(member.flow),
+                    "width": width,
+                }
+            )
+    streams, signals = [], []
+    for port, member in component.signature.members.items():
+        entry: dict[str, Any] = {"name": port, "direction": _direction(member.flow)}
+        if member.is_port:
+            if Shape.cast(member.shape).width:
+                signals.append(entry | _describe(member.shape))
+        elif isinstance(member.signature, stream.Signature):
+            payload = member.signature.members["payload"].shape
+            handshake = {part: f"{port}__{part}" for part in ("valid", "ready", "payload")}
+            streams.append(entry | handshake | _describe(payload))
+    return {
+        "generator": generator_version(),
+        "top": name,
+        "configuration": config.model_dump(),
+        "digest": config.digest(),
+        "derived": _derived(config),
+        "clock": {"port": "clk", "edge": "rising"},
+        "reset": {"port": "rst", "active": "high", "synchronous": True},
+        "ports": ports,
+        "streams": streams,
+        "signals": signals,
+        "latencies": _latencies(config),
+        "files": files,
+    }
+
+
+def _derived(config: EngineConfig) -> dict[str, int]:
+    """Every number that the configuration derives."""
+    names = [name for name, item in vars(EngineConfig).items() if isinstance(item, property)]
+    return {name: getattr(config, name) for name in names if not name.startswith("_")}
+
+
+def _latencies(config: EngineConfig) -> dict[str, int]:
+    """Cycles through each block, as the blocks' own documentation defines them."""
+    normalizer = create_block("normalizer", config)
+    return {
+        "select_add": create_block("select_add", config).latency,
+        "plane_scaler": create_block("plane_scaler", config).LATENCY,
+        "online_softmax": create_block("online_softmax", config).LATENCY,
+        "weight_scaler": create_block("weight_scaler", config).LATENCY,
+        "select_accumulate_add": 1,
+        "select_accumulate_rescale": 1 + config.slices * config.rescale_steps,
+        "normalizer_reciprocal": normalizer.reciprocal_latency,
+        "normalizer": normalizer.LATENCY,
+    }
+
+
+def _direction(flow: Flow) -> str:
+    return "in" if flow is Flow.In else "out"
+
+
+def _describe(shape: ShapeLike) -> dict[str, Any]:
+    """Width of a shape, and its fields, or its elements' shape and number."""
+    plain = Shape.cast(shape)
+    try:
+        layout = data.Layout.cast(shape)
+    except TypeError:
+        return {"width": plain.width, "signed": plain.signed}
+    if isinstance(layout, data.ArrayLayout):
+        return {
+            "width": plain.width,
+            "count": layout.length,
+            "element": _describe(layout.elem_shape),
+        }
+    fields = [
+        {"name": key, "offset": field.offset} | _describe(field.shape) for key, field in layout
+    ]
+    return {"width": plain.width, "fields": [field for field in fields if field["width"]]}
