@@ -42,13 +42,16 @@ def inverse_hadamard(y: Tensor) -> Tensor:
 
 
 def _walsh(x: Tensor) -> Tensor:
-    """Orthonormal Walsh-Hadamard transform of every block: log2(n) passes of butterflies."""
+    """Orthonormal Walsh-Hadamard transform of every block.
+
+    log2(n) equal passes: a butterfly over the lowest bit of the index, which then becomes the
+    highest. Sums are made in a fixed order, so a vector's result does not depend on its companions,
+    as that of a matrix product may.
+    """
     dim = x.shape[-1]
     size = dim & -dim
-    step = 1
-    while step < size:
-        pairs = x.unflatten(-1, (dim // (2 * step), 2, step))
-        low, high = pairs.unbind(-2)
-        x = torch.stack((low + high, low - high), -2).flatten(-3)
-        step *= 2
-    return x / math.sqrt(size)
+    x = x.unflatten(-1, (-1, size))
+    for _ in range(size.bit_length() - 1):
+        even, odd = x[..., 0::2], x[..., 1::2]
+        x = torch.cat((even + odd, even - odd), -1)
+    return x.flatten(-2) / math.sqrt(size)
