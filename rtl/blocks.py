@@ -14,8 +14,9 @@ from amaranth.lib import wiring
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from rtl.verilog import config_header, emit
 
-__all__ = ["BLOCKS", "check_block", "create_block", "module_name"]
+__all__ = ["BLOCKS", "check_block", "create_block", "emit_block", "module_name"]
 
 #: All blocks, in the order of the data; the engine composes the others.
 BLOCKS = (
@@ -42,6 +43,12 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     check_block(name)
     block = getattr(importlib.import_module(f"rtl.{name}"), name.title().replace("_", ""))
     return block(config)
+
+
+def emit_block(name: str, config: EngineConfig) -> str:
+    """Verilog of a block under its `module_name`, with a header that names the configuration."""
+    top = module_name(name)
+    return emit(create_block(name, config), top, config_header(top, config))
 
 
 def module_name(name: str) -> str:

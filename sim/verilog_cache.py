@@ -10,14 +10,14 @@ from pathlib import Path
 from filelock import FileLock
 
 from kvtq_hw.config import EngineConfig
-from rtl.blocks import create_block, module_name
-from rtl.verilog import config_header, emit, generator_version
+from rtl.blocks import emit_block, module_name
+from rtl.verilog import generator_version
 
 __all__ = ["cached_verilog"]
 
 
 def cached_verilog(block: str, config: EngineConfig, folder: Path) -> str:
-    """Verilog text of a block, as `rtl.verilog.emit` writes it, kept in `folder`.
+    """Verilog text of a block, as `rtl.blocks.emit_block` writes it, kept in `folder`.
 
     Emitting the engine takes many seconds; a cached text is used as long as the configuration, the
     sources of the `rtl` package, the configuration's own source and the tools are the same.
@@ -28,10 +28,8 @@ def cached_verilog(block: str, config: EngineConfig, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
-            top = module_name(block)
-            text = emit(create_block(block, config), top, config_header(top, config))
             partial = path.with_suffix(".partial")
-            partial.write_text(text, encoding="utf-8")
+            partial.write_text(emit_block(block, config), encoding="utf-8")
             partial.rename(path)
         return path.read_text(encoding="utf-8")
 

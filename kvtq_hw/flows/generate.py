@@ -24,23 +24,21 @@ def generate(config: EngineConfig, folder: Path) -> list[Path]:
     UserError
         The folder cannot be written.
     """
-    from rtl.blocks import create_block, module_name
+    from rtl.blocks import create_block, emit_block, module_name
     from rtl.manifest import manifest
-    from rtl.verilog import config_header, emit, lint_waivers
+    from rtl.verilog import lint_waivers
 
     top = module_name("engine")
-    engine = create_block("engine", config)
     files = [f"{top}.v", f"{top}.json", f"{top}.vlt"]
-    header = config_header(f"{top}: ternary KV-cache attention engine", config)
-    description = manifest(engine, top, config, files)
-    texts = (
-        emit(engine, top, header),
-        json.dumps(description, indent=2) + "\n",
-        lint_waivers(),
-    )
     paths = [folder / name for name in files]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        description = manifest(create_block("engine", config), top, config, files)
+        texts = (
+            emit_block("engine", config),
+            json.dumps(description, indent=2) + "\n",
+            lint_waivers(),
+        )
         for path, text in zip(paths, texts, strict=True):
             path.write_text(text, encoding="utf-8")
     except OSError as error:

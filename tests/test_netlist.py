@@ -1,0 +1,61 @@
+"""Multipliers in the synthesized netlist: by block, expected against found."""
+
+from __future__ import annotations
+
+import pytest
+from bench_matrix import FOLDER, every_config
+
+from kvtq_hw.config import EngineConfig, load_config
+from rtl import select_add
+from rtl.blocks import BLOCKS, create_block, module_name
+from rtl.netlist import count_multipliers, expected_multipliers
+from rtl.verilog import emit
+from sim.verilog_cache import cached_verilog
+
+TOP = module_name("engine")
+
+
+@every_config
+def test_multipliers_by_block(config: EngineConfig) -> None:
+    verilog = cached_verilog("engine", config, FOLDER / "verilog")
+    assert count_multipliers(verilog, TOP) == expected_multipliers(config)
+
+
+def test_expected_numbers() -> None:
+    smollm2 = load_config("smollm2")
+    scaled = expected_multipliers(smollm2)
+    shifted = expected_multipliers(smollm2.model_copy(update={"scale_fraction_bits": 0}))
+    assert {name: number for name, number in scaled.items() if number} == {
+        "plane_scaler": 3,
+        "weight_scaler": 3,
+        "normalizer": 3,
+    }
+    assert {name: number for name, number in shifted.items() if number} == {"normalizer": 3}
+
+
+def test_a_multiplier_in_a_lane_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check itself: multiply in each lane of one head, and as many more are counted."""
+    config = load_config("tiny")
+    monkeypatch.setattr(select_add, "select", lambda trit, value: value * trit.as_value())
+    counts = count_multipliers(emit(create_block("engine", config), TOP, ""), TOP)
+    expected = expected_multipliers(config)
+    expected["select_add"] = config.lanes * config.query_group
+    assert counts == expected
+
+
+def test_a_module_of_no_block_is_refused() -> None:
+    verilog = (
+        "module kvtq_engine(input a, output y); other x(.a(a), .y(y)); endmodule\n"
+        "module other(input a, output y); assign y = ~a; endmodule\n"
+    )
+    with pytest.raises(ValueError, match=r"^module 'other' belongs to none of the blocks query_"):
+        count_multipliers(verilog, TOP)
+
+
+def test_constant_powers_of_two_are_no_multipliers() -> None:
+    verilog = (
+        "module kvtq_engine(input [7:0] a, input [7:0] b, output [15:0] x, y, z);"
+        "assign x = a * 8'd16; assign y = a * 8'd7; assign z = a * b; endmodule"
+    )
+    counts = count_multipliers(verilog, TOP)
+    assert counts == dict.fromkeys(BLOCKS, 0) | {"engine": 2}
