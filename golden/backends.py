@@ -154,6 +154,8 @@ class MeasuredBackend:
     @property
     def relative_error(self) -> float:
         """Root mean square of the differences over that of the reference's outputs."""
+        if self._squared_output == 0:
+            return math.inf if self._squared_error else 0.0
         return math.sqrt(self._squared_error / self._squared_output)
 
     def attend(self, job: AttentionJob) -> Attention | Tensor:

@@ -7,6 +7,7 @@ of its weights and the text, and it is refused for any other model.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -151,5 +152,6 @@ def load_or_calibrate(language_model: LanguageModel) -> Calibration:
     if path.is_file():
         return load_calibration(path, language_model)
     calibration = calibrate(language_model, text, DEFAULT_TOKENS)
-    save_calibration(calibration, path)
+    with contextlib.suppress(OSError):  # a folder that cannot be written costs time, nothing else
+        save_calibration(calibration, path)
     return calibration

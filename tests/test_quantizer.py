@@ -16,8 +16,8 @@ from golden.quantizer import (
     dequantize,
     quantize,
 )
-from golden.scale import decode_scale
-from kvtq_hw.config import load_config
+from golden.scale import decode_scale, join_scale, split_scale
+from kvtq_hw.config import EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
 POWER_OF_TWO = CONFIG.model_copy(update={"scale_fraction_bits": 0})
@@ -63,6 +63,19 @@ def test_balanced_vector_is_the_nearest_code_under_its_stored_scale(config, choi
     codes = torch.arange(-limit, limit + 1)
     best = (x[..., None] - scale[..., None] * codes).abs().amin(-1)
     torch.testing.assert_close((x - dequantize(config, planes)).abs(), best, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("config", [CONFIG, POWER_OF_TWO], ids=["mantissa", "power of two"])
+@pytest.mark.parametrize("digits", range(1, 6))
+def test_max_is_the_smallest_scale_that_clips_nothing(config, digits):
+    x = gaussian(200, 64)
+    planes = quantize(config, x, "balanced", digits, "max")
+    scale = decode_scale(config, planes.fraction, planes.exponent)[:, 0]
+    reach = (3**digits - 1) / 2 + 0.5
+    assert (x.abs().amax(-1) <= reach * scale).all()
+    word = join_scale(config, planes.fraction, planes.exponent)[:, 0]
+    smaller = decode_scale(config, *split_scale(config, word - 1))
+    assert (x.abs().amax(-1) > reach * smaller).all()
 
 
 @pytest.mark.parametrize("config", [CONFIG, POWER_OF_TWO], ids=["mantissa", "power of two"])
@@ -124,16 +137,20 @@ def test_a_vector_does_not_depend_on_its_companions(kind, choice):
         assert torch.equal(alone.fraction[0], together.fraction[row])
 
 
-def relative_error(kind: str, digits: int, choice: str, x: torch.Tensor) -> float:
-    error = dequantize(CONFIG, quantize(CONFIG, x, kind, digits, choice)) - x
+def relative_error(
+    kind: str, digits: int, choice: str, x: torch.Tensor, config: EngineConfig = CONFIG
+) -> float:
+    error = dequantize(config, quantize(config, x, kind, digits, choice)) - x
     return (error.square().sum() / x.square().sum()).item()
 
 
+@pytest.mark.parametrize("config", [CONFIG, POWER_OF_TWO], ids=["mantissa", "power of two"])
 @pytest.mark.parametrize("digits", range(1, 6))
-def test_lsq_is_never_worse_than_max_and_close_to_absmean(digits):
+def test_lsq_is_never_worse_than_max_and_close_to_absmean(config, digits):
     x = gaussian(500, 64)
     absmean, lsq, largest = (
-        relative_error("balanced", digits, choice, x) for choice in ("absmean", "lsq", "max")
+        relative_error("balanced", digits, choice, x, config)
+        for choice in ("absmean", "lsq", "max")
     )
     assert lsq <= largest
     assert lsq <= absmean * 1.02

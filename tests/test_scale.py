@@ -46,6 +46,17 @@ def test_encoding_is_the_nearest_scale(fraction_bits, exponent_bits):
     assert torch.equal((x - found).abs(), nearest)
 
 
+@pytest.mark.parametrize(("fraction_bits", "exponent_bits"), FORMATS)
+def test_rounding_up_is_the_next_scale_that_is_not_smaller(fraction_bits, exponent_bits):
+    config = config_with(fraction_bits, exponent_bits)
+    scales, _, _ = all_scales(config)
+    assert torch.equal(decode_scale(config, *encode_scale(config, scales, round_up=True)), scales)
+    between = (scales[:-1] + scales[1:]) / 2
+    for x in (between, scales[:-1] * (1 + 1e-12)):
+        found = decode_scale(config, *encode_scale(config, x, round_up=True))
+        assert torch.equal(found, scales[1:])
+
+
 def test_ties_go_up_and_rounding_carries_into_the_exponent():
     config = config_with(3, 5)
     tie = torch.tensor([1 + 1 / 16, 2 - 1 / 16], dtype=torch.float64)
