@@ -1,0 +1,66 @@
+"""Tokens per second of whole-model decoding, by who computes the attention, in one run.
+
+Usage: python benchmarks/decode_speed.py [--new-tokens N] [--json FILE]
+
+The prompt is cut so that the context passes 64 in the middle of the run. Nothing is compared here:
+that is `kvtq-hw decode --check`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from golden.backends import AttentionBackend, FloatBackend, GoldenBackend, SplitBackend
+from golden.calibration import calibration_text, load_or_calibrate
+from golden.decoding import Decoded, decode, decode_unquantized, make_cache
+from golden.models import LanguageModel, load_model
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import load_config
+from sim.rtl_attention import RtlBackend
+
+CONTEXT = 64
+
+
+@click.command()
+@click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def main(new_tokens: int, json_file: Path | None) -> None:
+    """Print tokens a second for each backend, and as a ratio to the unquantized model."""
+    config = load_config("smollm2")
+    model = load_model("smollm2")
+    calibration = load_or_calibrate(model)
+    prompt = _prompt(model, CONTEXT - new_tokens // 2)
+    golden = GoldenBackend()
+    backends: dict[str, AttentionBackend] = {
+        "golden": golden,
+        "float": FloatBackend(),
+        "rtl": SplitBackend(prefill=golden, decode=RtlBackend(config)),
+    }
+    runs: dict[str, Decoded] = {"unquantized": decode_unquantized(model, prompt, new_tokens)}
+    for name, backend in backends.items():
+        code = CacheCode.parse("balanced:3/2")
+        cache = make_cache(config, code, "absmean", calibration, backend)
+        runs[name] = decode(model, prompt, new_tokens, cache)
+    base = runs["unquantized"].tokens_per_second
+    for name, run in runs.items():
+        speed = run.tokens_per_second
+        click.echo(
+            f"{name:12} {speed:7.2f} tokens/s  {speed / base:6.3f} of unquantized  "
+            f"({run.steps} decode steps to a context of {run.context})"
+        )
+    if json_file is not None:
+        speeds = {name: run.tokens_per_second for name, run in runs.items()}
+        json_file.write_text(json.dumps(speeds, indent=2) + "\n", "utf-8")
+
+
+def _prompt(model: LanguageModel, tokens: int) -> str:
+    """The beginning of a text, cut to about so many tokens."""
+    ids = model.tokenizer(calibration_text()[:4000]).input_ids[:tokens]
+    return model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+if __name__ == "__main__":
+    main()

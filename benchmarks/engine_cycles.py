@@ -1,0 +1,42 @@
+"""Cycles of one job on the verilated engine against the bound, over contexts.
+
+Usage: python benchmarks/engine_cycles.py [--preset NAME] [--code KIND:K/V]
+
+Cycles are read from the RTL's own counter; the bound is T (N_k + N_v) ceil(D / lanes).
+"""
+
+from __future__ import annotations
+
+import click
+
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.cycle_model import bound_cycles, uniform_job_cycles
+from kvtq_hw.options import preset_option
+from sim.cases import random_case
+from sim.verilated import VerilatedEngine
+
+CONTEXTS = (1, 16, 64, 256, 1024, 4096)
+
+
+@click.command()
+@preset_option
+@click.option("--code", "code_text", default="balanced:3/2", show_default=True)
+def main(config: EngineConfig, code_text: str) -> None:
+    """Print a table: context, cycles measured, cycle model, bound, ratio."""
+    code = CacheCode.parse(code_text)
+    click.echo(f"{config.name}, {code}: cycles of one KV head, {config.query_group} query heads")
+    click.echo(f"{'tokens':>7} {'cycles':>8} {'model':>8} {'bound':>8} {'cycles/bound':>13}")
+    with VerilatedEngine(config) as engine:
+        for tokens in CONTEXTS:
+            if tokens > config.max_context:
+                break
+            planes = [code.key_digits] * tokens, [code.value_digits] * tokens
+            cycles = engine.run([random_case(tokens, config, *planes, code=code.kind).job]).cycles
+            model = uniform_job_cycles(config, tokens, code.key_digits, code.value_digits)
+            bound = bound_cycles(config, tokens, code.key_digits, code.value_digits)
+            click.echo(f"{tokens:7} {cycles:8} {model:8} {bound:8} {cycles / bound:13.4f}")
+
+
+if __name__ == "__main__":
+    main()
