@@ -31,7 +31,7 @@ from sim.bench import CONFIG_VARIABLE
 from sim.object_cache import launcher
 from sim.verilog_cache import cached_verilog
 
-__all__ = ["BenchError", "BenchResult", "TestResult", "run_bench"]
+__all__ = ["BenchError", "BenchResult", "CaseResult", "run_bench"]
 
 
 # The runner makes every signal public; ports are enough (see `_public_ports`) and much faster.
@@ -43,7 +43,7 @@ class BenchError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class TestResult:
+class CaseResult:
     """One cocotb test: `message` is the failure's, empty for a test that passed."""
 
     name: str
@@ -60,12 +60,12 @@ class BenchResult:
     simulator: str
     config: EngineConfig
     seed: int
-    tests: tuple[TestResult, ...]
+    tests: tuple[CaseResult, ...]
     log: Path
     waves: Path | None
 
     @property
-    def failed(self) -> tuple[TestResult, ...]:
+    def failed(self) -> tuple[CaseResult, ...]:
         """The tests that did not pass."""
         return tuple(test for test in self.tests if not test.passed)
 
@@ -145,7 +145,7 @@ def run_bench(
     return BenchResult(block, simulator, config, seed, tests, log, waves_file if waves else None)
 
 
-def read_results(results: Path, log: Path) -> tuple[TestResult, ...]:
+def read_results(results: Path, log: Path) -> tuple[CaseResult, ...]:
     """Read cocotb's results file.
 
     Raises
@@ -166,7 +166,7 @@ def read_results(results: Path, log: Path) -> tuple[TestResult, ...]:
         if problem is None:
             problem = case.find("error")
         tests.append(
-            TestResult(
+            CaseResult(
                 name=case.get("name", ""),
                 passed=problem is None,
                 seconds=float(case.get("time", "0")),
