@@ -117,7 +117,7 @@ def test_mismatch_names_the_first_field(change: dict[str, Any], message: str) ->
 
 def test_fields_left_out_are_not_compared() -> None:
     some = {"values": [-16, 0, 15], "pairs": [{"low": 1}, {"high": 3}]}
-    other = {"pairs": [{"low": 1, "high": 2}, {"low": 1, "high": 3}], "color": 0}
+    other = {"pairs": [{"low": 1, "high": 2}, {"low": 1, "high": 3}], "color": 1}
     assert verdict(board(some), {**PAYLOAD, **other}) == ""
     wrong = {**PAYLOAD, "pairs": [{"low": 0, "high": -4}, {"low": 0, "high": 3}]}
     assert verdict(board(some), wrong) == "o[0].pairs[0].low is 0, expected 1"
