@@ -4,6 +4,7 @@ from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
 
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.packing import plane_bytes
 
 __all__ = [
     "Operation",
@@ -15,6 +16,8 @@ __all__ = [
     "key_slice_layout",
     "key_sums_layout",
     "output_layout",
+    "packed_plane_layout",
+    "plane_layout",
     "plane_slice_layout",
     "queries_layout",
     "query_layout",
@@ -38,6 +41,17 @@ def plane_slice_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout(
         {"trits": data.ArrayLayout(Trit, config.lanes), **_scale_fields(config)}
     )
+
+
+def plane_layout(config: EngineConfig) -> data.StructLayout:
+    """One whole plane."""
+    return data.StructLayout({"trits": data.ArrayLayout(Trit, config.head_dim)})
+
+
+def packed_plane_layout(config: EngineConfig) -> data.StructLayout:
+    """One whole plane in bytes."""
+    count = plane_bytes(config.packing, config.head_dim)
+    return data.StructLayout({"bytes": data.ArrayLayout(unsigned(8), count)})
 
 
 def _scale_fields(config: EngineConfig) -> dict[str, object]:

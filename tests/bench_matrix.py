@@ -39,9 +39,17 @@ CONFIGS = {
     "smollm2": load_config("smollm2"),
 }
 
+#: For blocks that only packing and head dimension concern.
+PACKED_CONFIGS = {
+    "tiny": TINY,
+    "two-bit": TINY.model_copy(update={"name": "two-bit", "packing": "2bit"}),
+    "smollm2": CONFIGS["smollm2"],
+}
+
 #: Build cache of the tests, shared by parallel workers.
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "sim"
 
+every_packed_config = pytest.mark.parametrize("config", PACKED_CONFIGS.values(), ids=PACKED_CONFIGS)
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 

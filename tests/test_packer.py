@@ -6,11 +6,12 @@ import itertools
 
 import pytest
 import torch
+from bench_matrix import check_bench, every_packed_config
 
 from golden.packer import encode_table, pack
 from golden.unpacker import decode_table, unpack
 from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
+from kvtq_hw.config import EngineConfig, load_config
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import DIGITS_PER_BYTE, bits_per_element, plane_bytes, token_bytes
 
@@ -121,3 +122,8 @@ def test_codes_with_too_many_digits():
 @pytest.mark.parametrize("text", ["balanced:3/2", "residual:4/3", "balanced:1/5"])
 def test_codes_are_spelled_as_they_are_read(text):
     assert str(CacheCode.parse(text)) == text
+
+
+@every_packed_config
+def test_bench(config: EngineConfig, simulator: str) -> None:
+    check_bench("packer", config, simulator)
