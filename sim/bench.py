@@ -30,6 +30,7 @@ from sim.streams import (
     StreamDriver,
     StreamSink,
     pack,
+    packer,
     stall_pattern,
 )
 
@@ -107,7 +108,8 @@ class Bench:
 
     def drive(self, port: str, payloads: Sequence[Payload], mix: str = "none") -> None:
         """Send payloads into an input stream, beside everything else; once a stream and test."""
-        bits = [pack(self._shapes[port], payload) for payload in payloads]
+        pack_payload = packer(self._shapes[port])
+        bits = [pack_payload(payload) for payload in payloads]
         stalls = stall_pattern(self.stalls(mix), self.rng.spawn(1)[0])
         self._transfers += len(bits)
         self._sending[port] = cocotb.start_soon(self.drivers[port].send(bits, stalls))

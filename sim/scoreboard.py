@@ -3,14 +3,12 @@ extra, and at least one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from functools import reduce
-from operator import or_
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from amaranth.hdl import Shape, ShapeLike
 
-from sim.streams import Payload, layout_of, pack, unpack
+from sim.streams import Payload, layout_of, packer, unpack
 
 __all__ = ["Mismatch", "Scoreboard"]
 
@@ -29,15 +27,16 @@ class Scoreboard:
     shape : ShapeLike
         Payload shape: messages name the fields of a layout.
     expected : sequence of payloads
-        In order, as `sim.streams.pack` takes them. A field that a mapping leaves out is not
+        In order, as `sim.streams.packer` takes them. A field that a mapping leaves out is not
         compared.
     """
 
     def __init__(self, name: str, shape: ShapeLike, expected: Sequence[Payload]) -> None:
         self.name = name
         self._shape = shape
-        self._expected = [pack(shape, payload) for payload in expected]
-        self._compared_bits = [_mask(shape, payload) for payload in expected]
+        pack, mask = packer(shape), _masker(shape)
+        self._expected = [pack(payload) for payload in expected]
+        self._compared_bits = [mask(payload) for payload in expected]
         self.compared = 0
 
     def __len__(self) -> int:
@@ -78,15 +77,20 @@ class Scoreboard:
         return f"{path} is {got[path]}, expected {want[path]}"
 
 
-def _mask(shape: ShapeLike, payload: Payload) -> int:
-    """Ones where a payload has a field."""
-    layout = layout_of(shape)
-    if layout is None or not isinstance(payload, Mapping | Sequence):
-        return (1 << Shape.cast(shape).width) - 1
-    fields = payload if isinstance(payload, Mapping) else dict(enumerate(payload))
-    return reduce(
-        or_, (_mask(layout[key].shape, part) << layout[key].offset for key, part in fields.items())
-    )
+def _masker(shape: ShapeLike) -> Callable[[Payload], int]:
+    """A function that says which bits of a payload are given: all but those of fields left out."""
+    layout, everything = layout_of(shape), (1 << Shape.cast(shape).width) - 1
+    if layout is None:
+        return lambda payload: everything
+    fields = {key: (_masker(field.shape), field.offset) for key, field in layout}
+
+    def mask(payload: Payload) -> int:
+        if isinstance(payload, int):
+            return everything
+        parts = payload.items() if isinstance(payload, Mapping) else enumerate(payload)
+        return sum(fields[key][0](part) << fields[key][1] for key, part in parts)
+
+    return mask
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, int]]:

@@ -23,15 +23,21 @@ def random_trits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
 
 
 def trit_payloads(rng: np.random.Generator, trits: np.ndarray) -> list[Any]:
-    """Payloads of ternary digits, nested as the array is; zeros in both of their encodings."""
+    """Payloads of ternary digits, nested as the array is but for its last axis, which is packed.
+
+    Zeros come in both of their encodings.
+    """
     negative = (trits < 0) | ((trits == 0) & (rng.random(trits.shape) < 0.25))
-    return _nest(trits != 0, negative)
+    bits = np.stack([trits != 0, negative], -1).reshape(*trits.shape[:-1], -1)
+    packed = np.packbits(bits, axis=-1, bitorder="little")
+    return _nest(packed)
 
 
-def _nest(nonzero: np.ndarray, negative: np.ndarray) -> Any:
-    if nonzero.ndim:
-        return [_nest(a, b) for a, b in zip(nonzero, negative, strict=True)]
-    return {"nonzero": int(nonzero), "negative": int(negative)}
+def _nest(packed: np.ndarray) -> Any:
+    """Rows of bytes, least significant first, as integers."""
+    if packed.ndim > 1:
+        return [_nest(part) for part in packed]
+    return int.from_bytes(packed.tobytes(), "little")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,12 @@ high, with the same payload, until the transfer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 import numpy as np
-from amaranth.hdl import Const, Shape, ShapeLike
+from amaranth.hdl import Shape, ShapeLike
 from amaranth.lib import data
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import RisingEdge
@@ -30,6 +31,7 @@ __all__ = [
     "current_cycle",
     "layout_of",
     "pack",
+    "packer",
     "stall_pattern",
     "unpack",
 ]
@@ -40,9 +42,9 @@ PERIOD_NS = 10
 #: Names of the stall patterns.
 STALLS = ("none", "random", "bursts", "slow")
 
-#: What a test writes for a payload: an integer for a plain shape, nested mappings and sequences for
-#: a layout.
-Payload = int | Mapping[str, Any] | Sequence[Any]
+#: What a test writes for a payload: an integer or an enumeration's member for a plain shape, nested
+#: mappings and sequences, or the bits as an integer, for a layout.
+Payload = int | Enum | Mapping[str, Any] | Sequence[Any]
 
 
 class ProtocolError(AssertionError):
@@ -55,14 +57,45 @@ def current_cycle() -> int:
 
 
 def pack(shape: ShapeLike, payload: Payload) -> int:
-    """The bits of a payload, as an unsigned integer."""
-    if (layout := layout_of(shape)) is not None:
-        return layout.const(payload).as_bits()
-    plain = Shape.cast(shape)
-    value = Const(payload, plain)
-    if value.value != payload:
-        raise ValueError(f"payload {payload!r} does not fit {plain!r}")
-    return value.value & ((1 << plain.width) - 1)
+    """The bits of a payload, as an unsigned integer; see `packer`."""
+    return packer(shape)(payload)
+
+
+def packer(shape: ShapeLike) -> Callable[[Payload], int]:
+    """A function that packs payloads of a shape: prepared once, much faster than `Layout.const`.
+
+    A payload is an integer for a plain shape. For a layout it is a mapping or a sequence of its
+    fields' payloads, fields left out being zero, or an integer: the layout's bits themselves.
+
+    The function raises ValueError for a number that does not fit, KeyError or IndexError for a
+    field that the layout does not have.
+    """
+    layout, plain = layout_of(shape), Shape.cast(shape)
+    width = plain.width
+    low, high = (-(1 << width >> 1), 1 << width >> 1) if plain.signed else (0, 1 << width)
+    mask = (1 << width) - 1
+
+    def pack_number(payload: Payload) -> int:
+        number = payload.value if isinstance(payload, Enum) else payload
+        if not isinstance(number, int) or not low <= number < max(high, 1):
+            raise ValueError(f"payload {payload!r} does not fit {plain!r}")
+        return number & mask
+
+    if layout is None:
+        return pack_number
+    fields = {key: (packer(field.shape), field.offset) for key, field in layout}
+
+    def pack_fields(payload: Payload) -> int:
+        if isinstance(payload, int):
+            return pack_number(payload)
+        bits = 0
+        parts = payload.items() if isinstance(payload, Mapping) else enumerate(payload)
+        for key, part in parts:
+            pack_field, offset = fields[key]
+            bits |= pack_field(part) << offset
+        return bits
+
+    return pack_fields
 
 
 def unpack(shape: ShapeLike, bits: int) -> Any:

@@ -45,6 +45,16 @@ def test_pack_puts_the_first_field_lowest() -> None:
     assert pack(LAYOUT, {**PAYLOAD, "color": Color.BLUE}) == pack(LAYOUT, PAYLOAD)
 
 
+def test_pack_is_what_amaranth_packs() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        payload = unpack(LAYOUT, int(rng.integers(1 << 23)) | 1 << 23)
+        assert pack(LAYOUT, payload) == LAYOUT.const(payload).as_bits()
+        assert pack(LAYOUT, {**payload, "values": pack(LAYOUT, payload) & 0x7FFF}) == pack(
+            LAYOUT, payload
+        )
+
+
 def test_unpack_inverts_pack() -> None:
     assert unpack(LAYOUT, pack(LAYOUT, PAYLOAD)) == PAYLOAD
     assert [unpack(signed(3), pack(signed(3), n)) for n in range(-4, 4)] == list(range(-4, 4))
