@@ -1,0 +1,40 @@
+"""A model's attention on the real verilated engine, against the golden model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_decoding import arguments, tiny_folder  # noqa: F401  a fixture
+from test_models import smollm2_wheel  # noqa: F401  a fixture
+
+from kvtq_hw.cli import run
+
+
+def report_of(*words: str) -> dict[str, object]:
+    """Run a command that writes report.json."""
+    assert run([*words, "--backend", "rtl", "--json", "report.json"]) == 0
+    return json.loads(Path("report.json").read_text())
+
+
+@pytest.mark.parametrize("code", ["balanced:3/2", "residual:2/3", "balanced:1/5"])
+def test_decoding_on_the_engine(tiny_folder, code):  # noqa: F811
+    """Every output of every step equals the golden model's, past several block boundaries."""
+    report = report_of(*arguments(tiny_folder, "--max-new-tokens", "12", "--code", code))
+    jobs = 11 * 2 * 2  # steps, layers, KV heads
+    assert report["outputs_compared"] == jobs * 2 * 8
+    assert report["mismatches"] == 0
+    assert report["tokens_identical"] is True
+    assert report["context"] == 20
+    assert report["bound_cycles"] < report["rtl_cycles"]
+
+
+def test_smollm2_on_the_engine(smollm2_wheel, tmp_path, monkeypatch):  # noqa: F811
+    """The real model, whole layers: three steps, every output of 30 layers and 9 heads."""
+    monkeypatch.chdir(tmp_path)
+    report = report_of("decode", "--max-new-tokens", "4", "--prompt", "The capital of France is")
+    assert report["outputs_compared"] == 3 * 30 * 9 * 64
+    assert report["mismatches"] == 0
+    assert report["tokens_identical"] is True
+    assert "Paris" in report["text"]
