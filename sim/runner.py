@@ -217,6 +217,8 @@ def _build(
             (build / name).write_text(text, encoding="utf-8")
         log = build / "build.log"
         try:
+            # the pip package's makefiles forget how a large model includes its precompiled header
+            os.environ["MAKEFLAGS"] = "CFG_CXXFLAGS_PCH_I=-include"
             os.environ["OBJCACHE"] = launcher(folder / f"objects-{_digest(tool.description)}")
             runner.build(
                 sources=[build / name for name in files],
