@@ -117,8 +117,8 @@ class FloatBackend:
     def attend(self, job: AttentionJob) -> Tensor:
         """Float attention over the layer's planes."""
         config = job.cache.config
-        keys = dequantize(config, job.cache.key_planes())
-        values = dequantize(config, job.cache.value_planes())
+        keys = dequantize(config, job.cache.key_planes()).double()
+        values = dequantize(config, job.cache.value_planes()).double()
         return float_reference.attend(job.real_queries, keys, values, job.visible)
 
 

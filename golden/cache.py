@@ -143,6 +143,7 @@ class TernaryCacheLayer(CacheLayerMixin):
     config, code, scale : the format of what is stored
     conditioning : what happens to keys and values before
     backend : who computes the attention of this layer
+    saturated : elements so far that did not fit the 16 bits that calibration chose
     revision : counts changes other than appending. Who keeps a copy of the planes elsewhere needs
         only what came after the tokens it has seen, as long as this number stays the same.
     """
@@ -167,6 +168,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         self.conditioning = conditioning
         self.backend = backend
         self.revision = 0
+        self.saturated = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty stores for the batch and the heads of the first tokens."""
@@ -202,10 +204,11 @@ class TernaryCacheLayer(CacheLayerMixin):
                 f"context: {tokens} tokens; configuration {self.config.name!r} allows at most "
                 f"max_context = {self.config.max_context}"
             )
-        self.keys.append(self._quantized(self.conditioning.condition_keys(key_states), "key"))
-        self.values.append(
-            self._quantized(self.conditioning.condition_values(value_states), "value")
-        )
+        keys, saturated_keys = self.conditioning.condition_keys(key_states)
+        values, saturated_values = self.conditioning.condition_values(value_states)
+        self.saturated += saturated_keys + saturated_values
+        self.keys.append(self._quantized(keys, "key"))
+        self.values.append(self._quantized(values, "value"))
         return self, self
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:

@@ -1,8 +1,8 @@
-"""Calibration: static key centres of a model, measured on a short text and kept in a file.
+"""Calibration: static key centres and number ranges of a model, measured on a short text.
 
 The text is not the one that anything is evaluated on: English documentation that comes with every
-Python (`pydoc_data.topics`). The file is a safetensors file whose metadata name the model, the hash
-of its weights and the text, and it is refused for any other model.
+Python (`pydoc_data.topics`). What was measured is kept in a safetensors file whose metadata name
+the model, the hash of its weights and the text, and it is refused for any other model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DynamicCache
 
+from golden.conditioning import Conditioning, to_integers
 from golden.models import LanguageModel
+from kvtq_hw.config import VECTOR_MAX
 from kvtq_hw.errors import UserError
 
 __all__ = [
@@ -34,7 +36,12 @@ __all__ = [
 ]
 
 DEFAULT_TOKENS = 1024
-_FORMAT = "kvtq-hw calibration 1"
+_FORMAT = "kvtq-hw calibration 2"
+
+_TENSORS = ("key_centres", "key_exponents", "value_exponents")
+
+# Bits between the largest element that calibration has seen and the largest that 16 bits hold.
+_HEAD_ROOM = 1
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Calibration:
     """Statistics of one model.
 
     key_centres : float32 [layers, kv_heads, D], mean post-RoPE key
+    key_exponents, value_exponents : int64 [layers]; keys and values become 16-bit integers in units
+        of ``2**exponent``, with a bit of room above the largest element that was seen
     model_name : what the model was loaded as
     model_fingerprint : SHA-256 of its weights
     tokens : length of the text that was measured
@@ -49,10 +58,25 @@ class Calibration:
     """
 
     key_centres: Tensor
+    key_exponents: Tensor
+    value_exponents: Tensor
     model_name: str
     model_fingerprint: str
     tokens: int
     text_digest: str
+
+    def conditioning(self) -> list[Conditioning]:
+        """Rotation and centring of every layer."""
+        layers = zip(
+            self.key_centres,
+            self.key_exponents.tolist(),
+            self.value_exponents.tolist(),
+            strict=True,
+        )
+        return [
+            Conditioning(True, to_integers(centre, key_exponent)[0], key_exponent, value_exponent)
+            for centre, key_exponent, value_exponent in layers
+        ]
 
 
 def calibration_text() -> str:
@@ -65,7 +89,7 @@ def calibration_text() -> str:
 def calibrate(
     language_model: LanguageModel, text: str | None = None, tokens: int = DEFAULT_TOKENS
 ) -> Calibration:
-    """Measure the mean key of every layer and KV head over the first `tokens` tokens of a text.
+    """Measure keys and values of every layer over the first `tokens` tokens of a text.
 
     Raises
     ------
@@ -82,18 +106,28 @@ def calibrate(
     cache = DynamicCache()
     with torch.inference_mode():
         language_model.model(ids[:, :tokens], past_key_values=cache, use_cache=True)
-    centres = []
+    centres, key_exponents, value_exponents = [], [], []
     for layer in cache.layers:
-        if layer.keys is None:
+        if layer.keys is None or layer.values is None:
             raise UserError(f"model {language_model.name!r} keeps no keys in its cache")
         centres.append(layer.keys[0].double().mean(-2).float())
+        key_exponents.append(_vector_exponent(layer.keys))
+        value_exponents.append(_vector_exponent(layer.values))
     return Calibration(
         torch.stack(centres),
+        torch.tensor(key_exponents),
+        torch.tensor(value_exponents),
         language_model.name,
         language_model.fingerprint,
         tokens,
         hashlib.sha256(text.encode()).hexdigest(),
     )
+
+
+def _vector_exponent(vectors: Tensor) -> int:
+    """Smallest exponent whose 16-bit integers hold twice the largest element."""
+    largest = vectors.abs().max().double() / VECTOR_MAX
+    return int(torch.frexp(largest).exponent) + _HEAD_ROOM
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
@@ -107,7 +141,8 @@ def save_calibration(calibration: Calibration, path: Path) -> None:
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file({"key_centres": calibration.key_centres.contiguous()}, scratch, metadata)
+    tensors = {name: getattr(calibration, name).contiguous() for name in _TENSORS}
+    save_file(tensors, scratch, metadata)
     scratch.replace(path)
 
 
@@ -124,7 +159,7 @@ def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
             metadata = file.metadata() or {}
             if metadata.get("format") != _FORMAT:
                 raise UserError(f"calibration file {str(path)!r}: not a {_FORMAT} file")
-            key_centres = file.get_tensor("key_centres")
+            tensors = {name: file.get_tensor(name) for name in _TENSORS}
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise UserError(f"calibration file {str(path)!r}: {reason}") from None
@@ -135,11 +170,11 @@ def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
             f"{language_model.fingerprint[:12]}"
         )
     return Calibration(
-        key_centres,
-        metadata["model_name"],
-        metadata["model_fingerprint"],
-        json.loads(metadata["tokens"]),
-        metadata["text_digest"],
+        **tensors,
+        model_name=metadata["model_name"],
+        model_fingerprint=metadata["model_fingerprint"],
+        tokens=json.loads(metadata["tokens"]),
+        text_digest=metadata["text_digest"],
     )
 
 

@@ -1,21 +1,40 @@
-"""Conditioning: centring and rotation of keys, rotation of queries and values.
+"""Conditioning: centring and rotation of keys, rotation of queries and values, in integers.
 
-All of it is exact in real numbers. Keys are centred with one static vector c per KV head: the
-softmax does not see that every score of a query is lower by the same ``q.c``. Queries and keys are
-rotated together, which keeps their dot products; values are rotated when they are written and
-attention outputs, which are weighted sums of values, rotated back (in hardware both are folded into
-the projections before and after). Quantization is not exact, and it is what gets better by it.
+Keys and values become 16-bit integers under one static power of two per layer and tensor, which
+calibration finds. From there on everything is exact: keys are centred with one static integer
+vector c per KV head (the softmax does not see that every score of a query is lower by the same
+``q.c``), then keys and values are rotated by an unnormalised Hadamard transform, which grows them
+by log2 n bits. Queries are rotated too, which keeps dot products up to the factor n; attention
+outputs, which are weighted sums of values, are rotated back. The factors n and the static exponents
+are powers of two (n divides D as one) and go into the exponents of queries and outputs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from golden.hadamard import hadamard, inverse_hadamard
+from kvtq_hw.config import VECTOR_MAX
 
-__all__ = ["Conditioning"]
+__all__ = ["Conditioning", "to_integers"]
+
+
+def to_integers(x: Tensor, exponent: int) -> tuple[Tensor, int]:
+    """``round(x * 2**-exponent)`` to 16 bits, symmetric: int64, and how many elements saturated.
+
+    Raises
+    ------
+    ValueError
+        When an element is not finite.
+    """
+    if not torch.isfinite(x).all():
+        raise ValueError("x holds an element that is not finite")
+    exact = torch.ldexp(x.double(), torch.tensor(-exponent)).round()
+    integers = exact.clamp(-VECTOR_MAX, VECTOR_MAX)
+    return integers.long(), int((integers != exact).sum())
 
 
 @dataclass(frozen=True)
@@ -23,30 +42,47 @@ class Conditioning:
     """What happens to queries, keys and values of one layer before they are quantized.
 
     rotate : apply the Hadamard rotation
-    key_centre : float [kv_heads, D], subtracted from post-RoPE keys; None leaves keys as they are
+    key_centre : int64 [kv_heads, D] in units of ``2**key_exponent``, 16-bit, subtracted from
+        post-RoPE keys; None leaves keys as they are
+    key_exponent, value_exponent : a key is ``integer * 2**key_exponent``, a value likewise
     """
 
-    rotate: bool = True
-    key_centre: Tensor | None = None
+    rotate: bool
+    key_centre: Tensor | None
+    key_exponent: int
+    value_exponent: int
 
-    def condition_keys(self, keys: Tensor) -> Tensor:
-        """Centre and rotate keys [batch, kv_heads, tokens, D]; float64 from here on."""
-        keys = keys.double()
+    def condition_keys(self, keys: Tensor) -> tuple[Tensor, int]:
+        """Integers of keys [batch, kv_heads, tokens, D], centred and rotated; saturated elements.
+
+        Magnitudes are at most ``conditioned_max`` of the configuration.
+        """
+        integers, saturated = to_integers(keys, self.key_exponent)
         if self.key_centre is not None:
-            keys = keys - self.key_centre.double()[:, None, :]
-        return self._rotated(keys)
+            integers = integers - self.key_centre[:, None, :]
+        return self._rotated(integers), saturated
 
-    def condition_values(self, values: Tensor) -> Tensor:
-        """Rotate values [batch, kv_heads, tokens, D]; float64 from here on."""
-        return self._rotated(values.double())
+    def condition_values(self, values: Tensor) -> tuple[Tensor, int]:
+        """Integers of values [batch, kv_heads, tokens, D], rotated; saturated elements."""
+        integers, saturated = to_integers(values, self.value_exponent)
+        return self._rotated(integers), saturated
 
     def condition_queries(self, queries: Tensor) -> Tensor:
-        """Rotate queries [..., D]; float64 from here on."""
-        return self._rotated(queries.double())
+        """Queries float [..., D] whose dot products with conditioned keys are the real ones.
+
+        Float64 from here on: rotated, times ``2**key_exponent`` and 1/n.
+        """
+        rotated = self._rotated(queries.double()) / self._growth(queries)
+        return torch.ldexp(rotated, torch.tensor(self.key_exponent))
 
     def restore_outputs(self, outputs: Tensor) -> Tensor:
-        """Rotate attention outputs [..., D] back."""
-        return inverse_hadamard(outputs) if self.rotate else outputs
+        """Real outputs of weighted sums of conditioned values, float64 [..., D]."""
+        scaled = torch.ldexp(outputs, torch.tensor(self.value_exponent))
+        return inverse_hadamard(scaled) if self.rotate else scaled
 
     def _rotated(self, x: Tensor) -> Tensor:
         return hadamard(x) if self.rotate else x
+
+    def _growth(self, x: Tensor) -> int:
+        dim = x.shape[-1]
+        return dim & -dim if self.rotate else 1

@@ -15,7 +15,6 @@ from golden.attention import ATTENTION
 from golden.backends import AttentionBackend
 from golden.cache import TernaryCache
 from golden.calibration import Calibration
-from golden.conditioning import Conditioning
 from golden.models import LanguageModel
 from kvtq_hw.codes import CacheCode, ScaleChoice
 from kvtq_hw.config import EngineConfig
@@ -66,8 +65,7 @@ def make_cache(
     backend: AttentionBackend,
 ) -> TernaryCache:
     """An empty cache with rotation and centring for the calibrated model."""
-    conditioning = [Conditioning(True, centre) for centre in calibration.key_centres]
-    return TernaryCache(config, code, scale, conditioning, backend)
+    return TernaryCache(config, code, scale, calibration.conditioning(), backend)
 
 
 def decode(

@@ -83,7 +83,7 @@ def attend(
     outputs = normalizer(config, accumulators, softmax.sums.clamp(min=1))
     return Attention(
         outputs,
-        exponent - config.scale_bias - config.output_fraction_bits,
+        exponent + config.scale_fraction_bits - config.output_fraction_bits,
         (saturated & visible[..., None, :, :]).sum(),
     )
 

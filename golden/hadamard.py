@@ -1,15 +1,15 @@
-"""Golden Hadamard: the signed, orthonormal Walsh-Hadamard transform of a head vector.
+"""Golden Hadamard: the signed Walsh-Hadamard transform of a head vector, exact in integers.
 
-``y = H (s * x) / sqrt(n)``, n the largest power of two that divides D, H the Walsh-Hadamard
-matrix of size n in natural order, applied to D / n consecutive blocks, and s a fixed vector of
-signs. It is orthogonal: dot products between transformed vectors are those of the vectors
-themselves. After it, a vector's elements look Gaussian, outlier channels are gone, and one scale
-serves all elements.
+``y = H (s * x)``, n the largest power of two that divides D, H the Walsh-Hadamard matrix of size n
+(elements +1 and -1) in natural order, applied to D / n consecutive blocks, and s a fixed vector of
+signs. Nothing is divided, so integers stay integers and grow by log2 n bits; ``inverse_hadamard``
+divides by n. Dot products between transformed vectors are n times those of the vectors themselves.
+After it, a vector's elements look Gaussian, outlier channels are gone, and one scale serves all
+elements.
 """
 
 from __future__ import annotations
 
-import math
 from functools import cache
 
 import torch
@@ -32,17 +32,18 @@ def hadamard_signs(head_dim: int) -> Tensor:
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """Transform float [..., D] in the type it comes in."""
+    """Transform [..., D] in the type it comes in, integer or float."""
     return _walsh(x * hadamard_signs(x.shape[-1]).to(x))
 
 
 def inverse_hadamard(y: Tensor) -> Tensor:
     """Undo `hadamard`, float [..., D]."""
-    return _walsh(y) * hadamard_signs(y.shape[-1]).to(y)
+    dim = y.shape[-1]
+    return _walsh(y) * hadamard_signs(dim).to(y) / (dim & -dim)
 
 
 def _walsh(x: Tensor) -> Tensor:
-    """Orthonormal Walsh-Hadamard transform of every block.
+    """Walsh-Hadamard transform of every block.
 
     log2(n) equal passes: a butterfly over the lowest bit of the index, which then becomes the
     highest. Sums are made in a fixed order, so a vector's result does not depend on its companions,
@@ -54,4 +55,4 @@ def _walsh(x: Tensor) -> Tensor:
     for _ in range(size.bit_length() - 1):
         even, odd = x[..., 0::2], x[..., 1::2]
         x = torch.cat((even + odd, even - odd), -1)
-    return x.flatten(-2) / math.sqrt(size)
+    return x.flatten(-2)

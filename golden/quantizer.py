@@ -1,16 +1,20 @@
-"""Golden quantizer: real vectors to ternary planes.
+"""Golden quantizer: integer vectors to ternary planes, as docs/contract.md ("Quantizer") says.
 
-``balanced`` code of N digits: one scale s; element x becomes the integer ``round(x / s)``, clamped
-to +-(3**N - 1) / 2, whose balanced ternary digits are the planes, weight 1 first. Dropping the k
-lowest planes leaves the nearest integer of the N - k digit code under the scale 3**k s.
+``balanced`` code of N digits: one scale s; the digits are found from the most significant plane
+down by comparing what is left with half the plane's weight 3**c s and subtracting. That rounds to
+the nearest code point s * k, |k| <= (3**N - 1) / 2. Dropping the k lowest planes leaves the nearest
+code of N - k digits under 3**k s.
 
-``residual`` code of N digits: N scales; ``T_c = round(r_c / s_c)`` clamped to a trit and
-``r_{c+1} = r_c - s_c T_c``, starting with r_0 = x. This is the code of the KVTQ paper.
+``residual`` code of N digits: N scales; each plane rounds what the planes before have left to
+-s_c, 0 or s_c. This is the code of the KVTQ paper.
 
 A scale is chosen per vector (or per residual), then *encoded*, and digits are computed against the
-encoded scale, so what a reader multiplies by is what the writer rounded with. Rounding is to
-nearest, halves away from zero: negating a vector negates its digits. A vector of zeros gets the
-smallest scale and digits of zero. A vector too large for the largest scale saturates its digits.
+encoded scale, so what a reader multiplies by is what the writer rounded with. Negating a vector
+negates its digits. A vector of zeros gets the smallest scale and digits of zero. A vector too large
+for the largest scale saturates its digits.
+
+Hardware computes the scale choice ``absmean`` for both codes and ``max`` for the residual one;
+``max`` for balanced codes (it divides by 3**N) and ``lsq`` (it tries several) are for comparison.
 """
 
 from __future__ import annotations
@@ -23,7 +27,10 @@ from golden.scale import decode_scale, encode_scale
 from kvtq_hw.codes import SCALE_CHOICES, CodeKind, ScaleChoice
 from kvtq_hw.config import EngineConfig
 
-__all__ = ["balanced_digits", "dequantize", "quantize"]
+__all__ = ["ABSMEAN_BITS", "absmean_constant", "balanced_digits", "dequantize", "quantize"]
+
+#: Fraction bits of an absmean constant.
+ABSMEAN_BITS = 8
 
 # Scale over mean absolute value of least squared error on Gaussian vectors, which rotated vectors
 # resemble, for codes of 1..5 digits; the optimum is flat. tests/test_quantizer.py finds them again.
@@ -31,8 +38,17 @@ _ABSMEAN_BALANCED = (1.52, 0.67, 0.268, 0.105, 0.041)
 # The same for each plane of a residual code, relative to what the planes before have left. The
 # fourth is best spent on the few elements that the first three have clipped.
 _ABSMEAN_RESIDUAL = (1.53, 1.37, 1.57, 8.5, 1.42)
-# Scales tried by `lsq` beside the one that clips nothing, relative to largest element over code.
-_CLIP_RATIOS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
+# Scales tried by `lsq` beside the one that clips nothing: tenths of largest element over code.
+_CLIP_TENTHS = (10, 9, 8, 7, 6, 5, 4, 3)
+
+
+def absmean_constant(config: EngineConfig, ratio: float) -> int:
+    """The integer c of ``scale = c * sum |z| / 2**(ceil(log2 D) + 8)`` nearest to a ratio.
+
+    The ratio is that of the scale to the mean absolute value. Where D is no power of two, c makes
+    up for the shift that takes the place of the division.
+    """
+    return round(ratio * (1 << (ABSMEAN_BITS + _mean_shift(config))) / config.head_dim)
 
 
 def quantize(
@@ -42,7 +58,7 @@ def quantize(
 
     Parameters
     ----------
-    x : float [..., T, D]
+    x : int64 [..., T, D], at most ``2 * conditioned_max`` in magnitude
     digits : number of planes N, 1..max_planes
     scale : ``max`` is the smallest scale that clips nothing, for a residual code the paper's: the
         largest element; ``absmean`` takes a constant times the mean absolute value; ``lsq`` the
@@ -54,8 +70,10 @@ def quantize(
 
     Raises
     ------
+    TypeError
+        When the vectors are not int64.
     ValueError
-        For an unknown kind or choice, digits beyond `max_planes`, or elements that are not finite.
+        For an unknown kind or choice, digits beyond `max_planes`, or elements that are too large.
     """
     if kind not in ("balanced", "residual"):
         raise ValueError(f"kind: {kind!r} is unknown; allowed are balanced, residual")
@@ -63,21 +81,19 @@ def quantize(
         raise ValueError(f"digits: {digits} is not allowed; must be 1..{config.max_planes}")
     if scale not in SCALE_CHOICES:
         raise ValueError(f"scale: {scale!r} is unknown; allowed are {', '.join(SCALE_CHOICES)}")
-    if not torch.isfinite(x).all():
-        raise ValueError("x holds an element that is not finite")
-    x = x.double()
+    if x.dtype != torch.int64:
+        raise TypeError(f"x is {x.dtype}, must be torch.int64")
+    limit = 2 * config.conditioned_max
+    if x.numel() and int(x.abs().max()) > limit:
+        raise ValueError(f"x holds {int(x.abs().max())}; allowed are magnitudes up to {limit}")
     if kind == "balanced":
-        if scale == "max":
-            fraction, exponent = _clip_free_scale(config, x, digits)
-        else:
-            ratio = _ABSMEAN_BALANCED[digits - 1]
-            fraction, exponent = _choose_scale(config, x, digits, scale, ratio)
-        code = _round_to_code(x, decode_scale(config, fraction, exponent), digits)
+        ratio = _ABSMEAN_BALANCED[digits - 1]
+        fraction, exponent = _choose_scale(config, x, digits, scale, ratio, clip_free=True)
         absent = [torch.zeros_like(fraction)] * (digits - 1)
         unit = torch.zeros(*x.shape[:-1], digits, dtype=torch.bool, device=x.device)
         unit[..., 0] = True
         return Planes(
-            balanced_digits(code, digits),
+            _compare_and_subtract(x, decode_scale(config, fraction, exponent), digits),
             unit,
             torch.stack([fraction, *absent], -1),
             torch.stack([exponent, *absent], -1),
@@ -85,11 +101,12 @@ def quantize(
     trits, fractions, exponents = [], [], []
     rest = x
     for plane in range(digits):
-        fraction, exponent = _choose_scale(config, rest, 1, scale, _ABSMEAN_RESIDUAL[plane])
+        ratio = _ABSMEAN_RESIDUAL[plane]
+        fraction, exponent = _choose_scale(config, rest, 1, scale, ratio, clip_free=False)
         step = decode_scale(config, fraction, exponent)
-        trit = _round_to_code(rest, step, 1)
+        trit = _compare_and_subtract(rest, step, 1)[..., 0, :]
         rest = rest - step[..., None] * trit
-        trits.append(trit.to(torch.int8))
+        trits.append(trit)
         fractions.append(fraction)
         exponents.append(exponent)
     unit = torch.ones(*x.shape[:-1], digits, dtype=torch.bool, device=x.device)
@@ -109,56 +126,71 @@ def balanced_digits(code: Tensor, digits: int) -> Tensor:
 
 
 def dequantize(config: EngineConfig, planes: Planes) -> Tensor:
-    """The real vectors that planes stand for, float64 [..., T, D], exact up to float64 sums."""
+    """The integer vectors that planes stand for, int64 [..., T, D]."""
     scale = decode_scale(config, planes.fraction, planes.exponent)
     run = planes.run_index()
-    first = torch.zeros_like(scale).scatter_add_(-1, run, torch.where(planes.unit, scale, 0.0))
+    first = torch.zeros_like(scale).scatter_add_(-1, run, torch.where(planes.unit, scale, 0))
     weight = first.gather(-1, run) * planes.run_weight()
-    return (weight[..., None, :] @ planes.trits.double()).squeeze(-2)
-
-
-def _clip_free_scale(config: EngineConfig, x: Tensor, digits: int) -> tuple[Tensor, Tensor]:
-    """Smallest scale under which no element of x [..., D] is more than half a step off the code.
-
-    Rounding to nearest instead would clip the largest elements of up to a third, which from four
-    digits on costs more than all other rounding.
-    """
-    return encode_scale(config, x.abs().amax(-1) / (_code_max(digits) + 0.5), round_up=True)
+    return (weight[..., None] * planes.trits).sum(-2)
 
 
 def _choose_scale(
-    config: EngineConfig, x: Tensor, digits: int, choice: ScaleChoice, absmean_ratio: float
+    config: EngineConfig,
+    x: Tensor,
+    digits: int,
+    choice: ScaleChoice,
+    absmean_ratio: float,
+    *,
+    clip_free: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Encoded scale (fraction, exponent), int64 [...], of each vector x [..., D]."""
+    """Encoded scale (fraction, exponent), int64 [...], of each vector x [..., D].
+
+    `clip_free` makes ``max`` the smallest scale under which no element is more than half a step off
+    the code. Rounding to nearest instead would clip the largest elements of up to a third, which
+    from four digits on costs more than all other rounding.
+    """
     if choice == "absmean":
-        return encode_scale(config, x.abs().mean(-1) * absmean_ratio)
-    largest = x.abs().amax(-1) / _code_max(digits)
+        total = x.abs().sum(-1) * absmean_constant(config, absmean_ratio)
+        return encode_scale(config, total, ABSMEAN_BITS + _mean_shift(config))
+    largest = x.abs().amax(-1)
+    code_max = (3**digits - 1) // 2
+    # largest / (code_max + 1/2); scales are integers, so rounding up twice changes nothing
+    free = encode_scale(config, -(-2 * largest // 3**digits), round_up=True)
     if choice == "max":
-        return encode_scale(config, largest)
-    ratios = torch.tensor(_CLIP_RATIOS, dtype=torch.float64, device=x.device)
-    candidates = zip(
-        encode_scale(config, largest[..., None] * ratios),
-        _clip_free_scale(config, x, digits),
-        strict=True,
+        return free if clip_free else encode_scale(config, largest)
+    tenths = torch.tensor(_CLIP_TENTHS, device=x.device)
+    guard = 8  # fraction bits of a candidate before it is encoded
+    tried = encode_scale(config, (largest[..., None] * tenths << guard) // (10 * code_max), guard)
+    fraction, exponent = (
+        torch.cat((some, one[..., None]), -1) for some, one in zip(tried, free, strict=True)
     )
-    fraction, exponent = (torch.cat((some, one[..., None]), -1) for some, one in candidates)
     steps = decode_scale(config, fraction, exponent)
     errors = torch.stack([_squared_error(x, step, digits) for step in steps.unbind(-1)], -1)
     best = errors.argmin(-1, keepdim=True)
     return fraction.gather(-1, best)[..., 0], exponent.gather(-1, best)[..., 0]
 
 
-def _code_max(digits: int) -> int:
-    return (3**digits - 1) // 2
+def _mean_shift(config: EngineConfig) -> int:
+    return (config.head_dim - 1).bit_length()
 
 
-def _round_to_code(x: Tensor, step: Tensor, digits: int) -> Tensor:
-    """Integers nearest to x / step, halves away from zero, clamped to the code: int64 [..., D]."""
-    ratio = x / step[..., None]
-    nearest = torch.floor(ratio.abs() + 0.5).clamp(max=_code_max(digits)) * ratio.sign()
-    return nearest.long()
+def _compare_and_subtract(x: Tensor, step: Tensor, digits: int) -> Tensor:
+    """Digits of x [..., D] under a step [...]: int8 [..., N, D], unit plane first.
+
+    From the most significant digit down: +1 where 2r > 3**c s, -1 where 2r < -3**c s, and
+    ``r -= digit * 3**c s``.
+    """
+    rest, planes = x, []
+    for position in reversed(range(digits)):
+        weight = 3**position * step[..., None]
+        trit = (2 * rest > weight).long() - (2 * rest < -weight).long()
+        rest = rest - trit * weight
+        planes.append(trit.to(torch.int8))
+    return torch.stack(planes[::-1], -2)
 
 
 def _squared_error(x: Tensor, step: Tensor, digits: int) -> Tensor:
     """Sum of squared errors of each vector rounded with a step: [...]."""
-    return (x - step[..., None] * _round_to_code(x, step, digits)).square().sum(-1)
+    weights = 3 ** torch.arange(digits, device=x.device)
+    code = (_compare_and_subtract(x, step, digits) * weights[:, None]).sum(-2)
+    return (x - step[..., None] * code).square().sum(-1)

@@ -30,7 +30,8 @@ def quantize_queries(config: EngineConfig, queries: Tensor) -> Queries:
 
     Parameters
     ----------
-    queries : float [..., G, I, D], rotated as the keys are, not yet scaled by 1/sqrt(D)
+    queries : float [..., G, I, D], such that ``q.k`` with the integer keys is the real dot product,
+        not yet scaled by 1/sqrt(D)
 
     Raises
     ------
@@ -45,7 +46,7 @@ def quantize_queries(config: EngineConfig, queries: Tensor) -> Queries:
     exponent = torch.frexp(largest / config.query_max).exponent.long()
     values = torch.ldexp(scaled, -exponent[..., None]).round().long()
     values = values.clamp(-config.query_max, config.query_max)
-    field = config.scale_bias + config.scale_fraction_bits - config.score_fraction_bits - exponent
+    field = -config.score_fraction_bits - exponent
     limit = (1 << (config.query_exponent_bits - 1)) - 1
     # a query too small for the field scores zero against every key, as the limit does
     return Queries(values, torch.where(largest == 0, limit, field).clamp(-limit - 1, limit))

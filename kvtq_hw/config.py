@@ -16,7 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kvtq_hw.errors import UserError
 
-__all__ = ["ConfigError", "EngineConfig", "load_config", "preset_names"]
+__all__ = ["VECTOR_MAX", "ConfigError", "EngineConfig", "load_config", "preset_names"]
+
+#: Largest magnitude of an element of a key or value vector as it arrives: 16 bits, symmetric.
+VECTOR_MAX = (1 << 15) - 1
 
 
 class ConfigError(UserError, ValueError):
@@ -45,8 +48,8 @@ class EngineConfig(BaseModel):
     output_fraction_bits : int
         Fraction bits of an output element below the job's value exponent.
     scale_fraction_bits, scale_exponent_bits : int
-        A plane scale is (1 + f / 2**scale_fraction_bits) * 2**(e - bias). Zero fraction bits make
-        scales powers of two: the plane scaler is then a shifter.
+        A plane scale is (2**scale_fraction_bits + f) * 2**e in units of the integer vectors. Zero
+        fraction bits make scales powers of two: the plane scaler is then a shifter.
     max_planes : int
         Largest number of ternary planes (digits) of one vector.
     block : int
@@ -74,7 +77,7 @@ class EngineConfig(BaseModel):
     weight_bits: Annotated[int, Field(ge=6, le=16)] = 14
     output_fraction_bits: Annotated[int, Field(ge=4, le=12)] = 10
     scale_fraction_bits: Annotated[int, Field(ge=0, le=8)] = 3
-    scale_exponent_bits: Annotated[int, Field(ge=4, le=6)] = 5
+    scale_exponent_bits: Annotated[int, Field(ge=4, le=5)] = 5
     max_planes: Annotated[int, Field(ge=1, le=5)] = 5
     block: Annotated[int, Field(ge=4, le=256)] = 32
     packing: Literal["5in8", "2bit"] = "5in8"
@@ -160,9 +163,22 @@ class EngineConfig(BaseModel):
         return self.scale_fraction_bits + self.scale_exponent_bits
 
     @property
-    def scale_bias(self) -> int:
-        """Exponent bias: three quarters of the exponent range lie below one."""
-        return 3 << (self.scale_exponent_bits - 2)
+    def rotation_size(self) -> int:
+        """Elements n of a block of the Hadamard rotation: the largest power of two in head_dim."""
+        return self.head_dim & -self.head_dim
+
+    @property
+    def conditioned_max(self) -> int:
+        """Largest magnitude of an element that is quantized: centred, then rotated.
+
+        A vector element and its centre are at most VECTOR_MAX; the rotation adds n of them.
+        """
+        return 2 * VECTOR_MAX * self.rotation_size
+
+    @property
+    def conditioned_bits(self) -> int:
+        """Signed width of an element that is quantized."""
+        return signed_bits(self.conditioned_max)
 
     @property
     def score_max(self) -> int:

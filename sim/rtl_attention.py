@@ -89,8 +89,8 @@ class RtlBackend:
         self.bound_cycles += run.counters["key_slices"] + run.counters["value_slices"]
         self.jobs += len(memory.heads)
         config = self._engine.config
-        fraction = config.scale_bias + config.output_fraction_bits
-        exponent = torch.tensor([head.value_exponent - fraction for head in memory.heads])
+        point = config.scale_fraction_bits - config.output_fraction_bits
+        exponent = torch.tensor([head.value_exponent + point for head in memory.heads])
         return Attention(
             torch.from_numpy(run.outputs.copy())[None, :, :, None],
             exponent[None, :, None],

@@ -27,7 +27,7 @@ TINY = load_config("tiny").model_copy(
     update={"query_bits": 16, "score_bits": 24, "weight_bits": 16}
 )
 CODE = CacheCode("balanced", 5, 5)
-CONDITIONING = [Conditioning(True, torch.linspace(-1, 1, 16).reshape(2, 8))] * 2
+CONDITIONING = [Conditioning(True, torch.arange(-4000, 4000, 500).reshape(2, 8), -12, -12)] * 2
 
 
 class Recorder:

@@ -17,7 +17,7 @@ from kvtq_hw.packing import bits_per_element, token_bytes
 
 TINY = load_config("tiny")
 CODES = [CacheCode("balanced", 3, 2), CacheCode("residual", 4, 3)]
-CONDITIONING = Conditioning(True, torch.linspace(-1, 1, 16).reshape(2, 8))
+CONDITIONING = Conditioning(True, torch.arange(-4000, 4000, 500).reshape(2, 8), -12, -12)
 
 
 def layer_for(code: CacheCode, config: EngineConfig = TINY) -> TernaryCacheLayer:
@@ -38,7 +38,7 @@ def assert_same(found: Planes, expected: Planes) -> None:
 def assert_holds(layer: TernaryCacheLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
     """The layer's planes are those of quantizing these tokens in one go."""
     code = layer.code
-    conditioned = CONDITIONING.condition_keys(keys), CONDITIONING.condition_values(values)
+    conditioned = CONDITIONING.condition_keys(keys)[0], CONDITIONING.condition_values(values)[0]
     digits = (code.key_digits, code.value_digits)
     for x, n, found in zip(
         conditioned, digits, (layer.key_planes(), layer.value_planes()), strict=True
@@ -79,6 +79,16 @@ def test_stored_bytes_are_those_of_the_layout(code):
     assert cache.bits_per_element() == bits_per_element(TINY, code)
 
 
+def test_elements_beyond_16_bits_saturate_and_are_counted():
+    keys, values = states(1, 3)
+    keys[0, 0, 1, 2] = 9.0  # 2**15 units are 8
+    values[0, 1, 2, 3:5] = -9.0
+    layer = layer_for(CODES[0])
+    layer.update(keys, values)
+    assert layer.saturated == 3
+    assert_holds(layer, keys.clamp(-8, 8), values.clamp(-8, 8))
+
+
 def test_nothing_but_packed_bytes_is_kept():
     layer = layer_for(CODES[0])
     layer.update(*states(1, 3))
@@ -96,7 +106,7 @@ def test_room_to_grow_is_doubled():
     store = PlaneStore(TINY, "balanced", 1, 1, 1, torch.device("cpu"))
     moves, place = 0, 0
     for step in range(500):
-        store.append(quantize(TINY, torch.full((1, 1, 1, 8), float(step)), "balanced", 1, "max"))
+        store.append(quantize(TINY, torch.full((1, 1, 1, 8), step << 4), "balanced", 1, "max"))
         moves += place != store._bytes.data_ptr()
         place = store._bytes.data_ptr()
     assert moves <= 4  # 64, 128, 256, 512

@@ -33,6 +33,13 @@ def test_centres_are_the_mean_keys():
     language_model.model(ids, past_key_values=cache)
     for layer, centres in zip(cache.layers, found.key_centres, strict=True):
         torch.testing.assert_close(centres, layer.keys[0].mean(-2))
+    for index, layer in enumerate(cache.layers):
+        for vectors, exponents in (
+            (layer.keys, found.key_exponents),
+            (layer.values, found.value_exponents),
+        ):
+            room = 32767 * 2.0 ** exponents[index].item() / vectors.abs().max().item()
+            assert 2 <= room < 4
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
@@ -42,7 +49,8 @@ def test_a_file_gives_back_what_was_saved(tmp_path):
     save_calibration(saved, path)
     save_calibration(saved, path)
     loaded = load_calibration(path, language_model)
-    assert torch.equal(loaded.key_centres, saved.key_centres)
+    for field in ("key_centres", "key_exponents", "value_exponents"):
+        assert torch.equal(getattr(loaded, field), getattr(saved, field))
     for field in ("model_name", "model_fingerprint", "tokens", "text_digest"):
         assert getattr(loaded, field) == getattr(saved, field)
     assert loaded.tokens == 50
@@ -84,7 +92,7 @@ def test_files_that_are_no_calibration(tmp_path, content):
 def test_safetensors_of_another_kind_are_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     save_file({"key_centres": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 1 file$"):
+    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 2 file$"):
         load_calibration(path, tiny_model())
 
 

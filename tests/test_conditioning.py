@@ -1,4 +1,4 @@
-"""Conditioning changes no attention output of real numbers."""
+"""Conditioning changes no attention output but for the rounding to 16-bit integers, once."""
 
 from __future__ import annotations
 
@@ -6,41 +6,66 @@ import pytest
 import torch
 
 from golden import float_reference
-from golden.conditioning import Conditioning
+from golden.conditioning import Conditioning, to_integers
 from golden.hadamard import hadamard
+from kvtq_hw.config import VECTOR_MAX, load_config
 
 
-def gaussian(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+def integers(*shape: int, seed: int, limit: int = 3000) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-limit, limit + 1, shape, generator=generator)
 
 
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("centred", [False, True])
 def test_attention_of_conditioned_vectors_is_that_of_the_vectors(rotate, centred):
-    queries = gaussian(2, 3, 4, 5, 16, seed=1)
-    keys, values = gaussian(2, 2, 3, 9, 16, seed=2)
-    centre = 10 * gaussian(3, 16, seed=3) if centred else None
-    conditioning = Conditioning(rotate, centre)
+    queries = integers(2, 3, 4, 5, 24, seed=1) / 1000
+    keys, values = integers(2, 3, 9, 24, seed=2) / 2**10, integers(2, 3, 9, 24, seed=3) / 2**13
+    centre = integers(3, 24, seed=4) if centred else None
+    conditioning = Conditioning(rotate, centre, -10, -13)
+    conditioned_keys, saturated_keys = conditioning.condition_keys(keys)
+    conditioned_values, saturated_values = conditioning.condition_values(values)
+    assert conditioned_keys.dtype == conditioned_values.dtype == torch.int64
+    assert saturated_keys == saturated_values == 0
     outputs = conditioning.restore_outputs(
         float_reference.attend(
             conditioning.condition_queries(queries),
-            conditioning.condition_keys(keys),
-            conditioning.condition_values(values),
+            conditioned_keys.double(),
+            conditioned_values.double(),
         )
     )
-    torch.testing.assert_close(outputs, float_reference.attend(queries, keys, values))
+    expected = float_reference.attend(queries.double(), keys.double(), values.double())
+    torch.testing.assert_close(outputs, expected)
 
 
 def test_each_head_has_its_own_centre():
-    centre = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
-    keys = centre[None, :, None, :].expand(3, 2, 6, 4)
-    assert not Conditioning(False, centre).condition_keys(keys).any()
+    centre = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])
+    keys = centre[None, :, None, :].expand(3, 2, 6, 4) / 2
+    assert not Conditioning(False, centre, -1, 0).condition_keys(keys)[0].any()
 
 
 def test_rotation_is_the_hadamard_transform():
-    x = gaussian(1, 2, 3, 8, seed=4)
-    conditioning = Conditioning(True, None)
-    assert torch.equal(conditioning.condition_keys(x), hadamard(x))
-    assert torch.equal(conditioning.condition_values(x), hadamard(x))
-    assert torch.equal(conditioning.condition_queries(x), hadamard(x))
-    assert torch.equal(Conditioning(False, None).condition_values(x.float()), x.float().double())
+    x = integers(1, 2, 3, 8, seed=4)
+    conditioning = Conditioning(True, None, 0, 0)
+    assert torch.equal(conditioning.condition_keys(x)[0], hadamard(x))
+    assert torch.equal(conditioning.condition_values(x.float())[0], hadamard(x))
+    assert torch.equal(Conditioning(False, None, 0, 0).condition_values(x)[0], x)
+
+
+def test_rounding_and_symmetric_saturation():
+    x = torch.tensor([0.3, 0.5, -0.74, 16383.5, 16384.0, -16384.0, -1e30])
+    found, saturated = to_integers(x, -1)
+    assert found.tolist() == [1, 1, -1, VECTOR_MAX, VECTOR_MAX, -VECTOR_MAX, -VECTOR_MAX]
+    assert saturated == 3
+    with pytest.raises(ValueError, match=r"^x holds an element that is not finite$"):
+        to_integers(torch.tensor([1.0, float("nan")]), 0)
+
+
+@pytest.mark.parametrize("preset", ["tiny", "smollm2", "llama3-8b"])
+def test_the_largest_conditioned_element_is_reached(preset):
+    config = load_config(preset)
+    largest = torch.full((1, 1, 1, config.head_dim), 1e9)
+    signs = hadamard(torch.eye(config.head_dim))[:, 0]  # those of output 0's sum
+    conditioning = Conditioning(True, -(signs * VECTOR_MAX).long()[None], 0, 0)
+    found, _ = conditioning.condition_keys(largest * signs)
+    assert found.abs().max() == config.conditioned_max

@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from kvtq_hw.config import (
+    VECTOR_MAX,
     ConfigError,
     EngineConfig,
     config_from_fields,
@@ -41,7 +42,7 @@ INTEGERS = {
     "weight_bits": "6..16",
     "output_fraction_bits": "4..12",
     "scale_fraction_bits": "0..8",
-    "scale_exponent_bits": "4..6",
+    "scale_exponent_bits": "4..5",
     "max_planes": "1..5",
     "block": "4..256",
     "max_context": "2..1048576",
@@ -148,7 +149,7 @@ def test_bounds_themselves_are_allowed() -> None:
     largest = config_from_fields(
         {"name": "z" * 32, "head_dim": 256, "query_group": 8, "lanes": 256, "query_bits": 16}
         | {"score_bits": 24, "score_fraction_bits": 10, "weight_bits": 15}
-        | {"output_fraction_bits": 12, "scale_fraction_bits": 8, "scale_exponent_bits": 6}
+        | {"output_fraction_bits": 12, "scale_fraction_bits": 8, "scale_exponent_bits": 5}
         | {"max_planes": 5, "block": 256, "max_context": 1 << 20}
     )
     assert (smallest.slices, largest.slices) == (2, 1)
@@ -238,7 +239,7 @@ def test_digest_tells_every_field_apart() -> None:
                 "weight_bits": 1,
                 "output_fraction_bits": 1,
                 "scale_fraction_bits": 1,
-                "scale_exponent_bits": 1,
+                "scale_exponent_bits": -1,
                 "max_planes": -1,
                 "block": base.block,
                 "max_context": base.max_context,
@@ -368,10 +369,12 @@ def test_token_bits_hold_the_last_token(max_context: int) -> None:
     assert config.token_bits == len(f"{max_context - 1:b}")
 
 
-def test_scale_bias_leaves_three_quarters_of_the_exponents_below_one() -> None:
-    for bits in (4, 5, 6):
-        bias = small(scale_exponent_bits=bits).scale_bias
-        assert sum(exponent < bias for exponent in range(1 << bits)) * 4 == 3 * (1 << bits)
+@pytest.mark.parametrize(("head_dim", "rotation"), [(4, 4), (64, 64), (80, 16), (96, 32)])
+def test_conditioned_bits_hold_the_largest_rotated_element(head_dim: int, rotation: int) -> None:
+    config = small(head_dim=head_dim, lanes=2)
+    assert config.rotation_size == rotation
+    assert config.conditioned_max == rotation * (VECTOR_MAX + VECTOR_MAX)
+    assert_signed_width(config.conditioned_bits, (-config.conditioned_max, config.conditioned_max))
 
 
 WIDTHS = (
@@ -401,7 +404,7 @@ WIDTHS = (
         ("weight_bits", range(6, 17)),
         ("output_fraction_bits", range(4, 13)),
         ("scale_fraction_bits", range(9)),
-        ("scale_exponent_bits", range(4, 7)),
+        ("scale_exponent_bits", range(4, 6)),
         ("max_planes", range(1, 6)),
         ("max_context", (2, 4, 1 << 10, 1 << 13)),
     ],

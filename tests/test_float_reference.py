@@ -47,12 +47,14 @@ def test_integer_attention_stays_close_to_it(code, tokens):
     config = load_config("smollm2")
     kind, key_digits, value_digits = code
     queries = 2 * gaussian(3, 3, 4, 64, seed=3)
-    raw_keys, raw_values = gaussian(2, 3, tokens, 64, seed=4)
+    unit = 1 << 17
+    raw_keys, raw_values = (gaussian(2, 3, tokens, 64, seed=4) * unit).long()
     keys = quantize(config, raw_keys, kind, key_digits, "max")
     values = quantize(config, raw_values, kind, value_digits, "max")
-    found = attend(config, quantize_queries(config, queries), keys, values)
+    found = attend(config, quantize_queries(config, queries / unit), keys, values)
     assert not found.saturated
-    expected = float_reference.attend(queries, dequantize(config, keys), dequantize(config, values))
+    real_keys, real_values = (dequantize(config, planes).double() for planes in (keys, values))
+    expected = float_reference.attend(queries / unit, real_keys, real_values)
     error = (found.to_float() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     print(f"{code} {tokens} tokens: relative rms error {error:.2g}")
     assert error < 0.006

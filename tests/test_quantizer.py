@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ import torch
 from golden.quantizer import (
     _ABSMEAN_BALANCED,
     _ABSMEAN_RESIDUAL,
-    _round_to_code,
+    _compare_and_subtract,
     _squared_error,
+    absmean_constant,
     balanced_digits,
     dequantize,
     quantize,
@@ -25,9 +27,15 @@ KINDS = ["balanced", "residual"]
 CHOICES = ["max", "absmean", "lsq"]
 
 
-def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:
+def gaussian(*shape: int, seed: int = 0, spread: float = 1 << 16) -> torch.Tensor:
+    """Integers with a Gaussian distribution."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * spread).long()
+
+
+def first_choice(code: int) -> tuple[int, ...]:
+    """How much of a code the digits from the most significant down are: the tie break."""
+    return tuple(balanced_digits(torch.tensor([code]), 5)[:, 0].abs().flip(0).tolist())
 
 
 @pytest.mark.parametrize("digits", range(1, 6))
@@ -46,8 +54,40 @@ def test_dropping_low_digits_is_rounding_to_the_shorter_code(digits, dropped):
     limit = (3**digits - 1) // 2
     code = torch.arange(-limit, limit + 1)
     shorter = balanced_digits(code, digits)[dropped:]
-    nearest = _round_to_code(code.double(), torch.tensor(3.0**dropped), digits - dropped)
-    assert torch.equal(shorter, balanced_digits(nearest, digits - dropped))
+    assert torch.equal(
+        shorter, _compare_and_subtract(code, torch.tensor(3**dropped), digits - dropped)
+    )
+
+
+@pytest.mark.parametrize("digits", range(1, 6))
+@pytest.mark.parametrize("step", [1, 2, 8, 13])
+def test_every_integer_gets_the_nearest_code(digits, step):
+    """By trying all codes; of two as near, the one with more zeros from the top."""
+    limit = (3**digits - 1) // 2
+    x = torch.arange(-(limit + 2) * step, (limit + 2) * step + 1)
+    found = _compare_and_subtract(x, torch.tensor(step), digits)
+    codes = sorted(range(-limit, limit + 1), key=first_choice)
+    expected = [
+        min(codes, key=lambda code: abs(2 * (number - step * code))) for number in x.tolist()
+    ]
+    assert torch.equal(found, balanced_digits(torch.tensor(expected), digits))
+
+
+@pytest.mark.parametrize("head_dim", [8, 64, 80, 96])
+def test_absmean_scale_is_a_constant_times_the_sum(head_dim):
+    """The definition in exact fractions: no shift, no leading one, no tensor."""
+    config = CONFIG.model_copy(update={"head_dim": head_dim, "lanes": head_dim})
+    constant = absmean_constant(config, _ABSMEAN_BALANCED[0])
+    fraction_bits = 8 + (head_dim - 1).bit_length()
+    assert constant / 2**fraction_bits * head_dim == pytest.approx(1.52, rel=0.005)
+    x = gaussian(100, head_dim) >> torch.arange(100)[:, None] // 5
+    planes = quantize(config, x, "balanced", 1, "absmean")
+    found = decode_scale(config, planes.fraction, planes.exponent)[:, 0]
+    words = split_scale(config, torch.arange(1 << config.scale_bits))
+    scales = [int(scale) for scale in decode_scale(config, *words)]
+    for row, scale in zip(x.tolist(), found.tolist(), strict=True):
+        exact = Fraction(constant * sum(abs(element) for element in row), 1 << fraction_bits)
+        assert scale == min(scales, key=lambda s: (abs(s - exact), -s))
 
 
 @pytest.mark.parametrize("config", [CONFIG, POWER_OF_TWO], ids=["mantissa", "power of two"])
@@ -62,7 +102,7 @@ def test_balanced_vector_is_the_nearest_code_under_its_stored_scale(config, choi
     limit = (3**digits - 1) // 2
     codes = torch.arange(-limit, limit + 1)
     best = (x[..., None] - scale[..., None] * codes).abs().amin(-1)
-    torch.testing.assert_close((x - dequantize(config, planes)).abs(), best, rtol=0, atol=1e-12)
+    assert torch.equal((x - dequantize(config, planes)).abs(), best)
 
 
 @pytest.mark.parametrize("config", [CONFIG, POWER_OF_TWO], ids=["mantissa", "power of two"])
@@ -91,16 +131,16 @@ def test_residual_planes_each_round_what_is_left(config, choice):
             largest = rest.abs().amax(-1, keepdim=True)
             rounding = 1 / 3 if config is POWER_OF_TWO else 1 / 16
             assert ((step / largest - 1).abs() <= rounding).all()
-        trits = planes.trits[:, plane].double()
+        trits = planes.trits[:, plane].long()
         for other in (-1, 0, 1):
             assert ((rest - step * trits).abs() <= (rest - step * other).abs()).all()
         rest = rest - step * trits
-    torch.testing.assert_close(x - rest, dequantize(config, planes), rtol=0, atol=1e-12)
+    assert torch.equal(x - rest, dequantize(config, planes))
 
 
 @pytest.mark.parametrize(("kind", "choice"), list(itertools.product(KINDS, CHOICES)))
 def test_a_vector_of_zeros_has_the_smallest_scale_and_no_digits(kind, choice):
-    planes = quantize(CONFIG, torch.zeros(2, 64), kind, 3, choice)
+    planes = quantize(CONFIG, torch.zeros(2, 64, dtype=torch.int64), kind, 3, choice)
     assert not planes.trits.any()
     assert not planes.fraction.any()
     assert not planes.exponent.any()
@@ -108,18 +148,18 @@ def test_a_vector_of_zeros_has_the_smallest_scale_and_no_digits(kind, choice):
 
 @pytest.mark.parametrize(("kind", "choice"), list(itertools.product(KINDS, CHOICES)))
 def test_vectors_beyond_the_scale_range(kind, choice):
-    huge = quantize(CONFIG, torch.full((1, 64), 1e30), kind, 2, choice)
+    config = CONFIG.model_copy(update={"scale_exponent_bits": 4, "scale_fraction_bits": 0})
+    huge = quantize(config, torch.full((1, 64), config.conditioned_max), kind, 2, choice)
     assert (huge.trits == 1).all()
-    assert huge.exponent[0, 0] == 31
-    assert huge.fraction[0, 0] == 7
-    tiny = quantize(CONFIG, torch.full((1, 64), 1e-30), kind, 2, choice)
-    assert not tiny.trits.any()
+    assert huge.exponent[0, 0] == 15
+    tiny = quantize(CONFIG, torch.ones((1, 64), dtype=torch.int64), kind, 2, choice)
+    assert not tiny.trits.any()  # half of the smallest scale, 8, is more
     assert not tiny.exponent.any()
 
 
 @pytest.mark.parametrize(("kind", "choice"), list(itertools.product(KINDS, CHOICES)))
 def test_negating_a_vector_negates_its_digits(kind, choice):
-    x = gaussian(20, 64).mul(8).round() / 8  # many ties
+    x = gaussian(20, 64, spread=20)  # many ties
     plus, minus = (quantize(CONFIG, sign * x, kind, 3, choice) for sign in (1, -1))
     assert torch.equal(plus.trits, -minus.trits)
     assert torch.equal(plus.exponent, minus.exponent)
@@ -128,7 +168,7 @@ def test_negating_a_vector_negates_its_digits(kind, choice):
 
 @pytest.mark.parametrize(("kind", "choice"), list(itertools.product(KINDS, CHOICES)))
 def test_a_vector_does_not_depend_on_its_companions(kind, choice):
-    x = gaussian(6, 64) * 10.0 ** torch.arange(-3, 3)[:, None]
+    x = gaussian(6, 64, spread=1000) * 3 ** torch.arange(6)[:, None]
     together = quantize(CONFIG, x, kind, 3, choice)
     for row in range(6):
         alone = quantize(CONFIG, x[row : row + 1], kind, 3, choice)
@@ -141,7 +181,7 @@ def relative_error(
     kind: str, digits: int, choice: str, x: torch.Tensor, config: EngineConfig = CONFIG
 ) -> float:
     error = dequantize(config, quantize(config, x, kind, digits, choice)) - x
-    return (error.square().sum() / x.square().sum()).item()
+    return (error.double().square().sum() / x.double().square().sum()).item()
 
 
 @pytest.mark.parametrize("config", [CONFIG, POWER_OF_TWO], ids=["mantissa", "power of two"])
@@ -165,8 +205,9 @@ def test_balanced_beats_residual_with_fewer_scales(digits):
 
 def optimal_ratio(x: torch.Tensor, digits: int, ratios: torch.Tensor) -> float:
     """Scale over mean absolute value with the least total squared error."""
-    mean = x.abs().mean(-1)
-    errors = torch.stack([_squared_error(x, mean * ratio, digits).sum() for ratio in ratios])
+    mean = x.abs().double().mean(-1)
+    steps = [(mean * ratio).round().long() for ratio in ratios]
+    errors = torch.stack([_squared_error(x, step, digits).double().sum() for step in steps])
     return ratios[errors.argmin()].item()
 
 
@@ -179,17 +220,22 @@ def test_absmean_constants_are_the_optimum():
     anywhere = torch.logspace(-0.5, 1.5, 81, dtype=torch.float64)
     for constant in _ABSMEAN_RESIDUAL:
         assert optimal_ratio(rest, 1, anywhere) == pytest.approx(constant, rel=0.06)
-        step = rest.abs().mean(-1) * constant
-        rest = rest - step[:, None] * _round_to_code(rest, step, 1)
+        step = (rest.abs().double().mean(-1) * constant).round().long()
+        rest = rest - step[:, None] * _compare_and_subtract(rest, step, 1)[:, 0]
 
 
 def test_refusals():
-    x = torch.zeros(1, 64)
+    x = torch.zeros(1, 64, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"^kind: 'ternary' is unknown; allowed are balanced, res"):
         quantize(CONFIG, x, "ternary", 3, "max")
     with pytest.raises(ValueError, match=r"^digits: 6 is not allowed; must be 1\.\.5$"):
         quantize(CONFIG, x, "balanced", 6, "max")
     with pytest.raises(ValueError, match=r"^scale: 'min' is unknown; allowed are max, absmean"):
         quantize(CONFIG, x, "balanced", 3, "min")
-    with pytest.raises(ValueError, match=r"^x holds an element that is not finite$"):
-        quantize(CONFIG, x + float("nan"), "residual", 3, "max")
+    with pytest.raises(TypeError, match=r"^x is torch.float32, must be torch.int64$"):
+        quantize(CONFIG, x.float(), "residual", 3, "max")
+    limit = 2 * CONFIG.conditioned_max
+    with pytest.raises(
+        ValueError, match=rf"^x holds {limit + 1}; allowed are magnitudes up to {limit}$"
+    ):
+        quantize(CONFIG, x - limit - 1, "residual", 3, "max")

@@ -14,7 +14,7 @@ def config_with(fraction_bits: int, exponent_bits: int) -> EngineConfig:
     return load_config("smollm2").model_copy(update=update)
 
 
-FORMATS = [(m, e) for m in (0, 1, 3, 8) for e in (4, 5, 6)]
+FORMATS = [(m, e) for m in (0, 1, 3, 8) for e in (4, 5)]
 
 
 def all_scales(config: EngineConfig) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -34,41 +34,38 @@ def test_every_scale_is_its_own_encoding(fraction_bits, exponent_bits):
     assert torch.equal(join_scale(config, *encoded), torch.arange(1 << config.scale_bits))
 
 
-@pytest.mark.parametrize(("fraction_bits", "exponent_bits"), FORMATS)
-def test_encoding_is_the_nearest_scale(fraction_bits, exponent_bits):
-    config = config_with(fraction_bits, exponent_bits)
-    scales, _, _ = all_scales(config)
-    generator = torch.Generator().manual_seed(fraction_bits)
-    low, high = scales[0].log2(), scales[-1].log2()
-    x = 2 ** (low + (high - low) * torch.rand(2000, generator=generator, dtype=torch.float64))
-    found = decode_scale(config, *encode_scale(config, x))
-    nearest = (x[:, None] - scales).abs().amin(-1)
-    assert torch.equal((x - found).abs(), nearest)
+def expected_word(config: EngineConfig, numerator: int, shift: int, *, round_up: bool) -> int:
+    """The word by searching all scales, exactly: the nearest, the larger one of two as near."""
+    words = range(1 << config.scale_bits)
+    scales = all_scales(config)[0].tolist()
+    if round_up:
+        return next((word for word in words if scales[word] << shift >= numerator), words[-1])
+    return min(words, key=lambda word: (abs((scales[word] << shift) - numerator), -word))
 
 
 @pytest.mark.parametrize(("fraction_bits", "exponent_bits"), FORMATS)
-def test_rounding_up_is_the_next_scale_that_is_not_smaller(fraction_bits, exponent_bits):
+@pytest.mark.parametrize("round_up", [False, True])
+@pytest.mark.parametrize("shift", [0, 5])
+def test_encoding_is_the_nearest_scale(fraction_bits, exponent_bits, round_up, shift):
     config = config_with(fraction_bits, exponent_bits)
-    scales, _, _ = all_scales(config)
-    assert torch.equal(decode_scale(config, *encode_scale(config, scales, round_up=True)), scales)
-    between = (scales[:-1] + scales[1:]) / 2
-    for x in (between, scales[:-1] * (1 + 1e-12)):
-        found = decode_scale(config, *encode_scale(config, x, round_up=True))
-        assert torch.equal(found, scales[1:])
+    scales = all_scales(config)[0]
+    near = torch.cat([(scales[:-1] + scales[1:] << shift) // 2, scales << shift])  # ties, exact
+    ladder = 2 ** torch.linspace(0, 46, 100, dtype=torch.float64)
+    numerators = torch.cat([near, near + 1, near - 1, ladder.long(), torch.tensor([0, 1])])
+    numerators = numerators[(numerators >= 0) & (numerators < 1 << 53)][
+        :: 7 if fraction_bits == 8 else 1
+    ]
+    found = join_scale(config, *encode_scale(config, numerators, shift, round_up=round_up))
+    expected = [
+        expected_word(config, number, shift, round_up=round_up) for number in numerators.tolist()
+    ]
+    assert found.tolist() == expected
 
 
 def test_ties_go_up_and_rounding_carries_into_the_exponent():
     config = config_with(3, 5)
-    tie = torch.tensor([1 + 1 / 16, 2 - 1 / 16], dtype=torch.float64)
-    assert decode_scale(config, *encode_scale(config, tie)).tolist() == [1 + 1 / 8, 2.0]
+    tie = torch.tensor([17, 31])  # mantissas of four bits: 16 or 18, 30 or 32
+    assert decode_scale(config, *encode_scale(config, tie)).tolist() == [18, 32]
     power_of_two = config_with(0, 5)
-    assert decode_scale(power_of_two, *encode_scale(power_of_two, tie)).tolist() == [1.0, 2.0]
-
-
-@pytest.mark.parametrize(("fraction_bits", "exponent_bits"), FORMATS)
-def test_zero_tiny_and_huge_scales(fraction_bits, exponent_bits):
-    config = config_with(fraction_bits, exponent_bits)
-    scales, _, _ = all_scales(config)
-    x = torch.tensor([0.0, 1e-300, 1e300], dtype=torch.float64)
-    expected = [scales[0].item(), scales[0].item(), scales[-1].item()]
-    assert decode_scale(config, *encode_scale(config, x)).tolist() == expected
+    assert decode_scale(power_of_two, *encode_scale(power_of_two, tie)).tolist() == [16, 32]
+    assert decode_scale(power_of_two, *encode_scale(power_of_two, tie + 8)).tolist() == [32, 32]

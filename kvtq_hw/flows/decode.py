@@ -226,7 +226,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
 
     config, code = request.config, request.code
     language_model.check_fits(config)
-    with console.status("Calibrating key centres"):
+    with console.status("Calibrating"):
         calibration = load_or_calibrate(language_model)
     golden = GoldenBackend()
     backend: AttentionBackend = golden
