@@ -139,7 +139,7 @@ class MeasuredBackend:
 
     Attributes
     ----------
-    largest_error : largest absolute difference of an output element
+    largest_error : largest absolute difference of an output element, in the model's own units
     outputs_compared : number of output elements compared
     """
 
@@ -161,8 +161,9 @@ class MeasuredBackend:
     def attend(self, job: AttentionJob) -> Attention | Tensor:
         """Compute the job twice; the reference's result counts."""
         result = self._reference.attend(job)
-        reference = to_float(result)
-        difference = to_float(self._measured.attend(job)) - reference
+        restore = job.cache.conditioning.restore_outputs
+        reference = restore(to_float(result))
+        difference = restore(to_float(self._measured.attend(job))) - reference
         self.largest_error = max(self.largest_error, difference.abs().max().item())
         self.outputs_compared += difference.numel()
         self._squared_error += difference.square().sum().item()
