@@ -18,7 +18,7 @@ from rtl.verilog import config_header, emit
 
 __all__ = ["BLOCKS", "check_block", "create_block", "emit_block", "module_name"]
 
-#: All blocks. The engine composes those before the packer; packer and unpacker stand alone so far.
+#: All blocks. The engine composes those up to the sequencer; the write side's stand alone so far.
 BLOCKS = (
     "query_buffer",
     "select_add",
@@ -28,6 +28,7 @@ BLOCKS = (
     "select_accumulate",
     "normalizer",
     "sequencer",
+    "hadamard",
     "packer",
     "unpacker",
     "engine",

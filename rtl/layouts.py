@@ -3,7 +3,7 @@
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
 from kvtq_hw.packing import plane_bytes
 
 __all__ = [
@@ -11,7 +11,9 @@ __all__ = [
     "Trit",
     "accumulate_layout",
     "accumulator_layout",
+    "conditioned_layout",
     "counters_layout",
+    "element_layout",
     "job_layout",
     "key_slice_layout",
     "key_sums_layout",
@@ -80,6 +82,16 @@ def key_slice_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout(
         {"trits": data.ArrayLayout(Trit, config.lanes), "tag": _key_tag(config)}
     )
+
+
+def element_layout() -> data.StructLayout:
+    """One element of a key or value vector, centred or not."""
+    return data.StructLayout({"value": signed(signed_bits(2 * VECTOR_MAX))})
+
+
+def conditioned_layout(config: EngineConfig) -> data.StructLayout:
+    """One element of a vector as it is quantized."""
+    return data.StructLayout({"value": signed(config.conditioned_bits)})
 
 
 def queries_layout(config: EngineConfig) -> data.ArrayLayout:

@@ -46,9 +46,18 @@ PACKED_CONFIGS = {
     "smollm2": CONFIGS["smollm2"],
 }
 
+#: For blocks that only the head dimension concerns: blocks of 8, 4, 16 and 64 elements.
+SHAPES = {
+    "D8": TINY,
+    "D12": CONFIGS["odd"],
+    "D80": TINY.model_copy(update={"name": "D80", "head_dim": 80, "lanes": 40}),
+    "D64": CONFIGS["smollm2"],
+}
+
 #: Build cache of the tests, shared by parallel workers.
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "sim"
 
+every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 every_packed_config = pytest.mark.parametrize("config", PACKED_CONFIGS.values(), ids=PACKED_CONFIGS)
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bench_matrix import check_bench, every_shape
 
 from golden.hadamard import hadamard, hadamard_signs, inverse_hadamard
+from kvtq_hw.config import EngineConfig
 
 DIMS = [4, 8, 12, 64, 96, 128, 256]
 
@@ -44,3 +46,8 @@ def test_an_outlier_channel_and_a_constant_are_spread():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int64])
 def test_type_is_kept(dtype):
     assert hadamard(torch.ones(2, 8, dtype=dtype)).dtype == dtype
+
+
+@every_shape
+def test_bench(config: EngineConfig, simulator: str) -> None:
+    check_bench("hadamard", config, simulator)

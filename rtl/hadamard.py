@@ -1,0 +1,148 @@
+"""Hadamard: the signed Walsh-Hadamard transform of a streamed vector, by adders only."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, C, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
+from rtl.layouts import conditioned_layout, element_layout
+
+__all__ = ["Hadamard"]
+
+
+class Hadamard(wiring.Component):
+    """``y = H (s * x)`` on blocks of n = `rotation_size` elements, exact; element after element.
+
+    log2(n) stages of one butterfly each: a stage holds back the first half of its block, sends the
+    sums while the second half comes in, and the differences while the next first half does. That is
+    the single-path delay feedback of streaming Fourier transforms (Wold and Despain, 1984): n - 1
+    words of storage and 2 log2(n) adders.
+
+    Throughput one element a cycle; latency `latency` cycles from an element to the result in its
+    place.
+
+    Attributes
+    ----------
+    i : stream In, `element_layout`: D elements a vector, at most 2 * VECTOR_MAX in magnitude
+    o : stream Out, `conditioned_layout`: D elements a vector
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(element_layout())),
+                "o": Out(stream.Signature(conditioned_layout(config))),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from an element's transfer to the first cycle of the result in its place."""
+        size = self._config.rotation_size
+        return (size - 1) + (size.bit_length() - 1)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        position = Signal(range(config.head_dim))
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += position.eq(Mux(position == config.head_dim - 1, 0, position + 1))
+
+        width = signed_bits(2 * VECTOR_MAX)
+        half = config.rotation_size // 2
+        m.submodules.stage_0 = stage = _Butterfly(width, half)
+        negative = Array(C(bit, 1) for bit in _negative_signs(config.head_dim))
+        value = self.i.payload.value
+        m.d.comb += [
+            stage.i.valid.eq(self.i.valid),
+            stage.i.payload.value.eq(Mux(negative[position], -value, value)),
+            self.i.ready.eq(stage.i.ready),
+        ]
+        for level in range(1, config.rotation_size.bit_length() - 1):
+            half, width, before = half // 2, width + 1, stage
+            m.submodules[f"stage_{level}"] = stage = _Butterfly(width, half)
+            connect(m, before.o, stage.i)
+        connect(m, stage.o, flipped(self.o))
+        return m
+
+
+class _Butterfly(wiring.Component):
+    """Sums and differences of elements that are `half` apart: ``a + b`` for each, then ``a - b``.
+
+    Parameters
+    ----------
+    width : signed width of the input; the output is a bit wider
+    half : elements held back; a block has twice as many
+
+    Attributes
+    ----------
+    i, o : streams of blocks of 2 * half elements
+    """
+
+    def __init__(self, width: int, half: int) -> None:
+        self._width, self._half = width, half
+        super().__init__(
+            {
+                "i": In(stream.Signature(data.StructLayout({"value": signed(width)}))),
+                "o": Out(stream.Signature(data.StructLayout({"value": signed(width + 1)}))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        half = self._half
+        held = Array(
+            Signal(signed(self._width + 1), name=f"held_{i}", reset_less=True) for i in range(half)
+        )
+        index = Signal(range(half))  # where the next element of the half block goes
+        combining = Signal()  # the second half is coming in
+        differences = Signal()  # `held` has differences of the block before, from `drained` on
+        drained = Signal(range(half))
+
+        # the output register takes a sum, a difference, or nothing
+        room = Signal()
+        sends = Signal()
+        m.d.comb += room.eq(~self.o.valid | self.o.ready)
+        value, sends_difference = self.i.payload.value, differences & room
+        with m.If(differences):
+            m.d.comb += sends.eq(1)
+            # a place may be filled once its difference is gone, or in the cycle in which it goes
+            free = (index < drained) | ((index == drained) & room)
+            m.d.comb += self.i.ready.eq(~combining & free)
+        with m.Else():
+            m.d.comb += [
+                sends.eq(combining & self.i.valid),
+                self.i.ready.eq(~combining | room),
+            ]
+        with m.If(room):
+            m.d.sync += self.o.valid.eq(sends)
+            with m.If(sends):
+                m.d.sync += self.o.payload.value.eq(
+                    Mux(differences, held[drained], held[index] + value)
+                )
+        with m.If(sends_difference):
+            m.d.sync += drained.eq(Mux(drained == half - 1, 0, drained + 1))
+            with m.If(drained == half - 1):
+                m.d.sync += differences.eq(0)
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [
+                held[index].eq(Mux(combining, held[index] - value, value)),
+                index.eq(Mux(index == half - 1, 0, index + 1)),
+            ]
+            with m.If(index == half - 1):
+                m.d.sync += combining.eq(~combining)
+                with m.If(combining):
+                    m.d.sync += differences.eq(1)
+        return m
+
+
+def _negative_signs(head_dim: int) -> list[int]:
+    """Whether sign d is negative: the low bit of a 9-bit LFSR, x**9 + x**5 + 1, from state 1."""
+    state, bits = 1, []
+    for _ in range(head_dim):
+        bits.append(state & 1)
+        state = state >> 1 | ((state ^ state >> 4) & 1) << 8
+    return bits

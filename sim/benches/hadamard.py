@@ -1,0 +1,51 @@
+"""Bench of the Hadamard transform: random and extreme vectors back to back, under all stalls."""
+
+from __future__ import annotations
+
+import cocotb
+import numpy as np
+import torch
+from cocotb.handle import HierarchyObject
+
+from golden.hadamard import hadamard
+from kvtq_hw.config import VECTOR_MAX
+from sim.bench import STALL_MIXES, Bench
+
+TOP = 2 * VECTOR_MAX
+
+
+def corner_vectors(dim: int) -> np.ndarray:
+    """Largest elements of one sign, of alternating signs, of the transform's own rows; one-hots."""
+    rows = hadamard(torch.eye(dim, dtype=torch.int64)).numpy()
+    alternating = np.where(np.arange(dim) % 2, -TOP, TOP)
+    constant = np.full(dim, TOP)
+    matched = TOP * rows[:: max(1, dim // 8)]  # each gathers its whole block in one element
+    return np.stack([constant, -constant, alternating, *matched, *-matched, *(TOP * np.eye(dim))])
+
+
+async def run(bench: Bench, vectors: np.ndarray, source: str = "none", sink: str = "none") -> None:
+    """Transform vectors [N, D]."""
+    x = np.asarray(vectors).astype(np.int64)
+    expected = hadamard(torch.from_numpy(x))
+    bench.drive("i", [{"value": value} for value in x.flatten().tolist()], source)
+    bench.expect("o", [{"value": value} for value in expected.flatten().tolist()], sink)
+    await bench.finish()
+
+
+@cocotb.test()
+async def corner_data(dut: HierarchyObject) -> None:
+    """The largest sums that can be; one element a cycle, exactly `latency` cycles later."""
+    bench = await Bench.start(dut, "hadamard")
+    await run(bench, corner_vectors(bench.config.head_dim))
+    taken, sent = bench.drivers["i"].cycles, bench.sinks["o"].cycles
+    bench.check(taken, list(range(taken[0], taken[0] + len(taken))), "cycles of the elements")
+    expected = [cycle + bench.component.latency for cycle in taken]
+    bench.check(sent, expected, "cycles of the results")
+
+
+@cocotb.test()
+@cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
+async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
+    """Random vectors under gaps and back-pressure."""
+    bench = await Bench.start(dut, "hadamard")
+    await run(bench, bench.rng.integers(-TOP, TOP + 1, (4, bench.config.head_dim)), source, sink)
