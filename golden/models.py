@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.config import EngineConfig, config_from_fields, load_config
 from kvtq_hw.errors import UserError
 from kvtq_hw.toolchain import tools_folder
 
@@ -79,6 +79,35 @@ class LanguageModel:
             digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
             digest.update(data.flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+    @contextmanager
+    def attending_with(self, implementation: str) -> Iterator[None]:
+        """Run the model with another attention implementation; the one before comes back."""
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation(implementation)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    def engine_config(self, context: int) -> EngineConfig:
+        """The widths of the `smollm2` preset for this model's heads and a context of some tokens.
+
+        Raises
+        ------
+        ConfigError
+            When no engine can have this model's head dimension, query group or the context.
+        """
+        base = load_config("smollm2")
+        shape: dict[str, object] = {
+            "head_dim": self.head_dim,
+            "lanes": self.head_dim,
+            "query_group": self.query_group,
+            "max_context": max(base.max_context, 1 << (context - 1).bit_length()),
+        }
+        if all(getattr(base, field) == value for field, value in shape.items()):
+            return base
+        return config_from_fields({**base.model_dump(), **shape, "name": "fitted"})
 
     def check_fits(self, config: EngineConfig) -> None:
         """Check that an engine of this configuration can compute this model's attention.

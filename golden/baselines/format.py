@@ -1,0 +1,50 @@
+"""A baseline as a `golden.formats.CacheFormat`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import Cache
+
+from golden.baselines.layer import BASELINE_ATTENTION, BaselineCache, TierRule
+from golden.calibration import Calibration
+from golden.formats import calibration_digest, source_digest, stored_by_layers
+
+__all__ = ["BASELINE_SOURCES", "BaselineFormat"]
+
+#: What decides the results of baselines.
+BASELINE_SOURCES = (
+    "golden/baselines/*.py",
+    "golden/conditioning.py",
+    "golden/hadamard.py",
+    "golden/quality.py",
+    "golden/versions.py",
+)
+
+
+@dataclass(frozen=True)
+class BaselineFormat:
+    """Keys and values under one rule each, conditioned where there is a calibration."""
+
+    name: str
+    layers: int
+    key_rule: TierRule
+    value_rule: TierRule
+    calibration: Calibration | None = None
+    attention: str = BASELINE_ATTENTION
+    arithmetic: str = "float"
+    longest_chunk: int | None = None
+
+    def make_cache(self) -> BaselineCache:
+        """An empty cache."""
+        conditioning = self.calibration.conditioning() if self.calibration else None
+        return BaselineCache(self.key_rule, self.value_rule, conditioning or [None] * self.layers)
+
+    def stored(self, cache: Cache) -> tuple[int, int]:
+        """Codes, scales, zero points, tokens in the long format, padding."""
+        return stored_by_layers(cache)
+
+    def identity(self) -> str:
+        """The sources, and the calibration where there is one."""
+        calibration = calibration_digest(self.calibration) if self.calibration else "none"
+        return f"{calibration} {source_digest(BASELINE_SOURCES)}"

@@ -1,0 +1,196 @@
+"""A cache layer of the baselines, and the attention function that reads it.
+
+Importing this module registers the function under the name `BASELINE_ATTENTION`. It computes in
+float32 what any attention computes, over vectors as their formats give them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, Cache
+from transformers.cache_utils import CacheLayerMixin
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from golden.baselines.codecs import Codec
+from golden.baselines.tiers import TieredVectors
+from golden.conditioning import Conditioning
+from golden.versions import attend
+
+__all__ = ["BASELINE_ATTENTION", "BaselineCache", "BaselineLayer", "TierRule"]
+
+BASELINE_ATTENTION = "kvtq_baseline"
+
+
+@dataclass(frozen=True)
+class TierRule:
+    """How the vectors of one tensor are stored; see `TieredVectors`."""
+
+    short: Codec
+    long: Codec
+    short_tokens: Callable[[int], int]
+    sinks: int = 0
+
+
+class BaselineLayer(CacheLayerMixin):
+    """One layer: keys and values under a rule each, conditioned or as they come."""
+
+    keys: TieredVectors
+    values: TieredVectors
+
+    def __init__(
+        self, key_rule: TierRule, value_rule: TierRule, conditioning: Conditioning | None
+    ) -> None:
+        super().__init__()
+        self._rules = (key_rule, value_rule)
+        self._conditioning = conditioning
+        self._elements = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make empty stores."""
+        self.keys, self.values = (
+            TieredVectors(rule.short, rule.long, rule.sinks, rule.short_tokens, states.shape[-1])
+            for rule, states in zip(self._rules, (key_states, value_states), strict=True)
+        )
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[BaselineLayer, BaselineLayer]:
+        """Append tokens [batch, kv_heads, tokens, D]; returns this layer for keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self._conditioning is not None:
+            key_states = self._conditioning.condition_keys(key_states)[0] * self._key_unit
+            value_states = self._conditioning.condition_values(value_states)[0] * self._value_unit
+        self.keys.append(key_states.float())
+        self.values.append(value_states.float())
+        return self, self
+
+    def attend(self, queries: Tensor, visible: Tensor | None) -> Tensor:
+        """Attention of the newest chunk.
+
+        Parameters
+        ----------
+        queries : float32 [batch, heads, I, D], with the factor on the scores
+        visible : bool [batch, 1, I, T]; the newest I tokens' causal attention when None
+
+        Returns
+        -------
+        float32 [batch, heads, I, D]
+        """
+        keys, values = self.keys.versions(), self.values.versions()
+        if self._conditioning is not None:
+            queries = self._conditioning.condition_queries(queries).float() / self._key_unit
+        if visible is None and queries.shape[-2] > 1:
+            shape = queries.shape[-2], keys.vectors.shape[-2]
+            causal = torch.ones(shape, dtype=torch.bool, device=queries.device)
+            visible = causal.tril(shape[1] - shape[0])[None, None]
+        grouped = queries.unflatten(1, (keys.vectors.shape[1], -1))
+        outputs = attend(grouped, keys, values, visible).flatten(1, 2)
+        if self._conditioning is not None:
+            outputs = self._conditioning.restore_outputs(outputs.double() / self._value_unit)
+        return outputs.float()
+
+    def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""
+        return self.get_seq_length() + query_length, 0
+
+    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
+        """Stored tokens."""
+        return self.keys.tokens if self.is_initialized else 0
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Rearrange the batch for beam search."""
+        self._map_batch(lambda x: x.index_select(0, beam_idx))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence of the batch."""
+        self._map_batch(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some sequences of the batch."""
+        self._map_batch(lambda x: x[indices])
+
+    def stored_bytes(self) -> int:
+        """Bytes of keys and values, everything included."""
+        return self.keys.stored_bytes() + self.values.stored_bytes() if self.is_initialized else 0
+
+    def stored_elements(self) -> int:
+        """Numbers that those bytes stand for."""
+        if not self.is_initialized:
+            return 0
+        return self.keys.stored_elements() + self.values.stored_elements()
+
+    @property
+    def _key_unit(self) -> float:
+        """What one of the integers of conditioned keys is worth, so that scales fit fp16."""
+        return 0.0 if self._conditioning is None else 2.0**self._conditioning.key_exponent
+
+    @property
+    def _value_unit(self) -> float:
+        return 0.0 if self._conditioning is None else 2.0**self._conditioning.value_exponent
+
+    def _map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        if self.is_initialized:
+            self.keys.map_batch(function)
+            self.values.map_batch(function)
+
+
+class BaselineCache(Cache):
+    """A whole model's cache; the model must run with `BASELINE_ATTENTION`.
+
+    Parameters
+    ----------
+    conditioning : one entry a layer
+    """
+
+    def __init__(
+        self,
+        key_rule: TierRule,
+        value_rule: TierRule,
+        conditioning: list[Conditioning] | list[None],
+    ) -> None:
+        super().__init__(
+            layers=[BaselineLayer(key_rule, value_rule, entry) for entry in conditioning]
+        )
+
+
+def baseline_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: BaselineLayer,
+    value: BaselineLayer,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query` [batch, heads, I, D] over a layer, [batch, I, heads, D].
+
+    Raises
+    ------
+    TypeError
+        When the model did not run with a `BaselineCache`.
+    """
+    if not isinstance(key, BaselineLayer):
+        raise TypeError(f"key is a {type(key).__name__}, not a layer of a BaselineCache")
+    factor = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    outputs = key.attend(query.float() * factor, attention_mask)
+    return outputs.transpose(1, 2).contiguous().to(query.dtype), None
+
+
+AttentionInterface.register(BASELINE_ATTENTION, baseline_attention)
+AttentionMaskInterface.register(BASELINE_ATTENTION, sdpa_mask)

@@ -1,0 +1,95 @@
+"""The catalogue of cache formats: from a spelled code to something that makes caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import Cache
+
+from golden.attention import ATTENTION
+from golden.backends import AttentionBackend, GoldenBackend
+from golden.baselines import floats, integers, kivi, kvtq, transformers_cache
+from golden.cache import TernaryCache
+from golden.calibration import Calibration
+from golden.conditioning import Conditioning
+from golden.formats import (
+    CacheFormat,
+    FormatInputs,
+    calibration_digest,
+    source_digest,
+    stored_by_layers,
+)
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+
+__all__ = ["BASELINE_EXAMPLES", "TernaryFormat", "parse_format"]
+
+_FAMILIES = (floats, integers, kivi, transformers_cache)
+
+BASELINE_EXAMPLES = tuple(example for family in (*_FAMILIES, kvtq) for example in family.EXAMPLES)
+
+
+def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> CacheFormat:
+    """Read a spelled code: a baseline, or what `CacheCode.parse` takes.
+
+    Parameters
+    ----------
+    backend : computes the attention of ternary codes
+
+    Raises
+    ------
+    UserError
+        When nothing is spelled like that.
+    """
+    for family in _FAMILIES:
+        baseline = family.parse(text, inputs)
+        if baseline is not None:
+            return baseline
+    published = text.startswith(kvtq.PREFIX)
+    try:
+        code = CacheCode.parse("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
+    except UserError as error:
+        raise UserError(f"{error}; or a baseline, as {', '.join(BASELINE_EXAMPLES)}") from None
+    needed = max(code.key_digits, code.value_digits)
+    if needed > inputs.config.max_planes:
+        raise UserError(
+            f"code: {text!r} has more digits than configuration {inputs.config.name!r} allows, "
+            f"max_planes = {inputs.config.max_planes}"
+        )
+    calibration = inputs.calibration()
+    conditioning = kvtq.unconditioned(calibration) if published else calibration.conditioning()
+    name = text if published else str(code)
+    return TernaryFormat(name, code, inputs.config, calibration, tuple(conditioning), backend)
+
+
+@dataclass(frozen=True)
+class TernaryFormat:
+    """A ternary code in a `TernaryCache`; see `golden.formats.CacheFormat`."""
+
+    name: str
+    code: CacheCode
+    config: EngineConfig
+    calibration: Calibration
+    conditioning: tuple[Conditioning, ...]
+    backend: AttentionBackend
+    attention: str = ATTENTION
+    longest_chunk: int | None = None
+
+    @property
+    def arithmetic(self) -> str:
+        """Whether the backend follows the integer contract."""
+        return "integer" if isinstance(self.backend, GoldenBackend) else "float"
+
+    def make_cache(self) -> TernaryCache:
+        """An empty cache."""
+        return TernaryCache(self.config, self.code, self.conditioning, self.backend)
+
+    def stored(self, cache: Cache) -> tuple[int, int]:
+        """Packed planes and scales of all layers."""
+        return stored_by_layers(cache)
+
+    def identity(self) -> str:
+        """Configuration, calibration, and the sources of the golden model."""
+        sources = source_digest(("golden/*.py", "kvtq_hw/*.py"))
+        return f"{self.config.digest()} {calibration_digest(self.calibration)} {sources}"

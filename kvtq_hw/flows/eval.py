@@ -1,0 +1,458 @@
+"""Measure what cache formats leave of a language model, and at how many true bits.
+
+Every code is run through the cache, teacher-forced, on the same segments of a text: perplexity,
+divergence from the unquantized model, agreement with its most likely tokens, and on demand the
+retrieval of numbers hidden in the context. Results are kept as they come: an interrupted run goes
+on where it stopped, and nothing is measured twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.options import PresetType
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from golden.formats import CacheFormat
+    from golden.quality import OnTokens
+
+__all__ = ["EvalRow", "command"]
+
+UNQUANTIZED = "unquantized"
+DEFAULT_CODES = (UNQUANTIZED, "balanced:3/2", "balanced:2/2", "int4", "kivi:2")
+
+
+@dataclass(frozen=True)
+class EvalRow:
+    """One code's row; the names are the columns of every output.
+
+    Attributes
+    ----------
+    code : the spelled code
+    attention : ``integer`` (docs/contract.md) or ``float``
+    bits_per_element : stored bits per cached number at the full context, everything included
+    perplexity : over all predicted positions
+    perplexity_ratio : to the unquantized model
+    kld : mean Kullback-Leibler divergence from the unquantized model, nats a position
+    top1_agreement : share of positions with the unquantized model's most likely token
+    tokens : predicted positions
+    needle : share of hidden numbers retrieved; None when not asked for
+    needles : hidden numbers
+    """
+
+    code: str
+    attention: str
+    bits_per_element: float
+    perplexity: float
+    perplexity_ratio: float
+    kld: float
+    top1_agreement: float
+    tokens: int
+    needle: float | None
+    needles: int
+
+
+@click.command()
+@click.option(
+    "--model",
+    "model_name",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
+)
+@click.option(
+    "--code",
+    "codes",
+    multiple=True,
+    default=DEFAULT_CODES,
+    show_default=True,
+    metavar="CODE",
+    help="A ternary code or a baseline; give it several times for several rows.",
+)
+@click.option(
+    "--text",
+    "text_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=None,
+    help="Text to evaluate on.  [default: the second half of Python's documentation topics]",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Tokens of a segment.",
+)
+@click.option(
+    "--segments",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Consecutive segments from the beginning of the text.",
+)
+@click.option(
+    "--attention",
+    type=click.Choice(["integer", "float"]),
+    default="float",
+    show_default=True,
+    help="Attention of ternary codes: the integer contract, or float over the same planes.",
+)
+@click.option(
+    "--needle",
+    "haystacks",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Measure retrieval too, in the first N segments, eight hidden numbers in each.",
+)
+@click.option(
+    "--preset",
+    type=PresetType(),
+    default=None,
+    metavar="NAME|FILE",
+    help="Configuration of ternary codes.  [default: that of smollm2, fitted to the model]",
+)
+@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
+@click.option(
+    "--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), default=None
+)
+@click.option(
+    "--plot",
+    "plot_files",
+    type=click.Path(dir_okay=False, path_type=Path),
+    multiple=True,
+    help="Draw bits against perplexity (and retrieval): .svg or .png; may be given twice.",
+)
+def command(
+    model_name: str,
+    codes: Sequence[str],
+    text_file: Path | None,
+    context: int,
+    segments: int,
+    attention: str,
+    haystacks: int,
+    preset: EngineConfig | None,
+    csv_file: Path | None,
+    json_file: Path | None,
+    markdown_file: Path | None,
+    plot_files: Sequence[Path],
+) -> None:
+    """Measure perplexity, divergence and retrieval of cache formats at their true bits."""
+    if haystacks > segments:
+        raise UserError(
+            f"--needle: {haystacks} is not allowed; must be at most --segments, {segments}"
+        )
+    for file in plot_files:
+        if file.suffix not in (".svg", ".png"):
+            raise UserError(f"--plot: {str(file)!r} is not allowed; must end in .svg or .png")
+    for file in (csv_file, json_file, markdown_file, *plot_files):
+        if file is not None and not file.parent.is_dir():
+            raise UserError(f"output {str(file)!r}: {str(file.parent)!r} is not a folder")
+    console = Console()
+    run = _Run(console, model_name, text_file, context, segments, attention, haystacks, preset)
+    rows = run.measure(list(dict.fromkeys(codes)))
+    console.print(_table(rows))
+    summary = {**run.description(), "rows": [asdict(row) for row in rows]}
+    outputs: list[tuple[Path | None, Callable[[], str]]] = [
+        (csv_file, lambda: _as_csv(rows)),
+        (json_file, lambda: json.dumps(summary, indent=2) + "\n"),
+        (markdown_file, lambda: as_markdown(rows)),
+    ]
+    for file, text in outputs:
+        if file is not None:
+            _write(file, text())
+    if plot_files:
+        from kvtq_hw.pareto_plot import plot
+
+        for file in plot_files:
+            plot(rows, run.description(), file)
+
+
+class _Run:
+    """One evaluation: the model, its text, and what has been measured."""
+
+    def __init__(
+        self,
+        console: Console,
+        model_name: str,
+        text_file: Path | None,
+        context: int,
+        segments: int,
+        attention: str,
+        haystacks: int,
+        preset: EngineConfig | None,
+    ) -> None:
+        from platformdirs import user_cache_path
+
+        from golden.models import load_model
+        from golden.quality import cut_segments
+        from golden.result_store import ResultStore
+
+        self._console = console
+        self._attention = attention
+        self._haystacks = haystacks
+        with console.status(f"Loading model {model_name}"):
+            self._model = load_model(model_name)
+        self._config = preset or self._model.engine_config(context)
+        text = _default_text() if text_file is None else _read(text_file)
+        self._text_digest = hashlib.sha256(text.encode()).hexdigest()
+        self._text_name = "pydoc_data.topics, second half" if text_file is None else text_file.name
+        self._segments = cut_segments(self._model, text, context, segments)
+        self._store = ResultStore(user_cache_path("kvtq-hw") / "quality.sqlite")
+
+    def description(self) -> dict[str, Any]:
+        """What was measured on what, as ``--json`` has it."""
+        from golden.quality import DEFAULT_CHUNK
+
+        return {
+            "model": self._model.name,
+            "model_fingerprint": self._model.fingerprint,
+            "text": self._text_name,
+            "text_sha256": self._text_digest,
+            "context": len(self._segments[0]),
+            "segments": len(self._segments),
+            "chunk": DEFAULT_CHUNK,
+            "config": self._config.model_dump(),
+        }
+
+    def measure(self, codes: list[str]) -> list[EvalRow]:
+        """The rows of all codes; measures what is not yet in the store."""
+        from golden.quality import SegmentScore, summarize
+
+        formats = {code: self._parse(code) for code in codes}
+        kinds = {UNQUANTIZED: None, **formats}
+        with self._progress() as progress:
+            length = len(self._segments[0])
+            total = len(kinds) * (len(self._segments) + self._haystacks) * length
+            task = progress.add_task("", total=total)
+            for index, tokens in enumerate(self._segments):
+
+                def label(what: str, index: int = index) -> None:
+                    progress.update(task, description=f"segment {index + 1}: {what}")
+
+                def advance(tokens: int) -> None:
+                    progress.advance(task, tokens)
+
+                self._measure_segment(tokens, kinds, label, advance)
+                if index < self._haystacks:
+                    self._measure_needles(tokens, index, kinds, label, advance)
+        scores = {
+            code: [
+                SegmentScore(**self._stored(self._score_key(tokens, kinds[code])))
+                for tokens in self._segments
+            ]
+            for code in kinds
+        }
+        rows = []
+        for code in codes:
+            quality = summarize(scores[code], scores[UNQUANTIZED])
+            found = [
+                retrieved
+                for index, tokens in enumerate(self._segments[: self._haystacks])
+                for retrieved in self._stored(self._needle_key(tokens, index, kinds[code]))[
+                    "retrieved"
+                ]
+            ]
+            cache_format = formats[code]
+            rows.append(
+                EvalRow(
+                    code=code,
+                    attention=cache_format.arithmetic if cache_format else "float",
+                    **asdict(quality),
+                    needle=sum(found) / len(found) if found else None,
+                    needles=len(found),
+                )
+            )
+        return rows
+
+    def _parse(self, code: str) -> CacheFormat | None:
+        """The format of a code; None for the model's own cache."""
+        from golden.backends import GoldenBackend
+        from golden.calibration import load_or_calibrate
+        from golden.catalog import parse_format
+        from golden.formats import FormatInputs
+        from golden.versions import SinglePrecisionBackend
+
+        if code == UNQUANTIZED:
+            return None
+        backend = GoldenBackend() if self._attention == "integer" else SinglePrecisionBackend()
+        inputs = FormatInputs(self._model, self._config, lambda: load_or_calibrate(self._model))
+        return parse_format(code, inputs, backend)
+
+    def _measure_segment(
+        self,
+        tokens: Tensor,
+        kinds: dict[str, CacheFormat | None],
+        label: Callable[[str], None],
+        advance: OnTokens,
+    ) -> None:
+        from golden.quality import evaluate_reference, evaluate_segment
+
+        missing = [
+            code
+            for code, kind in kinds.items()
+            if self._store.get(self._score_key(tokens, kind)) is None
+        ]
+        advance(len(tokens) * (len(kinds) - len({UNQUANTIZED, *missing} if missing else missing)))
+        if not missing:
+            return
+        label(UNQUANTIZED)
+        reference = evaluate_reference(self._model, tokens, on_tokens=advance)
+        self._store.put(self._score_key(tokens, None), asdict(reference.score))
+        for code in missing:
+            kind = kinds[code]
+            if kind is not None:
+                label(code)
+                score = evaluate_segment(self._model, reference, kind, on_tokens=advance)
+                self._store.put(self._score_key(tokens, kind), asdict(score))
+
+    def _measure_needles(
+        self,
+        tokens: Tensor,
+        seed: int,
+        kinds: dict[str, CacheFormat | None],
+        label: Callable[[str], None],
+        advance: OnTokens,
+    ) -> None:
+        from golden.needle import make_haystack, retrieve
+
+        haystack = make_haystack(self._model, tokens, seed)
+        for code, kind in kinds.items():
+            key = self._needle_key(tokens, seed, kind)
+            if self._store.get(key) is None:
+                label(f"needles, {code}")
+                found = retrieve(self._model, haystack, kind, on_tokens=advance)
+                self._store.put(key, {"retrieved": found})
+            else:
+                advance(len(tokens))
+
+    def _score_key(self, tokens: Tensor, kind: CacheFormat | None) -> dict[str, Any]:
+        """Everything that decides a segment's score."""
+        import torch
+        import transformers
+
+        from golden.formats import source_digest
+        from golden.quality import DEFAULT_CHUNK
+
+        return {
+            "measured": "segment",
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "model": self._model.fingerprint,
+            "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
+            "chunk": DEFAULT_CHUNK,
+            "code": kind.name if kind else UNQUANTIZED,
+            "arithmetic": kind.arithmetic if kind else "float",
+            "identity": kind.identity() if kind else source_digest(("golden/quality.py",)),
+        }
+
+    def _needle_key(self, tokens: Tensor, seed: int, kind: CacheFormat | None) -> dict[str, Any]:
+        from golden.formats import source_digest
+
+        sources = source_digest(("golden/needle.py",))
+        return {
+            **self._score_key(tokens, kind),
+            "measured": "needles",
+            "seed": seed,
+            "needles": sources,
+        }
+
+    def _stored(self, key: dict[str, Any]) -> dict[str, Any]:
+        result = self._store.get(key)
+        if result is None:
+            raise UserError("store of results: a result just measured is gone; run again")
+        return result
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+
+
+def _default_text() -> str:
+    """The second half of the text whose beginning calibration uses."""
+    from golden.calibration import calibration_text
+
+    text = calibration_text()
+    return text[len(text) // 2 :]
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"--text: {str(file)!r}: {reason}") from None
+
+
+def _write(file: Path, text: str) -> None:
+    try:
+        file.write_text(text, "utf-8")
+    except OSError as error:
+        raise UserError(f"output {str(file)!r}: {error.strerror}") from None
+
+
+def _as_csv(rows: list[EvalRow]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [field.name for field in fields(EvalRow)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+def _cells(row: EvalRow) -> list[str]:
+    """The columns that a reader compares, rounded."""
+    cells = [
+        row.code,
+        row.attention,
+        f"{row.bits_per_element:.3f}",
+        f"{row.perplexity:.3f}",
+        f"{100 * (row.perplexity_ratio - 1):+.2f} %",
+        f"{row.kld:.4f}",
+        f"{100 * row.top1_agreement:.1f} %",
+    ]
+    return cells if row.needle is None else [*cells, f"{100 * row.needle:.0f} %"]
+
+
+def _titles(rows: list[EvalRow]) -> list[str]:
+    titles = ["code", "attention", "bits", "perplexity", "change", "KLD", "same top-1"]
+    return titles if rows[0].needle is None else [*titles, "needles"]
+
+
+def as_markdown(rows: list[EvalRow]) -> str:
+    """The rows as a table in Markdown."""
+    titles = _titles(rows)
+    lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)], *map(_cells, rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _table(rows: list[EvalRow]) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for index, title in enumerate(_titles(rows)):
+        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
