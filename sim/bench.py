@@ -118,8 +118,9 @@ class Bench:
         """Take payloads from an output stream under back-pressure; they must equal these."""
         self._scoreboards[port] = Scoreboard(port, self._shapes[port], payloads)
         self._transfers += len(payloads)
-        stalls = stall_pattern(self.stalls(mix), self.rng.spawn(1)[0])
-        cocotb.start_soon(self.sinks[port].drain(stalls))
+        pattern = self.stalls(mix)
+        stalls = stall_pattern(pattern, self.rng.spawn(1)[0])
+        cocotb.start_soon(self.sinks[port].drain(stalls, patient=pattern == "slow"))
 
     def set(self, port: str, value: Payload) -> None:
         """Drive an input that is no stream."""

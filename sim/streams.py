@@ -241,9 +241,13 @@ class StreamSink(StreamMonitor):
         super().__init__(dut, port)
         self._ready.value = 0
 
-    async def drain(self, stalls: Iterator[bool]) -> None:
-        """Drive `ready` for ever; `watch` collects what comes."""
+    async def drain(self, stalls: Iterator[bool], patient: bool = False) -> None:
+        """Drive `ready` for ever; `watch` collects what comes.
+
+        A patient sink is not ready before it has seen `valid`: a block whose `valid` waits for
+        `ready` never gets anywhere with it.
+        """
         edge = RisingEdge(self._clock)
         for go in stalls:
-            self._ready.value = int(go)
+            self._ready.value = int(go and (not patient or self._valid.value == 1))
             await edge

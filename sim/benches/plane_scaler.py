@@ -98,7 +98,7 @@ async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
 
 
 @cocotb.test()
-@cocotb.parametrize(exponent=(-128, -1, 0, 1, 127))
+@cocotb.parametrize(exponent=(-128, -64, -20, -1, 0, 1, 40, 64, 80, 127))
 async def extreme_exponents(dut: HierarchyObject, exponent: int) -> None:
     """Shifts far to the left, where all but zero saturates, and far to the right."""
     bench = await Bench.start(dut, "plane_scaler")
