@@ -4,6 +4,7 @@ extra, and at least one."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import Enum
 from typing import Any
 
 from amaranth.hdl import Shape, ShapeLike
@@ -85,7 +86,7 @@ def _masker(shape: ShapeLike) -> Callable[[Payload], int]:
     fields = {key: (_masker(field.shape), field.offset) for key, field in layout}
 
     def mask(payload: Payload) -> int:
-        if isinstance(payload, int):
+        if isinstance(payload, int | Enum):
             return everything
         parts = payload.items() if isinstance(payload, Mapping) else enumerate(payload)
         return sum(fields[key][0](part) << fields[key][1] for key, part in parts)

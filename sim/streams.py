@@ -86,7 +86,7 @@ def packer(shape: ShapeLike) -> Callable[[Payload], int]:
     fields = {key: (packer(field.shape), field.offset) for key, field in layout}
 
     def pack_fields(payload: Payload) -> int:
-        if isinstance(payload, int):
+        if isinstance(payload, int | Enum):
             return pack_number(payload)
         bits = 0
         parts = payload.items() if isinstance(payload, Mapping) else enumerate(payload)
