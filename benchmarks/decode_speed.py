@@ -42,7 +42,7 @@ def main(new_tokens: int, json_file: Path | None) -> None:
     runs: dict[str, Decoded] = {"unquantized": decode_unquantized(model, prompt, new_tokens)}
     for name, backend in backends.items():
         code = CacheCode.parse("balanced:3/2")
-        cache = make_cache(config, code, "absmean", calibration, backend)
+        cache = make_cache(config, code, calibration, backend)
         runs[name] = decode(model, prompt, new_tokens, cache)
     base = runs["unquantized"].tokens_per_second
     for name, run in runs.items():

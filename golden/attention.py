@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from golden.backends import AttentionJob, to_float
 from golden.cache import TernaryCacheLayer
+from kvtq_hw.errors import UserError
 
 __all__ = ["ATTENTION", "ternary_attention"]
 
@@ -70,7 +71,13 @@ def ternary_attention(
     if scaling is not None:
         queries = queries * (scaling * math.sqrt(config.head_dim))
     visible = _visible(attention_mask, query.shape[-2], key.get_seq_length(), query.device)
-    job = AttentionJob(cast(int, module.layer_idx), queries, key, visible)
+    if key.code.sinks and visible is not None and not visible.any(-2).all():
+        raise UserError(
+            f"code: {str(key.code)!r} has sinks, which a batch with padded sequences cannot have; "
+            "allowed are codes with sinks=0"
+        )
+    recent = key.take_recent(query.shape[-2])
+    job = AttentionJob(cast(int, module.layer_idx), queries, key, visible, recent)
     outputs = key.conditioning.restore_outputs(to_float(key.backend.attend(job)))
     return outputs.flatten(1, 2).transpose(1, 2).contiguous().to(query.dtype), None
 

@@ -7,7 +7,7 @@ is a backend too; `CheckedBackend` runs two of them and compares every output bi
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from golden import float_reference
 from golden.cache import TernaryCacheLayer
-from golden.engine import Attention, attend
+from golden.engine import Attention, Recent, attend
 from golden.quantizer import dequantize
 from golden.queries import Queries, quantize_queries
 
@@ -33,7 +33,7 @@ __all__ = [
     "SplitBackend",
 ]
 
-# Golden attention holds a few int64 tensors of [batch, heads, queries, tokens, planes]: a larger
+# Golden attention holds a few int64 tensors of [batch, heads, queries, tokens, runs]: a larger
 # prefill is computed in pieces of queries.
 _CHUNK_ELEMENTS = 1 << 21
 
@@ -46,12 +46,15 @@ class AttentionJob:
     real_queries : float64 [batch, kv_heads, G, I, D], conditioned; scores are ``q.k / sqrt(D)``
     cache : the layer's cache, which already holds the tokens of this pass
     visible : bool [batch, 1, I, T], prefixes of one set of tokens a sequence; all tokens when None
+    recent : the tokens that left the window in this pass, as earlier queries of it see them; its
+        `seen` is bool [I, R]. None where every query sees what the cache holds now.
     """
 
     layer_index: int
     real_queries: Tensor
     cache: TernaryCacheLayer
     visible: Tensor | None
+    recent: Recent | None = None
 
     @cached_property
     def queries(self) -> Queries:
@@ -87,10 +90,12 @@ class GoldenBackend:
     def attend(self, job: AttentionJob) -> Attention:
         """Integer attention over the layer's planes, the queries in pieces where they are many."""
         config = job.cache.config
-        keys, values = job.cache.key_planes(), job.cache.value_planes()
-        queries, visible = job.queries, job.visible
-        planes = max(keys.unit.shape[-1], values.unit.shape[-1])
-        per_query = math.prod(queries.values.shape[:-2]) * keys.tokens * planes
+        keys, values = job.cache.key_planes().merged(), job.cache.value_planes().merged()
+        queries, visible, recent = job.queries, job.visible, job.recent
+        if recent is not None:
+            recent = replace(recent, keys=recent.keys.merged(), values=recent.values.merged())
+        runs = max(keys.unit.shape[-1], values.unit.shape[-1])
+        per_query = math.prod(queries.values.shape[:-2]) * keys.tokens * runs
         step = max(1, _CHUNK_ELEMENTS // per_query)
         parts = []
         for start in range(0, queries.values.shape[-2], step):
@@ -102,6 +107,7 @@ class GoldenBackend:
                     keys,
                     values,
                     None if visible is None else _per_head(visible[..., piece, :], keys.trits),
+                    None if recent is None else replace(recent, seen=recent.seen[piece]),
                 )
             )
         return Attention(
@@ -119,7 +125,14 @@ class FloatBackend:
         config = job.cache.config
         keys = dequantize(config, job.cache.key_planes()).double()
         values = dequantize(config, job.cache.value_planes()).double()
-        return float_reference.attend(job.real_queries, keys, values, job.visible)
+        recent = None
+        if job.recent is not None:
+            recent = (
+                dequantize(config, job.recent.keys).double(),
+                dequantize(config, job.recent.values).double(),
+                job.recent.seen,
+            )
+        return float_reference.attend(job.real_queries, keys, values, job.visible, recent)
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """A KV cache for transformers that holds packed ternary planes and nothing else.
 
 `TernaryCache` is given to `generate()` as ``past_key_values``; its layers hand themselves on to the
-attention function of `golden.attention`, which reads planes instead of keys and values. A token is
-quantized once, when it arrives, and never again.
+attention function of `golden.attention`, which reads planes instead of keys and values. Storage is
+append-only: a token is quantized when it arrives and, where the code has a window of recent tokens
+in 5 digits, once more when it leaves that window, from its 5 digits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from golden.conditioning import Conditioning
+from golden.engine import Recent
+from golden.feedback import Feedback
 from golden.packer import pack
 from golden.planes import Planes
-from golden.quantizer import quantize
+from golden.quantizer import FEEDBACK_RATIOS, dequantize, quantize
 from golden.scale import join_scale, split_scale
 from golden.unpacker import unpack
-from kvtq_hw.codes import CacheCode, CodeKind, ScaleChoice
+from kvtq_hw.codes import TIER_DIGITS, CacheCode, CodeKind
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import plane_bytes
@@ -29,7 +32,7 @@ from kvtq_hw.packing import plane_bytes
 if TYPE_CHECKING:
     from golden.backends import AttentionBackend
 
-__all__ = ["PlaneStore", "TernaryCache", "TernaryCacheLayer"]
+__all__ = ["PlaneStore", "TernaryCache", "TernaryCacheLayer", "TieredStore"]
 
 _FIRST_CAPACITY = 64
 
@@ -97,10 +100,11 @@ class PlaneStore:
         self._scales[..., start:stop, :] = words.transpose(-2, -1)[..., None].to(self._scales.dtype)
         self.tokens = stop
 
-    def planes(self, start: int = 0) -> Planes:
-        """Unpack tokens from `start` on: Planes [batch, kv_heads, tokens, digits, D]."""
-        data = self._bytes[..., start : self.tokens, :].transpose(-3, -2)
-        words = self._scales[..., start : self.tokens, 0].transpose(-2, -1)
+    def planes(self, start: int = 0, stop: int | None = None) -> Planes:
+        """Unpack tokens from `start` to `stop`: Planes [batch, kv_heads, tokens, digits, D]."""
+        stop = self.tokens if stop is None else min(stop, self.tokens)
+        data = self._bytes[..., start:stop, :].transpose(-3, -2)
+        words = self._scales[..., start:stop, 0].transpose(-2, -1)
         fraction, exponent = split_scale(self.config, words)
         unit = torch.ones(words.shape, dtype=torch.bool, device=words.device)
         absent = self.digits - words.shape[-1]
@@ -114,6 +118,13 @@ class PlaneStore:
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         self.tokens = min(self.tokens, tokens)
+
+    def drop(self, tokens: int) -> None:
+        """Forget the first `tokens` tokens; the others move to the front."""
+        kept = self.tokens - tokens
+        for stored in self._tensors():
+            stored[..., :kept, :] = stored[..., tokens : self.tokens, :].clone()
+        self.tokens = kept
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 to what is stored."""
@@ -135,40 +146,176 @@ class PlaneStore:
         self._bytes, self._scales = function(self._bytes), function(self._scales)
 
 
-class TernaryCacheLayer(CacheLayerMixin):
-    """One layer of a `TernaryCache`: conditions, quantizes, packs and appends.
+class TieredStore:
+    """The keys, or the values, of a layer in three parts, chronological: sinks, body, window.
 
-    Attributes
+    Sinks (the first tokens) and window (the newest) are in 5 digits, the body is in the short code.
+    What leaves the window is requantized from its 5 digits, all that is left of it by then. Without
+    a window tokens are quantized once. Cropping shortens what came last; what has left the window
+    stays in the body.
+
+    Parameters
     ----------
-    config, code, scale : the format of what is stored
-    conditioning : what happens to keys and values before
-    backend : who computes the attention of this layer
-    saturated : elements so far that did not fit the 16 bits that calibration chose
-    revision : counts changes other than appending. Who keeps a copy of the planes elsewhere needs
-        only what came after the tokens it has seen, as long as this number stays the same.
+    config, code : format and tiers
+    which : "key" or "value", for the number of digits
+    feedback : matrices for rounding the body; None rounds each element on its own
     """
-
-    is_croppable = True
-    # of the base class, where they are tensors
-    keys: PlaneStore
-    values: PlaneStore
 
     def __init__(
         self,
         config: EngineConfig,
         code: CacheCode,
-        scale: ScaleChoice,
+        which: Literal["key", "value"],
+        feedback: Feedback | None,
+        batch: int,
+        kv_heads: int,
+        device: torch.device,
+    ) -> None:
+        self._config = config
+        self._code = code
+        self._feedback = feedback
+        self._digits = code.key_digits if which == "key" else code.value_digits
+        self._ratio = FEEDBACK_RATIOS[which][self._digits - 1] if feedback else None
+        self._tier_digits = min(TIER_DIGITS, config.max_planes)
+        shape = batch, kv_heads, device
+        self.sinks = PlaneStore(config, "balanced", self._tier_digits, *shape)
+        self.body = PlaneStore(config, code.kind, self._digits, *shape)
+        self.window = PlaneStore(config, "balanced", self._tier_digits, *shape)
+
+    @property
+    def tokens(self) -> int:
+        """Stored tokens."""
+        return sum(part.tokens for part in self._parts)
+
+    @property
+    def settled(self) -> int:
+        """Tokens whose planes do not change any more: sinks and body."""
+        return self.sinks.tokens + self.body.tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes live."""
+        return self.body.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TieredStore:
+        """Move the bytes; returns this store, as a cache layer's offloading expects."""
+        for part in self._parts:
+            part.to(device, non_blocking)
+        return self
+
+    def append(self, vectors: Tensor) -> Planes | None:
+        """Quantize int64 vectors [batch, kv_heads, tokens, D] behind what is stored.
+
+        Returns
+        -------
+        The window with the new tokens, before any leave it; None where the code has no window.
+        """
+        sinks = max(0, min(self._code.sinks - self.tokens, vectors.shape[-2]))
+        if sinks:
+            self.sinks.append(self._tier(vectors[..., :sinks, :]))
+            vectors = vectors[..., sinks:, :]
+        if not self._code.window:
+            if vectors.shape[-2]:
+                self.body.append(self._short(vectors))
+            return None
+        if vectors.shape[-2]:
+            self.window.append(self._tier(vectors))
+        before = self.window.planes()
+        leaving = self.window.tokens - self._code.window
+        if leaving > 0:
+            oldest = before.map_tokens(lambda x, axis: x.narrow(axis, 0, leaving))
+            self.body.append(self._short(dequantize(self._config, oldest)))
+            self.window.drop(leaving)
+        return before
+
+    def planes(self, start: int = 0) -> Planes:
+        """Unpack tokens from `start` on: Planes [batch, kv_heads, tokens, planes, D]."""
+        parts, offset = [], 0
+        for part in self._parts:
+            parts.append(part.planes(min(max(start - offset, 0), part.tokens)))
+            offset += part.tokens
+        filled = [part for part in parts if part.tokens]
+        return Planes.join(filled or [parts[1]])
+
+    def depths(self, start: int = 0) -> Tensor:
+        """Number of planes of each token from `start` on, int64 [tokens]."""
+        digits = torch.tensor([part.digits for part in self._parts])
+        counts = torch.tensor([part.tokens for part in self._parts])
+        return digits.repeat_interleave(counts)[start:]
+
+    def crop(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens."""
+        for part in self._parts:
+            part.crop(max(tokens, 0))
+            tokens -= part.tokens
+
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply a function that rearranges axis 0 to what is stored."""
+        for part in self._parts:
+            part.map_batch(function)
+
+    def stored_bytes(self) -> int:
+        """Bytes of the stored tokens; room for tokens to come is not counted."""
+        return sum(part.stored_bytes() for part in self._parts)
+
+    def stored_elements(self) -> int:
+        """Numbers that those bytes stand for."""
+        return sum(part.stored_elements() for part in self._parts)
+
+    @property
+    def _parts(self) -> tuple[PlaneStore, PlaneStore, PlaneStore]:
+        return self.sinks, self.body, self.window
+
+    def _tier(self, vectors: Tensor) -> Planes:
+        return quantize(self._config, vectors, "balanced", self._tier_digits, "absmean")
+
+    def _short(self, vectors: Tensor) -> Planes:
+        code = self._code
+        return quantize(
+            self._config,
+            vectors,
+            code.kind,
+            self._digits,
+            code.scale_choice,
+            ratio=self._ratio,
+            feedback=self._feedback,
+        )
+
+
+class TernaryCacheLayer(CacheLayerMixin):
+    """One layer of a `TernaryCache`: conditions, quantizes, packs and appends.
+
+    Attributes
+    ----------
+    config, code : the format of what is stored
+    conditioning : what happens to keys and values before
+    backend : who computes the attention of this layer
+    saturated : elements so far that did not fit the 16 bits that calibration chose
+    revision : counts changes other than appending. Who keeps a copy of the planes elsewhere needs
+        only what came after the tokens that were `settled` when it was made, as long as this number
+        stays the same.
+    """
+
+    is_croppable = True
+    # of the base class, where they are tensors
+    keys: TieredStore
+    values: TieredStore
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        code: CacheCode,
         conditioning: Conditioning,
         backend: AttentionBackend,
     ) -> None:
         super().__init__()
         self.config = config
         self.code = code
-        self.scale: ScaleChoice = scale
         self.conditioning = conditioning
         self.backend = backend
         self.revision = 0
         self.saturated = 0
+        self._passing: tuple[Planes, Planes] | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty stores for the batch and the heads of the first tokens."""
@@ -180,9 +327,11 @@ class TernaryCacheLayer(CacheLayerMixin):
                 )
         batch, kv_heads = key_states.shape[:2]
         self.device = key_states.device
-        self.keys, self.values = (
-            PlaneStore(self.config, self.code.kind, digits, batch, kv_heads, self.device)
-            for digits in (self.code.key_digits, self.code.value_digits)
+        shape = batch, kv_heads, self.device
+        used = self.conditioning if self.code.feedback else None
+        self.keys = TieredStore(self.config, self.code, "key", used and used.key_feedback, *shape)
+        self.values = TieredStore(
+            self.config, self.code, "value", used and used.value_feedback, *shape
         )
         self.is_initialized = True
 
@@ -207,9 +356,26 @@ class TernaryCacheLayer(CacheLayerMixin):
         keys, saturated_keys = self.conditioning.condition_keys(key_states)
         values, saturated_values = self.conditioning.condition_values(value_states)
         self.saturated += saturated_keys + saturated_values
-        self.keys.append(self._quantized(keys, "key"))
-        self.values.append(self._quantized(values, "value"))
+        window, value_window = self.keys.append(keys), self.values.append(values)
+        self._passing = None
+        if window is not None and value_window is not None and key_states.shape[-2] > 1:
+            self._passing = window, value_window
         return self, self
+
+    def take_recent(self, queries: int) -> Recent | None:
+        """The window as the newest `queries` tokens saw it, who appended themselves last.
+
+        A query sees itself and the tokens before it, the newest `window` of them in 5 digits. None
+        where all see what is stored now. It is handed out once, and not kept.
+        """
+        passing, self._passing = self._passing, None
+        if passing is None:
+            return None
+        keys, values = passing
+        tokens = self.get_seq_length()
+        position = torch.arange(tokens - queries, tokens)[:, None]
+        token = torch.arange(tokens - keys.tokens, tokens)
+        return Recent(keys, values, (token > position - self.code.window) & (token <= position))
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""
@@ -267,6 +433,11 @@ class TernaryCacheLayer(CacheLayerMixin):
         """Planes of the values from token `start` on, [batch, kv_heads, tokens, digits, D]."""
         return self.values.planes(start)
 
+    @property
+    def settled(self) -> int:
+        """Tokens whose planes do not change any more, whatever is appended."""
+        return self.keys.settled if self.is_initialized else 0
+
     def stored_bytes(self) -> int:
         """Bytes of keys and values: planes, scales and padding."""
         return self.keys.stored_bytes() + self.values.stored_bytes() if self.is_initialized else 0
@@ -276,10 +447,6 @@ class TernaryCacheLayer(CacheLayerMixin):
         if not self.is_initialized:
             return 0
         return self.keys.stored_elements() + self.values.stored_elements()
-
-    def _quantized(self, states: Tensor, which: str) -> Planes:
-        digits = self.code.key_digits if which == "key" else self.code.value_digits
-        return quantize(self.config, states, self.code.kind, digits, self.scale)
 
     def _map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         if self.is_initialized:
@@ -295,20 +462,22 @@ class TernaryCache(Cache):
 
     Parameters
     ----------
+    code : one for all layers, or one for each
     conditioning : one entry a layer
     """
 
     def __init__(
         self,
         config: EngineConfig,
-        code: CacheCode,
-        scale: ScaleChoice,
+        code: CacheCode | Sequence[CacheCode],
         conditioning: Sequence[Conditioning],
         backend: AttentionBackend,
     ) -> None:
+        codes = [code] * len(conditioning) if isinstance(code, CacheCode) else code
         super().__init__(
             layers=[
-                TernaryCacheLayer(config, code, scale, entry, backend) for entry in conditioning
+                TernaryCacheLayer(config, of_layer, entry, backend)
+                for of_layer, entry in zip(codes, conditioning, strict=True)
             ]
         )
 

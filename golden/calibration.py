@@ -1,4 +1,8 @@
-"""Calibration: static key centres and number ranges of a model, measured on a short text.
+"""Calibration: what is static in the cache of a model, measured on a short text.
+
+Measured are the mean keys, the range of keys and values, and the matrices by which rounding feeds
+back (`golden.feedback`): which directions of a key's error change attention outputs, and which
+directions of a value's error the output projection lets through.
 
 The text is not the one that anything is evaluated on: English documentation that comes with every
 Python (`pydoc_data.topics`). What was measured is kept in a safetensors file whose metadata name
@@ -10,18 +14,27 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
-from transformers import DynamicCache
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 from golden.conditioning import Conditioning, to_integers
+from golden.feedback import Feedback, feedback_from_hessian
+from golden.hadamard import hadamard
 from golden.models import LanguageModel
 from kvtq_hw.config import VECTOR_MAX
 from kvtq_hw.errors import UserError
@@ -36,9 +49,27 @@ __all__ = [
 ]
 
 DEFAULT_TOKENS = 1024
-_FORMAT = "kvtq-hw calibration 2"
+_FORMAT = "kvtq-hw calibration 3"
 
-_TENSORS = ("key_centres", "key_exponents", "value_exponents")
+_TENSORS = (
+    "key_centres",
+    "key_exponents",
+    "value_exponents",
+    "key_feedback",
+    "key_shifts",
+    "value_feedback",
+    "value_shifts",
+)
+
+#: Damping of the feedback matrices, as a share of the mean diagonal (docs/short-code.md).
+KEY_DAMPING = 0.03
+VALUE_DAMPING = 0.1
+
+# Tokens of one forward pass: the importance of a query takes memory in their square.
+_SEGMENT = 1024
+# Tokens at the start that collect attention: they are kept in more digits than the others.
+_FIRST_TOKENS = 4
+_OBSERVED = "kvtq_calibration"
 
 # Bits between the largest element that calibration has seen and the largest that 16 bits hold.
 _HEAD_ROOM = 1
@@ -51,6 +82,8 @@ class Calibration:
     key_centres : float32 [layers, kv_heads, D], mean post-RoPE key
     key_exponents, value_exponents : int64 [layers]; keys and values become 16-bit integers in units
         of ``2**exponent``, with a bit of room above the largest element that was seen
+    key_feedback, value_feedback : int8 [layers, kv_heads, D, D]; see `golden.feedback.Feedback`
+    key_shifts, value_shifts : int64 [layers, kv_heads, D]
     model_name : what the model was loaded as
     model_fingerprint : SHA-256 of its weights
     tokens : length of the text that was measured
@@ -60,22 +93,28 @@ class Calibration:
     key_centres: Tensor
     key_exponents: Tensor
     value_exponents: Tensor
+    key_feedback: Tensor
+    key_shifts: Tensor
+    value_feedback: Tensor
+    value_shifts: Tensor
     model_name: str
     model_fingerprint: str
     tokens: int
     text_digest: str
 
     def conditioning(self) -> list[Conditioning]:
-        """Rotation and centring of every layer."""
-        layers = zip(
-            self.key_centres,
-            self.key_exponents.tolist(),
-            self.value_exponents.tolist(),
-            strict=True,
-        )
+        """Rotation, centring and feedback of every layer."""
+        exponents = zip(self.key_exponents.tolist(), self.value_exponents.tolist(), strict=True)
         return [
-            Conditioning(True, to_integers(centre, key_exponent)[0], key_exponent, value_exponent)
-            for centre, key_exponent, value_exponent in layers
+            Conditioning(
+                True,
+                to_integers(self.key_centres[layer], key_exponent)[0],
+                key_exponent,
+                value_exponent,
+                Feedback(self.key_feedback[layer], self.key_shifts[layer]),
+                Feedback(self.value_feedback[layer], self.value_shifts[layer]),
+            )
+            for layer, (key_exponent, value_exponent) in enumerate(exponents)
         ]
 
 
@@ -103,20 +142,22 @@ def calibrate(
         raise UserError(
             f"calibration text has {ids.shape[1]} tokens; allowed are texts of at least {tokens}"
         )
-    cache = DynamicCache()
-    with torch.inference_mode():
-        language_model.model(ids[:, :tokens], past_key_values=cache, use_cache=True)
-    centres, key_exponents, value_exponents = [], [], []
-    for layer in cache.layers:
-        if layer.keys is None or layer.values is None:
-            raise UserError(f"model {language_model.name!r} keeps no keys in its cache")
-        centres.append(layer.keys[0].double().mean(-2).float())
-        key_exponents.append(_vector_exponent(layer.keys))
-        value_exponents.append(_vector_exponent(layer.values))
+    layers = [_LayerStatistics() for _ in range(language_model.layers)]
+    with _observed(language_model.model, layers), torch.no_grad():
+        for piece in ids[:, :tokens].split(_SEGMENT, -1):
+            language_model.model(piece, use_cache=False)
+    if any(layer.tokens == 0 for layer in layers):
+        raise UserError(f"model {language_model.name!r} has layers without attention")
+    keys = [feedback_from_hessian(layer.key_hessian, KEY_DAMPING) for layer in layers]
+    values = [feedback_from_hessian(layer.value_hessian, VALUE_DAMPING) for layer in layers]
     return Calibration(
-        torch.stack(centres),
-        torch.tensor(key_exponents),
-        torch.tensor(value_exponents),
+        torch.stack([layer.key_sum / layer.tokens for layer in layers]).float(),
+        torch.tensor([_vector_exponent(layer.largest_key) for layer in layers]),
+        torch.tensor([_vector_exponent(layer.largest_value) for layer in layers]),
+        torch.stack([feedback.trits for feedback in keys]),
+        torch.stack([feedback.shift for feedback in keys]),
+        torch.stack([feedback.trits for feedback in values]),
+        torch.stack([feedback.shift for feedback in values]),
         language_model.name,
         language_model.fingerprint,
         tokens,
@@ -124,10 +165,96 @@ def calibrate(
     )
 
 
-def _vector_exponent(vectors: Tensor) -> int:
+class _LayerStatistics:
+    """What calibration sums up of one layer, piece by piece of the text."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.largest_key = self.largest_value = torch.tensor(0.0)
+        self.key_sum = self.key_hessian = torch.tensor(0.0, dtype=torch.float64)
+        self.value_hessian = torch.tensor(0.0, dtype=torch.float64)
+
+    def add(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Take the queries [1, heads, T, D], keys and values [1, kv_heads, T, D] of a piece."""
+        query, key, value = query[0].float(), key[0].float(), value[0].float()
+        kv_heads, tokens, dim = key.shape
+        grouped = query.unflatten(0, (kv_heads, -1))
+        projection = _output_projection(module, query.shape[0], dim).unflatten(0, (kv_heads, -1))
+        through = projection.mT @ projection  # [kv_heads, G, D, D]
+        importance = _importance(grouped, key, value, through)
+        rotated = hadamard(grouped)
+        self.tokens += tokens
+        self.key_sum = self.key_sum + key.double().sum(-2)
+        weighted = (importance[..., None] * rotated).flatten(1, 2)
+        self.key_hessian = self.key_hessian + (weighted.mT @ rotated.flatten(1, 2)).double()
+        rotation = hadamard(torch.eye(dim))
+        self.value_hessian = (rotation.T @ through.mean(1) @ rotation).double()
+        self.largest_key = torch.maximum(self.largest_key, key.abs().max())
+        self.largest_value = torch.maximum(self.largest_value, value.abs().max())
+
+
+def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) -> Tensor:
+    """How much an error in a score of a query changes the attention output, float [kv_heads, G, T].
+
+    An error d in the score of token j moves the output o by ``p_j (v_j - o) d`` to first order, and
+    what the output projection lets through of it has the square norm ``p_j**2 |v_j - o|**2 d**2``,
+    summed here over the tokens behind the first few, which are no short code's business.
+    """
+    tokens, dim = keys.shape[-2:]
+    scores = queries @ keys[:, None].mT / math.sqrt(dim)
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
+    outputs = weights @ values[:, None]
+    seen_values, seen_outputs = values[:, None] @ through, outputs @ through
+    distances = (
+        (seen_values * values[:, None]).sum(-1)[:, :, None, :]
+        - 2 * seen_outputs @ values[:, None].mT
+        + (seen_outputs * outputs).sum(-1)[..., None]
+    )
+    return (weights.square() * distances.clamp(min=0))[..., _FIRST_TOKENS:].sum(-1)
+
+
+def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
+    """The weights that an attention module applies to each head's output: [heads, out, D].
+
+    The identity where the module has none under a known name.
+    """
+    for name in ("o_proj", "out_proj", "dense", "c_proj"):
+        layer = getattr(module, name, None)
+        weight = getattr(layer, "weight", None)
+        if weight is None:
+            continue
+        weight = weight.detach().float()
+        if isinstance(layer, Conv1D):  # [in, out]
+            weight = weight.T
+        if weight.shape[1] == heads * dim:
+            return weight.unflatten(1, (heads, dim)).transpose(0, 1)
+    return torch.eye(dim).expand(heads, dim, dim)
+
+
+@contextmanager
+def _observed(model: PreTrainedModel, layers: list[_LayerStatistics]) -> Iterator[None]:
+    """Run a model so that every layer's queries, keys and values are added to its statistics."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        layers[cast(int, module.layer_idx)].add(module, query, key, value)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
+
+    AttentionInterface.register(_OBSERVED, attention)
+    AttentionMaskInterface.register(_OBSERVED, sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation(_OBSERVED)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def _vector_exponent(largest: Tensor) -> int:
     """Smallest exponent whose 16-bit integers hold twice the largest element."""
-    largest = vectors.abs().max().double() / VECTOR_MAX
-    return int(torch.frexp(largest).exponent) + _HEAD_ROOM
+    return int(torch.frexp(largest.double() / VECTOR_MAX).exponent) + _HEAD_ROOM
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:

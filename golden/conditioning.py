@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from golden.feedback import Feedback
 from golden.hadamard import hadamard, inverse_hadamard
 from kvtq_hw.config import VECTOR_MAX
 
@@ -45,12 +46,15 @@ class Conditioning:
     key_centre : int64 [kv_heads, D] in units of ``2**key_exponent``, 16-bit, subtracted from
         post-RoPE keys; None leaves keys as they are
     key_exponent, value_exponent : a key is ``integer * 2**key_exponent``, a value likewise
+    key_feedback, value_feedback : matrices for rounding with feedback; None where there are none
     """
 
     rotate: bool
     key_centre: Tensor | None
     key_exponent: int
     value_exponent: int
+    key_feedback: Feedback | None = None
+    value_feedback: Feedback | None = None
 
     def condition_keys(self, keys: Tensor) -> tuple[Tensor, int]:
         """Integers of keys [batch, kv_heads, tokens, D], centred and rotated; saturated elements.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from golden.backends import AttentionBackend
 from golden.cache import TernaryCache
 from golden.calibration import Calibration
 from golden.models import LanguageModel
-from kvtq_hw.codes import CacheCode, ScaleChoice
+from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 
@@ -59,13 +59,12 @@ OnToken = Callable[[Decoded], None]
 
 def make_cache(
     config: EngineConfig,
-    code: CacheCode,
-    scale: ScaleChoice,
+    code: CacheCode | Sequence[CacheCode],
     calibration: Calibration,
     backend: AttentionBackend,
 ) -> TernaryCache:
-    """An empty cache with rotation and centring for the calibrated model."""
-    return TernaryCache(config, code, scale, calibration.conditioning(), backend)
+    """An empty cache for the calibrated model: one code for all layers, or one for each."""
+    return TernaryCache(config, code, calibration.conditioning(), backend)
 
 
 def decode(

@@ -5,7 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["rshift_round", "saturate"]
+__all__ = ["exact_matmul", "rshift_round", "saturate"]
+
+
+def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of integer tensors, exact: int64.
+
+    Float products are many times faster, and exact where no partial sum needs more bits than a
+    float's mantissa has. A sum is at most (inner dimension) x (largest of a) x (largest of b).
+    """
+    if not a.numel() or not b.numel():
+        return a.long() @ b.long()
+    bound = a.shape[-1] * int(a.abs().max()) * int(b.abs().max())
+    if bound < 1 << 24:
+        return (a.float() @ b.float()).long()
+    if bound < 1 << 53:
+        return (a.double() @ b.double()).long()
+    return a.long() @ b.long()
 
 
 def rshift_round(x: Tensor, n: Tensor | int) -> Tensor:

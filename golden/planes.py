@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 __all__ = ["Planes"]
 
@@ -56,6 +57,43 @@ class Planes:
         )
         start = torch.where(self.unit, position, 0).cummax(-1).values
         return 3 ** (position - start)
+
+    def merged(self) -> Planes:
+        """The same vectors with one "plane" a run, of integers ``sum_c 3**c * plane_c``.
+
+        Sums over planes are linear, so the engine's results from merged planes are the same, with
+        fewer of them to go through.
+        """
+        if bool(self.unit.all()):
+            return self
+        run = self.run_index()
+        runs = torch.arange(int(run.max()) + 1, device=run.device)
+        member = run[..., None] == runs  # [..., T, P, runs]
+        opens = member & self.unit[..., None]
+        # |code| <= 121, sums of at most five terms: exact in float32
+        weights = (member * self.run_weight()[..., None]).float()
+        return Planes(
+            (weights.mT @ self.trits.float()).to(torch.int8),
+            opens.any(-2),
+            (opens * self.fraction[..., None]).sum(-2),
+            (opens * self.exponent[..., None]).sum(-2),
+        )
+
+    @staticmethod
+    def join(parts: Sequence[Planes]) -> Planes:
+        """Vectors of several parts one after the other, absent planes added where needed."""
+        depth = max(part.unit.shape[-1] for part in parts)
+
+        def padded(x: Tensor, trailing: int) -> Tensor:
+            axis = -1 - trailing
+            return pad(x, (0, 0) * trailing + (0, depth - x.shape[axis]))
+
+        return Planes(
+            torch.cat([padded(part.trits, 1) for part in parts], -3),
+            torch.cat([padded(part.unit, 0) for part in parts], -2),
+            torch.cat([padded(part.fraction, 0) for part in parts], -2),
+            torch.cat([padded(part.exponent, 0) for part in parts], -2),
+        )
 
     def map_tokens(self, function: Callable[[Tensor, int], Tensor]) -> Planes:
         """Apply ``function(tensor, token_axis)`` to each tensor: slicing, gathering, padding."""

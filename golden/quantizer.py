@@ -22,12 +22,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from golden.feedback import Feedback
+from golden.fixed_point import rshift_round, saturate
 from golden.planes import Planes
 from golden.scale import decode_scale, encode_scale
 from kvtq_hw.codes import SCALE_CHOICES, CodeKind, ScaleChoice
 from kvtq_hw.config import EngineConfig
 
-__all__ = ["ABSMEAN_BITS", "absmean_constant", "balanced_digits", "dequantize", "quantize"]
+__all__ = [
+    "ABSMEAN_BITS",
+    "FEEDBACK_RATIOS",
+    "absmean_constant",
+    "balanced_digits",
+    "dequantize",
+    "quantize",
+]
 
 #: Fraction bits of an absmean constant.
 ABSMEAN_BITS = 8
@@ -35,6 +44,12 @@ ABSMEAN_BITS = 8
 # Scale over mean absolute value of least squared error on Gaussian vectors, which rotated vectors
 # resemble, for codes of 1..5 digits; the optimum is flat. tests/test_quantizer.py finds them again.
 _ABSMEAN_BALANCED = (1.52, 0.67, 0.268, 0.105, 0.041)
+#: The same for codes that are rounded with feedback, by what is left of model quality
+#: (docs/short-code.md): a code of one digit is best when more of its digits are zero.
+FEEDBACK_RATIOS = {
+    "key": (2.0, 0.7, 0.28, 0.105, 0.041),
+    "value": (1.9, 0.7, 0.28, 0.105, 0.041),
+}
 # The same for each plane of a residual code, relative to what the planes before have left. The
 # fourth is best spent on the few elements that the first three have clipped.
 _ABSMEAN_RESIDUAL = (1.53, 1.37, 1.57, 8.5, 1.42)
@@ -52,7 +67,14 @@ def absmean_constant(config: EngineConfig, ratio: float) -> int:
 
 
 def quantize(
-    config: EngineConfig, x: Tensor, kind: CodeKind, digits: int, scale: ScaleChoice
+    config: EngineConfig,
+    x: Tensor,
+    kind: CodeKind,
+    digits: int,
+    scale: ScaleChoice,
+    *,
+    ratio: float | None = None,
+    feedback: Feedback | None = None,
 ) -> Planes:
     """Quantize vectors, all at once.
 
@@ -63,6 +85,8 @@ def quantize(
     scale : ``max`` is the smallest scale that clips nothing, for a residual code the paper's: the
         largest element; ``absmean`` takes a constant times the mean absolute value; ``lsq`` the
         scale with the least squared error among a few
+    ratio : of the ``absmean`` scale of a balanced code to the mean; the usual one when None
+    feedback : matrices of the KV heads, axis -3 of x, by which a balanced code is rounded
 
     Returns
     -------
@@ -87,18 +111,25 @@ def quantize(
     if x.numel() and int(x.abs().max()) > limit:
         raise ValueError(f"x holds {int(x.abs().max())}; allowed are magnitudes up to {limit}")
     if kind == "balanced":
-        ratio = _ABSMEAN_BALANCED[digits - 1]
+        ratio = _ABSMEAN_BALANCED[digits - 1] if ratio is None else ratio
         fraction, exponent = _choose_scale(config, x, digits, scale, ratio, clip_free=True)
         absent = [torch.zeros_like(fraction)] * (digits - 1)
         unit = torch.zeros(*x.shape[:-1], digits, dtype=torch.bool, device=x.device)
         unit[..., 0] = True
+        step = decode_scale(config, fraction, exponent)
+        if feedback is None:
+            trits = _compare_and_subtract(x, step, digits)
+        else:
+            trits = _round_with_feedback(config, x, step, digits, feedback)
         return Planes(
-            _compare_and_subtract(x, decode_scale(config, fraction, exponent), digits),
+            trits,
             unit,
             torch.stack([fraction, *absent], -1),
             torch.stack([exponent, *absent], -1),
         )
-    trits, fractions, exponents = [], [], []
+    if feedback is not None:
+        raise ValueError("feedback: a residual code has none; must be None")
+    planes, fractions, exponents = [], [], []
     rest = x
     for plane in range(digits):
         ratio = _ABSMEAN_RESIDUAL[plane]
@@ -106,12 +137,12 @@ def quantize(
         step = decode_scale(config, fraction, exponent)
         trit = _compare_and_subtract(rest, step, 1)[..., 0, :]
         rest = rest - step[..., None] * trit
-        trits.append(trit)
+        planes.append(trit)
         fractions.append(fraction)
         exponents.append(exponent)
     unit = torch.ones(*x.shape[:-1], digits, dtype=torch.bool, device=x.device)
     return Planes(
-        torch.stack(trits, -2), unit, torch.stack(fractions, -1), torch.stack(exponents, -1)
+        torch.stack(planes, -2), unit, torch.stack(fractions, -1), torch.stack(exponents, -1)
     )
 
 
@@ -187,6 +218,29 @@ def _compare_and_subtract(x: Tensor, step: Tensor, digits: int) -> Tensor:
         rest = rest - trit * weight
         planes.append(trit.to(torch.int8))
     return torch.stack(planes[::-1], -2)
+
+
+def _round_with_feedback(
+    config: EngineConfig, x: Tensor, step: Tensor, digits: int, feedback: Feedback
+) -> Tensor:
+    """Digits of x [..., heads, T, D] under steps [..., heads, T]: int8 [..., heads, T, N, D].
+
+    Element after element: rounded is ``sat(x_k + sum_{j<k} trits_jk * err_j)``, and the error that
+    it hands on is ``err_k = rshift_round(sat(x_k - s * code_k), shift_k)``.
+    """
+    elements = x.movedim(-1, 0).contiguous()
+    weights = 3 ** torch.arange(digits, device=x.device)
+    rows = feedback.trits.long()[..., None].movedim(-3, 0)  # [D, heads, D, 1]
+    shift = feedback.shift[..., None].movedim(-2, 0)  # [D, heads, 1]
+    sums = torch.zeros_like(x).movedim(-1, -2).contiguous()  # [..., heads, D, T]
+    planes = []
+    for k, element in enumerate(elements):
+        rounded = saturate(element + sums[..., k, :], config.conditioned_bits + 1)
+        digit = _compare_and_subtract(rounded[..., None], step, digits)[..., 0]  # [..., T, N]
+        planes.append(digit)
+        error = saturate(element - step * (digit * weights).sum(-1), config.conditioned_bits)
+        sums[..., k + 1 :, :] += rshift_round(error, shift[k])[..., None, :] * rows[k][:, k + 1 :]
+    return torch.stack(planes, -1)
 
 
 def _squared_error(x: Tensor, step: Tensor, digits: int) -> Tensor:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["select_accumulate"]
+from golden.fixed_point import exact_matmul
+
+__all__ = ["accumulate", "block_sums", "select_accumulate"]
 
 
 def select_accumulate(trits: Tensor, plane_weights: Tensor, shifts: Tensor) -> Tensor:
@@ -21,10 +23,19 @@ def select_accumulate(trits: Tensor, plane_weights: Tensor, shifts: Tensor) -> T
     -------
     int64 [..., G, I, D]
     """
-    planes = trits.flatten(-3, -2).long()  # [..., N, B*P, D]
+    return accumulate(block_sums(trits, plane_weights), shifts)
+
+
+def block_sums(trits: Tensor, plane_weights: Tensor) -> Tensor:
+    """What each block adds to the accumulators: int64 [..., N, G, I, D]."""
+    planes = trits.flatten(-3, -2)  # [..., N, B*P, D]
     weights = plane_weights.flatten(-2, -1)  # [..., G, I, N, B*P]
     by_block = weights.movedim(-2, -4).flatten(-3, -2)  # [..., N, G*I, B*P]
-    added = (by_block @ planes).unflatten(-2, weights.shape[-4:-2])  # [..., N, G, I, D]
+    return exact_matmul(by_block, planes).unflatten(-2, weights.shape[-4:-2])
+
+
+def accumulate(added: Tensor, shifts: Tensor) -> Tensor:
+    """Accumulators [..., G, I, D] from the blocks' sums [..., N, G, I, D] and the rescales."""
     accumulators = torch.zeros_like(added[..., 0, :, :, :])
     for block in range(shifts.shape[-1]):
         shift = shifts[..., block, None]

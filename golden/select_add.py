@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from golden.fixed_point import exact_matmul
+
 __all__ = ["select_add"]
 
 
@@ -20,5 +22,5 @@ def select_add(trits: Tensor, queries: Tensor) -> Tensor:
     int64 [..., G, I, T, P]
     """
     tokens, planes, dim = trits.shape[-3:]
-    matrix = trits.reshape(*trits.shape[:-3], 1, tokens * planes, dim).long()
-    return (queries @ matrix.mT).unflatten(-1, (tokens, planes))
+    matrix = trits.reshape(*trits.shape[:-3], 1, tokens * planes, dim)
+    return exact_matmul(queries, matrix.mT).unflatten(-1, (tokens, planes))

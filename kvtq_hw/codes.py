@@ -1,14 +1,21 @@
-"""Cache codes: which ternary code, with how many digits for keys and for values."""
+"""Cache codes: which ternary code, with how many digits for keys and for values, and its tiers."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Literal, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self
 
 from kvtq_hw.errors import UserError
 
-__all__ = ["MAX_DIGITS", "SCALE_CHOICES", "CacheCode", "CodeKind", "ScaleChoice"]
+__all__ = [
+    "MAX_DIGITS",
+    "SCALE_CHOICES",
+    "TIER_DIGITS",
+    "CacheCode",
+    "CodeKind",
+    "ScaleChoice",
+]
 
 CodeKind = Literal["balanced", "residual"]
 ScaleChoice = Literal["max", "absmean", "lsq"]
@@ -16,25 +23,44 @@ ScaleChoice = Literal["max", "absmean", "lsq"]
 SCALE_CHOICES: tuple[ScaleChoice, ...] = ("max", "absmean", "lsq")
 MAX_DIGITS = 5
 
-_SPELLING = re.compile(r"(balanced|residual):([1-9][0-9]*)/([1-9][0-9]*)")
+#: Digits of sink tokens and of the newest tokens, always of the balanced code.
+TIER_DIGITS = 5
+
+_SPELLING = re.compile(r"(balanced|residual):([1-9][0-9]*)/([1-9][0-9]*)((?:,[a-z0-9=]+)*)")
+_COUNT = re.compile(r"(sinks|window)=(0|[1-9][0-9]{0,5})")
+_MAX_COUNT = 1 << 16
 
 
 @dataclass(frozen=True)
 class CacheCode:
-    """A ternary cache code, spelled ``kind:key_digits/value_digits``, for example ``balanced:3/2``.
+    """A ternary cache code, spelled ``kind:key_digits/value_digits`` and options behind commas.
 
-    A vector of N digits is stored as N planes. ``balanced`` puts them under one scale with weights
-    1, 3, ... 3**(N-1); ``residual`` gives every plane its own scale.
+    For example ``balanced:3/2`` or ``balanced:2/1,sinks=4,window=32,feedback``. A vector of N
+    digits is stored as N planes. ``balanced`` puts them under one scale with weights 1, 3, ...
+    3**(N-1); ``residual`` gives every plane its own scale.
+
+    Attributes
+    ----------
+    kind, key_digits, value_digits : the code of the body: every token that is in no tier
+    sinks : first tokens of the context that stay in 5 digits
+    window : newest tokens that are in 5 digits; one that leaves is requantized to the body's code
+    feedback : body vectors are rounded with feedback, by the matrices of the calibration
+    scale : choice of the body's scale; None is absmean for balanced codes, max for residual ones
 
     Raises
     ------
     ValueError
-        For an unknown kind or a number of digits outside 1..5.
+        For an unknown kind or scale, a number of digits outside 1..5, a negative or huge tier, or
+        feedback in a residual code.
     """
 
     kind: CodeKind
     key_digits: int
     value_digits: int
+    sinks: int = 0
+    window: int = 0
+    feedback: bool = False
+    scale: ScaleChoice | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("balanced", "residual"):
@@ -43,10 +69,20 @@ class CacheCode:
             digits = getattr(self, name)
             if not 1 <= digits <= MAX_DIGITS:
                 raise ValueError(f"{name}: {digits} is not allowed; must be 1..{MAX_DIGITS}")
+        for name in ("sinks", "window"):
+            count = getattr(self, name)
+            if not 0 <= count <= _MAX_COUNT:
+                raise ValueError(f"{name}: {count} is not allowed; must be 0..{_MAX_COUNT}")
+        if self.scale is not None and self.scale not in SCALE_CHOICES:
+            raise ValueError(
+                f"scale: {self.scale!r} is unknown; allowed are {', '.join(SCALE_CHOICES)}"
+            )
+        if self.feedback and self.kind != "balanced":
+            raise ValueError(f"feedback: kind {self.kind!r} has none; must be balanced")
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a spelled code.
+        """Read a spelled code; options in any order, each at most once.
 
         Raises
         ------
@@ -54,18 +90,67 @@ class CacheCode:
             One line with the text and what is allowed.
         """
         match = _SPELLING.fullmatch(text)
-        digits = [int(number) for number in match.groups()[1:]] if match else []
+        digits = [int(number) for number in match.groups()[1:3]] if match else []
         if match is None or max(digits) > MAX_DIGITS:
             raise UserError(
                 f"code: {text!r} is not a cache code; allowed are balanced:K/V and residual:K/V "
                 f"with K and V digits from 1 to {MAX_DIGITS}, for example balanced:3/2"
             )
         kind: CodeKind = "balanced" if match[1] == "balanced" else "residual"
-        return cls(kind, *digits)
+        options: dict[str, Any] = {}
+        for option in match[4].split(",")[1:]:
+            name, value = _option(text, option)
+            if name in options:
+                raise UserError(f"code: {text!r} has option {name!r} twice; allowed is once")
+            options[name] = value
+        try:
+            return replace(cls(kind, *digits), **options)
+        except ValueError as error:
+            raise UserError(f"code: {text!r}: {error}") from None
 
     def __str__(self) -> str:
-        return f"{self.kind}:{self.key_digits}/{self.value_digits}"
+        parts = [f"{self.kind}:{self.key_digits}/{self.value_digits}"]
+        parts += [
+            f"{name}={getattr(self, name)}" for name in ("sinks", "window") if getattr(self, name)
+        ]
+        parts += ["feedback"] * self.feedback
+        parts += [f"scale={self.scale}"] * (self.scale is not None)
+        return ",".join(parts)
+
+    @property
+    def scale_choice(self) -> ScaleChoice:
+        """The choice of the body's scale."""
+        return self.scale or ("absmean" if self.kind == "balanced" else "max")
+
+    @property
+    def has_tiers(self) -> bool:
+        """Some tokens are stored in 5 digits."""
+        return bool(self.sinks or self.window)
+
+    def tier_tokens(self, tokens: int) -> int:
+        """Tokens of a context of `tokens` tokens that are stored in 5 digits."""
+        return min(tokens, self.sinks + self.window)
+
+    def with_digits(self, key_digits: int, value_digits: int) -> CacheCode:
+        """The same with other digits in the body."""
+        return replace(self, key_digits=key_digits, value_digits=value_digits)
 
     def scales(self, digits: int) -> int:
-        """Number of scales of a vector of `digits` planes."""
+        """Number of scales of a body vector of `digits` planes."""
         return 1 if self.kind == "balanced" else digits
+
+
+def _option(text: str, option: str) -> tuple[str, Any]:
+    """Name and value of one option of a spelled code."""
+    count = _COUNT.fullmatch(option)
+    if count:
+        return count[1], int(count[2])
+    if option == "feedback":
+        return option, True
+    for choice in SCALE_CHOICES:
+        if option == f"scale={choice}":
+            return "scale", choice
+    raise UserError(
+        f"code: {text!r} has the unknown option {option!r}; allowed are sinks=N, window=N, "
+        f"feedback and scale={'|'.join(SCALE_CHOICES)}"
+    )

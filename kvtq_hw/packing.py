@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kvtq_hw.codes import CacheCode
+from kvtq_hw.codes import TIER_DIGITS, CacheCode
 from kvtq_hw.config import EngineConfig
 
 __all__ = [
     "DIGITS_PER_BYTE",
     "Packing",
     "bits_per_element",
+    "cache_bytes",
     "plane_bytes",
     "scale_bytes",
     "token_bytes",
@@ -48,16 +49,23 @@ def vector_bytes(config: EngineConfig, planes: int, scales: int) -> int:
 
 
 def token_bytes(config: EngineConfig, code: CacheCode) -> int:
-    """Bytes of one token of one KV head: its key and its value."""
+    """Bytes of one token of one KV head in the body of the cache: its key and its value."""
     return sum(
         vector_bytes(config, digits, code.scales(digits))
         for digits in (code.key_digits, code.value_digits)
     )
 
 
-def bits_per_element(config: EngineConfig, code: CacheCode) -> float:
-    """Stored bits per cached number, keys and values together, scales and padding included.
+def cache_bytes(config: EngineConfig, code: CacheCode, tokens: int) -> int:
+    """Bytes of a context of `tokens` tokens of one KV head, tiers included."""
+    tier = code.tier_tokens(tokens)
+    tier_bytes = 2 * vector_bytes(config, min(TIER_DIGITS, config.max_planes), 1)
+    return tier * tier_bytes + (tokens - tier) * token_bytes(config, code)
 
-    The same at every context length: a token's bytes do not depend on the other tokens.
+
+def bits_per_element(config: EngineConfig, code: CacheCode, tokens: int) -> float:
+    """Stored bits per cached number of a context of `tokens` tokens, everything included.
+
+    Keys and values together, with scales, padding and tiers.
     """
-    return token_bytes(config, code) * 8 / (2 * config.head_dim)
+    return cache_bytes(config, code, tokens) * 8 / (2 * config.head_dim * tokens)

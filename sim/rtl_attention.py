@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import torch
@@ -24,7 +24,18 @@ class _HeadMemory:
 
     keys: SliceBuffer
     values: SliceBuffer
-    value_exponent: int = 0
+    value_exponents: list[int] = field(default_factory=list)
+
+    @property
+    def value_exponent(self) -> int:
+        """Largest scale exponent of the values."""
+        return max(self.value_exponents)
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens."""
+        self.keys.truncate(tokens)
+        self.values.truncate(tokens)
+        del self.value_exponents[tokens:]
 
 
 @dataclass
@@ -33,14 +44,15 @@ class _LayerMemory:
 
     heads: list[_HeadMemory]
     revision: int = 0
-    tokens: int = 0
+    settled: int = 0
 
 
 class RtlBackend:
     """Computes decode steps on the verilated engine, one job for each KV head.
 
-    Queries are quantized by the job; planes are packed for the streams once, when their token is
-    new. Give it to `golden.backends.SplitBackend` as the backend of decode steps.
+    Queries are quantized by the job; planes are packed for the streams when their token is new, and
+    once more when it leaves the recent window. Give it to `golden.backends.SplitBackend` as the
+    backend of decode steps.
 
     Parameters
     ----------
@@ -98,7 +110,7 @@ class RtlBackend:
         )
 
     def _updated(self, layer: TernaryCacheLayer) -> _LayerMemory:
-        """The layer's memory, with the tokens that are new since the last call."""
+        """The layer's memory, with the tokens that are new, or not settled, since the last call."""
         config = self._engine.config
         memory = self._layers.get(layer)
         if memory is None or memory.revision != layer.revision:
@@ -108,13 +120,16 @@ class RtlBackend:
                 for _ in range(kv_heads)
             ]
             memory = self._layers[layer] = _LayerMemory(heads, layer.revision)
-        keys, values = layer.key_planes(memory.tokens), layer.value_planes(memory.tokens)
+        keys, values = layer.key_planes(memory.settled), layer.value_planes(memory.settled)
+        exponents = torch.where(values.unit, values.exponent, 0).amax(-1)
+        key_depths = layer.keys.depths(memory.settled).numpy()
+        value_depths = layer.values.depths(memory.settled).numpy()
         for index, head in enumerate(memory.heads):
-            head.keys.append(_one_head(keys, index))
-            head.values.append(_one_head(values, index))
-            exponents = torch.where(values.unit[0, index], values.exponent[0, index], 0)
-            head.value_exponent = max(head.value_exponent, int(exponents.max()))
-        memory.tokens = layer.get_seq_length()
+            head.truncate(memory.settled)
+            head.keys.append(_one_head(keys, index), key_depths)
+            head.values.append(_one_head(values, index), value_depths)
+            head.value_exponents += exponents[0, index].tolist()
+        memory.settled = layer.settled
         return memory
 
 

@@ -54,7 +54,11 @@ class SliceBuffer:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._ends.clear()
+        self.truncate(0)
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first `tokens` vectors."""
+        del self._ends[tokens:]
 
     def append(self, planes: Planes, digits: NDArray[np.int64] | None = None) -> None:
         """Append vectors.

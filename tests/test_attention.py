@@ -26,7 +26,7 @@ from kvtq_hw.config import load_config
 TINY = load_config("tiny").model_copy(
     update={"query_bits": 16, "score_bits": 24, "weight_bits": 16}
 )
-CODE = CacheCode("balanced", 5, 5)
+CODE = CacheCode("balanced", 5, 5, scale="max")
 CONDITIONING = [Conditioning(True, torch.arange(-4000, 4000, 500).reshape(2, 8), -12, -12)] * 2
 
 
@@ -53,7 +53,7 @@ def language_model() -> LanguageModel:
 
 
 def new_cache(backend=None, config=TINY, code=CODE, conditioning=CONDITIONING) -> TernaryCache:
-    return TernaryCache(config, code, "max", conditioning, backend or GoldenBackend())
+    return TernaryCache(config, code, conditioning, backend or GoldenBackend())
 
 
 def logits(language_model: LanguageModel, ids: torch.Tensor, cache: TernaryCache, **options):
@@ -117,14 +117,14 @@ def test_left_padding_and_batch_companions_change_no_bit():
     recorder = Recorder(GoldenBackend())
     module = torch.nn.Module()
     module.layer_idx = 0
-    layer = TernaryCacheLayer(TINY, CODE, "max", CONDITIONING[0], recorder)
+    layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], recorder)
     layer.update(keys, values)
     real = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     causal = torch.ones(longest, longest, dtype=torch.bool).tril()
     mask = (causal & real[:, None, :])[:, None]
     outputs, _ = ternary_attention(module, query, layer, layer, mask)
     for row, length in enumerate(lengths):
-        alone = TernaryCacheLayer(TINY, CODE, "max", CONDITIONING[0], GoldenBackend())
+        alone = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], GoldenBackend())
         part = slice(longest - length, None)
         alone.update(keys[row : row + 1, :, part], values[row : row + 1, :, part])
         expected, _ = ternary_attention(module, query[row : row + 1, :, part], alone, alone, None)
@@ -181,7 +181,7 @@ def test_a_cache_of_another_kind_is_refused(language_model):
     ],
 )
 def test_attention_variants_are_refused(options, message):
-    layer = TernaryCacheLayer(TINY, CODE, "max", CONDITIONING[0], GoldenBackend())
+    layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], GoldenBackend())
     with pytest.raises(ValueError, match=message):
         ternary_attention(torch.nn.Module(), torch.zeros(1, 4, 1, 8), layer, layer, None, **options)
 
@@ -194,7 +194,7 @@ def test_attention_variants_are_refused(options, message):
     ],
 )
 def test_masks_that_the_engine_cannot_follow_are_refused(mask, message):
-    layer = TernaryCacheLayer(TINY, CODE, "max", CONDITIONING[0], GoldenBackend())
+    layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], GoldenBackend())
     layer.update(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8))
     with pytest.raises(ValueError, match=message):
         ternary_attention(torch.nn.Module(), torch.zeros(1, 4, 2, 8), layer, layer, mask)
@@ -202,7 +202,7 @@ def test_masks_that_the_engine_cannot_follow_are_refused(mask, message):
 
 def test_scaling_of_the_model_is_followed():
     recorder = Recorder(GoldenBackend())
-    layer = TernaryCacheLayer(TINY, CODE, "max", CONDITIONING[0], recorder)
+    layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], recorder)
     layer.update(torch.ones(1, 2, 2, 8), torch.ones(1, 2, 2, 8))
     module = torch.nn.Module()
     module.layer_idx = 0

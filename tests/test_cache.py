@@ -16,12 +16,12 @@ from kvtq_hw.errors import UserError
 from kvtq_hw.packing import bits_per_element, token_bytes
 
 TINY = load_config("tiny")
-CODES = [CacheCode("balanced", 3, 2), CacheCode("residual", 4, 3)]
+CODES = [CacheCode("balanced", 3, 2, scale="max"), CacheCode("residual", 4, 3, scale="max")]
 CONDITIONING = Conditioning(True, torch.arange(-4000, 4000, 500).reshape(2, 8), -12, -12)
 
 
 def layer_for(code: CacheCode, config: EngineConfig = TINY) -> TernaryCacheLayer:
-    return TernaryCacheLayer(config, code, "max", CONDITIONING, GoldenBackend())
+    return TernaryCacheLayer(config, code, CONDITIONING, GoldenBackend())
 
 
 def states(batch: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,10 +73,10 @@ def test_stored_bytes_are_those_of_the_layout(code):
     layer.update(*states(3, 5))
     assert layer.stored_bytes() == 3 * 2 * 5 * token_bytes(TINY, code)
     assert layer.stored_elements() == 3 * 2 * 5 * 2 * 8
-    cache = TernaryCache(TINY, code, "max", [CONDITIONING] * 2, GoldenBackend())
+    cache = TernaryCache(TINY, code, [CONDITIONING] * 2, GoldenBackend())
     for index in range(2):
         cache.update(*states(1, 7), index)
-    assert cache.bits_per_element() == bits_per_element(TINY, code)
+    assert cache.bits_per_element() == bits_per_element(TINY, code, 7)
 
 
 def test_elements_beyond_16_bits_saturate_and_are_counted():
@@ -94,7 +94,8 @@ def test_nothing_but_packed_bytes_is_kept():
     layer.update(*states(1, 3))
     kept = [
         value
-        for store in (layer.keys, layer.values)
+        for tensor in (layer.keys, layer.values)
+        for store in (tensor.sinks, tensor.body, tensor.window)
         for value in vars(store).values()
         if isinstance(value, torch.Tensor)
     ]

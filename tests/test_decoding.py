@@ -33,7 +33,7 @@ PROMPT = prompt(9, seed=2)
 def test_greedy_decoding_is_the_argmax_step_by_step():
     language_model = tiny_model()
     measured = calibrate(language_model, prompt(60), tokens=50)
-    cache = make_cache(TINY, CODE, "absmean", measured, GoldenBackend())
+    cache = make_cache(TINY, CODE, measured, GoldenBackend())
     seen = []
     decoded = decode(language_model, PROMPT, 12, cache, seen.append)
     assert len(decoded.tokens) == 12
@@ -45,7 +45,7 @@ def test_greedy_decoding_is_the_argmax_step_by_step():
     assert decoded.tokens_per_second == 11 / decoded.seconds
 
     # the same by hand, on a second cache
-    again = make_cache(TINY, CODE, "absmean", measured, GoldenBackend())
+    again = make_cache(TINY, CODE, measured, GoldenBackend())
     ids = torch.tensor([decoded.prompt_tokens])
     language_model.model.set_attn_implementation("kvtq_ternary")
     tokens = []
@@ -60,7 +60,7 @@ def test_decoding_leaves_the_model_as_it_was():
     language_model = tiny_model()
     before = language_model.model(torch.tensor([[5, 6, 7]])).logits
     measured = calibrate(language_model, prompt(60), tokens=50)
-    decode(language_model, PROMPT, 3, make_cache(TINY, CODE, "max", measured, GoldenBackend()))
+    decode(language_model, PROMPT, 3, make_cache(TINY, CODE, measured, GoldenBackend()))
     assert torch.equal(language_model.model(torch.tensor([[5, 6, 7]])).logits, before)
 
 
@@ -76,7 +76,7 @@ def test_prompts_that_do_not_fit():
     measured = calibrate(language_model, prompt(60), tokens=50)
 
     def attempt(words: int, new_tokens: int) -> None:
-        cache = make_cache(TINY, CODE, "max", measured, GoldenBackend())
+        cache = make_cache(TINY, CODE, measured, GoldenBackend())
         decode(language_model, prompt(words) if words else "", new_tokens, cache)
 
     attempt(62, 3)  # 62 + 2 tokens are read: exactly max_context

@@ -13,7 +13,7 @@ Greedy decoding through `generate()` on a cache of packed ternary planes. Backen
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kvtq_hw.codes import SCALE_CHOICES, CacheCode, ScaleChoice
+from kvtq_hw.codes import SCALE_CHOICES, TIER_DIGITS, CacheCode, ScaleChoice
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import bound_cycles
 from kvtq_hw.errors import UserError
@@ -66,7 +66,8 @@ class DecodeReport:
     tokens_identical : the tokens equal those of an independent run on the golden backend
     outputs_compared, mismatches : output elements of the RTL compared with the golden model's
     rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
-    bound_cycles : the same jobs at one plane slice a cycle, T (N_k + N_v) ceil(D / lanes) each
+    bound_cycles : the same jobs at one plane slice a cycle, T (N_k + N_v) ceil(D / lanes) each,
+        tokens in tiers with their own digits
     tokens_per_second : decode steps a second of wall time, prefill not counted
     bits_per_element : stored bits per cached number, scales and padding included
     context : tokens in the cache at the end
@@ -109,7 +110,8 @@ class DecodeReport:
     default="balanced:3/2",
     show_default=True,
     metavar="KIND:K/V",
-    help="Cache code: balanced or residual, digits of keys and of values.",
+    help="Cache code: balanced or residual, digits of keys and of values, then any of "
+    ",sinks=N ,window=N ,feedback ,scale=CHOICE.",
 )
 @click.option(
     "--scale",
@@ -165,9 +167,9 @@ def command(
         )
     if json_file is not None:
         _check_writable(json_file)
-    if scale is None:
-        scale = "absmean" if code.kind == "balanced" else "max"
-    request = _Request(config, backend, code, scale, model_name, prompt, max_new_tokens, check)
+    if scale is not None:
+        code = replace(code, scale=scale)
+    request = _Request(config, backend, code, model_name, prompt, max_new_tokens, check)
     console = Console()
     report, failure = _run(request, console)
     console.print(_summary(report))
@@ -193,7 +195,6 @@ class _Request:
     config: EngineConfig
     backend: str
     code: CacheCode
-    scale: ScaleChoice
     model_name: str
     prompt: str
     max_new_tokens: int
@@ -242,7 +243,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     elif request.backend == "float":
         backend = measured = MeasuredBackend(FloatBackend(), golden)
 
-    cache = make_cache(config, code, request.scale, calibration, backend)
+    cache = make_cache(config, code, calibration, backend)
     failure = identical = None
     with _Screen(console, request, "decoding") as screen:
         try:
@@ -253,7 +254,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
             failure = f"the RTL differs from the golden model: {error}"
             decoded = screen.latest or Decoded((), (), "", 0.0)
     if checked is not None and failure is None:
-        again = make_cache(config, code, request.scale, calibration, golden)
+        again = make_cache(config, code, calibration, golden)
         with _Screen(console, request, "the same on the golden model", quiet=True) as screen:
             reference = decode(
                 language_model, request.prompt, request.max_new_tokens, again, screen.show
@@ -281,11 +282,14 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
 def _bound(request: _Request, decoded: Decoded, kv_jobs: int) -> int:
     """Bound on the cycles of all decode steps, every layer and KV head."""
     code = request.code
+    tier_digits = min(TIER_DIGITS, request.config.max_planes)
     prompt = len(decoded.prompt_tokens)
     first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step as well
     return kv_jobs * sum(
-        bound_cycles(request.config, tokens, code.key_digits, code.value_digits)
+        bound_cycles(request.config, tokens - tier, code.key_digits, code.value_digits)
+        + bound_cycles(request.config, tier, tier_digits, tier_digits)
         for tokens in range(first, prompt + decoded.steps + 1)
+        for tier in (code.tier_tokens(tokens),)
     )
 
 
@@ -317,7 +321,7 @@ def _report(
         preset=request.config.name,
         code=str(request.code) if quantized else None,
         backend=request.backend,
-        scale=request.scale if quantized else None,
+        scale=request.code.scale_choice if quantized else None,
         model=request.model_name,
         prompt=request.prompt,
         float_error_max=float_error_max,

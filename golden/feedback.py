@@ -1,0 +1,70 @@
+"""Rounding with feedback: what earlier elements' errors add to an element before it is rounded.
+
+What counts is not the error e of a key but that of its scores, e' H e with H = E[q q'] of the
+queries that read it, and for a value what the output projection makes of it, H = W_o' W_o. With
+H = (U + I) D (U + I)', U strictly upper triangular and D diagonal, the error e' H e is a weighted
+sum of squares of ``e_k + sum_{j<k} e_j U_jk``: rounding element k after adding the second term to
+it makes each square as small as rounding can (LDLQ of QuIP, arXiv 2307.13304, there on weights).
+
+Hardware adds without multiplying: each row of U is rounded to ternary digits under one power of
+two, found once, with the calibration. An element's error is shifted once and then added to,
+subtracted from or kept from the sums of all later elements: the array that reads the cache can
+write it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Feedback", "feedback_from_hessian", "triangular_factor"]
+
+#: Largest shift of a row; a row whose best is larger is as good as zero.
+_MAX_SHIFT = 7
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """Feedback matrices of a layer's KV heads: ``U_jk ~ 2**-shift_j * trits_jk``.
+
+    trits : int8 [kv_heads, D, D], strictly upper triangular, in {-1, 0, +1}
+    shift : int64 [kv_heads, D], 0..7
+    """
+
+    trits: Tensor
+    shift: Tensor
+
+    def __post_init__(self) -> None:
+        heads, dim, _ = self.trits.shape
+        if self.shift.shape != (heads, dim):
+            raise ValueError(
+                f"shift has shape {tuple(self.shift.shape)}, trits {tuple(self.trits.shape)} "
+                f"need {(heads, dim)}"
+            )
+        if self.trits.tril().any():
+            raise ValueError("trits are not strictly upper triangular")
+
+
+def triangular_factor(hessian: Tensor, damping: float) -> Tensor:
+    """U of ``H + damping * mean(diag H) * I = (U + I) D (U + I)'``, float64 [..., D, D]."""
+    hessian = hessian.double()
+    mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+    identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
+    damped = hessian + (damping * mean).clamp(min=1e-30) * identity
+    lower = torch.linalg.cholesky(damped.flip(-1, -2))
+    unit = lower / lower.diagonal(dim1=-2, dim2=-1)[..., None, :]
+    return unit.flip(-1, -2) - identity
+
+
+def feedback_from_hessian(hessian: Tensor, damping: float) -> Feedback:
+    """Feedback for H [kv_heads, D, D]: in each row the power of two with the least error."""
+    factor = triangular_factor(hessian, damping)
+    shifts = torch.arange(_MAX_SHIFT + 1, device=factor.device)
+    scales = torch.ldexp(torch.ones_like(shifts, dtype=factor.dtype), -shifts)
+    candidates = (factor[..., None] / scales).round().clamp(-1, 1)
+    error = (candidates * scales - factor[..., None]).square().sum(-2)  # [heads, row, shift]
+    shift = error.argmin(-1)
+    chosen = shift[..., :, None, None].expand(*factor.shape, 1)
+    return Feedback(candidates.gather(-1, chosen)[..., 0].to(torch.int8), shift)

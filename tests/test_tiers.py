@@ -1,0 +1,210 @@
+"""Tiers: who is in 5 digits, requantization, and chunks that see what single tokens would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from golden.attention import ternary_attention
+from golden.backends import FloatBackend, GoldenBackend
+from golden.cache import TernaryCacheLayer
+from golden.conditioning import Conditioning
+from golden.feedback import feedback_from_hessian
+from golden.planes import Planes
+from golden.quantizer import FEEDBACK_RATIOS, dequantize, quantize
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import load_config
+from kvtq_hw.errors import UserError
+from kvtq_hw.packing import cache_bytes
+
+TINY = load_config("tiny")
+
+
+def some_feedback(seed: int):
+    x = torch.randn(2, 8, 20, generator=torch.Generator().manual_seed(seed))
+    return feedback_from_hessian(x @ x.mT, 0.05)
+
+
+CONDITIONING = Conditioning(
+    True,
+    torch.arange(-4000, 4000, 500).reshape(2, 8),
+    -12,
+    -12,
+    some_feedback(1),
+    some_feedback(2),
+)
+CODES = [
+    "balanced:2/1,sinks=3,window=6",
+    "balanced:2/1,sinks=3,window=6,feedback",
+    "balanced:1/2,window=5",
+    "balanced:1/2,sinks=2,feedback",
+    "residual:2/3,sinks=1,window=9",
+]
+
+
+def layer_for(code: str, backend=None) -> TernaryCacheLayer:
+    return TernaryCacheLayer(TINY, CacheCode.parse(code), CONDITIONING, backend or GoldenBackend())
+
+
+def states(batch: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    keys, values = torch.randn(
+        2, batch, 2, tokens, 8, generator=torch.Generator().manual_seed(seed)
+    )
+    return keys, values
+
+
+def expected_planes(code: CacheCode, x: torch.Tensor, which: str) -> list[Planes]:
+    """Planes of each token of integers [1, kv_heads, T, D], one by one, by the rules."""
+    digits = code.key_digits if which == "key" else code.value_digits
+    feedback = ratio = None
+    if code.feedback:
+        feedback = CONDITIONING.key_feedback if which == "key" else CONDITIONING.value_feedback
+        ratio = FEEDBACK_RATIOS[which][digits - 1]
+    tokens, result = x.shape[-2], []
+    for token in range(tokens):
+        vector = x[..., token : token + 1, :]
+        high = quantize(TINY, vector, "balanced", 5, "absmean")
+        if token < code.sinks or token >= tokens - code.window:
+            result.append(high)
+            continue
+        source = dequantize(TINY, high) if code.window else vector
+        choice = code.scale_choice
+        result.append(
+            quantize(TINY, source, code.kind, digits, choice, ratio=ratio, feedback=feedback)
+        )
+    return result
+
+
+def assert_holds(layer: TernaryCacheLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
+    conditioned = CONDITIONING.condition_keys(keys)[0], CONDITIONING.condition_values(values)[0]
+    for which, x, found in zip(
+        ("key", "value"), conditioned, (layer.key_planes(), layer.value_planes()), strict=True
+    ):
+        expected = Planes.join(expected_planes(layer.code, x, which))
+        for field in ("trits", "unit", "fraction", "exponent"):
+            assert torch.equal(getattr(found, field), getattr(expected, field)), (which, field)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("pieces", [[30], [1] * 30, [2, 13, 1, 1, 13], [7, 3, 20]])
+def test_tiers_do_not_depend_on_the_pieces_tokens_come_in(code, pieces):
+    keys, values = states(1, 30)
+    layer, start = layer_for(code), 0
+    for length in pieces:
+        part = slice(start, start + length)
+        settled = layer.settled
+        before = dequantize(TINY, layer.key_planes())[:, :, :settled] if start else None
+        layer.update(keys[:, :, part], values[:, :, part])
+        layer.take_recent(length)
+        start += length
+        assert_holds(layer, keys[:, :, :start], values[:, :, :start])
+        after = dequantize(TINY, layer.key_planes())[:, :, :settled]
+        assert before is None or torch.equal(after, before)  # what has settled stays
+    tail = layer.value_planes(11)
+    assert torch.equal(dequantize(TINY, tail), dequantize(TINY, layer.value_planes())[:, :, 11:])
+    assert layer.stored_bytes() == 2 * cache_bytes(TINY, layer.code, 30)
+    assert layer.keys.depths().tolist() == [
+        5 if t < layer.code.sinks or t >= 30 - layer.code.window else layer.code.key_digits
+        for t in range(30)
+    ]
+
+
+@pytest.mark.parametrize("backend", [GoldenBackend(), FloatBackend()], ids=["golden", "float"])
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("pieces", [[30], [5, 1, 24], [1, 9, 9, 11]])
+def test_every_query_of_a_chunk_sees_the_tiers_of_its_own_time(backend, code, pieces):
+    """Equal in every bit to the attention of tokens that come one by one."""
+    keys, values = states(2, 30)
+    query = 3 * torch.randn(2, 4, 30, 8, generator=torch.Generator().manual_seed(7))
+    module = torch.nn.Module()
+    module.layer_idx = 0
+    results = []
+    for split in (pieces, [1] * 30):
+        layer, start, outputs = layer_for(code, backend), 0, []
+        for length in split:
+            part = slice(start, start + length)
+            layer.update(keys[:, :, part], values[:, :, part])
+            outputs.append(ternary_attention(module, query[:, :, part], layer, layer, None)[0])
+            start += length
+        results.append(torch.cat(outputs, 1))
+    if isinstance(backend, GoldenBackend):
+        assert torch.equal(*results)
+    else:  # sums of floats in another order
+        torch.testing.assert_close(*results)
+
+
+def test_left_padding_changes_no_bit():
+    """A window counts from the end; blocks of the softmax count real tokens."""
+    keys, values = states(2, 23)
+    query = torch.randn(2, 4, 23, 8, generator=torch.Generator().manual_seed(7))
+    module = torch.nn.Module()
+    module.layer_idx = 0
+    lengths = (23, 14)
+    real = torch.arange(23) >= 23 - torch.tensor(lengths)[:, None]
+    causal = torch.ones(23, 23, dtype=torch.bool).tril()
+    mask = (causal & real[:, None, :])[:, None]
+    layer = layer_for("balanced:2/1,window=6,feedback")
+    layer.update(keys, values)
+    outputs, _ = ternary_attention(module, query, layer, layer, mask)
+    for row, length in enumerate(lengths):
+        part = slice(23 - length, None)
+        alone = layer_for("balanced:2/1,window=6,feedback")
+        alone.update(keys[row : row + 1, :, part], values[row : row + 1, :, part])
+        expected, _ = ternary_attention(module, query[row : row + 1, :, part], alone, alone, None)
+        assert torch.equal(outputs[row, part], expected[0])
+
+    sinks = layer_for("balanced:2/1,sinks=2")
+    sinks.update(keys, values)
+    with pytest.raises(UserError, match=r"^code: 'balanced:2/1,sinks=2' has sinks, which a batch"):
+        ternary_attention(module, query, sinks, sinks, mask)
+
+
+def test_cropping_shortens_the_window_and_leaves_the_body():
+    keys, values = states(1, 30)
+    layer = layer_for(CODES[0])
+    layer.update(keys[:, :, :20], values[:, :, :20])
+    body = layer.keys.body.planes()
+    layer.crop(-4)
+    assert (layer.keys.sinks.tokens, layer.keys.body.tokens, layer.keys.window.tokens) == (3, 11, 2)
+    layer.update(keys[:, :, 20:23], values[:, :, 20:23])
+    assert (layer.keys.body.tokens, layer.keys.window.tokens) == (11, 5)
+    assert torch.equal(layer.keys.body.planes().trits, body.trits)
+    layer.crop(-17)
+    assert (layer.keys.sinks.tokens, layer.keys.body.tokens, layer.keys.window.tokens) == (2, 0, 0)
+    layer.reset()
+    layer.update(keys, values)
+    assert_holds(layer, keys, values)
+
+
+def test_the_window_of_a_pass_is_handed_out_once():
+    layer = layer_for(CODES[0])
+    layer.update(*states(1, 10))
+    assert layer.take_recent(10) is not None
+    assert layer.take_recent(10) is None
+    layer.update(*states(1, 1))
+    assert layer.take_recent(1) is None  # one query sees what is stored
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("balanced:3/2,sinks=4,sinks=5", "has option 'sinks' twice; allowed is once"),
+        ("balanced:3/2,tail=4", "has the unknown option 'tail=4'; allowed are sinks=N, window=N, "),
+        ("residual:3/2,feedback", "feedback: kind 'residual' has none; must be balanced"),
+        ("balanced:3/2,window=999999", "window: 999999 is not allowed; must be 0..65536"),
+        ("balanced:3/2,", "is not a cache code; allowed are balanced:K/V and residual:K/V"),
+        ("balanced:3/2,scale=min", "has the unknown option 'scale=min'"),
+    ],
+)
+def test_spellings_that_are_refused(text, message):
+    with pytest.raises(UserError) as caught:
+        CacheCode.parse(text)
+    assert message in str(caught.value)
+
+
+def test_spelling_is_canonical():
+    code = CacheCode.parse("balanced:2/1,feedback,window=32,scale=lsq,sinks=4")
+    assert str(code) == "balanced:2/1,sinks=4,window=32,feedback,scale=lsq"
+    assert CacheCode.parse(str(code)) == code
+    assert CacheCode.parse("balanced:2/1,sinks=0") == CacheCode("balanced", 2, 1)
+    assert (code.scale_choice, CacheCode("residual", 2, 1).scale_choice) == ("lsq", "max")
