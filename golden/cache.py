@@ -328,10 +328,12 @@ class TernaryCacheLayer(CacheLayerMixin):
         batch, kv_heads = key_states.shape[:2]
         self.device = key_states.device
         shape = batch, kv_heads, self.device
-        used = self.conditioning if self.code.feedback else None
-        self.keys = TieredStore(self.config, self.code, "key", used and used.key_feedback, *shape)
+        condition, used = self.conditioning, self.code.feedback
+        self.keys = TieredStore(
+            self.config, self.code, "key", condition.key_feedback if used else None, *shape
+        )
         self.values = TieredStore(
-            self.config, self.code, "value", used and used.value_feedback, *shape
+            self.config, self.code, "value", condition.value_feedback if used else None, *shape
         )
         self.is_initialized = True
 

@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 DEFAULT_TOKENS = 1024
-_FORMAT = "kvtq-hw calibration 3"
+_FORMAT = "kvtq-hw calibration 4"
 
 _TENSORS = (
     "key_centres",

@@ -104,7 +104,7 @@ class CacheCode:
                 raise UserError(f"code: {text!r} has option {name!r} twice; allowed is once")
             options[name] = value
         try:
-            return replace(cls(kind, *digits), **options)
+            return cls(kind, digits[0], digits[1], **options)
         except ValueError as error:
             raise UserError(f"code: {text!r}: {error}") from None
 
