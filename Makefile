@@ -43,7 +43,7 @@ demo: $(SETUP) model
 
 test: $(SETUP) model icarus
 	@mkdir -p build/test
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --junitxml=build/test/results.xml $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --junitxml=build/test/results.xml $(TESTS)
 
 lint: $(SETUP)
 	@$(BIN)/ruff check
