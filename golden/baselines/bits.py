@@ -44,10 +44,8 @@ def unpack_bits(data: Tensor, bits: int, count: int) -> Tensor:
     """The `count` integers that `pack_bits` packed: uint8 [..., count]."""
     group, group_bytes = _group(bits)
     padded = torch.nn.functional.pad(data, (0, -data.shape[-1] % group_bytes))
-    octets = padded.unflatten(-1, (-1, group_bytes)).int()
-    words = (octets << 8 * torch.arange(group_bytes, dtype=torch.int32)).sum(
-        -1, keepdim=True, dtype=torch.int64
-    )
+    octets = padded.unflatten(-1, (-1, group_bytes)).long()
+    words = (octets << 8 * torch.arange(group_bytes)).sum(-1, keepdim=True)
     codes = (words >> bits * torch.arange(group)) & ((1 << bits) - 1)
     return codes.flatten(-2)[..., :count].to(torch.uint8)
 

@@ -17,6 +17,7 @@ from golden.baselines.bits import pack_bits, unpack_bits
 
 __all__ = ["ChannelCodec", "Codec", "FloatCodec", "TokenCodec"]
 
+_CLIP_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 _TINY = torch.finfo(torch.float16).tiny
 
 
@@ -64,32 +65,77 @@ class TokenCodec:
         otherwise ``x ~ low + scale * n`` with ``0 <= n < 2**bits``, ``low = min x`` and
         ``scale = (max x - min x) / (2**bits - 1)``
     group : elements that share a scale; None for the whole vector
+    clip : take the range with the least squared error among a few smaller ones about its middle
+    feedback : U, float32 [kv_heads, D, D], strictly upper triangular: element k is rounded after
+        adding ``sum_{j<k} (x_j - xhat_j) U_jk``, as `golden.feedback` has it; None adds nothing
     """
 
     bits: int
     symmetric: bool
     group: int | None = None
+    clip: bool = False
+    feedback: Tensor | None = None
     tokens_per_entry: int = 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """Packed codes and scales, and zero points where the format has them."""
-        groups = x.unflatten(-1, (-1, self.group or x.shape[-1]))
-        if self.symmetric:
-            largest = (1 << self.bits - 1) - 1
-            scale = (groups.abs().amax(-1) / largest).clamp(min=_TINY).half()
-            codes = (groups / scale.float()[..., None]).round().clamp(-largest, largest) + largest
-            return pack_bits(codes.flatten(-2).long(), self.bits), scale
-        codes, scale, low = _asymmetric(groups, self.bits)
-        return pack_bits(codes.flatten(-2), self.bits), scale[..., 0], low[..., 0]
+        parameters = self._parameters(x, 1.0)
+        if self.clip:
+            least = self._squared_errors(x, parameters)
+            for ratio in _CLIP_RATIOS:
+                others = self._parameters(x, ratio)
+                errors = self._squared_errors(x, others)
+                pairs = zip(others, parameters, strict=True)
+                parameters = tuple(torch.where(errors < least, *pair) for pair in pairs)
+                least = torch.minimum(errors, least)
+        codes = self._codes(x, *self._per_element(parameters, x.shape[-1]), self.feedback)
+        return pack_bits(codes, self.bits), *parameters
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
         """Integers times scale, plus zero point."""
         codes = unpack_bits(stored[0], self.bits, head_dim).float()
-        groups = codes.unflatten(-1, (-1, self.group or head_dim))
-        scale = stored[1].float()[..., None]
+        scale, low = self._per_element(stored[1:], head_dim)
+        return codes * scale + low
+
+    @property
+    def _largest(self) -> int:
+        """Largest magnitude of a symmetric code."""
+        return (1 << self.bits - 1) - 1
+
+    def _parameters(self, x: Tensor, ratio: float) -> tuple[Tensor, ...]:
+        """Scale, and zero point if there is one, for a share of the range: fp16 [..., groups]."""
+        groups = x.unflatten(-1, (-1, self.group or x.shape[-1]))
         if self.symmetric:
-            return ((groups - ((1 << self.bits - 1) - 1)) * scale).flatten(-2)
-        return (groups * scale + stored[2].float()[..., None]).flatten(-2)
+            return ((ratio * groups.abs().amax(-1) / self._largest).clamp(min=_TINY).half(),)
+        scale, low = _asymmetric_parameters(groups, self.bits, ratio)
+        return scale[..., 0], low[..., 0]
+
+    def _squared_errors(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
+        """Squared error of each group rounded without feedback, [..., groups]."""
+        scale, low = self._per_element(parameters, x.shape[-1])
+        errors = x - (self._codes(x, scale, low, None) * scale + low)
+        return errors.square().unflatten(-1, (-1, self.group or x.shape[-1])).sum(-1)
+
+    def _per_element(self, parameters: tuple[Tensor, ...], dim: int) -> tuple[Tensor, Tensor]:
+        """Scale and value of code zero of each element, float32 [..., D]."""
+        repeats = self.group or dim
+        scale = parameters[0].float().repeat_interleave(repeats, -1)
+        if self.symmetric:
+            return scale, -self._largest * scale
+        return scale, parameters[1].float().repeat_interleave(repeats, -1)
+
+    def _codes(self, x: Tensor, scale: Tensor, low: Tensor, feedback: Tensor | None) -> Tensor:
+        """Codes int64 [..., D] from 0 on."""
+        top = 2 * self._largest if self.symmetric else (1 << self.bits) - 1
+        if feedback is None:
+            return ((x - low) / scale).round().clamp(0, top).long()
+        codes, carried = torch.empty_like(x), torch.zeros_like(x)
+        for k in range(x.shape[-1]):
+            wanted = x[..., k] + carried[..., k]
+            codes[..., k] = ((wanted - low[..., k]) / scale[..., k]).round().clamp(0, top)
+            error = x[..., k] - (codes[..., k] * scale[..., k] + low[..., k])
+            carried += error[..., None] * feedback[:, None, k]
+        return codes.long()
 
 
 @dataclass(frozen=True)
@@ -105,7 +151,10 @@ class ChannelCodec:
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
         """Packed codes [..., groups, tokens, bytes], scales and zero points [..., groups, D]."""
-        codes, scale, low = _asymmetric(x.unflatten(2, (-1, self.tokens_per_entry)).mT, self.bits)
+        channels = x.unflatten(2, (-1, self.tokens_per_entry)).mT
+        scale, low = _asymmetric_parameters(channels, self.bits)
+        exact = (channels - low.float()) / scale.float()
+        codes = exact.round().clamp(0, (1 << self.bits) - 1).long()
         return pack_bits(codes.mT, self.bits), scale[..., 0], low[..., 0]
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
@@ -115,10 +164,9 @@ class ChannelCodec:
         return (codes * scale.float()[..., None, :] + low.float()[..., None, :]).flatten(2, 3)
 
 
-def _asymmetric(groups: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes int64 [..., n], scales and lowest elements fp16 [..., 1] of groups float32 [..., n]."""
-    levels = (1 << bits) - 1
-    low = groups.amin(-1, keepdim=True).half()
-    scale = ((groups.amax(-1, keepdim=True) - low.float()) / levels).clamp(min=_TINY).half()
-    codes = ((groups - low.float()) / scale.float()).round().clamp(0, levels)
-    return codes.long(), scale, low
+def _asymmetric_parameters(groups: Tensor, bits: int, ratio: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Scale and lowest level, fp16 [..., 1], for the middle of the range of groups [..., n]."""
+    low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
+    low, high = low + (1 - ratio) / 2 * (high - low), high - (1 - ratio) / 2 * (high - low)
+    low = low.half()
+    return ((high - low.float()) / ((1 << bits) - 1)).clamp(min=_TINY).half(), low

@@ -6,7 +6,7 @@ import torch
 
 from golden.baselines.codecs import FloatCodec
 from golden.baselines.format import BaselineFormat
-from golden.baselines.layer import TierRule
+from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import split
 from golden.formats import FormatInputs
 
@@ -23,4 +23,4 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
         return None
     codec = FloatCodec(_TYPES[head])
     rule = TierRule(codec, codec, lambda tokens: 0)
-    return BaselineFormat(text, inputs.language_model.layers, rule, rule)
+    return BaselineFormat(text, (LayerRules(rule, rule),) * inputs.language_model.layers)

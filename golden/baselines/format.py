@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import Cache
 
-from golden.baselines.layer import BASELINE_ATTENTION, BaselineCache, TierRule
+from golden.baselines.layer import BASELINE_ATTENTION, BaselineCache, LayerRules
 from golden.calibration import Calibration
 from golden.formats import calibration_digest, source_digest, stored_by_layers
 
@@ -16,6 +16,7 @@ __all__ = ["BASELINE_SOURCES", "BaselineFormat"]
 BASELINE_SOURCES = (
     "golden/baselines/*.py",
     "golden/conditioning.py",
+    "golden/feedback.py",
     "golden/hadamard.py",
     "golden/quality.py",
     "golden/versions.py",
@@ -24,12 +25,10 @@ BASELINE_SOURCES = (
 
 @dataclass(frozen=True)
 class BaselineFormat:
-    """Keys and values under one rule each, conditioned where there is a calibration."""
+    """Rules for each layer, and the calibration that they were made with, if any."""
 
     name: str
-    layers: int
-    key_rule: TierRule
-    value_rule: TierRule
+    rules: tuple[LayerRules, ...]
     calibration: Calibration | None = None
     attention: str = BASELINE_ATTENTION
     arithmetic: str = "float"
@@ -37,8 +36,7 @@ class BaselineFormat:
 
     def make_cache(self) -> BaselineCache:
         """An empty cache."""
-        conditioning = self.calibration.conditioning() if self.calibration else None
-        return BaselineCache(self.key_rule, self.value_rule, conditioning or [None] * self.layers)
+        return BaselineCache(self.rules)
 
     def stored(self, cache: Cache) -> tuple[int, int]:
         """Codes, scales, zero points, tokens in the long format, padding."""

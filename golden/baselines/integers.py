@@ -4,8 +4,10 @@ A key or value vector is rounded to integers of that many bits under one fp16 sc
 largest element gives. Settings:
 
 - ``asymmetric``: a zero point beside the scale, all ``2**bits`` levels in use
+- ``clip``: the scale with the least squared error of the vector among a few smaller ones
 - ``group=N``: a scale (and zero point) for every N elements instead of the whole vector
 - ``conditioned``: centring and rotation exactly as the ternary codes have them
+- ``feedback``: rounding with feedback, by the matrices of the ternary codes; needs ``conditioned``
 - ``sinks=N``, ``window=N``: the first and the newest N tokens in 8-bit integers; a token that
   leaves the window is rounded again from its 8-bit version
 """
@@ -13,19 +15,23 @@ largest element gives. Settings:
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from golden.baselines.codecs import Codec, FloatCodec, TokenCodec
 from golden.baselines.format import BaselineFormat
-from golden.baselines.layer import TierRule
+from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import divides, integer, split
+from golden.feedback import Feedback
 from golden.formats import FormatInputs
+from kvtq_hw.errors import UserError
 
 __all__ = ["EXAMPLES", "parse"]
 
-EXAMPLES = ("int4", "int4,asymmetric,group=32", "int2,conditioned,sinks=4,window=32")
-_SETTINGS = ("asymmetric", "group=", "conditioned", "sinks=", "window=")
+EXAMPLES = ("int4", "int4,asymmetric,group=32", "int3,clip,conditioned,feedback,sinks=4,window=32")
+_SETTINGS = ("asymmetric", "clip", "group=", "conditioned", "feedback", "sinks=", "window=")
 
 
 def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
@@ -39,9 +45,36 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     divides(text, group, inputs.language_model.head_dim)
     sinks = integer(text, settings, "sinks", 0, 1)
     window = integer(text, settings, "window", 0, 1)
-    short = TokenCodec(bits, "asymmetric" not in settings, group)
+    short = TokenCodec(bits, "asymmetric" not in settings, group, "clip" in settings)
     # without a window every token is rounded when it comes, and nothing is held in between
     long: Codec = TokenCodec(8, True) if sinks or window else FloatCodec(torch.float32)
-    rule = TierRule(short, long, lambda tokens: max(0, tokens - sinks - window), sinks)
-    calibration = inputs.calibration() if "conditioned" in settings else None
-    return BaselineFormat(text, inputs.language_model.layers, rule, rule, calibration)
+
+    def rule(feedback: Feedback | None) -> TierRule:
+        matrices = None if feedback is None else _matrices(feedback)
+        return TierRule(
+            replace(short, feedback=matrices),
+            long,
+            lambda tokens: max(0, tokens - sinks - window),
+            sinks,
+        )
+
+    if "conditioned" not in settings:
+        if "feedback" in settings:
+            raise UserError(f"code: {text!r}: setting 'feedback' needs 'conditioned' as well")
+        plain = LayerRules(rule(None), rule(None))
+        return BaselineFormat(text, (plain,) * inputs.language_model.layers)
+    calibration = inputs.calibration()
+    rules = tuple(
+        LayerRules(
+            rule(entry.key_feedback if "feedback" in settings else None),
+            rule(entry.value_feedback if "feedback" in settings else None),
+            entry,
+        )
+        for entry in calibration.conditioning()
+    )
+    return BaselineFormat(text, rules, calibration)
+
+
+def _matrices(feedback: Feedback) -> Tensor:
+    """U of every KV head, float32 [kv_heads, D, D]."""
+    return torch.ldexp(feedback.trits.float(), -feedback.shift[..., :, None])

@@ -15,7 +15,7 @@ import torch
 
 from golden.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
 from golden.baselines.format import BaselineFormat
-from golden.baselines.layer import TierRule
+from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import divides, integer, split
 from golden.formats import FormatInputs
 from kvtq_hw.errors import UserError
@@ -42,4 +42,4 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     half = FloatCodec(torch.float16)
     keys = TierRule(ChannelCodec(bits, group), half, lambda tokens: tokens - tokens % window)
     values = TierRule(TokenCodec(bits, False, group), half, lambda tokens: max(0, tokens - window))
-    return BaselineFormat(text, inputs.language_model.layers, keys, values)
+    return BaselineFormat(text, (LayerRules(keys, values),) * inputs.language_model.layers)

@@ -7,7 +7,7 @@ float32 what any attention computes, over vectors as their formats give them bac
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,7 @@ from golden.baselines.tiers import TieredVectors
 from golden.conditioning import Conditioning
 from golden.versions import attend
 
-__all__ = ["BASELINE_ATTENTION", "BaselineCache", "BaselineLayer", "TierRule"]
+__all__ = ["BASELINE_ATTENTION", "BaselineCache", "BaselineLayer", "LayerRules", "TierRule"]
 
 BASELINE_ATTENTION = "kvtq_baseline"
 
@@ -37,25 +37,34 @@ class TierRule:
     sinks: int = 0
 
 
+@dataclass(frozen=True)
+class LayerRules:
+    """How a layer stores keys and values; None takes them as they come."""
+
+    keys: TierRule
+    values: TierRule
+    conditioning: Conditioning | None = None
+
+
 class BaselineLayer(CacheLayerMixin):
     """One layer: keys and values under a rule each, conditioned or as they come."""
 
     keys: TieredVectors
     values: TieredVectors
 
-    def __init__(
-        self, key_rule: TierRule, value_rule: TierRule, conditioning: Conditioning | None
-    ) -> None:
+    def __init__(self, rules: LayerRules) -> None:
         super().__init__()
-        self._rules = (key_rule, value_rule)
-        self._conditioning = conditioning
-        self._elements = 0
+        self._rules = rules
+        self._conditioning = rules.conditioning
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty stores."""
         self.keys, self.values = (
             TieredVectors(rule.short, rule.long, rule.sinks, rule.short_tokens, states.shape[-1])
-            for rule, states in zip(self._rules, (key_states, value_states), strict=True)
+            for rule, states in (
+                (self._rules.keys, key_states),
+                (self._rules.values, value_states),
+            )
         )
         self.is_initialized = True
 
@@ -151,22 +160,10 @@ class BaselineLayer(CacheLayerMixin):
 
 
 class BaselineCache(Cache):
-    """A whole model's cache; the model must run with `BASELINE_ATTENTION`.
+    """A whole model's cache; the model must run with `BASELINE_ATTENTION`."""
 
-    Parameters
-    ----------
-    conditioning : one entry a layer
-    """
-
-    def __init__(
-        self,
-        key_rule: TierRule,
-        value_rule: TierRule,
-        conditioning: list[Conditioning] | list[None],
-    ) -> None:
-        super().__init__(
-            layers=[BaselineLayer(key_rule, value_rule, entry) for entry in conditioning]
-        )
+    def __init__(self, rules: Sequence[LayerRules]) -> None:
+        super().__init__(layers=[BaselineLayer(entry) for entry in rules])
 
 
 def baseline_attention(

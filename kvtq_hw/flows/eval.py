@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["EvalRow", "command"]
 
 UNQUANTIZED = "unquantized"
+_OUTPUT = click.Path(dir_okay=False, path_type=Path)
 DEFAULT_CODES = (UNQUANTIZED, "balanced:3/2", "balanced:2/2", "int4", "kivi:2")
 
 
@@ -130,17 +131,16 @@ class EvalRow:
     metavar="NAME|FILE",
     help="Configuration of ternary codes.  [default: that of smollm2, fitted to the model]",
 )
-@click.option("--csv", "csv_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), default=None)
+@click.option("--csv", "csv_file", type=_OUTPUT, default=None, help="Write the rows as CSV.")
 @click.option(
-    "--markdown", "markdown_file", type=click.Path(dir_okay=False, path_type=Path), default=None
+    "--json",
+    "json_file",
+    type=_OUTPUT,
+    default=None,
+    help="Write the rows and what they were measured on; `kvtq-hw pareto` draws it.",
 )
 @click.option(
-    "--plot",
-    "plot_files",
-    type=click.Path(dir_okay=False, path_type=Path),
-    multiple=True,
-    help="Draw bits against perplexity (and retrieval): .svg or .png; may be given twice.",
+    "--markdown", "markdown_file", type=_OUTPUT, default=None, help="Write the rows as a table."
 )
 def command(
     model_name: str,
@@ -154,17 +154,13 @@ def command(
     csv_file: Path | None,
     json_file: Path | None,
     markdown_file: Path | None,
-    plot_files: Sequence[Path],
 ) -> None:
     """Measure perplexity, divergence and retrieval of cache formats at their true bits."""
     if haystacks > segments:
         raise UserError(
             f"--needle: {haystacks} is not allowed; must be at most --segments, {segments}"
         )
-    for file in plot_files:
-        if file.suffix not in (".svg", ".png"):
-            raise UserError(f"--plot: {str(file)!r} is not allowed; must end in .svg or .png")
-    for file in (csv_file, json_file, markdown_file, *plot_files):
+    for file in (csv_file, json_file, markdown_file):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"output {str(file)!r}: {str(file.parent)!r} is not a folder")
     console = Console()
@@ -172,19 +168,12 @@ def command(
     rows = run.measure(list(dict.fromkeys(codes)))
     console.print(_table(rows))
     summary = {**run.description(), "rows": [asdict(row) for row in rows]}
-    outputs: list[tuple[Path | None, Callable[[], str]]] = [
-        (csv_file, lambda: _as_csv(rows)),
-        (json_file, lambda: json.dumps(summary, indent=2) + "\n"),
-        (markdown_file, lambda: as_markdown(rows)),
-    ]
-    for file, text in outputs:
-        if file is not None:
-            _write(file, text())
-    if plot_files:
-        from kvtq_hw.pareto_plot import plot
-
-        for file in plot_files:
-            plot(rows, run.description(), file)
+    if csv_file is not None:
+        _write(csv_file, _as_csv(rows))
+    if json_file is not None:
+        _write(json_file, json.dumps(summary, indent=2) + "\n")
+    if markdown_file is not None:
+        _write(markdown_file, _as_markdown(rows))
 
 
 class _Run:
@@ -442,7 +431,7 @@ def _titles(rows: list[EvalRow]) -> list[str]:
     return titles if rows[0].needle is None else [*titles, "needles"]
 
 
-def as_markdown(rows: list[EvalRow]) -> str:
+def _as_markdown(rows: list[EvalRow]) -> str:
     """The rows as a table in Markdown."""
     titles = _titles(rows)
     lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)], *map(_cells, rows)]
