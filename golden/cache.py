@@ -24,7 +24,7 @@ from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS, dequantize, quantize
 from golden.scale import join_scale, split_scale
 from golden.unpacker import unpack
-from kvtq_hw.codes import TIER_DIGITS, CacheCode, CodeKind
+from kvtq_hw.codes import TIER_DIGITS, CacheCode, CodeKind, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import plane_bytes
@@ -464,18 +464,18 @@ class TernaryCache(Cache):
 
     Parameters
     ----------
-    code : one for all layers, or one for each
+    code : one for all layers, or a table with one for each
     conditioning : one entry a layer
     """
 
     def __init__(
         self,
         config: EngineConfig,
-        code: CacheCode | Sequence[CacheCode],
+        code: CacheCode | CodeTable,
         conditioning: Sequence[Conditioning],
         backend: AttentionBackend,
     ) -> None:
-        codes = [code] * len(conditioning) if isinstance(code, CacheCode) else code
+        codes = code.for_layers(len(conditioning))
         super().__init__(
             layers=[
                 TernaryCacheLayer(config, of_layer, entry, backend)

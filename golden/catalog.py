@@ -19,7 +19,7 @@ from golden.formats import (
     source_digest,
     stored_by_layers,
 )
-from kvtq_hw.codes import CacheCode
+from kvtq_hw.codes import CacheCode, CodeTable, read_code
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 
@@ -48,11 +48,10 @@ def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> 
             return baseline
     published = text.startswith(kvtq.PREFIX)
     try:
-        code = CacheCode.parse("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
+        code = read_code("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
     except UserError as error:
         raise UserError(f"{error}; or a baseline, as {', '.join(BASELINE_EXAMPLES)}") from None
-    needed = max(code.key_digits, code.value_digits)
-    if needed > inputs.config.max_planes:
+    if code.most_digits > inputs.config.max_planes:
         raise UserError(
             f"code: {text!r} has more digits than configuration {inputs.config.name!r} allows, "
             f"max_planes = {inputs.config.max_planes}"
@@ -68,7 +67,7 @@ class TernaryFormat:
     """A ternary code in a `TernaryCache`; see `golden.formats.CacheFormat`."""
 
     name: str
-    code: CacheCode
+    code: CacheCode | CodeTable
     config: EngineConfig
     calibration: Calibration
     conditioning: tuple[Conditioning, ...]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from golden.backends import AttentionBackend
 from golden.cache import TernaryCache
 from golden.calibration import Calibration
 from golden.models import LanguageModel
-from kvtq_hw.codes import CacheCode
+from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 
@@ -59,7 +59,7 @@ OnToken = Callable[[Decoded], None]
 
 def make_cache(
     config: EngineConfig,
-    code: CacheCode | Sequence[CacheCode],
+    code: CacheCode | CodeTable,
     calibration: Calibration,
     backend: AttentionBackend,
 ) -> TernaryCache:

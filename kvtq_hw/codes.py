@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import tomllib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from kvtq_hw.errors import UserError
@@ -14,7 +17,9 @@ __all__ = [
     "TIER_DIGITS",
     "CacheCode",
     "CodeKind",
+    "CodeTable",
     "ScaleChoice",
+    "read_code",
 ]
 
 CodeKind = Literal["balanced", "residual"]
@@ -123,6 +128,11 @@ class CacheCode:
         return self.scale or ("absmean" if self.kind == "balanced" else "max")
 
     @property
+    def most_digits(self) -> int:
+        """Most digits of a body vector."""
+        return max(self.key_digits, self.value_digits)
+
+    @property
     def has_tiers(self) -> bool:
         """Some tokens are stored in 5 digits."""
         return bool(self.sinks or self.window)
@@ -135,9 +145,104 @@ class CacheCode:
         """The same with other digits in the body."""
         return replace(self, key_digits=key_digits, value_digits=value_digits)
 
+    def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
+        """The code of each layer."""
+        return (self,) * layers
+
     def scales(self, digits: int) -> int:
         """Number of scales of a body vector of `digits` planes."""
         return 1 if self.kind == "balanced" else digits
+
+
+@dataclass(frozen=True)
+class CodeTable:
+    """A code for each layer of a model: the same kind, tiers and options, digits of their own.
+
+    Written as a TOML file with ``code``, a spelled code, and ``key_digits`` and ``value_digits``,
+    lists with a number for each layer, that take the place of its digits. Spelled as the path of
+    that file, which ends in ``.toml``; `str` gives the file's name and a digest of the digits.
+    """
+
+    name: str
+    codes: tuple[CacheCode, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a table.
+
+        Raises
+        ------
+        UserError
+            One line with the file, the field and what is allowed.
+        """
+        place = f"code table {str(path)!r}"
+        try:
+            fields = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{place}: {getattr(error, 'strerror', 'not UTF-8 text')}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise UserError(f"{place}: not TOML: {error}") from None
+        if set(fields) != {"code", "key_digits", "value_digits"}:
+            raise UserError(
+                f"{place}: has the fields {', '.join(sorted(fields)) or 'none'}; allowed are "
+                "exactly code, key_digits and value_digits"
+            )
+        code = CacheCode.parse(str(fields["code"]))
+        digits = fields["key_digits"], fields["value_digits"]
+        for name, row in zip(("key_digits", "value_digits"), digits, strict=True):
+            if not isinstance(row, list) or not all(
+                type(number) is int and 1 <= number <= MAX_DIGITS for number in row
+            ):
+                raise UserError(
+                    f"{place}: {name}: {row!r} is not allowed; must be a list of 1..{MAX_DIGITS}"
+                )
+        if not digits[0] or len(digits[0]) != len(digits[1]):
+            raise UserError(
+                f"{place}: key_digits has {len(digits[0])} layers, value_digits {len(digits[1])}; "
+                "must be as many, at least one"
+            )
+        return cls(path.name, tuple(code.with_digits(*pair) for pair in zip(*digits, strict=True)))
+
+    def __str__(self) -> str:
+        text = " ".join(map(str, self.codes))
+        return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def to_toml(self) -> str:
+        """The text of the file."""
+        return (
+            f'code = "{self.codes[0]}"  # the digits below take the place of these\n'
+            f"key_digits = {[code.key_digits for code in self.codes]}\n"
+            f"value_digits = {[code.value_digits for code in self.codes]}\n"
+        )
+
+    @property
+    def most_digits(self) -> int:
+        """Most digits of a body vector of any layer."""
+        return max(code.most_digits for code in self.codes)
+
+    @property
+    def scale_choice(self) -> ScaleChoice:
+        """The choice of the body's scale, that of every layer."""
+        return self.codes[0].scale_choice
+
+    def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
+        """The code of each layer.
+
+        Raises
+        ------
+        UserError
+            When the table is for another number of layers.
+        """
+        if len(self.codes) != layers:
+            raise UserError(
+                f"code table {self.name!r} has {len(self.codes)} layers; the model has {layers}"
+            )
+        return self.codes
+
+
+def read_code(text: str) -> CacheCode | CodeTable:
+    """Read a spelled code, or the code table of a path that ends in ``.toml``."""
+    return CodeTable.load(Path(text)) if text.endswith(".toml") else CacheCode.parse(text)
 
 
 def _option(text: str, option: str) -> tuple[str, Any]:

@@ -24,7 +24,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kvtq_hw.codes import SCALE_CHOICES, TIER_DIGITS, CacheCode, ScaleChoice
+from kvtq_hw.codes import (
+    SCALE_CHOICES,
+    TIER_DIGITS,
+    CacheCode,
+    CodeTable,
+    ScaleChoice,
+    read_code,
+)
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import bound_cycles
 from kvtq_hw.errors import UserError
@@ -32,6 +39,7 @@ from kvtq_hw.options import preset_option
 
 if TYPE_CHECKING:
     from golden.decoding import Decoded
+    from golden.models import LanguageModel
 
 __all__ = ["DecodeReport", "command"]
 
@@ -43,17 +51,17 @@ BACKENDS = ("rtl", "golden", "float", "unquantized")
 
 
 class CodeType(click.ParamType):
-    """A spelled cache code, converted to a `CacheCode`."""
+    """A spelled cache code or the path of a code table, read."""
 
     name = "code"
 
     def convert(
         self,
-        value: str | CacheCode,
+        value: str | CacheCode | CodeTable,
         param: click.Parameter | None,
         ctx: click.Context | None,
-    ) -> CacheCode:
-        return value if isinstance(value, CacheCode) else CacheCode.parse(value)
+    ) -> CacheCode | CodeTable:
+        return read_code(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ class DecodeReport:
     type=CodeType(),
     default="balanced:3/2",
     show_default=True,
-    metavar="KIND:K/V",
+    metavar="KIND:K/V|TABLE.toml",
     help="Cache code: balanced or residual, digits of keys and of values, then any of "
     ",sinks=N ,window=N ,feedback ,scale=CHOICE.",
 )
@@ -151,7 +159,7 @@ class DecodeReport:
 def command(
     config: EngineConfig,
     backend: str,
-    code: CacheCode,
+    code: CacheCode | CodeTable,
     scale: ScaleChoice | None,
     model_name: str,
     prompt: str,
@@ -160,7 +168,7 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Continue a prompt with a language model on a ternary KV cache."""
-    if max(code.key_digits, code.value_digits) > config.max_planes:
+    if code.most_digits > config.max_planes:
         raise UserError(
             f"code: {str(code)!r} has more digits than configuration {config.name!r} allows, "
             f"max_planes = {config.max_planes}"
@@ -168,6 +176,8 @@ def command(
     if json_file is not None:
         _check_writable(json_file)
     if scale is not None:
+        if isinstance(code, CodeTable):
+            raise UserError("--scale: a code table has its own; allowed is a spelled code")
         code = replace(code, scale=scale)
     request = _Request(config, backend, code, model_name, prompt, max_new_tokens, check)
     console = Console()
@@ -194,7 +204,7 @@ class _Request:
 
     config: EngineConfig
     backend: str
-    code: CacheCode
+    code: CacheCode | CodeTable
     model_name: str
     prompt: str
     max_new_tokens: int
@@ -263,7 +273,6 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
         if not identical:
             failure = f"the golden model alone continues differently: {reference.text!r}"
 
-    kv_jobs = language_model.layers * language_model.kv_heads
     report = _report(
         request,
         decoded,
@@ -271,7 +280,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
         outputs_compared=checked.outputs_compared if checked else 0,
         mismatches=checked.mismatches if checked else 0,
         rtl_cycles=rtl.cycles if rtl else None,
-        bound_cycles=_bound(request, decoded, kv_jobs) if rtl else None,
+        bound_cycles=_bound(request, decoded, language_model) if rtl else None,
         bits_per_element=cache.bits_per_element(),
         float_error_max=measured.largest_error if measured else None,
         float_error_rms=measured.relative_error if measured else None,
@@ -279,15 +288,15 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     return report, failure
 
 
-def _bound(request: _Request, decoded: Decoded, kv_jobs: int) -> int:
+def _bound(request: _Request, decoded: Decoded, language_model: LanguageModel) -> int:
     """Bound on the cycles of all decode steps, every layer and KV head."""
-    code = request.code
     tier_digits = min(TIER_DIGITS, request.config.max_planes)
     prompt = len(decoded.prompt_tokens)
     first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step as well
-    return kv_jobs * sum(
+    return language_model.kv_heads * sum(
         bound_cycles(request.config, tokens - tier, code.key_digits, code.value_digits)
         + bound_cycles(request.config, tier, tier_digits, tier_digits)
+        for code in request.code.for_layers(language_model.layers)
         for tokens in range(first, prompt + decoded.steps + 1)
         for tier in (code.tier_tokens(tokens),)
     )

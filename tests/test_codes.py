@@ -1,0 +1,78 @@
+"""Code tables: what is read, what is refused, and that every layer gets its digits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_model import prompt, tiny_model
+
+from golden.backends import GoldenBackend
+from golden.calibration import calibrate
+from golden.decoding import decode, make_cache
+from kvtq_hw.codes import CacheCode, CodeTable, read_code
+from kvtq_hw.config import load_config
+from kvtq_hw.errors import UserError
+
+TABLE = 'code = "balanced:1/1,window=4"\nkey_digits = [3, 2]\nvalue_digits = [1, 2]\n'
+
+
+def write(tmp_path, text: str = TABLE) -> str:
+    path = tmp_path / "table.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_table_gives_each_layer_its_code(tmp_path):
+    table = read_code(write(tmp_path))
+    assert isinstance(table, CodeTable)
+    expected = (CacheCode("balanced", 3, 1, window=4), CacheCode("balanced", 2, 2, window=4))
+    assert table.for_layers(2) == expected
+    assert table.most_digits == 3
+    assert read_code(write(tmp_path, table.to_toml())) == table
+    other = read_code(write(tmp_path, TABLE.replace("[3, 2]", "[2, 3]")))
+    assert str(table).startswith("table.toml@")
+    assert str(other) != str(table)
+
+
+def test_a_model_decodes_with_a_table(tmp_path):
+    language_model = tiny_model()
+    calibration = calibrate(language_model, prompt(60), tokens=50)
+    table = read_code(write(tmp_path))
+    cache = make_cache(load_config("tiny"), table, calibration, GoldenBackend())
+    decode(language_model, prompt(9), 6, cache)
+    assert [layer.keys.body.digits for layer in cache.layers] == [3, 2]
+    assert [layer.values.body.digits for layer in cache.layers] == [1, 2]
+    assert torch.tensor([layer.keys.window.tokens for layer in cache.layers]).eq(4).all()
+
+
+def test_a_table_for_another_model_is_refused(tmp_path):
+    table = read_code(write(tmp_path))
+    with pytest.raises(
+        UserError, match=r"^code table 'table.toml' has 2 layers; the model has 30$"
+    ):
+        table.for_layers(30)
+    assert CacheCode("balanced", 2, 1).for_layers(3) == (CacheCode("balanced", 2, 1),) * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("code = ", "not TOML: Invalid value"),
+        ("", "has the fields none; allowed are exactly code, key_digits and value_digits"),
+        (TABLE + "depth = 3\n", "has the fields code, depth, key_digits, value_digits; allowed"),
+        (TABLE.replace("[3, 2]", "[3, 6]"), "key_digits: [3, 6] is not allowed; must be a list"),
+        (TABLE.replace("[3, 2]", "3"), "key_digits: 3 is not allowed; must be a list of 1..5"),
+        (TABLE.replace("[3, 2]", "[3]"), "key_digits has 1 layers, value_digits 2; must be as"),
+        (TABLE.replace("balanced", "ternary"), "code: 'ternary:1/1,window=4' is not a cache code"),
+    ],
+)
+def test_tables_that_are_refused(tmp_path, text, message):
+    with pytest.raises(UserError) as caught:
+        read_code(write(tmp_path, text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_table_that_is_not_there(tmp_path):
+    with pytest.raises(UserError, match=r"no\.toml': No such file or directory$"):
+        read_code(str(tmp_path / "no.toml"))
