@@ -1,0 +1,211 @@
+"""Quality through the cache: segments, the reference, scores, and what they are summed up to."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny_model import prompt, tiny_model
+
+from golden.backends import FloatBackend, GoldenBackend
+from golden.calibration import calibrate
+from golden.catalog import parse_format
+from golden.formats import CacheFormat, FormatInputs, source_digest
+from golden.quality import (
+    Quality,
+    SegmentScore,
+    cut_segments,
+    evaluate_reference,
+    evaluate_segment,
+    summarize,
+)
+from golden.versions import SinglePrecisionBackend
+from kvtq_hw.errors import UserError
+
+LANGUAGE_MODEL = tiny_model()
+CALIBRATION = calibrate(LANGUAGE_MODEL, prompt(60), tokens=50)
+INPUTS = FormatInputs(LANGUAGE_MODEL, LANGUAGE_MODEL.engine_config(64), lambda: CALIBRATION)
+TEXT = prompt(200, seed=3)
+TOKENS = cut_segments(LANGUAGE_MODEL, TEXT, 48, 1)[0]
+TERNARY = (
+    "balanced:3/2",
+    "residual:2/2",
+    "balanced:1/1,sinks=2,window=8",
+    "balanced:2/1,sinks=2,window=8,feedback",
+)
+BASELINES = ("int3", "int2,conditioned,sinks=2,window=8", "kivi:4,group=8,window=8")
+
+
+def parse(code: str, backend=None) -> CacheFormat:
+    return parse_format(code, INPUTS, backend or SinglePrecisionBackend())
+
+
+# --- segments -------------------------------------------------------------------------------------
+
+
+def test_segments_are_consecutive_pieces_of_the_text():
+    segments = cut_segments(LANGUAGE_MODEL, TEXT, 30, 3)
+    ids = LANGUAGE_MODEL.tokenizer(TEXT).input_ids
+    assert torch.cat(segments).tolist() == ids[:90]
+    assert {len(segment) for segment in segments} == {30}
+
+
+def test_a_long_text_is_not_tokenized_to_its_end():
+    calls = []
+
+    class Counting:
+        def __call__(self, text: str, **options: object):
+            calls.append(len(text))
+            return LANGUAGE_MODEL.tokenizer(text, **options)
+
+    counting = type(LANGUAGE_MODEL)("tiny", LANGUAGE_MODEL.model, Counting())
+    text = prompt(20000)
+    segments = cut_segments(counting, text, 40, 2)
+    assert torch.cat(segments).tolist() == LANGUAGE_MODEL.tokenizer(text).input_ids[:80]
+    assert calls == [1800]
+
+
+@pytest.mark.parametrize("context", [1, 257])
+def test_a_context_that_the_model_does_not_have(context):
+    with pytest.raises(UserError) as caught:
+        cut_segments(LANGUAGE_MODEL, TEXT, context, 1)
+    assert str(caught.value) == (
+        f"context: {context} is not allowed; must be 2..256, the positions of model 'tiny'"
+    )
+
+
+def test_a_text_that_is_too_short():
+    with pytest.raises(UserError) as caught:
+        cut_segments(LANGUAGE_MODEL, TEXT, 100, 3)
+    assert str(caught.value) == "text has 200 tokens; 3 segments of 100 need 300"
+    assert len(cut_segments(LANGUAGE_MODEL, TEXT, 100, 2)) == 2
+
+
+# --- scores ---------------------------------------------------------------------------------------
+
+
+def test_reference_is_the_model_alone():
+    reference = evaluate_reference(LANGUAGE_MODEL, TOKENS, chunk=17)
+    with torch.inference_mode():
+        logits = LANGUAGE_MODEL.model(TOKENS[None]).logits[0, :-1]
+    expected = torch.nn.functional.cross_entropy(logits, TOKENS[1:], reduction="sum").item()
+    assert reference.score.nll == pytest.approx(expected, rel=1e-5)
+    assert reference.score.tokens == reference.score.same_top1 == 47
+    assert reference.score.kld == 0
+    assert reference.score.stored_elements == 2 * 2 * 2 * 48 * 8
+    assert reference.score.stored_bytes == 4 * reference.score.stored_elements
+
+
+@pytest.mark.parametrize("code", [*TERNARY, *BASELINES])
+def test_scores_by_hand_token_by_token(code):
+    """One token at a time through the cache, and the definitions of every number."""
+    reference = evaluate_reference(LANGUAGE_MODEL, TOKENS)
+    cache_format = parse(code)
+    cache = cache_format.make_cache()
+    logits = []
+    with LANGUAGE_MODEL.attending_with(cache_format.attention), torch.inference_mode():
+        for token in TOKENS:
+            step = LANGUAGE_MODEL.model(token[None, None], past_key_values=cache)
+            logits.append(step.logits[0, 0])
+    found = torch.stack(logits[:-1]).log_softmax(-1)
+    with torch.inference_mode():
+        expected = LANGUAGE_MODEL.model(TOKENS[None]).logits[0, :-1].log_softmax(-1)
+    nll = -found[torch.arange(47), TOKENS[1:]].sum().item()
+    kld = torch.nn.functional.kl_div(found, expected, reduction="sum", log_target=True).item()
+    same = (found.argmax(-1) == expected.argmax(-1)).sum().item()
+    for chunk in (1, 5, 16, 48):
+        score = evaluate_segment(LANGUAGE_MODEL, reference, cache_format, chunk=chunk)
+        assert score.nll == pytest.approx(nll, rel=1e-4), chunk
+        assert score.kld == pytest.approx(kld, rel=1e-3), chunk
+        assert score.same_top1 == same, chunk
+        assert (score.stored_bytes, score.stored_elements) == cache_format.stored(cache)
+    assert score.kld > 0.01  # the code was in use
+
+
+@pytest.mark.parametrize("code", TERNARY)
+def test_integer_attention_is_close_to_float(code):
+    reference = evaluate_reference(LANGUAGE_MODEL, TOKENS)
+    scores = {
+        name: evaluate_segment(LANGUAGE_MODEL, reference, parse(code, backend))
+        for name, backend in (
+            ("integer", GoldenBackend()),
+            ("double", FloatBackend()),
+            ("single", SinglePrecisionBackend()),
+        )
+    }
+    assert parse(code, GoldenBackend()).arithmetic == "integer"
+    assert parse(code).arithmetic == "float"
+    assert scores["single"].nll == pytest.approx(scores["double"].nll, rel=1e-5)
+    assert scores["integer"].nll == pytest.approx(scores["double"].nll, rel=5e-3)
+    assert scores["integer"].stored_bytes == scores["double"].stored_bytes
+
+
+def test_progress_is_told_in_tokens():
+    told = []
+    evaluate_reference(LANGUAGE_MODEL, TOKENS, chunk=20, on_tokens=told.append)
+    assert told == [20, 20, 8]
+
+
+def test_the_model_is_left_as_it_was():
+    before = LANGUAGE_MODEL.model.config._attn_implementation
+    evaluate_segment(LANGUAGE_MODEL, evaluate_reference(LANGUAGE_MODEL, TOKENS), parse("int3"))
+    assert LANGUAGE_MODEL.model.config._attn_implementation == before
+
+
+def test_summary_by_hand():
+    scores = [
+        SegmentScore(10, 20.0, 1.0, 9, 30, 80),
+        SegmentScore(30, 90.0, 2.0, 21, 10, 80),
+    ]
+    references = [SegmentScore(10, 19.0, 0, 10, 0, 80), SegmentScore(30, 85.0, 0, 30, 0, 80)]
+    assert summarize(scores, references) == Quality(
+        perplexity=math.exp(110 / 40),
+        perplexity_ratio=pytest.approx(math.exp(6 / 40), rel=1e-12),
+        kld=3 / 40,
+        top1_agreement=30 / 40,
+        bits_per_element=8 * 40 / 160,
+        tokens=40,
+    )
+
+
+def test_summary_of_different_segments():
+    score, other = SegmentScore(10, 1.0, 0.0, 1, 1, 1), SegmentScore(11, 1.0, 0.0, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"^scores and references are not of the same segments$"):
+        summarize([score], [other])
+
+
+# --- identities -----------------------------------------------------------------------------------
+
+
+def test_identity_tells_configurations_and_calibrations_apart():
+    other = INPUTS.config.model_copy(update={"weight_bits": 9})
+    again = calibrate(LANGUAGE_MODEL, prompt(60), tokens=40)
+    identities = {
+        parse_format("balanced:3/2", inputs, GoldenBackend()).identity()
+        for inputs in (
+            INPUTS,
+            FormatInputs(LANGUAGE_MODEL, other, lambda: CALIBRATION),
+            FormatInputs(LANGUAGE_MODEL, INPUTS.config, lambda: again),
+        )
+    }
+    assert len(identities) == 3
+    same = FormatInputs(LANGUAGE_MODEL, INPUTS.config, lambda: CALIBRATION)
+    assert parse_format("balanced:3/2", same, GoldenBackend()).identity() in identities
+
+
+def test_identity_is_of_what_sources_do(tmp_path, monkeypatch):
+    monkeypatch.setattr("golden.formats._ROOT", tmp_path)
+    file = tmp_path / "a.py"
+
+    def digest(source: str) -> str:
+        file.write_text(source)
+        source_digest.cache_clear()
+        return source_digest(("*.py",))
+
+    try:
+        first = digest('"""Text."""\ndef f(x):\n    """Text."""\n    return x + 1\n')
+        assert digest('"""Other."""\ndef f(x):\n    return x + 1  # why\n') == first
+        assert digest("def f(x):\n    return x + 2\n") != first
+    finally:
+        source_digest.cache_clear()
