@@ -31,7 +31,9 @@ from kvtq_hw.config import EngineConfig
 
 __all__ = [
     "ABSMEAN_BITS",
+    "BALANCED_RATIOS",
     "FEEDBACK_RATIOS",
+    "RESIDUAL_RATIOS",
     "absmean_constant",
     "balanced_digits",
     "dequantize",
@@ -41,18 +43,18 @@ __all__ = [
 #: Fraction bits of an absmean constant.
 ABSMEAN_BITS = 8
 
-# Scale over mean absolute value of least squared error on Gaussian vectors, which rotated vectors
-# resemble, for codes of 1..5 digits; the optimum is flat. tests/test_quantizer.py finds them again.
-_ABSMEAN_BALANCED = (1.52, 0.67, 0.268, 0.105, 0.041)
+#: Scale over mean absolute value of least squared error on Gaussian vectors, which rotated vectors
+#: resemble, for codes of 1..5 digits; the optimum is flat. A test finds them again.
+BALANCED_RATIOS = (1.52, 0.67, 0.268, 0.105, 0.041)
 #: The same for codes that are rounded with feedback, by what is left of model quality
 #: (docs/short-code.md): a code of one digit is best when more of its digits are zero.
 FEEDBACK_RATIOS = {
     "key": (2.0, 0.7, 0.28, 0.105, 0.041),
     "value": (1.9, 0.7, 0.28, 0.105, 0.041),
 }
-# The same for each plane of a residual code, relative to what the planes before have left. The
-# fourth is best spent on the few elements that the first three have clipped.
-_ABSMEAN_RESIDUAL = (1.53, 1.37, 1.57, 8.5, 1.42)
+#: The same for each plane of a residual code, relative to what the planes before have left. The
+#: fourth is best spent on the few elements that the first three have clipped.
+RESIDUAL_RATIOS = (1.53, 1.37, 1.57, 8.5, 1.42)
 # Scales tried by `lsq` beside the one that clips nothing: tenths of largest element over code.
 _CLIP_TENTHS = (10, 9, 8, 7, 6, 5, 4, 3)
 
@@ -111,7 +113,7 @@ def quantize(
     if x.numel() and int(x.abs().max()) > limit:
         raise ValueError(f"x holds {int(x.abs().max())}; allowed are magnitudes up to {limit}")
     if kind == "balanced":
-        ratio = _ABSMEAN_BALANCED[digits - 1] if ratio is None else ratio
+        ratio = BALANCED_RATIOS[digits - 1] if ratio is None else ratio
         fraction, exponent = _choose_scale(config, x, digits, scale, ratio, clip_free=True)
         absent = [torch.zeros_like(fraction)] * (digits - 1)
         unit = torch.zeros(*x.shape[:-1], digits, dtype=torch.bool, device=x.device)
@@ -132,7 +134,7 @@ def quantize(
     planes, fractions, exponents = [], [], []
     rest = x
     for plane in range(digits):
-        ratio = _ABSMEAN_RESIDUAL[plane]
+        ratio = RESIDUAL_RATIOS[plane]
         fraction, exponent = _choose_scale(config, rest, 1, scale, ratio, clip_free=False)
         step = decode_scale(config, fraction, exponent)
         trit = _compare_and_subtract(rest, step, 1)[..., 0, :]

@@ -29,6 +29,7 @@ BLOCKS = (
     "normalizer",
     "sequencer",
     "hadamard",
+    "quantizer",
     "packer",
     "unpacker",
     "engine",

@@ -7,10 +7,12 @@ from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
 from kvtq_hw.packing import plane_bytes
 
 __all__ = [
+    "ABSMEAN_CONSTANT_BITS",
     "Operation",
     "Trit",
     "accumulate_layout",
     "accumulator_layout",
+    "coded_plane_layout",
     "conditioned_layout",
     "counters_layout",
     "element_layout",
@@ -27,8 +29,12 @@ __all__ = [
     "select_add_layout",
     "sum_layout",
     "value_slice_layout",
+    "vector_code_layout",
     "weight_layout",
 ]
+
+#: Width of the constant that an absmean scale is the sum of magnitudes times.
+ABSMEAN_CONSTANT_BITS = 12
 
 
 class Trit(data.Struct):
@@ -92,6 +98,31 @@ def element_layout() -> data.StructLayout:
 def conditioned_layout(config: EngineConfig) -> data.StructLayout:
     """One element of a vector as it is quantized."""
     return data.StructLayout({"value": signed(config.conditioned_bits)})
+
+
+def vector_code_layout(config: EngineConfig) -> data.StructLayout:
+    """How a vector is quantized.
+
+    planes : number of planes, 1 .. max_planes
+    residual : a run for each plane, instead of one run
+    absmean : scales from the mean magnitude; from the largest one otherwise (residual codes only)
+    constants : absmean constant of each run
+    """
+    return data.StructLayout(
+        {
+            "planes": range(config.max_planes + 1),
+            "residual": 1,
+            "absmean": 1,
+            "constants": data.ArrayLayout(unsigned(ABSMEAN_CONSTANT_BITS), config.max_planes),
+        }
+    )
+
+
+def coded_plane_layout(config: EngineConfig) -> data.StructLayout:
+    """One whole plane with its scale and flags."""
+    return data.StructLayout(
+        {"trits": data.ArrayLayout(Trit, config.head_dim), **_scale_fields(config)}
+    )
 
 
 def queries_layout(config: EngineConfig) -> data.ArrayLayout:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
+from kvtq_hw.errors import UserError
+
 __all__ = ["YosysError", "run_yosys", "yosys_version"]
 
 _DRIVER = """
@@ -24,7 +26,7 @@ for command in sys.argv[1:]:
 """
 
 
-class YosysError(RuntimeError):
+class YosysError(UserError, RuntimeError):
     """A Yosys command failed; the message holds the end of its log."""
 
 

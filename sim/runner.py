@@ -24,6 +24,7 @@ from cocotb_tools.runner import Runner, get_runner
 from filelock import FileLock
 
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
 from kvtq_hw.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
 from rtl.verilog import lint_waivers
@@ -38,7 +39,7 @@ __all__ = ["BenchError", "BenchResult", "CaseResult", "run_bench"]
 _VERILATOR_ARGUMENTS = ("--no-public-flat-rw", "-O3")
 
 
-class BenchError(RuntimeError):
+class BenchError(UserError, RuntimeError):
     """A bench could not be built, or left no results; the message names the log."""
 
 

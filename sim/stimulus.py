@@ -12,7 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 from golden.planes import Planes
 from kvtq_hw.config import EngineConfig
 
-__all__ = ["Vectors", "random_planes", "random_trits", "random_vectors", "trit_payloads"]
+__all__ = [
+    "Vectors",
+    "plain_trit_payloads",
+    "random_planes",
+    "random_trits",
+    "random_vectors",
+    "trit_payloads",
+]
 
 
 def random_trits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -27,7 +34,15 @@ def trit_payloads(rng: np.random.Generator, trits: np.ndarray) -> list[Any]:
 
     Zeros come in both of their encodings.
     """
-    negative = (trits < 0) | ((trits == 0) & (rng.random(trits.shape) < 0.25))
+    return _payloads(trits, (trits < 0) | ((trits == 0) & (rng.random(trits.shape) < 0.25)))
+
+
+def plain_trit_payloads(trits: np.ndarray) -> list[Any]:
+    """The same with zeros as hardware writes them."""
+    return _payloads(trits, trits < 0)
+
+
+def _payloads(trits: np.ndarray, negative: np.ndarray) -> list[Any]:
     bits = np.stack([trits != 0, negative], -1).reshape(*trits.shape[:-1], -1)
     packed = np.packbits(bits, axis=-1, bitorder="little")
     return _nest(packed)

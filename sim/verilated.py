@@ -23,6 +23,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
 from kvtq_hw.toolchain import Tool, verilator
 from rtl.layouts import (
     counters_layout,
@@ -40,7 +41,7 @@ __all__ = ["EngineRun", "Job", "SimulationError", "Stalls", "VerilatedEngine"]
 _TOP = "kvtq_engine"
 
 
-class SimulationError(RuntimeError):
+class SimulationError(UserError, RuntimeError):
     """The simulated engine did not do what its streams promise: it hung, or sent too much."""
 
 
@@ -227,6 +228,10 @@ class VerilatedEngine:
         names = [name for name, _ in counters_layout()]
         by_name = dict(zip(names, map(int, grown), strict=True))
         fields = unpack_words(self._shapes[4], output)
+        if not np.array_equal(
+            np.flatnonzero(fields["last"]) + 1, config.head_dim * np.arange(1, len(jobs) + 1)
+        ):
+            raise SimulationError("the outputs' `last` marks other elements than each job's last")
         values = fields["values"].reshape(len(jobs), config.head_dim, config.query_group)
         return EngineRun(values.transpose(0, 2, 1), by_name["busy_cycles"], by_name)
 

@@ -7,10 +7,11 @@ from fractions import Fraction
 
 import pytest
 import torch
+from bench_matrix import check_bench, every_config
 
 from golden.quantizer import (
-    _ABSMEAN_BALANCED,
-    _ABSMEAN_RESIDUAL,
+    BALANCED_RATIOS,
+    RESIDUAL_RATIOS,
     _compare_and_subtract,
     _squared_error,
     absmean_constant,
@@ -77,7 +78,7 @@ def test_every_integer_gets_the_nearest_code(digits, step):
 def test_absmean_scale_is_a_constant_times_the_sum(head_dim):
     """The definition in exact fractions: no shift, no leading one, no tensor."""
     config = CONFIG.model_copy(update={"head_dim": head_dim, "lanes": head_dim})
-    constant = absmean_constant(config, _ABSMEAN_BALANCED[0])
+    constant = absmean_constant(config, BALANCED_RATIOS[0])
     fraction_bits = 8 + (head_dim - 1).bit_length()
     assert constant / 2**fraction_bits * head_dim == pytest.approx(1.52, rel=0.005)
     x = gaussian(100, head_dim) >> torch.arange(100)[:, None] // 5
@@ -214,11 +215,11 @@ def optimal_ratio(x: torch.Tensor, digits: int, ratios: torch.Tensor) -> float:
 def test_absmean_constants_are_the_optimum():
     x = gaussian(4000, 64)
     near = torch.linspace(0.85, 1.15, 31, dtype=torch.float64)
-    for digits, constant in enumerate(_ABSMEAN_BALANCED, 1):
+    for digits, constant in enumerate(BALANCED_RATIOS, 1):
         assert optimal_ratio(x, digits, constant * near) == pytest.approx(constant, rel=0.03)
     rest = x
     anywhere = torch.logspace(-0.5, 1.5, 81, dtype=torch.float64)
-    for constant in _ABSMEAN_RESIDUAL:
+    for constant in RESIDUAL_RATIOS:
         assert optimal_ratio(rest, 1, anywhere) == pytest.approx(constant, rel=0.06)
         step = (rest.abs().double().mean(-1) * constant).round().long()
         rest = rest - step[:, None] * _compare_and_subtract(rest, step, 1)[:, 0]
@@ -239,3 +240,8 @@ def test_refusals():
         ValueError, match=rf"^x holds {limit + 1}; allowed are magnitudes up to {limit}$"
     ):
         quantize(CONFIG, x - limit - 1, "residual", 3, "max")
+
+
+@every_config
+def test_bench(config: EngineConfig, simulator: str) -> None:
+    check_bench("quantizer", config, simulator)
