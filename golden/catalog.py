@@ -51,6 +51,7 @@ def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> 
         code = read_code("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
     except UserError as error:
         raise UserError(f"{error}; or a baseline, as {', '.join(BASELINE_EXAMPLES)}") from None
+    inputs.language_model.check_fits(inputs.config)
     if code.most_digits > inputs.config.max_planes:
         raise UserError(
             f"code: {text!r} has more digits than configuration {inputs.config.name!r} allows, "
