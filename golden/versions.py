@@ -83,13 +83,19 @@ class SinglePrecisionBackend:
             for planes in (job.cache.key_planes(), job.cache.value_planes())
         )
         queries = (job.real_queries / math.sqrt(config.head_dim)).float()
-        if job.recent is None:
-            none, sees = keys[:, :, :0], queries.new_zeros(queries.shape[-2], 0, dtype=torch.bool)
-            versions = Versions(keys, none, 0, sees), Versions(values, none, 0, sees)
+        recent = job.recent
+        if recent is None:
+            seen = torch.zeros(queries.shape[-2], 0, dtype=torch.bool, device=queries.device)
+            other_keys, other_values = keys[:, :, :0], values[:, :, :0]
         else:
-            start = keys.shape[-2] - job.recent.keys.tokens
-            versions = tuple(
-                Versions(stored, dequantize(config, planes).float(), start, job.recent.seen)
-                for stored, planes in ((keys, job.recent.keys), (values, job.recent.values))
+            seen = recent.seen
+            other_keys, other_values = (
+                dequantize(config, planes).float() for planes in (recent.keys, recent.values)
             )
-        return attend(queries, *versions, job.visible).double()
+        start = keys.shape[-2] - other_keys.shape[-2]
+        return attend(
+            queries,
+            Versions(keys, other_keys, start, seen),
+            Versions(values, other_values, start, seen),
+            job.visible,
+        ).double()

@@ -29,6 +29,7 @@ EXTRA_OF_MODULE = {
     "cocotb_tools": "sim",
     "filelock": "sim",
     "gguf": "golden",
+    "matplotlib": "plot",
     "numpy": "sim",
     "platformdirs": "sim",
     "safetensors": "golden",

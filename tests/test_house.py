@@ -29,9 +29,10 @@ def imports(source: str, package: str) -> Iterator[tuple[str, bool]]:
     tree = ast.parse(source)
     inside = {
         node
-        for function in ast.walk(tree)
-        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
-        for node in ast.walk(function)
+        for later in ast.walk(tree)
+        if isinstance(later, ast.FunctionDef | ast.AsyncFunctionDef)
+        or (isinstance(later, ast.If) and ast.unparse(later.test) == "TYPE_CHECKING")
+        for node in ast.walk(later)
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
