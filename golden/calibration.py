@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 DEFAULT_TOKENS = 1024
-_FORMAT = "kvtq-hw calibration 4"
+_FORMAT = "kvtq-hw calibration 5"
 
 _TENSORS = (
     "key_centres",
@@ -63,7 +63,7 @@ _TENSORS = (
 
 #: Damping of the feedback matrices, as a share of the mean diagonal (docs/short-code.md).
 KEY_DAMPING = 0.03
-VALUE_DAMPING = 0.1
+VALUE_DAMPING = 0.03
 
 # Tokens of one forward pass: the importance of a query takes memory in their square.
 _SEGMENT = 1024
@@ -154,9 +154,9 @@ def calibrate(
         torch.stack([layer.key_sum / layer.tokens for layer in layers]).float(),
         torch.tensor([_vector_exponent(layer.largest_key) for layer in layers]),
         torch.tensor([_vector_exponent(layer.largest_value) for layer in layers]),
-        torch.stack([feedback.trits for feedback in keys]),
+        torch.stack([feedback.factors for feedback in keys]),
         torch.stack([feedback.shift for feedback in keys]),
-        torch.stack([feedback.trits for feedback in values]),
+        torch.stack([feedback.factors for feedback in values]),
         torch.stack([feedback.shift for feedback in values]),
         language_model.name,
         language_model.fingerprint,

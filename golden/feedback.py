@@ -6,10 +6,10 @@ H = (U + I) D (U + I)', U strictly upper triangular and D diagonal, the error e'
 sum of squares of ``e_k + sum_{j<k} e_j U_jk``: rounding element k after adding the second term to
 it makes each square as small as rounding can (LDLQ of QuIP, arXiv 2307.13304, there on weights).
 
-Hardware adds without multiplying: each row of U is rounded to ternary digits under one power of
-two, found once, with the calibration. An element's error is shifted once and then added to,
-subtracted from or kept from the sums of all later elements: the array that reads the cache can
-write it.
+Hardware adds without multiplying: each row of U is rounded to numbers of two ternary digits under
+one power of two, found once, with the calibration. An element's error is shifted once and then,
+digit by digit, added to, subtracted from or kept from the sums of all later elements: the array
+that reads the cache can write it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Feedback", "feedback_from_hessian", "triangular_factor"]
+__all__ = ["FEEDBACK_DIGITS", "Feedback", "feedback_from_hessian", "triangular_factor"]
+
+#: Ternary digits of an element of U (docs/short-code.md compares one, two and no rounding).
+FEEDBACK_DIGITS = 2
+_FACTOR_MAX = (3**FEEDBACK_DIGITS - 1) // 2
 
 #: Largest shift of a row; a row whose best is larger is as good as zero.
 _MAX_SHIFT = 7
@@ -27,24 +31,24 @@ _MAX_SHIFT = 7
 
 @dataclass(frozen=True)
 class Feedback:
-    """Feedback matrices of a layer's KV heads: ``U_jk ~ 2**-shift_j * trits_jk``.
+    """Feedback matrices of a layer's KV heads: ``U_jk ~ 2**-shift_j * factors_jk``.
 
-    trits : int8 [kv_heads, D, D], strictly upper triangular, in {-1, 0, +1}
+    factors : int8 [kv_heads, D, D], strictly upper triangular, in -4..4
     shift : int64 [kv_heads, D], 0..7
     """
 
-    trits: Tensor
+    factors: Tensor
     shift: Tensor
 
     def __post_init__(self) -> None:
-        heads, dim, _ = self.trits.shape
+        heads, dim, _ = self.factors.shape
         if self.shift.shape != (heads, dim):
             raise ValueError(
-                f"shift has shape {tuple(self.shift.shape)}, trits {tuple(self.trits.shape)} "
+                f"shift has shape {tuple(self.shift.shape)}, factors {tuple(self.factors.shape)} "
                 f"need {(heads, dim)}"
             )
-        if self.trits.tril().any():
-            raise ValueError("trits are not strictly upper triangular")
+        if self.factors.tril().any():
+            raise ValueError("factors are not strictly upper triangular")
 
 
 def triangular_factor(hessian: Tensor, damping: float) -> Tensor:
@@ -63,7 +67,7 @@ def feedback_from_hessian(hessian: Tensor, damping: float) -> Feedback:
     factor = triangular_factor(hessian, damping)
     shifts = torch.arange(_MAX_SHIFT + 1, device=factor.device)
     scales = torch.ldexp(torch.ones_like(shifts, dtype=factor.dtype), -shifts)
-    candidates = (factor[..., None] / scales).round().clamp(-1, 1)
+    candidates = (factor[..., None] / scales).round().clamp(-_FACTOR_MAX, _FACTOR_MAX)
     error = (candidates * scales - factor[..., None]).square().sum(-2)  # [heads, row, shift]
     shift = error.argmin(-1)
     chosen = shift[..., :, None, None].expand(*factor.shape, 1)

@@ -50,7 +50,7 @@ BALANCED_RATIOS = (1.52, 0.67, 0.268, 0.105, 0.041)
 #: (docs/short-code.md): a code of one digit is best when more of its digits are zero.
 FEEDBACK_RATIOS = {
     "key": (2.0, 0.7, 0.28, 0.105, 0.041),
-    "value": (1.9, 0.7, 0.28, 0.105, 0.041),
+    "value": (2.1, 0.7, 0.28, 0.105, 0.041),
 }
 #: The same for each plane of a residual code, relative to what the planes before have left. The
 #: fourth is best spent on the few elements that the first three have clipped.
@@ -227,12 +227,12 @@ def _round_with_feedback(
 ) -> Tensor:
     """Digits of x [..., heads, T, D] under steps [..., heads, T]: int8 [..., heads, T, N, D].
 
-    Element after element: rounded is ``sat(x_k + sum_{j<k} trits_jk * err_j)``, and the error that
-    it hands on is ``err_k = rshift_round(sat(x_k - s * code_k), shift_k)``.
+    Element after element: rounded is ``sat(x_k + sum_{j<k} factors_jk * err_j)``, and the error
+    that it hands on is ``err_k = rshift_round(sat(x_k - s * code_k), shift_k)``.
     """
     elements = x.movedim(-1, 0).contiguous()
     weights = 3 ** torch.arange(digits, device=x.device)
-    rows = feedback.trits.long()[..., None].movedim(-3, 0)  # [D, heads, D, 1]
+    rows = feedback.factors.long()[..., None].movedim(-3, 0)  # [D, heads, D, 1]
     shift = feedback.shift[..., None].movedim(-2, 0)  # [D, heads, 1]
     sums = torch.zeros_like(x).movedim(-1, -2).contiguous()  # [..., heads, D, T]
     planes = []

@@ -45,20 +45,20 @@ def test_each_row_has_the_power_of_two_with_the_least_error():
             target = factor[head, row]
             errors = {}
             for shift in range(8):
-                rounded = (target * 2**shift).round().clamp(-1, 1)
+                rounded = (target * 2**shift).round().clamp(-4, 4)
                 errors[shift] = ((rounded / 2**shift - target).square().sum().item(), rounded)
             best = min(errors, key=lambda shift: errors[shift][0])
             assert found.shift[head, row] == best
-            assert torch.equal(found.trits[head, row].double(), errors[best][1])
+            assert torch.equal(found.factors[head, row].double(), errors[best][1])
 
 
-def reference(x: list[int], step: int, limit: int, trits: list[list[int]], shift: list[int]):
+def reference(x: list[int], step: int, limit: int, factors: list[list[int]], shift: list[int]):
     """One vector in plain Python: codes, from the definition."""
     bits = CONFIG.conditioned_bits
     codes: list[int] = []
     errors: list[int] = []
     for k, element in enumerate(x):
-        total = element + sum(errors[j] * trits[j][k] for j in range(k))
+        total = element + sum(errors[j] * factors[j][k] for j in range(k))
         rounded = max(-(1 << bits), min((1 << bits) - 1, total))
         nearest = min(
             range(-limit, limit + 1), key=lambda code: (abs(rounded - step * code), abs(code))
@@ -86,7 +86,7 @@ def test_recurrence_is_that_of_the_contract(digits, spread):
                     x[sequence, head, token].tolist(),
                     scale,
                     (3**digits - 1) // 2,
-                    feedback.trits[head].tolist(),
+                    feedback.factors[head].tolist(),
                     feedback.shift[head].tolist(),
                 )
                 assert found[sequence, head, token].tolist() == [scale * c for c in expected]
@@ -117,9 +117,11 @@ def test_it_makes_the_error_that_counts_smaller(digits):
 
 def test_refusals():
     shift = torch.zeros(2, 8, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"^trits are not strictly upper triangular$"):
+    with pytest.raises(ValueError, match=r"^factors are not strictly upper triangular$"):
         Feedback(torch.ones(2, 8, 8, dtype=torch.int8), shift)
-    with pytest.raises(ValueError, match=r"^shift has shape \(2, 8\), trits \(1, 8, 8\) need \(1"):
+    with pytest.raises(
+        ValueError, match=r"^shift has shape \(2, 8\), factors \(1, 8, 8\) need \(1"
+    ):
         Feedback(torch.zeros(1, 8, 8, dtype=torch.int8), shift)
     feedback = feedback_from_hessian(correlated(2, 8), 0.1)
     with pytest.raises(ValueError, match=r"^feedback: a residual code has none; must be None$"):

@@ -77,4 +77,4 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
 
 def _matrices(feedback: Feedback) -> Tensor:
     """U of every KV head, float32 [kv_heads, D, D]."""
-    return torch.ldexp(feedback.trits.float(), -feedback.shift[..., :, None])
+    return torch.ldexp(feedback.factors.float(), -feedback.shift[..., :, None])
