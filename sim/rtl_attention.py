@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from golden.backends import AttentionJob
 from golden.cache import TernaryCacheLayer
 from golden.engine import Attention
 from golden.planes import Planes
 from kvtq_hw.config import EngineConfig
-from sim.slices import SliceBuffer
+from sim.slices import Kind, SliceBuffer, pack_slices
 from sim.verilated import Job, VerilatedEngine
 
 __all__ = ["RtlBackend"]
@@ -124,15 +126,22 @@ class RtlBackend:
         exponents = torch.where(values.unit, values.exponent, 0).amax(-1)
         key_depths = layer.keys.depths(memory.settled).numpy()
         value_depths = layer.values.depths(memory.settled).numpy()
+        packed_keys = _pack_heads(config, "key", keys, key_depths)
+        packed_values = _pack_heads(config, "value", values, value_depths)
         for index, head in enumerate(memory.heads):
             head.truncate(memory.settled)
-            head.keys.append(_one_head(keys, index), key_depths)
-            head.values.append(_one_head(values, index), value_depths)
+            head.keys.extend(packed_keys[index], key_depths * config.slices)
+            head.values.extend(packed_values[index], value_depths * config.slices)
             head.value_exponents += exponents[0, index].tolist()
         memory.settled = layer.settled
         return memory
 
 
-def _one_head(planes: Planes, index: int) -> Planes:
-    """Planes [T, P, D] of one KV head of the only sequence."""
-    return planes.map_tokens(lambda x, axis: x[0, index])
+def _pack_heads(
+    config: EngineConfig, kind: Kind, planes: Planes, depths: NDArray[np.int64]
+) -> NDArray[np.uint32]:
+    """Slices of the KV heads of the only sequence, packed at once: [kv_heads, slices, words]."""
+    heads = planes.unit.shape[1]
+    flat = planes.map_tokens(lambda x, axis: x[0].flatten(0, 1))
+    words, _ = pack_slices(config, kind, flat, np.tile(depths, heads))
+    return words.reshape(heads, -1, words.shape[-1])

@@ -12,7 +12,10 @@ from kvtq_hw.config import EngineConfig
 from rtl.layouts import plane_slice_layout
 from sim.words import pack_words, words_of
 
-__all__ = ["SliceBuffer"]
+__all__ = ["Kind", "SliceBuffer", "pack_slices"]
+
+Kind = Literal["key", "value"]
+"""Keys send a run's most significant plane first, values its unit plane."""
 
 
 class SliceBuffer:
@@ -23,16 +26,15 @@ class SliceBuffer:
     Parameters
     ----------
     config : EngineConfig
-    kind : "key" sends a run's most significant plane first, "value" its unit plane first
+    kind : order of the planes
     """
 
-    def __init__(self, config: EngineConfig, kind: Literal["key", "value"]) -> None:
+    def __init__(self, config: EngineConfig, kind: Kind) -> None:
         if kind not in ("key", "value"):
             raise ValueError(f"kind must be 'key' or 'value', not {kind!r}")
         self._config = config
         self._kind = kind
-        self._layout = plane_slice_layout(config)
-        self._buffer = np.zeros((64, words_of(self._layout)), np.uint32)
+        self._buffer = np.zeros((64, words_of(plane_slice_layout(config))), np.uint32)
         self._ends: list[int] = []
 
     @property
@@ -61,46 +63,11 @@ class SliceBuffer:
         del self._ends[tokens:]
 
     def append(self, planes: Planes, digits: NDArray[np.int64] | None = None) -> None:
-        """Append vectors.
+        """Pack vectors with `pack_slices` and append them."""
+        self.extend(*pack_slices(self._config, self._kind, planes, digits))
 
-        Parameters
-        ----------
-        planes : Planes without batch axes, trits [n, P, D]
-        digits : planes of each vector that are sent, [n]; all P when None
-        """
-        config = self._config
-        trits = planes.trits.numpy()
-        count, depth, dim = trits.shape
-        if dim != config.head_dim:
-            raise ValueError(f"trits have {dim} elements, must be head_dim = {config.head_dim}")
-        if depth > config.max_planes:
-            raise ValueError(f"trits have {depth} planes, at most max_planes = {config.max_planes}")
-        unit = planes.unit.numpy()
-        sent = np.full(count, depth) if digits is None else np.asarray(digits)
-        position = np.arange(depth)
-        absent = position >= sent[:, None]
-
-        within = -position if self._kind == "key" else position
-        run = np.cumsum(unit, axis=-1)
-        order = np.argsort(run * 2 * depth + within + absent * 4 * depth * depth, axis=-1)
-
-        def arrange(field: NDArray[np.generic]) -> NDArray[np.generic]:
-            """The sent planes in stream order, each repeated for its slices."""
-            rows = np.take_along_axis(field, order, axis=-1)[~absent]
-            return rows.repeat(config.slices)
-
-        ordered = np.take_along_axis(trits, order[..., None], axis=-2)[~absent]
-        lanes = ordered.reshape(-1, config.lanes)
-        words = pack_words(
-            self._layout,
-            {
-                "trits": {"nonzero": lanes != 0, "negative": lanes < 0},
-                "fraction": arrange(np.where(unit, planes.fraction.numpy(), 0)),
-                "exponent": arrange(np.where(unit, planes.exponent.numpy(), 0)),
-                "unit": arrange(unit),
-                "last": (position == sent[:, None] - 1)[~absent].repeat(config.slices),
-            },
-        )
+    def extend(self, words: NDArray[np.uint32], slices: NDArray[np.int64]) -> None:
+        """Append vectors that are packed already: their words, and the slices of each vector."""
         start = len(self.words)
         needed = start + len(words)
         if needed > len(self._buffer):
@@ -108,4 +75,53 @@ class SliceBuffer:
             grown[:start] = self._buffer[:start]
             self._buffer = grown
         self._buffer[start:needed] = words
-        self._ends += (start + np.cumsum(sent) * config.slices).tolist()
+        self._ends += (start + np.cumsum(slices)).tolist()
+
+
+def pack_slices(
+    config: EngineConfig, kind: Kind, planes: Planes, digits: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Pack vectors as slices in stream order.
+
+    Parameters
+    ----------
+    planes : Planes without batch axes, trits [n, P, D]
+    digits : planes of each vector that are sent, [n]; all P when None
+
+    Returns
+    -------
+    words : uint32 [slices, words], and the number of slices of each vector : int64 [n]
+    """
+    trits = planes.trits.numpy()
+    count, depth, dim = trits.shape
+    if dim != config.head_dim:
+        raise ValueError(f"trits have {dim} elements, must be head_dim = {config.head_dim}")
+    if depth > config.max_planes:
+        raise ValueError(f"trits have {depth} planes, at most max_planes = {config.max_planes}")
+    unit = planes.unit.numpy()
+    sent = np.full(count, depth) if digits is None else np.asarray(digits)
+    position = np.arange(depth)
+    absent = position >= sent[:, None]
+
+    within = -position if kind == "key" else position
+    run = np.cumsum(unit, axis=-1)
+    order = np.argsort(run * 2 * depth + within + absent * 4 * depth * depth, axis=-1)
+
+    def arrange(field: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The sent planes in stream order, each repeated for its slices."""
+        rows = np.take_along_axis(field, order, axis=-1)[~absent]
+        return rows.repeat(config.slices)
+
+    ordered = np.take_along_axis(trits, order[..., None], axis=-2)[~absent]
+    lanes = ordered.reshape(-1, config.lanes)
+    words = pack_words(
+        plane_slice_layout(config),
+        {
+            "trits": {"nonzero": lanes != 0, "negative": lanes < 0},
+            "fraction": arrange(np.where(unit, planes.fraction.numpy(), 0)),
+            "exponent": arrange(np.where(unit, planes.exponent.numpy(), 0)),
+            "unit": arrange(unit),
+            "last": (position == sent[:, None] - 1)[~absent].repeat(config.slices),
+        },
+    )
+    return words, sent * config.slices

@@ -53,6 +53,8 @@ def _to_bits(shape: ShapeLike, fields: Any) -> NDArray[np.uint8]:
         bits = _to_bits(layout.elem_shape, fields)
         return bits.reshape(*bits.shape[:-2], -1)
     width = Shape.cast(shape).width
+    if width == 1:
+        return np.asarray(fields)[..., None].astype(np.uint8)
     values = np.asarray(fields).astype(np.int64)
     return ((values[..., None] >> np.arange(width)) & 1).astype(np.uint8)
 
