@@ -27,7 +27,7 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
@@ -143,7 +143,7 @@ def calibrate(
             f"calibration text has {ids.shape[1]} tokens; allowed are texts of at least {tokens}"
         )
     layers = [_LayerStatistics() for _ in range(language_model.layers)]
-    with _observed(language_model.model, layers), torch.no_grad():
+    with _observed(language_model, layers), torch.no_grad():
         for piece in ids[:, :tokens].split(_SEGMENT, -1):
             language_model.model(piece, use_cache=False)
     if any(layer.tokens == 0 for layer in layers):
@@ -233,7 +233,7 @@ def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
 
 
 @contextmanager
-def _observed(model: PreTrainedModel, layers: list[_LayerStatistics]) -> Iterator[None]:
+def _observed(language_model: LanguageModel, layers: list[_LayerStatistics]) -> Iterator[None]:
     """Run a model so that every layer's queries, keys and values are added to its statistics."""
 
     def attention(
@@ -244,12 +244,8 @@ def _observed(model: PreTrainedModel, layers: list[_LayerStatistics]) -> Iterato
 
     AttentionInterface.register(_OBSERVED, attention)
     AttentionMaskInterface.register(_OBSERVED, sdpa_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation(_OBSERVED)
-    try:
+    with language_model.attending_with(_OBSERVED):
         yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def _vector_exponent(largest: Tensor) -> int:

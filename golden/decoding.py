@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache, PreTrainedModel
+from transformers import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from golden.attention import ATTENTION
@@ -121,7 +120,7 @@ def _generate(
             )
     options: dict[str, Cache] = {} if cache is None else {"past_key_values": cache}
     streamer = _Streamer(language_model, on_token)
-    with _attention(language_model.model, attention), torch.inference_mode():
+    with language_model.attending_with(attention), torch.inference_mode():
         language_model.model.generate(
             **inputs,
             **options,
@@ -163,14 +162,3 @@ class _Streamer(BaseStreamer):
         text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
         seconds = self._last_time - self._first_time
         return Decoded(self._prompt or (), tuple(self._tokens), text, seconds)
-
-
-@contextmanager
-def _attention(model: PreTrainedModel, implementation: str) -> Iterator[None]:
-    """Run a model with another attention implementation."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(implementation)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

@@ -1,0 +1,113 @@
+"""Choose digits per layer, for keys and for values, under a budget in true bits or in cycles.
+
+Measures what each layer's keys and values lose by few digits, on the calibration text, and spends
+the budget where it is worth most. The result is a code table, which every `--code` takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.options import preset_option
+
+__all__ = ["command"]
+
+
+@click.command()
+@preset_option
+@click.option(
+    "--model",
+    "model_name",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
+)
+@click.option(
+    "--code",
+    "code_text",
+    default="balanced:1/1,sinks=4,window=32,feedback",
+    show_default=True,
+    metavar="CODE",
+    help="Kind, tiers and options; the digits are chosen.",
+)
+@click.option("--bits", type=float, help="Budget in true bits an element, everything included.")
+@click.option("--cycles", type=int, help="Budget in plane slices a decode step, all layers.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Context length at which the budget holds.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=64),
+    default=256,
+    show_default=True,
+    help="Tokens of the calibration text that sensitivity is measured on.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE.toml",
+    help="Where the code table is written.",
+)
+def command(
+    config: EngineConfig,
+    model_name: str,
+    code_text: str,
+    bits: float | None,
+    cycles: int | None,
+    context: int,
+    tokens: int,
+    output: Path,
+) -> None:
+    """Choose digits per layer under a budget."""
+    from golden.allocator import (
+        allocate,
+        code_table,
+        digits_for_bits,
+        digits_for_cycles,
+        measure_sensitivity,
+    )
+    from golden.calibration import load_or_calibrate
+    from golden.models import load_model
+
+    if (bits is None) == (cycles is None):
+        raise UserError("budget: give exactly one of --bits and --cycles")
+    if output.suffix != ".toml" or not output.absolute().parent.is_dir():
+        raise UserError(f"--output: {str(output)!r} is not allowed; must be a .toml in a folder")
+    code = CacheCode.parse(code_text)
+    model = load_model(model_name)
+    model.check_fits(config)
+    if bits is not None:
+        digits = digits_for_bits(config, code, model.layers, bits, context)
+    else:
+        digits = digits_for_cycles(config, code, model.layers, model.kv_heads, cycles or 0, context)
+    console = Console()
+    calibration = load_or_calibrate(model)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("measuring sensitivity", total=4 * model.layers)
+        sensitivity = measure_sensitivity(
+            model, calibration, config, code, tokens, lambda: progress.advance(task)
+        )
+    losses = sensitivity.losses()
+    chosen = allocate(losses, digits)
+    table = code_table(output.name, code, chosen)
+    output.write_text(table.to_toml(), "utf-8")
+    loss = sum(losses[index, n - 1].item() for index, n in enumerate(chosen))
+    console.print(
+        f"{sum(chosen)} of {digits} digits spent on {len(chosen)} tensors, expected divergence "
+        f"{loss:.4f} nats; written to {output}"
+    )
