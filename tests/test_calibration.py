@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_model import prompt, tiny_model
+from tiny_model import prompt, save_tiny_model, tiny_model
 from transformers import DynamicCache
 
 from golden import calibration as module
@@ -19,6 +19,7 @@ from golden.calibration import (
     load_or_calibrate,
     save_calibration,
 )
+from kvtq_hw.cli import run
 from kvtq_hw.errors import UserError
 
 TEXT = prompt(80, seed=7)
@@ -133,3 +134,20 @@ def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "calibration_text", lambda: TEXT)
     monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
     assert load_or_calibrate(tiny_model()).tokens == 60
+
+
+def test_command_writes_a_file_that_decode_takes(tmp_path, capsys):
+    folder = save_tiny_model(tmp_path / "model")
+    text, file = tmp_path / "text.txt", tmp_path / "mine.safetensors"
+    text.write_text(TEXT)
+    arguments = ["calibrate", "--model", str(folder), "--text", str(text), "--tokens", "50"]
+    assert run([*arguments, "-o", str(file)]) == 0
+    expected = calibrate(tiny_model(), TEXT, tokens=50)
+    loaded = load_calibration(file, tiny_model())
+    for field in module._TENSORS:
+        assert torch.equal(getattr(loaded, field), getattr(expected, field))
+    decode = ["decode", "--preset", "tiny", "--model", str(folder), "--prompt", prompt(5)]
+    decode += ["--max-new-tokens", "2", "--code", "balanced:2/1,window=3,feedback"]
+    assert run([*decode, "--calibration", str(file)]) == 0
+    assert run([*decode, "--calibration", str(text)]) == 1
+    assert f"calibration file {str(text)!r}: " in capsys.readouterr().err

@@ -135,6 +135,14 @@ class DecodeReport:
     metavar="NAME|PATH",
     help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
 )
+@click.option(
+    "--calibration",
+    "calibration_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="File that `kvtq-hw calibrate` wrote for this model.  [default: calibrate once]",
+)
 @click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help="Text to continue.")
 @click.option(
     "--max-new-tokens",
@@ -162,6 +170,7 @@ def command(
     code: CacheCode | CodeTable,
     scale: ScaleChoice | None,
     model_name: str,
+    calibration_file: Path | None,
     prompt: str,
     max_new_tokens: int,
     check: bool,
@@ -179,7 +188,9 @@ def command(
         if isinstance(code, CodeTable):
             raise UserError("--scale: a code table has its own; allowed is a spelled code")
         code = replace(code, scale=scale)
-    request = _Request(config, backend, code, model_name, prompt, max_new_tokens, check)
+    request = _Request(
+        config, backend, code, model_name, calibration_file, prompt, max_new_tokens, check
+    )
     console = Console()
     report, failure = _run(request, console)
     console.print(_summary(report))
@@ -206,6 +217,7 @@ class _Request:
     backend: str
     code: CacheCode | CodeTable
     model_name: str
+    calibration_file: Path | None
     prompt: str
     max_new_tokens: int
     check: bool
@@ -222,7 +234,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
         MismatchError,
         SplitBackend,
     )
-    from golden.calibration import load_or_calibrate
+    from golden.calibration import load_calibration, load_or_calibrate
     from golden.decoding import Decoded, decode, decode_unquantized, make_cache
     from golden.models import load_model
 
@@ -238,7 +250,10 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     config, code = request.config, request.code
     language_model.check_fits(config)
     with console.status("Calibrating"):
-        calibration = load_or_calibrate(language_model)
+        if request.calibration_file is None:
+            calibration = load_or_calibrate(language_model)
+        else:
+            calibration = load_calibration(request.calibration_file, language_model)
     golden = GoldenBackend()
     backend: AttentionBackend = golden
     rtl = checked = measured = None

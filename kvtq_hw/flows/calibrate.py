@@ -1,0 +1,71 @@
+"""Measure what is static in the cache of a model, on a text, and write it to a calibration file.
+
+Key centres, number ranges and feedback matrices. Other commands calibrate on their own, on a text
+that every machine has, and keep the result in the user's cache folder; a file of one's own is given
+to `decode --calibration`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from kvtq_hw.errors import UserError
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.option(
+    "--model",
+    "model_name",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
+)
+@click.option(
+    "--text",
+    "text_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Text to calibrate on.  [default: Python's documentation topics]",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=16),
+    default=1024,
+    show_default=True,
+    help="Tokens of the text that are used.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Where the calibration is written, in safetensors format.",
+)
+def command(model_name: str, text_file: Path | None, tokens: int, output: Path) -> None:
+    """Measure key centres, number ranges and feedback matrices of a model."""
+    from golden.calibration import calibrate, save_calibration
+    from golden.models import load_model
+
+    try:
+        text = None if text_file is None else text_file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"--text: {str(text_file)!r}: {reason}") from None
+    console = Console()
+    with console.status(f"Calibrating model {model_name}"):
+        calibration = calibrate(load_model(model_name), text, tokens)
+    try:
+        save_calibration(calibration, output)
+    except OSError as error:
+        raise UserError(f"--output: {str(output)!r}: {error.strerror or error}") from None
+    layers, kv_heads, dim = calibration.key_centres.shape
+    console.print(
+        f"{layers} layers, {kv_heads} KV heads of {dim}, measured on {tokens} tokens; "
+        f"written to {output}"
+    )
