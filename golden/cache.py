@@ -115,6 +115,12 @@ class PlaneStore:
             torch.nn.functional.pad(exponent, (0, absent)),
         )
 
+    def packed(self) -> tuple[Tensor, Tensor]:
+        """What is stored, as it is: bytes [batch, kv_heads, planes, tokens, plane_bytes] and scale
+        words [batch, kv_heads, scales, tokens].
+        """
+        return self._bytes[..., : self.tokens, :], self._scales[..., : self.tokens, 0]
+
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         self.tokens = min(self.tokens, tokens)

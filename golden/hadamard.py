@@ -33,6 +33,8 @@ def hadamard_signs(head_dim: int) -> Tensor:
 
 def hadamard(x: Tensor) -> Tensor:
     """Transform [..., D] in the type it comes in, integer or float."""
+    if x.dtype == torch.int64:  # exact in float64 as long as sums stay below 2**53: one product
+        return (x.double() @ _matrix(x.shape[-1]).to(x.device)).long()
     return _walsh(x * hadamard_signs(x.shape[-1]).to(x))
 
 
@@ -40,6 +42,12 @@ def inverse_hadamard(y: Tensor) -> Tensor:
     """Undo `hadamard`, float [..., D]."""
     dim = y.shape[-1]
     return _walsh(y) * hadamard_signs(dim).to(y) / (dim & -dim)
+
+
+@cache
+def _matrix(head_dim: int) -> Tensor:
+    """The transform as a matrix, float64 [D, D], to be multiplied from the right."""
+    return _walsh(torch.diag(hadamard_signs(head_dim)))
 
 
 def _walsh(x: Tensor) -> Tensor:

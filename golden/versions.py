@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from golden.backends import AttentionJob
+from golden.packed_attention import attend_one
 from golden.quantizer import dequantize
 
 __all__ = ["SinglePrecisionBackend", "Versions", "attend"]
@@ -77,6 +78,8 @@ class SinglePrecisionBackend:
 
     def attend(self, job: AttentionJob) -> Tensor:
         """Float attention over the layer's planes, float64 [batch, kv_heads, G, I, D]."""
+        if job.recent is None and job.real_queries.shape[-2] == 1:
+            return attend_one(job)
         config = job.cache.config
         keys, values = (
             dequantize(config, planes).float()

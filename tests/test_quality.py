@@ -137,7 +137,7 @@ def test_integer_attention_is_close_to_float(code):
     assert parse(code, GoldenBackend()).arithmetic == "integer"
     assert parse(code).arithmetic == "float"
     assert scores["single"].nll == pytest.approx(scores["double"].nll, rel=1e-5)
-    assert scores["integer"].nll == pytest.approx(scores["double"].nll, rel=5e-3)
+    assert scores["integer"].nll == pytest.approx(scores["double"].nll, rel=2e-2)
     assert scores["integer"].stored_bytes == scores["double"].stored_bytes
 
 

@@ -1,0 +1,143 @@
+"""Decoding speed and memory of quantized caches on a CPU, all in one run.
+
+Usage: python benchmarks/cache_speed.py [--context N] [--steps N] [--code CODE ...] [--json FILE]
+
+Every cache is filled with the same tokens. Then decode steps are made on all of them in turn, one
+step each, again and again, so that whatever else the machine does hits all alike; the median step
+counts. Ternary codes are attended to in single precision, as the others are.
+
+Memory is measured on the filled cache, in two ways: the bytes of all tensors in the process that
+were not there before the cache (a census, so that a hidden copy would show), and what the cache
+itself reports, from which bits per element are computed everywhere else.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import click
+import torch
+from transformers import Cache
+
+from golden.calibration import calibration_text, load_or_calibrate
+from golden.catalog import parse_format
+from golden.formats import CacheFormat, FormatInputs
+from golden.models import LanguageModel, load_model
+from golden.quality import DEFAULT_CHUNK, cut_segments
+from golden.versions import SinglePrecisionBackend
+
+CODES = ("fp16", "balanced:3/2", "balanced:2/2", "balanced:1/1", "transformers:4", "transformers:2")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One cache.
+
+    code : its spelling
+    tokens_per_second : of the median decode step
+    resident_bytes : of all tensors that came with the filled cache, by census
+    reported_bytes : what the cache says it stores
+    bits_per_element : of the reported bytes
+    """
+
+    code: str
+    tokens_per_second: float
+    resident_bytes: int
+    reported_bytes: int
+    bits_per_element: float
+
+
+@click.command()
+@click.option("--model", "model_name", default="smollm2", show_default=True)
+@click.option("--context", type=click.IntRange(min=64), default=1024, show_default=True)
+@click.option("--steps", type=click.IntRange(min=3), default=20, show_default=True)
+@click.option("--code", "codes", multiple=True, default=CODES, show_default=True)
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+def main(
+    model_name: str, context: int, steps: int, codes: tuple[str, ...], json_file: Path | None
+) -> None:
+    """Measure decode steps at a context, and what stays in memory."""
+    language_model = load_model(model_name)
+    inputs = FormatInputs(
+        language_model,
+        language_model.engine_config(context + steps),
+        lambda: load_or_calibrate(language_model),
+    )
+    [tokens] = cut_segments(language_model, calibration_text(), context, 1)
+    formats = [parse_format(code, inputs, SinglePrecisionBackend()) for code in codes]
+    caches, memory = [], []
+    for cache_format in formats:
+        before = census()
+        cache = _filled(language_model, cache_format, tokens)
+        memory.append((census() - before, *cache_format.stored(cache)))
+        caches.append(cache)
+    seconds = _decode_in_turn(language_model, formats, caches, steps)
+    results = [
+        Measured(code, 1 / statistics.median(times), resident, stored, 8 * stored / elements)
+        for code, times, (resident, stored, elements) in zip(codes, seconds, memory, strict=True)
+    ]
+    click.echo(f"{'code':40} {'tokens/s':>9} {'resident MB':>12} {'reported MB':>12} {'bits':>7}")
+    for result in results:
+        click.echo(
+            f"{result.code:40} {result.tokens_per_second:9.2f} {result.resident_bytes / 1e6:12.3f} "
+            f"{result.reported_bytes / 1e6:12.3f} {result.bits_per_element:7.3f}"
+        )
+    if json_file is not None:
+        rows = [asdict(result) for result in results]
+        text = json.dumps({"context": context, "steps": steps, "rows": rows}, indent=2)
+        json_file.write_text(text + "\n", "utf-8")
+
+
+def census() -> int:
+    """Bytes of the storages of all tensors that are alive, each counted once."""
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # looking at every object meets deprecated ones
+        # a subclass is made of plain tensors, which are found by themselves
+        alive = [
+            thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)
+        ]
+    storages = {}
+    for tensor in alive:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _filled(
+    language_model: LanguageModel, cache_format: CacheFormat, tokens: torch.Tensor
+) -> Cache:
+    """A cache with all tokens but one decode step, which settles what the prefill left behind."""
+    cache = cache_format.make_cache()
+    chunk = min(DEFAULT_CHUNK, cache_format.longest_chunk or DEFAULT_CHUNK)
+    with language_model.attending_with(cache_format.attention), torch.inference_mode():
+        for piece in (*tokens[:-1].split(chunk), tokens[-1:]):
+            language_model.model(piece[None], past_key_values=cache, logits_to_keep=1)
+    return cache
+
+
+def _decode_in_turn(
+    language_model: LanguageModel, formats: list[CacheFormat], caches: list[Cache], steps: int
+) -> list[list[float]]:
+    """Seconds of each decode step on each cache; the first step of each is not counted."""
+    seconds: list[list[float]] = [[] for _ in caches]
+    token = torch.tensor([[1000]])
+    for step in range(steps + 1):
+        for cache_format, cache, times in zip(formats, caches, seconds, strict=True):
+            with language_model.attending_with(cache_format.attention), torch.inference_mode():
+                start = time.perf_counter()
+                language_model.model(token, past_key_values=cache)
+                elapsed = time.perf_counter() - start
+            if step:
+                times.append(elapsed)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
