@@ -441,7 +441,10 @@ def _as_markdown(rows: list[EvalRow]) -> str:
 def _table(rows: list[EvalRow]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for index, title in enumerate(_titles(rows)):
-        table.add_column(title, justify="left" if index < 2 else "right", no_wrap=True)
+        # in a narrow terminal the code is folded, never a number
+        table.add_column(
+            title, justify="left" if index < 2 else "right", no_wrap=index > 0, overflow="fold"
+        )
     for row in rows:
         table.add_row(*_cells(row))
     return table
