@@ -71,11 +71,11 @@ class EngineConfig(BaseModel):
     head_dim: Annotated[int, Field(ge=4, le=256, multiple_of=4)]
     query_group: Annotated[int, Field(ge=1, le=8)]
     lanes: Annotated[int, Field(ge=2, le=256)]
-    query_bits: Annotated[int, Field(ge=8, le=16)] = 10
-    score_bits: Annotated[int, Field(ge=10, le=24)] = 13
-    score_fraction_bits: Annotated[int, Field(ge=3, le=10)] = 5
-    weight_bits: Annotated[int, Field(ge=6, le=16)] = 13
-    output_fraction_bits: Annotated[int, Field(ge=4, le=12)] = 8
+    query_bits: Annotated[int, Field(ge=8, le=16)] = 12
+    score_bits: Annotated[int, Field(ge=10, le=24)] = 16
+    score_fraction_bits: Annotated[int, Field(ge=3, le=10)] = 7
+    weight_bits: Annotated[int, Field(ge=6, le=16)] = 14
+    output_fraction_bits: Annotated[int, Field(ge=4, le=12)] = 10
     scale_fraction_bits: Annotated[int, Field(ge=0, le=8)] = 3
     scale_exponent_bits: Annotated[int, Field(ge=4, le=5)] = 5
     max_planes: Annotated[int, Field(ge=1, le=5)] = 5

@@ -280,5 +280,4 @@ def test_smollm2_writes_english(smollm2_wheel, tmp_path, code):  # noqa: F811
     assert run(["decode", *options]) == 0
     report = json.loads(report_file.read_text())
     assert report["prompt"] == DEFAULT_PROMPT
-    # what follows hangs on near ties that widths and codes decide: "She had a passion", "One day"
-    assert report["text"].startswith(" paint.")
+    assert report["text"].startswith(" paint. She had a passion for")

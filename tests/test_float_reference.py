@@ -42,8 +42,8 @@ def test_a_row_that_sees_nothing_is_zero():
 @pytest.mark.parametrize("code", [("balanced", 3, 2), ("balanced", 5, 5), ("residual", 4, 3)])
 @pytest.mark.parametrize("tokens", [1, 33, 300])
 def test_integer_attention_stays_close_to_it(code, tokens):
-    """Relative rms error, with the widths of the smollm2 preset: measured up to 0.0067 for balanced
-    codes, up to 0.018 for the residual one, whose runs are each rounded."""
+    """Relative rms error, with the widths of the smollm2 preset: measured 0.0013 to 0.0017 for
+    balanced codes, up to 0.0045 for the residual one, whose runs are each rounded."""
     config = load_config("smollm2")
     kind, key_digits, value_digits = code
     queries = 2 * gaussian(3, 3, 4, 64, seed=3)
@@ -57,4 +57,4 @@ def test_integer_attention_stays_close_to_it(code, tokens):
     expected = float_reference.attend(queries / unit, real_keys, real_values)
     error = (found.to_float() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     print(f"{code} {tokens} tokens: relative rms error {error:.2g}")
-    assert error < (0.01 if kind == "balanced" else 0.025)
+    assert error < 0.006
