@@ -6,7 +6,7 @@ import click
 
 from kvtq_hw.config import EngineConfig, load_config, preset_names
 
-__all__ = ["PresetType", "preset_option"]
+__all__ = ["PresetType", "model_option", "preset_option"]
 
 
 class PresetType(click.ParamType):
@@ -35,4 +35,14 @@ preset_option = click.option(
     show_default=True,
     metavar="NAME|FILE",
     help=f"Configuration: {', '.join(preset_names())}, or the path of a .toml file.",
+)
+
+#: `--model NAME|PATH`, passed to the command as `model_name`.
+model_option = click.option(
+    "--model",
+    "model_name",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME|PATH",
+    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
 )

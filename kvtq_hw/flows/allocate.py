@@ -15,21 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import model_option, preset_option
 
 __all__ = ["command"]
 
 
 @click.command()
 @preset_option
-@click.option(
-    "--model",
-    "model_name",
-    default="smollm2",
-    show_default=True,
-    metavar="NAME|PATH",
-    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
-)
+@model_option
 @click.option(
     "--code",
     "code_text",

@@ -13,19 +13,13 @@ import click
 from rich.console import Console
 
 from kvtq_hw.errors import UserError
+from kvtq_hw.options import model_option
 
 __all__ = ["command"]
 
 
 @click.command()
-@click.option(
-    "--model",
-    "model_name",
-    default="smollm2",
-    show_default=True,
-    metavar="NAME|PATH",
-    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
-)
+@model_option
 @click.option(
     "--text",
     "text_file",

@@ -35,7 +35,7 @@ from kvtq_hw.codes import (
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import bound_cycles
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import model_option, preset_option
 
 if TYPE_CHECKING:
     from golden.decoding import Decoded
@@ -127,14 +127,7 @@ class DecodeReport:
     default=None,
     help="Choice of the scale.  [default: absmean for balanced codes, max for residual ones]",
 )
-@click.option(
-    "--model",
-    "model_name",
-    default="smollm2",
-    show_default=True,
-    metavar="NAME|PATH",
-    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
-)
+@model_option
 @click.option(
     "--calibration",
     "calibration_file",

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import PresetType
+from kvtq_hw.options import PresetType, model_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,14 +70,7 @@ class EvalRow:
 
 
 @click.command()
-@click.option(
-    "--model",
-    "model_name",
-    default="smollm2",
-    show_default=True,
-    metavar="NAME|PATH",
-    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
-)
+@model_option
 @click.option(
     "--code",
     "codes",
