@@ -15,6 +15,11 @@ DEMO_PROMPT ?= Photosynthesis is the process by which green plants use the energ
 	turn water and carbon dioxide into
 DEMO_TOKENS ?= 24
 
+# PyTorch's own threads make a decode step's many small operations slower, several times so beside
+# another process, such as the second worker of the tests.
+OMP_NUM_THREADS ?= 1
+export OMP_NUM_THREADS
+
 .DEFAULT_GOAL := help
 .PHONY: help setup model icarus demo test lint clean
 

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import click
+import torch
 
 from golden.backends import AttentionBackend, FloatBackend, GoldenBackend, SplitBackend
 from golden.calibration import calibration_text, load_or_calibrate
@@ -29,6 +30,7 @@ CONTEXT = 64
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(new_tokens: int, json_file: Path | None) -> None:
     """Print tokens a second for each backend, and as a ratio to the unquantized model."""
+    torch.set_num_threads(1)  # more make small operations slower, and depend on other processes
     config = load_config("smollm2")
     model = load_model("smollm2")
     calibration = load_or_calibrate(model)
