@@ -58,6 +58,14 @@ class EngineConfig(BaseModel):
         Storage of digits: "5in8" (five digits in a byte) or "2bit".
     max_context : int
         Largest number of tokens of one job.
+    memory_bits : int
+        Width of the data of the AXI4 memory port, a power of two.
+    address_bits : int
+        Width of its byte addresses.
+    table_heads : int
+        Key/value heads of all layers whose static tables (centres, feedback) are on chip.
+    read_ahead : int
+        Beats of read data that may be requested or buffered ahead of the engine, a power of two.
 
     Raises
     ------
@@ -82,6 +90,10 @@ class EngineConfig(BaseModel):
     block: Annotated[int, Field(ge=4, le=256)] = 32
     packing: Literal["5in8", "2bit"] = "5in8"
     max_context: Annotated[int, Field(ge=2, le=1 << 20)] = 8192
+    memory_bits: Annotated[int, Field(ge=32, le=1024)] = 128
+    address_bits: Annotated[int, Field(ge=16, le=64)] = 40
+    table_heads: Annotated[int, Field(ge=1, le=1024)] = 1
+    read_ahead: Annotated[int, Field(ge=16, le=4096)] = 256
 
     @model_validator(mode="after")
     def _check_relations(self) -> Self:
@@ -90,15 +102,15 @@ class EngineConfig(BaseModel):
                 f"lanes: {self.lanes} does not divide head_dim {self.head_dim}; "
                 f"allowed are divisors of {self.head_dim} from 2 on"
             )
-        if self.block & (self.block - 1):
-            raise ValueError(
-                f"block: {self.block} is not a power of two; allowed are 4, 8, ... 256"
-            )
-        if self.max_context & (self.max_context - 1):
-            raise ValueError(
-                f"max_context: {self.max_context} is not a power of two; "
-                "allowed are 2, 4, ... 1048576"
-            )
+        for field, allowed in (
+            ("block", "4, 8, ... 256"),
+            ("max_context", "2, 4, ... 1048576"),
+            ("memory_bits", "32, 64, ... 1024"),
+            ("read_ahead", "16, 32, ... 4096"),
+        ):
+            value = getattr(self, field)
+            if value & (value - 1):
+                raise ValueError(f"{field}: {value} is not a power of two; allowed are {allowed}")
         if self.score_bits - self.score_fraction_bits < 5:
             raise ValueError(
                 f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits "

@@ -46,6 +46,10 @@ INTEGERS = {
     "max_planes": "1..5",
     "block": "4..256",
     "max_context": "2..1048576",
+    "memory_bits": "32..1024",
+    "address_bits": "16..64",
+    "table_heads": "1..1024",
+    "read_ahead": "16..4096",
 }
 
 
@@ -97,6 +101,14 @@ def test_integer_of_another_type_is_refused(field: str, value: object) -> None:
             "max_context: 100 is not a power of two; allowed are 2, 4, ... 1048576",
         ),
         (
+            {"memory_bits": 96},
+            "memory_bits: 96 is not a power of two; allowed are 32, 64, ... 1024",
+        ),
+        (
+            {"read_ahead": 100},
+            "read_ahead: 100 is not a power of two; allowed are 16, 32, ... 4096",
+        ),
+        (
             {"score_bits": 12, "score_fraction_bits": 8},
             "score_fraction_bits: 8 leaves fewer than 5 integer bits of score_bits 12; "
             "allowed are 3..7",
@@ -144,13 +156,15 @@ def test_bounds_themselves_are_allowed() -> None:
         {"name": "a", "head_dim": 4, "query_group": 1, "lanes": 2, "query_bits": 8}
         | {"score_bits": 10, "score_fraction_bits": 3, "weight_bits": 6, "output_fraction_bits": 4}
         | {"scale_fraction_bits": 0, "scale_exponent_bits": 4, "max_planes": 1, "block": 4}
-        | {"max_context": 2, "packing": "2bit"}
+        | {"max_context": 2, "packing": "2bit", "memory_bits": 32, "address_bits": 16}
+        | {"table_heads": 1, "read_ahead": 16}
     )
     largest = config_from_fields(
         {"name": "z" * 32, "head_dim": 256, "query_group": 8, "lanes": 256, "query_bits": 16}
         | {"score_bits": 24, "score_fraction_bits": 10, "weight_bits": 15}
         | {"output_fraction_bits": 12, "scale_fraction_bits": 8, "scale_exponent_bits": 5}
-        | {"max_planes": 5, "block": 256, "max_context": 1 << 20}
+        | {"max_planes": 5, "block": 256, "max_context": 1 << 20, "memory_bits": 1024}
+        | {"address_bits": 64, "table_heads": 1024, "read_ahead": 4096}
     )
     assert (smallest.slices, largest.slices) == (2, 1)
 
@@ -243,6 +257,10 @@ def test_digest_tells_every_field_apart() -> None:
                 "max_planes": -1,
                 "block": base.block,
                 "max_context": base.max_context,
+                "memory_bits": base.memory_bits,
+                "address_bits": 1,
+                "table_heads": 1,
+                "read_ahead": base.read_ahead,
             }.items()
         ),
     ]
