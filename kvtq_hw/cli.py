@@ -27,6 +27,7 @@ EXTRA_OF_MODULE = {
     "accelerate": "golden",
     "cocotb": "sim",
     "cocotb_tools": "sim",
+    "cocotbext": "sim",
     "filelock": "sim",
     "gguf": "golden",
     "matplotlib": "plot",

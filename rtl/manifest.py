@@ -9,8 +9,9 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import Flow
 
 from kvtq_hw.config import EngineConfig
+from rtl.axi import BusSignature
 from rtl.blocks import create_block
-from rtl.verilog import generator_version
+from rtl.verilog import generator_version, port_members
 
 __all__ = ["manifest"]
 
@@ -22,24 +23,19 @@ def manifest(
 
     Keys: ``generator``, ``top``, ``configuration`` (every field), ``digest``, ``derived`` (every
     width that follows from the configuration), ``clock``, ``reset``, ``ports``, ``streams``,
-    ``signals`` (ports that are no streams), ``latencies`` in cycles, ``files``. Fields of a payload
-    have ``offset`` and ``width`` in bits, counted from the least significant bit.
+    ``buses`` (AXI ports, by the prefix of their ports' names; the manager's and a stream's source's
+    are "out"), ``signals`` (all other ports), ``latencies`` in cycles, ``files``. Fields of a
+    payload have ``offset`` and ``width`` in bits, counted from the least significant bit.
     """
     ports = [
         {"name": "clk", "direction": "in", "width": 1},
         {"name": "rst", "direction": "in", "width": 1},
     ]
-    for path, member, _ in component.signature.flatten(component):
+    for port, member in port_members(component).items():
         width = Shape.cast(member.shape).width
         if width:
-            ports.append(
-                {
-                    "name": "__".join(map(str, path)),
-                    "direction": _direction(member.flow),
-                    "width": width,
-                }
-            )
-    streams, signals = [], []
+            ports.append({"name": port, "direction": _direction(member.flow), "width": width})
+    streams, signals, buses = [], [], []
     for port, member in component.signature.members.items():
         entry: dict[str, Any] = {"name": port, "direction": _direction(member.flow)}
         if member.is_port:
@@ -49,6 +45,11 @@ def manifest(
             payload = member.signature.members["payload"].shape
             handshake = {part: f"{port}__{part}" for part in ("valid", "ready", "payload")}
             streams.append(entry | handshake | _describe(payload))
+        elif isinstance(member.signature, BusSignature):
+            protocol = type(
+                member.signature.flip() if entry["direction"] == "in" else member.signature
+            )
+            buses.append(entry | {"protocol": protocol.__name__})
     return {
         "generator": generator_version(),
         "top": name,
@@ -59,6 +60,7 @@ def manifest(
         "reset": {"port": "rst", "active": "high", "synchronous": True},
         "ports": ports,
         "streams": streams,
+        "buses": buses,
         "signals": signals,
         "latencies": _latencies(config),
         "files": files,

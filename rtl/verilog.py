@@ -14,12 +14,21 @@ from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.lib import wiring
+from amaranth.lib.wiring import Member
 
 from kvtq_hw import __version__
 from kvtq_hw.config import EngineConfig
+from rtl.axi import BusSignature
 from rtl.yosys import run_yosys, yosys_version
 
-__all__ = ["config_header", "emit", "emit_rtlil", "generator_version", "lint_waivers"]
+__all__ = [
+    "config_header",
+    "emit",
+    "emit_rtlil",
+    "generator_version",
+    "lint_waivers",
+    "port_members",
+]
 
 _PASSES = (
     "proc -norom",  # processes -> cells; case statements stay multiplexers
@@ -57,6 +66,23 @@ def lint_waivers() -> str:
     return (resources.files("rtl") / "lint.vlt").read_text("utf-8")
 
 
+def port_members(component: wiring.Component) -> dict[str, Member]:
+    """Every single port of a component under its name in Verilog, in the order of its signature.
+
+    A member of a port is called ``port__member``, as Amaranth calls it; in an AXI port
+    (`rtl.axi.BusSignature`) ``port_member``, as the world does: ``m_axi_arvalid``.
+    """
+    found: dict[str, Member] = {}
+    for port, member in component.signature.members.items():
+        if not member.is_port and isinstance(member.signature, BusSignature):
+            parts = member.signature.members.items()
+            found |= {f"{port}_{name}": part for name, part in parts}
+        else:
+            flat = wiring.Signature({port: member}).flatten(component)
+            found |= {"__".join(map(str, path)): part for path, part, _ in flat}
+    return found
+
+
 def emit_rtlil(component: wiring.Component, name: str) -> str:
     """Convert a component to RTLIL text with Verilog-friendly module names.
 
@@ -84,7 +110,23 @@ def emit_rtlil(component: wiring.Component, name: str) -> str:
 
     # Verilog knows no wire without bits: such a port of the top module would come out with two
     text = re.sub(r"^(  wire width 0) (?:input|output) \d+ ", r"\1 ", text, flags=re.MULTILINE)
-    return _MODULE_NAME.sub(rename, text)
+    return _MODULE_NAME.sub(rename, _with_bus_names(text, component))
+
+
+def _with_bus_names(text: str, component: wiring.Component) -> str:
+    """RTLIL text with the members of the component's AXI ports named as in `port_members`."""
+    renamed = {
+        f"{port}__{name}": f"{port}_{name}"
+        for port, member in component.signature.members.items()
+        if not member.is_port and isinstance(member.signature, BusSignature)
+        for name in member.signature.members
+    }
+    if not renamed:
+        return text
+    taken = re.search(rf"^  wire .*\\({'|'.join(renamed.values())})$", text, re.MULTILINE)
+    if taken:
+        raise ValueError(f"the name {taken[1]!r} of a bus port is taken by another signal")
+    return re.sub(r"(?<=\\)\w+(?=\s)", lambda match: renamed.get(match[0], match[0]), text)
 
 
 def emit(component: wiring.Component, name: str, header: str) -> str:
@@ -96,7 +138,8 @@ def emit(component: wiring.Component, name: str, header: str) -> str:
     ----------
     component : amaranth.lib.wiring.Component
         Top of the hierarchy. Stream ports appear as ``port__valid``, ``port__ready`` and
-        ``port__payload``; the clock domain as ``clk`` and the synchronous reset ``rst``.
+        ``port__payload``, AXI ports as ``port_member`` (`port_members`); the clock domain as
+        ``clk`` and the synchronous reset ``rst``.
     name : str
         Name of the top module; submodules are called ``name_submodule``.
     header : str
@@ -105,7 +148,7 @@ def emit(component: wiring.Component, name: str, header: str) -> str:
     Raises
     ------
     ValueError
-        When `name` is no plain Verilog identifier.
+        When `name` is no plain Verilog identifier, or two things would get the same name.
     rtl.yosys.YosysError
         When Yosys rejects the design.
     """

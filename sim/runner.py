@@ -27,7 +27,7 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
-from rtl.verilog import lint_waivers
+from rtl.verilog import lint_waivers, port_members
 from sim.bench import CONFIG_VARIABLE
 from sim.object_cache import launcher
 from sim.verilog_cache import cached_verilog
@@ -240,9 +240,9 @@ def _build(
 def _public_ports(component: wiring.Component, top: str) -> str:
     """Verilator control file: the bench reaches ports only, so that all else can be optimised."""
     ports = ["clk", "rst"]
-    for path, member, _ in component.signature.flatten(component):
+    for port, member in port_members(component).items():
         if Shape.cast(member.shape).width:
-            ports.append("__".join(map(str, path)))
+            ports.append(port)
     lines = [f'public_flat_rw -module "{top}" -var "{port}"' for port in ports]
     return "\n".join(["`verilator_config", *lines, ""])
 

@@ -111,7 +111,7 @@ def test_import_rule_finds(file: str, source: str, found: list[str]) -> None:
 # --- what is declared -----------------------------------------------------------------------------
 
 #: Name of a module where it is not that of its distribution.
-DISTRIBUTION = {"cocotb_tools": "cocotb"}
+DISTRIBUTION = {"cocotb_tools": "cocotb", "cocotbext": "cocotbext-axi"}
 
 #: The extras, beside the base install, that the files of a folder may rely on at import.
 RELIES_ON = {"kvtq_hw": (), "rtl": (), "golden": ("golden",), "sim": ("golden", "sim")}
@@ -139,7 +139,8 @@ def test_extra_named_by_the_command_line_brings_the_module() -> None:
     for module, extra in EXTRA_OF_MODULE.items():
         distribution = canonicalize_name(DISTRIBUTION.get(module, module))
         assert distribution in declared(extra) - declared()
-    missing = declared("golden", "sim") - declared() - set(EXTRA_OF_MODULE)
+    named = {canonicalize_name(DISTRIBUTION.get(module, module)) for module in EXTRA_OF_MODULE}
+    missing = declared("golden", "sim") - declared() - named
     assert missing == set()
 
 
