@@ -67,7 +67,7 @@ def ternary_attention(
     config = key.config
     kv_heads = query.shape[1] // config.query_group
     grouped = query.unflatten(1, (kv_heads, config.query_group))
-    queries = key.conditioning.condition_queries(grouped)
+    queries = key.conditioning.scale_queries(grouped)
     if scaling is not None:
         queries = queries * (scaling * math.sqrt(config.head_dim))
     visible = _visible(attention_mask, query.shape[-2], key.get_seq_length(), query.device)

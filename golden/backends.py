@@ -21,6 +21,7 @@ from golden.cache import TernaryCacheLayer
 from golden.engine import Attention, Recent, attend
 from golden.quantizer import dequantize
 from golden.queries import Queries, quantize_queries
+from golden.query_conditioner import query_conditioner
 
 __all__ = [
     "AttentionBackend",
@@ -43,7 +44,7 @@ class AttentionJob:
     """The attention of one layer in one forward pass.
 
     layer_index : the layer
-    real_queries : float64 [batch, kv_heads, G, I, D], conditioned; scores are ``q.k / sqrt(D)``
+    scaled_queries : float64 [batch, kv_heads, G, I, D], scaled as `Conditioning` does, not rotated
     cache : the layer's cache, which already holds the tokens of this pass
     visible : bool [batch, 1, I, T], prefixes of one set of tokens a sequence; all tokens when None
     recent : the tokens that left the window in this pass, as earlier queries of it see them; its
@@ -51,20 +52,31 @@ class AttentionJob:
     """
 
     layer_index: int
-    real_queries: Tensor
+    scaled_queries: Tensor
     cache: TernaryCacheLayer
     visible: Tensor | None
     recent: Recent | None = None
 
     @cached_property
+    def real_queries(self) -> Tensor:
+        """The queries conditioned, unrounded: scores are ``q.k / sqrt(D)``."""
+        return self.cache.conditioning.rotated(self.scaled_queries)
+
+    @cached_property
+    def host_queries(self) -> Queries:
+        """The queries as the host gives them to the hardware."""
+        return quantize_queries(self.cache.config, self.scaled_queries)
+
+    @cached_property
     def queries(self) -> Queries:
-        """The queries as the engine takes them."""
-        return quantize_queries(self.cache.config, self.real_queries)
+        """The queries as the lanes take them."""
+        rotate = self.cache.conditioning.rotate
+        return query_conditioner(self.cache.config, self.host_queries, rotate)
 
     @property
     def is_decode_step(self) -> bool:
         """One new token of one sequence, which attends to all tokens: a job for the hardware."""
-        batch, _, _, queries, _ = self.real_queries.shape
+        batch, _, _, queries, _ = self.scaled_queries.shape
         return batch == 1 and queries == 1 and self.visible is None
 
 

@@ -64,27 +64,29 @@ class Conditioning:
         integers, saturated = to_integers(keys, self.key_exponent)
         if self.key_centre is not None:
             integers = integers - self.key_centre[:, None, :]
-        return self._rotated(integers), saturated
+        return self.rotated(integers), saturated
 
     def condition_values(self, values: Tensor) -> tuple[Tensor, int]:
         """Integers of values [batch, kv_heads, tokens, D], rotated; saturated elements."""
         integers, saturated = to_integers(values, self.value_exponent)
-        return self._rotated(integers), saturated
+        return self.rotated(integers), saturated
+
+    def scale_queries(self, queries: Tensor) -> Tensor:
+        """Queries float [..., D] times ``2**key_exponent`` and 1/n, float64, not rotated yet."""
+        grown = queries.double() / self._growth(queries)
+        return torch.ldexp(grown, torch.tensor(self.key_exponent))
 
     def condition_queries(self, queries: Tensor) -> Tensor:
-        """Queries float [..., D] whose dot products with conditioned keys are the real ones.
-
-        Float64 from here on: rotated, times ``2**key_exponent`` and 1/n.
-        """
-        rotated = self._rotated(queries.double()) / self._growth(queries)
-        return torch.ldexp(rotated, torch.tensor(self.key_exponent))
+        """Queries float64 [..., D] whose dot products with conditioned keys are the real ones."""
+        return self.rotated(self.scale_queries(queries))
 
     def restore_outputs(self, outputs: Tensor) -> Tensor:
         """Real outputs of weighted sums of conditioned values, float64 [..., D]."""
         scaled = torch.ldexp(outputs, torch.tensor(self.value_exponent))
         return inverse_hadamard(scaled) if self.rotate else scaled
 
-    def _rotated(self, x: Tensor) -> Tensor:
+    def rotated(self, x: Tensor) -> Tensor:
+        """Vectors [..., D] as the layer rotates them, in the type in which they come."""
         return hadamard(x) if self.rotate else x
 
     def _growth(self, x: Tensor) -> int:

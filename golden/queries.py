@@ -1,4 +1,4 @@
-"""Queries as the engine takes them: symmetric integers with one power-of-two exponent a vector."""
+"""Queries as integers with one power-of-two exponent a vector."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.config import VECTOR_MAX, EngineConfig
 
 __all__ = ["Queries", "quantize_queries"]
 
 
 @dataclass(frozen=True)
 class Queries:
-    """I queries of each of the G heads of a group.
+    """I queries of each of the G heads of a group: true query = values * 2**(-F - exponent).
 
-    values : int64 [..., G, I, D], |value| <= query_max
+    values : int64 [..., G, I, D]; magnitudes are at most VECTOR_MAX as the host gives them, and
+        `query_max` as the lanes take them, behind `golden.query_conditioner`
     exponent : int64 [..., G, I], the contract's `query_exponent`
     """
 
@@ -26,7 +27,9 @@ class Queries:
 
 
 def quantize_queries(config: EngineConfig, queries: Tensor) -> Queries:
-    """Round ``queries * log2(e) / sqrt(D)`` to integers times the smallest 2**x that fits.
+    """Round ``queries * log2(e) / sqrt(D)`` to 16-bit integers times the smallest 2**x that fits.
+
+    This is what the host does.
 
     Parameters
     ----------
@@ -42,10 +45,10 @@ def quantize_queries(config: EngineConfig, queries: Tensor) -> Queries:
         raise ValueError("queries hold an element that is not finite")
     scaled = queries.double() * (math.log2(math.e) / math.sqrt(config.head_dim))
     largest = scaled.abs().amax(-1)
-    # frexp: largest / query_max = m * 2**x with 0.5 <= m < 1, so that 2**x is the next power of two
-    exponent = torch.frexp(largest / config.query_max).exponent.long()
+    # frexp: largest / VECTOR_MAX = m * 2**x with 0.5 <= m < 1: 2**x is the next power of two
+    exponent = torch.frexp(largest / VECTOR_MAX).exponent.long()
     values = torch.ldexp(scaled, -exponent[..., None]).round().long()
-    values = values.clamp(-config.query_max, config.query_max)
+    values = values.clamp(-VECTOR_MAX, VECTOR_MAX)
     field = -config.score_fraction_bits - exponent
     limit = (1 << (config.query_exponent_bits - 1)) - 1
     # a query too small for the field scores zero against every key, as the limit does

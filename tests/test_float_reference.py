@@ -9,6 +9,7 @@ from golden import float_reference
 from golden.engine import attend
 from golden.quantizer import dequantize, quantize
 from golden.queries import quantize_queries
+from golden.query_conditioner import query_conditioner
 from kvtq_hw.config import load_config
 
 
@@ -51,7 +52,8 @@ def test_integer_attention_stays_close_to_it(code, tokens):
     raw_keys, raw_values = (gaussian(2, 3, tokens, 64, seed=4) * unit).long()
     keys = quantize(config, raw_keys, kind, key_digits, "max")
     values = quantize(config, raw_values, kind, value_digits, "max")
-    found = attend(config, quantize_queries(config, queries / unit), keys, values)
+    integers = query_conditioner(config, quantize_queries(config, queries / unit), rotate=False)
+    found = attend(config, integers, keys, values)
     assert not found.saturated
     real_keys, real_values = (dequantize(config, planes).double() for planes in (keys, values))
     expected = float_reference.attend(queries / unit, real_keys, real_values)

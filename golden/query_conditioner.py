@@ -1,0 +1,32 @@
+"""Golden query conditioner: 16-bit queries, rotated and rounded to what the lanes take.
+
+With ``z = H (s * q)`` where keys are rotated, ``z = q`` where they are not, each query's
+``shift = max(0, bitlen(max_d |z[d]|) - (query_bits - 1))`` is the smallest that makes it fit:
+``q'[d] = rshift_round(z[d], shift)`` clamped to +-query_max, and its exponent falls by the shift.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from golden.fixed_point import rshift_round
+from golden.hadamard import hadamard
+from golden.queries import Queries
+from kvtq_hw.config import EngineConfig
+
+__all__ = ["query_conditioner"]
+
+
+def query_conditioner(config: EngineConfig, queries: Queries, rotate: bool) -> Queries:
+    """Condition queries as `golden.queries.quantize_queries` makes them.
+
+    Returns
+    -------
+    Queries with magnitudes up to ``query_max``, exponents in the range of `query_exponent`
+    """
+    z = hadamard(queries.values) if rotate else queries.values
+    length = torch.frexp(z.abs().amax(-1).double()).exponent.long()  # bits of the largest magnitude
+    shift = (length - (config.query_bits - 1)).clamp(min=0)
+    values = rshift_round(z, shift[..., None]).clamp(-config.query_max, config.query_max)
+    lowest = -1 << (config.query_exponent_bits - 1)
+    return Queries(values, (queries.exponent - shift).clamp(min=lowest))

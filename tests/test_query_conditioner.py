@@ -1,0 +1,68 @@
+"""The query conditioner: as close to the queries as the lanes' width allows, whatever comes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from golden.hadamard import hadamard
+from golden.queries import Queries, quantize_queries
+from golden.query_conditioner import query_conditioner
+from kvtq_hw.config import VECTOR_MAX, load_config
+
+CONFIG = load_config("smollm2")
+
+
+def conditioned(vector: list[int], exponent: int = 20, rotate: bool = False) -> Queries:
+    """One query [D] of one head, D as the vector has it."""
+    queries = Queries(torch.tensor([[vector]]), torch.tensor([[exponent]]))
+    return query_conditioner(CONFIG, queries, rotate)
+
+
+@pytest.mark.parametrize(
+    ("vector", "values", "shift"),
+    [
+        ([2047, -2047, 1, 0], [2047, -2047, 1, 0], 0),  # 11 bits and a sign: as they are
+        ([2048, -2048, 3, 1], [1024, -1024, 2, 1], 1),  # halves round up
+        ([4095, -4095, -3, -1], [2047, -2047, -1, 0], 1),  # 2048 does not fit
+        ([VECTOR_MAX, -VECTOR_MAX, 16, 8], [2047, -2047, 1, 1], 4),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 0),
+    ],
+)
+def test_smallest_shift_that_fits(vector, values, shift):
+    found = conditioned(vector)
+    assert found.values.flatten().tolist() == values
+    assert found.exponent.item() == 20 - shift
+
+
+def test_exponent_stays_in_its_field():
+    assert conditioned([VECTOR_MAX] * 4, -125).exponent.item() == -128
+    assert conditioned([1] * 4, 127).exponent.item() == 127
+
+
+def test_rotated_query_is_the_transform_of_the_integers():
+    generator = torch.Generator().manual_seed(0)
+    exponent = torch.zeros(2, 5, dtype=torch.int64)
+    for size in (1, 50, VECTOR_MAX):
+        values = torch.randint(-size, size + 1, (2, 5, 64), generator=generator)
+        found = query_conditioner(CONFIG, Queries(values, exponent), rotate=True)
+        exact = hadamard(values).double()
+        error = torch.ldexp(found.values.double(), -found.exponent[..., None]) - exact
+        step = torch.ldexp(torch.ones(2, 5).double(), -found.exponent)[..., None]
+        assert (error.abs() <= step / 2).logical_or(found.values.abs() == CONFIG.query_max).all()
+        assert (error.abs() <= step).all()
+        largest = found.values.abs().amax(-1)
+        assert (largest >= (CONFIG.query_max + 1) // 2).logical_or(found.exponent == 0).all()
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_sixteen_bits_from_the_host_cost_nothing(rotate):
+    """Relative rms error of the real query: that of 12 bits alone, which is 0.0004."""
+    generator = torch.Generator().manual_seed(1)
+    queries = torch.randn(3, 4, 64, generator=generator, dtype=torch.float64)
+    found = query_conditioner(CONFIG, quantize_queries(CONFIG, queries), rotate)
+    exact = hadamard(queries) if rotate else queries
+    unit = torch.ldexp(torch.ones(3, 4).double(), -CONFIG.score_fraction_bits - found.exponent)
+    real = found.values * unit[..., None] * (64**0.5 * torch.log(torch.tensor(2.0).double()))
+    error = (real - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    assert error < 0.0006
