@@ -73,6 +73,11 @@ class AttentionJob:
         rotate = self.cache.conditioning.rotate
         return query_conditioner(self.cache.config, self.host_queries, rotate)
 
+    @cached_property
+    def value_exponent(self) -> Tensor:
+        """The contract's `value_exponent` of every query, int64 [batch, kv_heads, I]."""
+        return self.cache.value_exponent(self.real_queries.shape[-2], self.visible)
+
     @property
     def is_decode_step(self) -> bool:
         """One new token of one sequence, which attends to all tokens: a job for the hardware."""
@@ -120,6 +125,7 @@ class GoldenBackend:
                     values,
                     None if visible is None else _per_head(visible[..., piece, :], keys.trits),
                     None if recent is None else replace(recent, seen=recent.seen[piece]),
+                    job.value_exponent[..., piece],
                 )
             )
         return Attention(
@@ -272,11 +278,12 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
     """Save what a job was computed from, and two results, as a safetensors file.
 
     Tensors are named ``queries.values``, ``queries.exponent``, ``keys.trits``, ``keys.unit``,
-    ``keys.fraction``, ``keys.exponent``, the same for ``values``, ``expected.values``,
-    ``expected.exponent``, ``found.values`` and ``found.exponent``; the metadata hold the layer and
-    the configuration.
+    ``keys.fraction``, ``keys.exponent``, the same for ``values``, ``value_exponent``,
+    ``expected.values``, ``expected.exponent``, ``found.values`` and ``found.exponent``; the
+    metadata hold the layer and the configuration.
     """
     tensors = {"queries.values": job.queries.values, "queries.exponent": job.queries.exponent}
+    tensors["value_exponent"] = job.value_exponent
     for name, planes in (("keys", job.cache.key_planes()), ("values", job.cache.value_planes())):
         for field in ("trits", "unit", "fraction", "exponent"):
             tensors[f"{name}.{field}"] = getattr(planes, field)

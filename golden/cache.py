@@ -115,6 +115,10 @@ class PlaneStore:
             torch.nn.functional.pad(exponent, (0, absent)),
         )
 
+    def exponents(self) -> Tensor:
+        """Largest scale exponent of each token, int64 [batch, kv_heads, tokens]."""
+        return split_scale(self.config, self._scales[..., : self.tokens, 0])[1].amax(-2)
+
     def packed(self) -> tuple[Tensor, Tensor]:
         """What is stored, as it is: bytes [batch, kv_heads, planes, tokens, plane_bytes] and scale
         words [batch, kv_heads, scales, tokens].
@@ -187,6 +191,8 @@ class TieredStore:
         self.sinks = PlaneStore(config, "balanced", self._tier_digits, *shape)
         self.body = PlaneStore(config, code.kind, self._digits, *shape)
         self.window = PlaneStore(config, "balanced", self._tier_digits, *shape)
+        # scale exponents that body tokens had in the window
+        self._window_exponents = torch.zeros((batch, kv_heads, 0), dtype=torch.uint8, device=device)
 
     @property
     def tokens(self) -> int:
@@ -207,6 +213,7 @@ class TieredStore:
         """Move the bytes; returns this store, as a cache layer's offloading expects."""
         for part in self._parts:
             part.to(device, non_blocking)
+        self._window_exponents = self._window_exponents.to(device, non_blocking=non_blocking)
         return self
 
     def append(self, vectors: Tensor) -> Planes | None:
@@ -231,6 +238,8 @@ class TieredStore:
         if leaving > 0:
             oldest = before.map_tokens(lambda x, axis: x.narrow(axis, 0, leaving))
             self.body.append(self._short(dequantize(self._config, oldest)))
+            left = self.window.exponents()[..., :leaving].to(torch.uint8)
+            self._window_exponents = torch.cat((self._window_exponents, left), -1)
             self.window.drop(leaving)
         return before
 
@@ -249,16 +258,29 @@ class TieredStore:
         counts = torch.tensor([part.tokens for part in self._parts])
         return digits.repeat_interleave(counts)[start:]
 
+    def exponents(self) -> tuple[Tensor, Tensor]:
+        """Largest scale exponent of each token as it was first written, and as it is stored now.
+
+        Returns
+        -------
+        two int64 [batch, kv_heads, tokens]; they differ in tokens that have left the window
+        """
+        sinks, body, window = (part.exponents() for part in self._parts)
+        before = self._window_exponents.long() if self._code.window else body
+        return torch.cat((sinks, before, window), -1), torch.cat((sinks, body, window), -1)
+
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         for part in self._parts:
             part.crop(max(tokens, 0))
             tokens -= part.tokens
+        self._window_exponents = self._window_exponents[..., : self.body.tokens]
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 to what is stored."""
         for part in self._parts:
             part.map_batch(function)
+        self._window_exponents = function(self._window_exponents)
 
     def stored_bytes(self) -> int:
         """Bytes of the stored tokens; room for tokens to come is not counted."""
@@ -322,6 +344,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         self.revision = 0
         self.saturated = 0
         self._passing: tuple[Planes, Planes] | None = None
+        self._settled_before = 0  # the newest pass
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty stores for the batch and the heads of the first tokens."""
@@ -364,6 +387,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         keys, saturated_keys = self.conditioning.condition_keys(key_states)
         values, saturated_values = self.conditioning.condition_values(value_states)
         self.saturated += saturated_keys + saturated_values
+        self._settled_before = self.settled
         window, value_window = self.keys.append(keys), self.values.append(values)
         self._passing = None
         if window is not None and value_window is not None and key_states.shape[-2] > 1:
@@ -384,6 +408,38 @@ class TernaryCacheLayer(CacheLayerMixin):
         position = torch.arange(tokens - queries, tokens)[:, None]
         token = torch.arange(tokens - keys.tokens, tokens)
         return Recent(keys, values, (token > position - self.code.window) & (token <= position))
+
+    def value_exponent(self, queries: int, visible: Tensor | None = None) -> Tensor:
+        """The contract's `value_exponent` of the newest `queries` tokens.
+
+        The largest exponent of any value scale written so far, of those of the tokens that a query
+        sees: as they came, and as they were requantized until then. It does not depend on the
+        pieces in which tokens came.
+
+        Parameters
+        ----------
+        visible : as in `golden.backends.AttentionJob`
+
+        Returns
+        -------
+        int64 [batch, kv_heads, queries]; 0 for a query that sees nothing
+        """
+        came, now = self.values.exponents()
+        tokens = came.shape[-1]
+        if visible is None:  # one query, which sees all
+            return torch.maximum(came, now).amax(-1, keepdim=True)
+        used = visible.any(-2)
+        seen = visible.sum(-1)  # rows are prefixes of the used tokens
+        last = torch.searchsorted(used.long().cumsum(-1), seen)
+        position = torch.arange(tokens - queries, tokens, device=came.device)
+        settled = (position - self.code.window).clamp(min=self._settled_before - 1)
+
+        def largest(exponents: Tensor, until: Tensor) -> Tensor:
+            running = torch.where(used, exponents, 0).cummax(-1).values
+            found = running.gather(-1, until.clamp(min=0).expand(*running.shape[:-1], -1))
+            return torch.where((until >= 0) & (seen > 0), found, 0)
+
+        return torch.maximum(largest(came, last), largest(now, torch.minimum(last, settled)))
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""

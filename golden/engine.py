@@ -67,6 +67,7 @@ def attend(
     values: Planes,
     visible: Tensor | None = None,
     recent: Recent | None = None,
+    exponent: Tensor | None = None,
 ) -> Attention:
     """Attention of I queries a head over T tokens, every bit as docs/contract.md says.
 
@@ -78,7 +79,16 @@ def attend(
         attention, with or without padded tokens); all tokens when None. Blocks are counted over the
         common set, so padding changes no bit. A row without any token gives zeros.
     recent : other versions of the newest tokens, and who sees those
+    exponent : int64 [..., I], the contract's `value_exponent`, at least every scale exponent that a
+        query meets; the largest of those of the visible values when None
+
+    Raises
+    ------
+    ValueError
+        For other versions without an exponent, which must count what has been overwritten too.
     """
+    if recent is not None and exponent is None:
+        raise ValueError("exponent: None is not allowed where tokens have other versions")
     keys, values = keys.merged(), values.merged()
     if visible is None:
         shape = (*keys.trits.shape[:-3], queries.values.shape[-2], keys.tokens)
@@ -86,7 +96,8 @@ def attend(
     else:
         keys, values, visible, recent = _align_tokens(keys, values, visible, recent)
     scores, saturated = _scores(config, queries, keys)
-    exponent = value_exponent(values, visible)
+    if exponent is None:
+        exponent = value_exponent(values, visible)
     other = None if recent is None else _from_block_start(config, recent, keys.tokens)
     if other is not None:
         newest = slice(keys.tokens - other.keys.tokens, None)
@@ -94,12 +105,6 @@ def attend(
         recent_scores, recent_saturated = _scores(config, queries, other.keys)
         scores[..., newest] = torch.where(seen, recent_scores, scores[..., newest])
         saturated[..., newest] = torch.where(seen, recent_saturated, saturated[..., newest])
-        as_stored = visible.clone()
-        as_stored[..., newest] &= ~other.seen
-        exponent = torch.maximum(
-            value_exponent(values, as_stored),
-            value_exponent(other.values, visible[..., newest] & other.seen),
-        )
     softmax = online_softmax(config, scores, visible)
     weights = softmax.weights.flatten(-2)
     if other is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -26,18 +26,11 @@ class _HeadMemory:
 
     keys: SliceBuffer
     values: SliceBuffer
-    value_exponents: list[int] = field(default_factory=list)
-
-    @property
-    def value_exponent(self) -> int:
-        """Largest scale exponent of the values."""
-        return max(self.value_exponents)
 
     def truncate(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         self.keys.truncate(tokens)
         self.values.truncate(tokens)
-        del self.value_exponents[tokens:]
 
 
 @dataclass
@@ -87,12 +80,13 @@ class RtlBackend:
         memory = self._updated(job.cache)
         values = job.queries.values[0, :, :, 0]  # [kv_heads, G, D]
         exponents = job.queries.exponent[0, :, :, 0]
+        value_exponent = job.value_exponent[0, :, 0]
         run = self._engine.run(
             [
                 Job(
                     queries=values[index].numpy(),
                     query_exponent=exponents[index].numpy(),
-                    value_exponent=head.value_exponent,
+                    value_exponent=int(value_exponent[index]),
                     keys=head.keys,
                     values=head.values,
                 )
@@ -104,10 +98,9 @@ class RtlBackend:
         self.jobs += len(memory.heads)
         config = self._engine.config
         point = config.scale_fraction_bits - config.output_fraction_bits
-        exponent = torch.tensor([head.value_exponent + point for head in memory.heads])
         return Attention(
             torch.from_numpy(run.outputs.copy())[None, :, :, None],
-            exponent[None, :, None],
+            (value_exponent + point)[None, :, None],
             torch.tensor(run.counters["saturated_scores"]),
         )
 
@@ -123,7 +116,6 @@ class RtlBackend:
             ]
             memory = self._layers[layer] = _LayerMemory(heads, layer.revision)
         keys, values = layer.key_planes(memory.settled), layer.value_planes(memory.settled)
-        exponents = torch.where(values.unit, values.exponent, 0).amax(-1)
         key_depths = layer.keys.depths(memory.settled).numpy()
         value_depths = layer.values.depths(memory.settled).numpy()
         packed_keys = _pack_heads(config, "key", keys, key_depths)
@@ -132,7 +124,6 @@ class RtlBackend:
             head.truncate(memory.settled)
             head.keys.extend(packed_keys[index], key_depths * config.slices)
             head.values.extend(packed_values[index], value_depths * config.slices)
-            head.value_exponents += exponents[0, index].tolist()
         memory.settled = layer.settled
         return memory
 

@@ -133,6 +133,51 @@ def test_every_query_of_a_chunk_sees_the_tiers_of_its_own_time(backend, code, pi
         torch.testing.assert_close(*results)
 
 
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("pieces", [[30], [1] * 30, [2, 13, 1, 1, 13]])
+def test_value_exponent_is_the_largest_that_was_ever_written(code, pieces):
+    """Every version of every token counts, from the step on in which it is written."""
+    keys, values = states(1, 30, seed=3)
+    values *= torch.logspace(0, -3, 30)[:, None]  # the oldest rule
+    expected = running_value_exponents(CacheCode.parse(code), values)
+    layer, start = layer_for(code), 0
+    for length in pieces:
+        part = slice(start, start + length)
+        layer.update(keys[:, :, part], values[:, :, part])
+        layer.take_recent(length)
+        start += length
+        visible = torch.ones(length, start, dtype=torch.bool).tril(start - length)[None, None]
+        found = layer.value_exponent(length, visible)
+        assert torch.equal(found, expected[..., part])
+        assert torch.equal(layer.value_exponent(1), expected[..., start - 1 : start])
+    layer.crop(-11)
+    kept = layer.values.exponents()
+    assert torch.equal(layer.value_exponent(1)[..., 0], torch.maximum(*kept).amax(-1))
+
+
+def running_value_exponents(code: CacheCode, values: torch.Tensor) -> torch.Tensor:
+    """Largest exponent written until each token came, int64 [1, kv_heads, T], by the rules."""
+    x = CONDITIONING.condition_values(values)[0]
+    largest, result = torch.zeros(1, 2, dtype=torch.int64), []
+    for token in range(x.shape[-2]):
+        for version in expected_planes(code, x[..., : token + 1, :], "value"):
+            exponents = torch.where(version.unit, version.exponent, 0).amax((-1, -2))
+            largest = torch.maximum(largest, exponents)
+        result.append(largest)
+    return torch.stack(result, -1)
+
+
+def test_an_overwritten_scale_counts_for_the_value_exponent():
+    """Requantizing may lower a scale's exponent: rarely, where it just rounded up before."""
+    keys, values = states(2000, 2)
+    values[:, :, 1] /= 4096  # the newest token's own scale does not matter
+    layer = layer_for("balanced:2/5,window=1")
+    layer.update(keys, values)
+    came, now = (exponents.amax(-1) for exponents in layer.values.exponents())
+    assert (came > now).any()
+    assert torch.equal(layer.value_exponent(1)[..., 0], torch.maximum(came, now))
+
+
 def test_left_padding_changes_no_bit():
     """A window counts from the end; blocks of the softmax count real tokens."""
     keys, values = states(2, 23)
