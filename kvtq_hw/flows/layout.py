@@ -1,0 +1,65 @@
+"""Print where everything lies in the KV memory."""
+
+from __future__ import annotations
+
+import click
+
+from kvtq_hw.codes import read_code
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.layout import MemoryLayout
+from kvtq_hw.options import preset_option
+
+__all__ = ["command"]
+
+
+@click.command()
+@preset_option
+@click.option(
+    "--code",
+    "code_text",
+    default="balanced:3/2,sinks=4,window=32",
+    show_default=True,
+    metavar="CODE|FILE.toml",
+    help="Cache code, or a code table: digits and tiers of each layer.",
+)
+@click.option("--layers", type=int, default=1, show_default=True, help="Layers of the model.")
+@click.option("--kv-heads", type=int, default=1, show_default=True, help="KV heads a layer.")
+@click.option("--context", type=int, help="Tokens to make room for.  [default: max_context]")
+@click.option(
+    "--base", default="0", show_default=True, metavar="ADDRESS", help="Address of the first byte."
+)
+def command(
+    config: EngineConfig,
+    code_text: str,
+    layers: int,
+    kv_heads: int,
+    context: int | None,
+    base: str,
+) -> None:
+    """Print where keys and values lie in the KV memory: the regions of each layer and KV head."""
+    try:
+        address = int(base, 0)
+    except ValueError:
+        raise click.BadParameter(f"{base!r} is not an address", param_hint="--base") from None
+    codes = read_code(code_text).for_layers(layers)
+    tokens = config.max_context if context is None else context
+    layout = MemoryLayout(config, codes, kv_heads, tokens, address)
+    rows = [
+        (layer, head, kind, tier, region)
+        for layer, heads in enumerate(layout.heads)
+        for head, vectors in enumerate(heads)
+        for kind in ("key", "value")
+        for tier, region in vectors.of(kind).regions.items()
+        if region.slots
+    ]
+    digits = max(5, len(f"{layout.end:x}"))
+    click.echo(f"layer  head  kind   tier    {'address':>{digits + 2}}  digits  bytes   records")
+    for layer, head, kind, tier, region in rows:
+        click.echo(
+            f"{layer:5}  {head:4}  {kind:5}  {tier:6}  {region.base:#0{digits + 2}x}  "
+            f"{region.digits:6}  {region.record_bytes:5}  {region.slots:8}"
+        )
+    click.echo(
+        f"{layout.bytes} bytes up to {layout.end:#x}, {layout.tokens} tokens, "
+        f"words of {config.memory_bits} bits"
+    )
