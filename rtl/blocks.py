@@ -29,6 +29,7 @@ BLOCKS = (
     "normalizer",
     "sequencer",
     "hadamard",
+    "query_conditioner",
     "quantizer",
     "packer",
     "unpacker",

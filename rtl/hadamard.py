@@ -9,16 +9,11 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
 from rtl.layouts import conditioned_layout, element_layout
 
-__all__ = ["Hadamard"]
+__all__ = ["Hadamard", "Walsh", "negative_signs"]
 
 
 class Hadamard(wiring.Component):
     """``y = H (s * x)`` on blocks of n = `rotation_size` elements, exact; element after element.
-
-    log2(n) stages of one butterfly each: a stage holds back the first half of its block, sends the
-    sums while the second half comes in, and the differences while the next first half does. That is
-    the single-path delay feedback of streaming Fourier transforms (Wold and Despain, 1984): n - 1
-    words of storage and 2 log2(n) adders.
 
     Throughput one element a cycle; latency `latency` cycles from an element to the result in its
     place.
@@ -41,8 +36,7 @@ class Hadamard(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from an element's transfer to the first cycle of the result in its place."""
-        size = self._config.rotation_size
-        return (size - 1) + (size.bit_length() - 1)
+        return Walsh(self._config, signed_bits(2 * VECTOR_MAX)).latency
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -51,17 +45,59 @@ class Hadamard(wiring.Component):
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += position.eq(Mux(position == config.head_dim - 1, 0, position + 1))
 
-        width = signed_bits(2 * VECTOR_MAX)
-        half = config.rotation_size // 2
-        m.submodules.stage_0 = stage = _Butterfly(width, half)
-        negative = Array(C(bit, 1) for bit in _negative_signs(config.head_dim))
+        m.submodules.walsh = walsh = Walsh(config, signed_bits(2 * VECTOR_MAX))
+        negative = Array(C(bit, 1) for bit in negative_signs(config.head_dim))
         value = self.i.payload.value
         m.d.comb += [
-            stage.i.valid.eq(self.i.valid),
-            stage.i.payload.value.eq(Mux(negative[position], -value, value)),
-            self.i.ready.eq(stage.i.ready),
+            walsh.i.valid.eq(self.i.valid),
+            walsh.i.payload.value.eq(Mux(negative[position], -value, value)),
+            self.i.ready.eq(walsh.i.ready),
         ]
-        for level in range(1, config.rotation_size.bit_length() - 1):
+        connect(m, walsh.o, flipped(self.o))
+        return m
+
+
+class Walsh(wiring.Component):
+    """``y = H x`` on blocks of n elements: the transform without its signs.
+
+    log2(n) stages of one butterfly each: a stage holds back the first half of its block, sends the
+    sums while the second half comes in, and the differences while the next first half does. That is
+    the single-path delay feedback of streaming Fourier transforms (Wold and Despain, 1984): n - 1
+    words of storage and 2 log2(n) adders.
+
+    Throughput one element a cycle; latency `latency` cycles.
+
+    Parameters
+    ----------
+    width : signed width of the input
+
+    Attributes
+    ----------
+    i, o : streams of elements; the output is log2(n) bits wider
+    """
+
+    def __init__(self, config: EngineConfig, width: int) -> None:
+        self._size = config.rotation_size
+        self._width = width
+        growth = self._size.bit_length() - 1
+        super().__init__(
+            {
+                "i": In(stream.Signature(data.StructLayout({"value": signed(width)}))),
+                "o": Out(stream.Signature(data.StructLayout({"value": signed(width + growth)}))),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from an element's transfer to the first cycle of the result in its place."""
+        return (self._size - 1) + (self._size.bit_length() - 1)
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        width, half = self._width, self._size // 2
+        m.submodules.stage_0 = stage = _Butterfly(width, half)
+        connect(m, flipped(self.i), stage.i)
+        for level in range(1, self._size.bit_length() - 1):
             half, width, before = half // 2, width + 1, stage
             m.submodules[f"stage_{level}"] = stage = _Butterfly(width, half)
             connect(m, before.o, stage.i)
@@ -139,7 +175,7 @@ class _Butterfly(wiring.Component):
         return m
 
 
-def _negative_signs(head_dim: int) -> list[int]:
+def negative_signs(head_dim: int) -> list[int]:
     """Whether sign d is negative: the low bit of a 9-bit LFSR, x**9 + x**5 + 1, from state 1."""
     state, bits = 1, []
     for _ in range(head_dim):

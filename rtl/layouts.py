@@ -16,6 +16,7 @@ __all__ = [
     "conditioned_layout",
     "counters_layout",
     "element_layout",
+    "host_query_layout",
     "job_layout",
     "key_slice_layout",
     "key_sums_layout",
@@ -24,7 +25,9 @@ __all__ = [
     "plane_layout",
     "plane_slice_layout",
     "queries_layout",
+    "query_exponents_layout",
     "query_layout",
+    "query_task_layout",
     "score_layout",
     "select_add_layout",
     "sum_layout",
@@ -137,6 +140,23 @@ def query_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout(
         {"values": data.ArrayLayout(signed(config.query_bits), config.query_group)}
     )
+
+
+def host_query_layout(config: EngineConfig) -> data.StructLayout:
+    """One element of every head's query as the host gives it: 16 bits, symmetric."""
+    return data.StructLayout({"values": data.ArrayLayout(signed(16), config.query_group)})
+
+
+def query_exponents_layout(config: EngineConfig) -> data.StructLayout:
+    """The exponent of every head's query."""
+    exponents = data.ArrayLayout(signed(config.query_exponent_bits), config.query_group)
+    return data.StructLayout({"query_exponent": exponents})
+
+
+def query_task_layout(config: EngineConfig) -> data.StructLayout:
+    """How a job's queries are conditioned: whether they are rotated, exponents of what comes."""
+    exponents = data.ArrayLayout(signed(config.query_exponent_bits), config.query_group)
+    return data.StructLayout({"rotate": 1, "query_exponent": exponents})
 
 
 def job_layout(config: EngineConfig) -> data.StructLayout:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from bench_matrix import check_bench, every_shape
 
 from golden.hadamard import hadamard
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
-from kvtq_hw.config import VECTOR_MAX, load_config
+from kvtq_hw.config import VECTOR_MAX, EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
 
@@ -66,3 +67,8 @@ def test_sixteen_bits_from_the_host_cost_nothing(rotate):
     real = found.values * unit[..., None] * (64**0.5 * torch.log(torch.tensor(2.0).double()))
     error = (real - exact).square().mean().sqrt() / exact.square().mean().sqrt()
     assert error < 0.0006
+
+
+@every_shape
+def test_bench(config: EngineConfig, simulator: str) -> None:
+    check_bench("query_conditioner", config, simulator)
