@@ -121,7 +121,7 @@ def digits_for_bits(
     vectors = 2 * layers
     budget = bits * config.head_dim * vectors * tokens / 8
     fixed = vectors * (
-        tokens * scale_bytes(config) + tier * min(MAX_DIGITS, config.max_planes) * plane
+        tokens * scale_bytes(config) + tier * code.tier_digits(config.max_planes) * plane
     )
     spent = int((budget - fixed) // (plane * body)) if body else vectors
     if spent < vectors:
@@ -145,7 +145,7 @@ def digits_for_cycles(
     """
     tier = code.tier_tokens(tokens)
     slices = kv_heads * config.slices
-    fixed = 2 * layers * tier * min(MAX_DIGITS, config.max_planes) * slices
+    fixed = 2 * layers * tier * code.tier_digits(config.max_planes) * slices
     per_digit = max(tokens - tier, 1) * slices
     spent = (cycles - fixed) // per_digit
     if spent < 2 * layers:

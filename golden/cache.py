@@ -3,7 +3,7 @@
 `TernaryCache` is given to `generate()` as ``past_key_values``; its layers hand themselves on to the
 attention function of `golden.attention`, which reads planes instead of keys and values. Storage is
 append-only: a token is quantized when it arrives and, where the code has a window of recent tokens
-in 5 digits, once more when it leaves that window, from its 5 digits.
+in more digits, once more when it leaves that window, from those digits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS, dequantize, quantize
 from golden.scale import join_scale, split_scale
 from golden.unpacker import unpack
-from kvtq_hw.codes import TIER_DIGITS, CacheCode, CodeKind, CodeTable
+from kvtq_hw.codes import CacheCode, CodeKind, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import plane_bytes
@@ -159,10 +159,10 @@ class PlaneStore:
 class TieredStore:
     """The keys, or the values, of a layer in three parts, chronological: sinks, body, window.
 
-    Sinks (the first tokens) and window (the newest) are in 5 digits, the body is in the short code.
-    What leaves the window is requantized from its 5 digits, all that is left of it by then. Without
-    a window tokens are quantized once. Cropping shortens what came last; what has left the window
-    stays in the body.
+    Sinks (the first tokens) and window (the newest) are in the tier's digits, the body is in the
+    short code. What leaves the window is requantized from its digits, all that is left of it by
+    then. Without a window tokens are quantized once. Cropping shortens what came last; what has
+    left the window stays in the body.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ class TieredStore:
         self._feedback = feedback
         self._digits = code.key_digits if which == "key" else code.value_digits
         self._ratio = FEEDBACK_RATIOS[which][self._digits - 1] if feedback else None
-        self._tier_digits = min(TIER_DIGITS, config.max_planes)
+        self._tier_digits = code.tier_digits(config.max_planes)
         shape = batch, kv_heads, device
         self.sinks = PlaneStore(config, "balanced", self._tier_digits, *shape)
         self.body = PlaneStore(config, code.kind, self._digits, *shape)
@@ -397,7 +397,7 @@ class TernaryCacheLayer(CacheLayerMixin):
     def take_recent(self, queries: int) -> Recent | None:
         """The window as the newest `queries` tokens saw it, who appended themselves last.
 
-        A query sees itself and the tokens before it, the newest `window` of them in 5 digits. None
+        A query sees itself and the tokens before it, the newest `window` of them in the tier. None
         where all see what is stored now. It is handed out once, and not kept.
         """
         passing, self._passing = self._passing, None

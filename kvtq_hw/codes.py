@@ -14,7 +14,6 @@ from kvtq_hw.errors import UserError
 __all__ = [
     "MAX_DIGITS",
     "SCALE_CHOICES",
-    "TIER_DIGITS",
     "CacheCode",
     "CodeKind",
     "CodeTable",
@@ -28,11 +27,8 @@ ScaleChoice = Literal["max", "absmean", "lsq"]
 SCALE_CHOICES: tuple[ScaleChoice, ...] = ("max", "absmean", "lsq")
 MAX_DIGITS = 5
 
-#: Digits of sink tokens and of the newest tokens, always of the balanced code.
-TIER_DIGITS = 5
-
 _SPELLING = re.compile(r"(balanced|residual):([1-9][0-9]*)/([1-9][0-9]*)((?:,[a-z0-9=]+)*)")
-_COUNT = re.compile(r"(sinks|window)=(0|[1-9][0-9]{0,5})")
+_COUNT = re.compile(r"(sinks|window|tier)=(0|[1-9][0-9]{0,5})")
 _MAX_COUNT = 1 << 16
 
 
@@ -40,15 +36,17 @@ _MAX_COUNT = 1 << 16
 class CacheCode:
     """A ternary cache code, spelled ``kind:key_digits/value_digits`` and options behind commas.
 
-    For example ``balanced:3/2`` or ``balanced:2/1,sinks=4,window=32,feedback``. A vector of N
+    For example ``balanced:3/2`` or ``balanced:2/1,sinks=4,window=48,tier=4``. A vector of N
     digits is stored as N planes. ``balanced`` puts them under one scale with weights 1, 3, ...
     3**(N-1); ``residual`` gives every plane its own scale.
 
     Attributes
     ----------
     kind, key_digits, value_digits : the code of the body: every token that is in no tier
-    sinks : first tokens of the context that stay in 5 digits
-    window : newest tokens that are in 5 digits; one that leaves is requantized to the body's code
+    sinks : first tokens of the context that stay in the tier's digits
+    window : newest tokens that are in the tier's digits; one that leaves is requantized to the
+        body's code
+    tier : digits of sinks and window, keys and values, always of the balanced code
     feedback : body vectors are rounded with feedback, by the matrices of the calibration
     scale : choice of the body's scale; None is absmean for balanced codes, max for residual ones
 
@@ -64,13 +62,14 @@ class CacheCode:
     value_digits: int
     sinks: int = 0
     window: int = 0
+    tier: int = MAX_DIGITS
     feedback: bool = False
     scale: ScaleChoice | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in ("balanced", "residual"):
             raise ValueError(f"kind: {self.kind!r} is unknown; allowed are balanced, residual")
-        for name in ("key_digits", "value_digits"):
+        for name in ("key_digits", "value_digits", "tier"):
             digits = getattr(self, name)
             if not 1 <= digits <= MAX_DIGITS:
                 raise ValueError(f"{name}: {digits} is not allowed; must be 1..{MAX_DIGITS}")
@@ -118,6 +117,7 @@ class CacheCode:
         parts += [
             f"{name}={getattr(self, name)}" for name in ("sinks", "window") if getattr(self, name)
         ]
+        parts += [f"tier={self.tier}"] * (self.tier != MAX_DIGITS)
         parts += ["feedback"] * self.feedback
         parts += [f"scale={self.scale}"] * (self.scale is not None)
         return ",".join(parts)
@@ -134,12 +134,16 @@ class CacheCode:
 
     @property
     def has_tiers(self) -> bool:
-        """Some tokens are stored in 5 digits."""
+        """Some tokens are stored in the tier's digits."""
         return bool(self.sinks or self.window)
 
     def tier_tokens(self, tokens: int) -> int:
-        """Tokens of a context of `tokens` tokens that are stored in 5 digits."""
+        """Tokens of a context of `tokens` tokens that are in sinks or window."""
         return min(tokens, self.sinks + self.window)
+
+    def tier_digits(self, max_planes: int) -> int:
+        """Digits of sinks and window in an engine that has so many planes a vector at most."""
+        return min(self.tier, max_planes)
 
     def with_digits(self, key_digits: int, value_digits: int) -> CacheCode:
         """The same with other digits in the body."""
@@ -257,5 +261,5 @@ def _option(text: str, option: str) -> tuple[str, Any]:
             return "scale", choice
     raise UserError(
         f"code: {text!r} has the unknown option {option!r}; allowed are sinks=N, window=N, "
-        f"feedback and scale={'|'.join(SCALE_CHOICES)}"
+        f"tier=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from kvtq_hw.codes import TIER_DIGITS, CacheCode
+from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 
 __all__ = [
@@ -59,7 +59,7 @@ def token_bytes(config: EngineConfig, code: CacheCode) -> int:
 def cache_bytes(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """Bytes of a context of `tokens` tokens of one KV head, tiers included."""
     tier = code.tier_tokens(tokens)
-    tier_bytes = 2 * vector_bytes(config, min(TIER_DIGITS, config.max_planes), 1)
+    tier_bytes = 2 * vector_bytes(config, code.tier_digits(config.max_planes), 1)
     return tier * tier_bytes + (tokens - tier) * token_bytes(config, code)
 
 

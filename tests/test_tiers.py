@@ -1,4 +1,4 @@
-"""Tiers: who is in 5 digits, requantization, and chunks that see what single tokens would."""
+"""Tiers: who is in more digits, requantization, and chunks that see what single tokens would."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ CODES = [
     "balanced:1/2,window=5",
     "balanced:1/2,sinks=2,feedback",
     "residual:2/3,sinks=1,window=9",
+    "balanced:2/1,sinks=2,window=7,tier=4,feedback",
 ]
 
 
@@ -63,7 +64,7 @@ def expected_planes(code: CacheCode, x: torch.Tensor, which: str) -> list[Planes
     tokens, result = x.shape[-2], []
     for token in range(tokens):
         vector = x[..., token : token + 1, :]
-        high = quantize(TINY, vector, "balanced", 5, "absmean")
+        high = quantize(TINY, vector, "balanced", code.tier, "absmean")
         if token < code.sinks or token >= tokens - code.window:
             result.append(high)
             continue
@@ -104,7 +105,9 @@ def test_tiers_do_not_depend_on_the_pieces_tokens_come_in(code, pieces):
     assert torch.equal(dequantize(TINY, tail), dequantize(TINY, layer.value_planes())[:, :, 11:])
     assert layer.stored_bytes() == 2 * cache_bytes(TINY, layer.code, 30)
     assert layer.keys.depths().tolist() == [
-        5 if t < layer.code.sinks or t >= 30 - layer.code.window else layer.code.key_digits
+        layer.code.tier
+        if t < layer.code.sinks or t >= 30 - layer.code.window
+        else layer.code.key_digits
         for t in range(30)
     ]
 
@@ -234,8 +237,13 @@ def test_the_window_of_a_pass_is_handed_out_once():
     ("text", "message"),
     [
         ("balanced:3/2,sinks=4,sinks=5", "has option 'sinks' twice; allowed is once"),
-        ("balanced:3/2,tail=4", "has the unknown option 'tail=4'; allowed are sinks=N, window=N, "),
+        (
+            "balanced:3/2,tail=4",
+            "has the unknown option 'tail=4'; allowed are sinks=N, window=N, tier=N",
+        ),
         ("residual:3/2,feedback", "feedback: kind 'residual' has none; must be balanced"),
+        ("balanced:3/2,sinks=4,tier=6", "tier: 6 is not allowed; must be 1..5"),
+        ("balanced:3/2,tier=0,sinks=4", "tier: 0 is not allowed; must be 1..5"),
         ("balanced:3/2,window=999999", "window: 999999 is not allowed; must be 0..65536"),
         ("balanced:3/2,", "is not a cache code; allowed are balanced:K/V and residual:K/V"),
         ("balanced:3/2,scale=min", "has the unknown option 'scale=min'"),
@@ -251,5 +259,9 @@ def test_spelling_is_canonical():
     code = CacheCode.parse("balanced:2/1,feedback,window=32,scale=lsq,sinks=4")
     assert str(code) == "balanced:2/1,sinks=4,window=32,feedback,scale=lsq"
     assert CacheCode.parse(str(code)) == code
+    four = CacheCode.parse("balanced:2/1,tier=4,feedback,window=48")
+    assert str(four) == "balanced:2/1,window=48,tier=4,feedback"
+    assert CacheCode.parse(str(four)) == four
+    assert str(CacheCode.parse("balanced:2/1,tier=5,window=48")) == "balanced:2/1,window=48"
     assert CacheCode.parse("balanced:2/1,sinks=0") == CacheCode("balanced", 2, 1)
     assert (code.scale_choice, CacheCode("residual", 2, 1).scale_choice) == ("lsq", "max")

@@ -26,7 +26,6 @@ from rich.text import Text
 
 from kvtq_hw.codes import (
     SCALE_CHOICES,
-    TIER_DIGITS,
     CacheCode,
     CodeTable,
     ScaleChoice,
@@ -119,7 +118,7 @@ class DecodeReport:
     show_default=True,
     metavar="KIND:K/V|TABLE.toml",
     help="Cache code: balanced or residual, digits of keys and of values, then any of "
-    ",sinks=N ,window=N ,feedback ,scale=CHOICE.",
+    ",sinks=N ,window=N ,tier=N ,feedback ,scale=CHOICE.",
 )
 @click.option(
     "--scale",
@@ -298,13 +297,13 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
 
 def _bound(request: _Request, decoded: Decoded, language_model: LanguageModel) -> int:
     """Bound on the cycles of all decode steps, every layer and KV head."""
-    tier_digits = min(TIER_DIGITS, request.config.max_planes)
     prompt = len(decoded.prompt_tokens)
     first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step as well
     return language_model.kv_heads * sum(
         bound_cycles(request.config, tokens - tier, code.key_digits, code.value_digits)
         + bound_cycles(request.config, tier, tier_digits, tier_digits)
         for code in request.code.for_layers(language_model.layers)
+        for tier_digits in (code.tier_digits(request.config.max_planes),)
         for tokens in range(first, prompt + decoded.steps + 1)
         for tier in (code.tier_tokens(tokens),)
     )
