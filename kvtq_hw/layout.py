@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from kvtq_hw.codes import TIER_DIGITS, CacheCode
+from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import vector_bytes
@@ -188,7 +188,7 @@ class MemoryLayout:
     def _place(self, code: CacheCode, kind: VectorKind) -> VectorLayout:
         """Take room for the regions of one KV head's keys or values."""
         counts = TierCounts.of(code, self.tokens)
-        tier = min(TIER_DIGITS, self.config.max_planes)
+        tier = code.tier_digits(self.config.max_planes)
         body = code.key_digits if kind == "key" else code.value_digits
         return VectorLayout(
             sinks=self._take(counts.sinks, tier, False),
