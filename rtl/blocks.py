@@ -34,6 +34,7 @@ BLOCKS = (
     "packer",
     "unpacker",
     "engine",
+    "control",
 )
 
 

@@ -210,7 +210,7 @@ def test_generate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     arguments = ["generate", "--preset", "tiny", "-o"]
     assert run([*arguments, str(tmp_path / "one")]) == 0
     assert run([*arguments, str(tmp_path / "two")]) == 0
-    names = [f"kvtq_engine.{ending}" for ending in ("v", "json", "vlt")]
+    names = [*(f"kvtq_engine.{ending}" for ending in ("v", "json", "vlt")), "kvtq_registers.h"]
     lines = capsys.readouterr().out.splitlines()
     assert lines == [str(tmp_path / folder / name) for folder in ("one", "two") for name in names]
     for name in names:

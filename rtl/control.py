@@ -1,0 +1,253 @@
+"""Control: registers on AXI4-Lite, the queue of jobs, interrupts."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.wiring import In, Out
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
+from rtl.axi import Axi4Lite, Response
+from rtl.layouts import ABSMEAN_CONSTANT_BITS
+
+__all__ = ["Control", "control_counters_layout", "descriptor_layout", "job_end_layout"]
+
+_QUEUE = 2  # jobs
+_STATUS_BITS = 4
+_FLAGS = tuple(field.name for field in register_map()["job_flags"].fields)
+_REGIONS = ("sinks", "body", "window")
+_DIGITS = ("tier", "key", "value")
+_NUMBERS = ("tokens", "sink_tokens", "body_tokens", "window_tokens", "window_start")
+
+
+def descriptor_layout(config: EngineConfig) -> data.StructLayout:
+    """A job, as its registers describe it: see docs/registers.md.
+
+    Numbers of tokens and slots have the registers' width, so that a number that is too large is
+    seen to be. `key` and `value` hold the byte addresses of a head's regions.
+    """
+    addresses = data.StructLayout(dict.fromkeys(_REGIONS, unsigned(config.address_bits)))
+    constants = data.ArrayLayout(unsigned(ABSMEAN_CONSTANT_BITS), config.max_planes)
+    exponents = data.ArrayLayout(signed(config.query_exponent_bits), config.query_group)
+    return data.StructLayout(
+        {
+            **dict.fromkeys(_FLAGS, 1),
+            **dict.fromkeys(_NUMBERS, 32),
+            **{f"{name}_digits": 3 for name in _DIGITS},
+            "tier_constant": unsigned(ABSMEAN_CONSTANT_BITS),
+            "key_constants": constants,
+            "value_constants": constants,
+            "table": 16,
+            "key": addresses,
+            "value": addresses,
+            "value_exponent": unsigned(config.scale_exponent_bits),
+            "query_exponent": exponents,
+        }
+    )
+
+
+def job_end_layout() -> data.StructLayout:
+    """How a job ended: a `kvtq_hw.registers.JobStatus`."""
+    return data.StructLayout({"status": unsigned(_STATUS_BITS)})
+
+
+def control_counters_layout() -> data.StructLayout:
+    """Every counter that software reads, by its register's name."""
+    names = (r.name for r in register_map().values() if _is_counter(r))
+    return data.StructLayout(dict.fromkeys(names, unsigned(32)))
+
+
+class Control(wiring.Component):
+    """The registers of docs/registers.md.
+
+    A write is taken when its address and its word are there, a cycle a write and a cycle a read,
+    the answer in the next one. What `start` puts into the queue is the descriptor as it stands in
+    that cycle; a job leaves the queue at `jobs`.
+
+    Attributes
+    ----------
+    axi : AXI4-Lite, subordinate
+    jobs : stream Out, `descriptor_layout`
+    done : stream In, `job_end_layout`: one transfer a job, in the jobs' order; always taken
+    counters : In, `control_counters_layout`
+    irq : Out, level
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "axi": In(Axi4Lite(ADDRESS_BITS, 8 * WORD_BYTES)),
+                "jobs": Out(stream.Signature(descriptor_layout(config))),
+                "done": In(stream.Signature(job_end_layout())),
+                "counters": In(control_counters_layout()),
+                "irq": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        axi, registers = self.axi, register_map()
+
+        # --- the bus: a write has both its parts, an answer waits for its taker -------------------
+        writing, reading = Signal(), Signal()
+        m.d.comb += [
+            writing.eq(axi.awvalid & axi.wvalid & (~axi.bvalid | axi.bready)),
+            axi.awready.eq(writing),
+            axi.wready.eq(writing),
+            axi.arready.eq(~axi.rvalid | axi.rready),
+            reading.eq(axi.arvalid & axi.arready),
+        ]
+        word_of = slice((WORD_BYTES - 1).bit_length(), None)
+        write_word, read_word = axi.awaddr[word_of], axi.araddr[word_of]
+        strobed = Cat(bit.replicate(8) for bit in axi.wstrb)
+
+        # --- fields: what software reads, and what it wrote ---------------------------------------
+        events, clears = {}, {}
+        values: dict[tuple[str, str], list[Value]] = {}
+        for register in registers.values():
+            for field in register.fields:
+                bits = slice(field.low, field.low + field.width)
+                entry = values[register.name, field.name] = []
+                for index in range(register.count):
+                    signal = Signal(
+                        field.width, name=f"{register.name}_{index}_{field.name}", init=field.reset
+                    )
+                    address = register.address // WORD_BYTES + index
+                    mask = strobed[bits] & (writing & (write_word == address)).replicate(
+                        field.width
+                    )
+                    written = axi.wdata[bits] & mask
+                    entry.append(signal)
+                    if field.kind is Kind.STORED:
+                        m.d.sync += signal.eq(signal & ~mask | written)
+                    elif field.kind is Kind.PULSE:
+                        m.d.comb += signal.eq(written)
+                    elif field.kind is Kind.EVENT:
+                        events[field.name] = happens = Signal(name=f"{field.name}_happens")
+                        clears[field.name] = written
+                        m.d.sync += signal.eq(signal & ~written | happens)
+
+        # --- jobs ---------------------------------------------------------------------------------
+        layout = descriptor_layout(self._config)
+        m.submodules.queue = queue = SyncFIFO(width=layout.size, depth=_QUEUE)
+        descriptor = Signal(layout)
+        self._describe(m, values, descriptor)
+        start, ended = values["control", "start"][0], self.done.valid
+        free = _QUEUE - queue.level
+        m.d.comb += [
+            queue.w_data.eq(descriptor),
+            queue.w_en.eq(start & queue.w_rdy),
+            self.jobs.valid.eq(queue.r_rdy),
+            self.jobs.payload.eq(queue.r_data),
+            queue.r_en.eq(self.jobs.ready),
+            self.done.ready.eq(1),
+        ]
+        pending, completed = Signal(4), Signal(32)
+        last_status = Signal(_STATUS_BITS)
+        first_error = Signal(data.StructLayout({"status": _STATUS_BITS, "job": 24}))
+        status = self.done.payload.status
+        m.d.sync += pending.eq(pending + queue.w_en - ended)
+        with m.If(ended):
+            m.d.sync += [completed.eq(completed + 1), last_status.eq(status)]
+        failed = ended & (status != 0)
+        with m.If(failed & (~values["interrupt", "error"][0] | clears["error"])):
+            m.d.sync += [first_error.status.eq(status), first_error.job.eq(completed)]
+        enabled = [
+            values["interrupt", name][0] & values["interrupt_enable", name][0] for name in events
+        ]
+        m.d.comb += [
+            events["done"].eq(ended),
+            events["error"].eq(failed),
+            events["overrun"].eq(start & ~queue.w_rdy),
+            self.irq.eq(Cat(enabled).any()),
+        ]
+
+        # --- what the hardware says ---------------------------------------------------------------
+        config = self._config
+        inputs: dict[tuple[str, str], Value | int] = {
+            ("shape", "head_dim"): config.head_dim,
+            ("shape", "query_group"): config.query_group,
+            ("shape", "max_planes"): config.max_planes,
+            ("max_context", "tokens"): config.max_context,
+            ("status", "free"): free,
+            ("status", "pending"): pending,
+            ("completed", "jobs"): completed,
+            ("last_status", "status"): last_status,
+            ("first_error", "status"): first_error.status,
+            ("first_error", "job"): first_error.job,
+        }
+        for name in control_counters_layout().members:
+            inputs[name, "count"] = self.counters[name]
+        for register in registers.values():
+            for field in register.fields:
+                if field.kind is Kind.INPUT:
+                    (signal,) = values[register.name, field.name]
+                    m.d.comb += signal.eq(inputs[register.name, field.name])
+
+        # --- answers ------------------------------------------------------------------------------
+        read = Signal(8 * WORD_BYTES)
+        read_known, write_known = Signal(), Signal()
+        with m.Switch(read_word):
+            for register in registers.values():
+                for index in range(register.count):
+                    with m.Case(register.address // WORD_BYTES + index):
+                        m.d.comb += read_known.eq(1)
+                        for field in register.fields:
+                            if field.kind is not Kind.PULSE:
+                                bits = slice(field.low, field.low + field.width)
+                                value = values[register.name, field.name][index]
+                                m.d.comb += read[bits].eq(value)
+        words = [r.address // WORD_BYTES + i for r in registers.values() for i in range(r.count)]
+        with m.Switch(write_word):
+            with m.Case(*words):
+                m.d.comb += write_known.eq(1)
+        with m.If(writing):
+            m.d.sync += axi.bresp.eq(Mux(write_known, Response.OKAY, Response.SLVERR))
+        with m.If(reading):
+            m.d.sync += [
+                axi.rdata.eq(read),
+                axi.rresp.eq(Mux(read_known, Response.OKAY, Response.SLVERR)),
+            ]
+        m.d.sync += [
+            axi.bvalid.eq(writing | (axi.bvalid & ~axi.bready)),
+            axi.rvalid.eq(reading | (axi.rvalid & ~axi.rready)),
+        ]
+        return m
+
+    def _describe(
+        self, m: Module, values: dict[tuple[str, str], list[Value]], descriptor: data.View
+    ) -> None:
+        """The descriptor, from the registers' fields."""
+        (exponent,) = values["value_exponent", "floor"]
+        m.d.comb += [
+            *(descriptor[name].eq(values["job_flags", name][0]) for name in _FLAGS),
+            *(descriptor[f"{name}_digits"].eq(values["digits", name][0]) for name in _DIGITS),
+            descriptor.tier_constant.eq(values["tier_constant", "constant"][0]),
+            descriptor.table.eq(values["table", "index"][0]),
+            descriptor.value_exponent.eq(exponent),
+        ]
+        for name in _NUMBERS:
+            m.d.comb += descriptor[name].eq(values[name, _only_field(name)][0])
+        for g, target in enumerate(descriptor.query_exponent):
+            m.d.comb += target.eq(values["query_exponent", "exponent"][g])
+        for tensor in ("key", "value"):
+            constants = values[f"{tensor}_constant", "constant"]
+            for target, source in zip(descriptor[f"{tensor}_constants"], constants, strict=False):
+                m.d.comb += target.eq(source)
+            for region in _REGIONS:
+                address = Cat(values[f"{tensor}_{region}", "address"])
+                m.d.comb += descriptor[tensor][region].eq(address)
+
+
+def _only_field(name: str) -> str:
+    (field,) = register_map()[name].fields
+    return field.name
+
+
+def _is_counter(register: Register) -> bool:
+    return [field.name for field in register.fields] == ["count"] and (
+        register.fields[0].kind is Kind.INPUT
+    )

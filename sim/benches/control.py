@@ -1,0 +1,249 @@
+"""Bench of the registers, with the AXI4-Lite manager of cocotbext-axi."""
+
+from __future__ import annotations
+
+from itertools import repeat
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.handle import HierarchyObject
+from cocotb.triggers import ClockCycles, RisingEdge
+from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
+
+from kvtq_hw.registers import WORD_BYTES, JobStatus, Kind, Register, register_map
+from rtl.control import control_counters_layout, descriptor_layout
+from sim.bench import STALL_MIXES, Bench
+from sim.driver import Driver
+from sim.streams import layout_of, stall_pattern
+
+REGISTERS = register_map()
+
+
+async def start(dut: HierarchyObject, mix: str = "none") -> tuple[Bench, AxiLiteMaster]:
+    """Start a test with a manager that pauses each of its channels."""
+    master = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "axi"), dut.clk, dut.rst)
+    bench = await Bench.start(dut, "control")
+    write, read = master.write_if, master.read_if
+    for channel in (
+        write.aw_channel,
+        write.w_channel,
+        write.b_channel,
+        read.ar_channel,
+        read.r_channel,
+    ):
+        goes = stall_pattern(bench.stalls(mix), bench.rng.spawn(1)[0])
+        channel.set_pause_generator(not go for go in goes)
+    return bench, master
+
+
+async def read(master: AxiLiteMaster, name: str, index: int = 0) -> dict[str, int]:
+    """The fields of a register."""
+    word = await master.read_dword(REGISTERS[name].address + WORD_BYTES * index)
+    return REGISTERS[name].unpack(word)
+
+
+async def write(master: AxiLiteMaster, name: str, **fields: int) -> None:
+    """Write fields of a register, zero into the others."""
+    await master.write_dword(REGISTERS[name].address, REGISTERS[name].pack(**fields))
+
+
+def random_job(bench: Bench, shape: Any = None) -> Any:
+    """Any bits in every field of a descriptor, by name."""
+    layout = layout_of(shape or descriptor_layout(bench.config))
+    assert layout is not None
+    fields = {}
+    for name, field in layout:
+        if layout_of(field.shape) is not None:
+            fields[name] = random_job(bench, field.shape)
+        else:
+            bits = int.from_bytes(bench.rng.bytes(8), "little") & ((1 << field.width) - 1)
+            signed = getattr(field.shape, "signed", False)
+            fields[name] = bits - (bits >> (field.width - 1) << field.width) if signed else bits
+    return fields if isinstance(next(iter(fields)), str) else [fields[i] for i in sorted(fields)]
+
+
+def stored_mask(register: Register) -> int:
+    """The bits of a register that software writes and reads back."""
+    return sum(field.mask for field in register.fields if field.kind is Kind.STORED)
+
+
+@cocotb.test()
+async def identity_and_resets(dut: HierarchyObject) -> None:
+    """What a driver looks at first, and zero in everything that has not been written."""
+    bench, master = await start(dut)
+    config = bench.config
+    bench.check((await master.read(0, 4)).data, b"KVTQ", "identity")
+    shape = {
+        "head_dim": config.head_dim,
+        "query_group": config.query_group,
+        "max_planes": config.max_planes,
+    }
+    bench.check(await read(master, "shape"), shape, "shape")
+    bench.check(await read(master, "max_context"), {"tokens": config.max_context}, "max_context")
+    bench.check(await read(master, "version"), {"major": 1, "minor": 0}, "version")
+    bench.check(await read(master, "status"), {"free": 2, "pending": 0}, "status")
+    for register in list(REGISTERS.values())[6:]:
+        for index in range(register.count):
+            found = await read(master, register.name, index)
+            bench.check(set(found.values()), {0}, f"{register.name}[{index}]")
+    bench.check(int(dut.irq.value), 0, "irq")
+
+
+@cocotb.test()
+@cocotb.parametrize(mix=STALL_MIXES)
+async def stored_fields(dut: HierarchyObject, mix: str) -> None:
+    """Writes of one byte to several words, anywhere; all of the map is read back each time.
+
+    Fields that software cannot write keep what they say.
+    """
+    bench, master = await start(dut, mix)
+    end = max(r.address + WORD_BYTES * r.count for r in REGISTERS.values())
+    writable = np.zeros(end, dtype=np.uint8)
+    for register in REGISTERS.values():
+        for index in range(register.count):
+            mask = stored_mask(register).to_bytes(WORD_BYTES, "little")
+            at = register.address + WORD_BYTES * index
+            writable[at : at + WORD_BYTES] = list(mask)
+    memory = np.frombuffer((await master.read(0, end)).data, dtype=np.uint8).copy()
+    control = REGISTERS["control"].address
+    for _ in range(12):
+        at = int(bench.rng.integers(end - 1))
+        data = np.frombuffer(bench.rng.bytes(int(bench.rng.integers(1, 40))), dtype=np.uint8)
+        data = data[: end - at]
+        if at <= control < at + len(data):
+            continue  # would start a job
+        part = slice(at, at + len(data))
+        await master.write(at, data.tobytes())
+        memory[part] = memory[part] & ~writable[part] | data & writable[part]
+        found = np.frombuffer((await master.read(0, end)).data, dtype=np.uint8)
+        bench.check(found.tolist(), memory.tolist(), f"map after {len(data)} bytes at {at:#x}")
+
+
+@cocotb.test()
+@cocotb.parametrize(mix=STALL_MIXES, sink=STALL_MIXES)
+async def jobs(dut: HierarchyObject, mix: str, sink: str) -> None:
+    """Descriptors through the queue: all fields, in order, and none twice."""
+    bench, master = await start(dut, mix)
+    driver = Driver(bench.config)
+    descriptions = [random_job(bench) for _ in range(5)]
+    descriptions.insert(3, descriptions[2])  # needs but one write
+    bench.expect("jobs", descriptions, sink)
+    for number, job in enumerate(descriptions):
+        while not (await read(master, "status"))["free"]:
+            pass
+        writes = driver.start(job)
+        bench.check(len(writes) == 1, number == 3, f"job {number} is started by one write")
+        for address, word in writes:
+            await master.write_dword(address, word)
+    await bench.finish()
+    bench.check(await read(master, "status"), {"free": 2, "pending": 6}, "status")
+
+
+@cocotb.test()
+async def a_job_too_many(dut: HierarchyObject) -> None:
+    """Two jobs wait; the third is lost and said to be, and the two come out as they were."""
+    bench, master = await start(dut)
+    driver = Driver(bench.config)
+    descriptions = [random_job(bench) for _ in range(3)]
+    for number, job in enumerate(descriptions):
+        for address, word in driver.start(job):
+            await master.write_dword(address, word)
+        overrun = (await read(master, "interrupt"))["overrun"]
+        bench.check(overrun, number // 2, f"overrun after {number + 1} jobs")
+        status = {"free": max(1 - number, 0), "pending": min(number + 1, 2)}
+        bench.check(await read(master, "status"), status, "status")
+    bench.expect("jobs", descriptions[:2])
+    await bench.finish()
+
+
+@cocotb.test()
+async def ends_of_jobs(dut: HierarchyObject) -> None:
+    """Status, number, first error and events; the interrupt line by what is enabled."""
+    bench, master = await start(dut)
+    await write(master, "interrupt_enable", error=1)
+    statuses = [JobStatus.OK, JobStatus.READ_ERROR, JobStatus.OK, JobStatus.BAD_CODE]
+    first = {"status": 0, "job": 0}
+    for number, status in enumerate(statuses):
+        dut.done__payload.value = int(status)
+        dut.done__valid.value = 1
+        await RisingEdge(dut.clk)
+        dut.done__valid.value = 0
+        if number == 1:
+            first = {"status": int(status), "job": 1}
+        bench.check(await read(master, "completed"), {"jobs": number + 1}, "completed")
+        bench.check(await read(master, "last_status"), {"status": int(status)}, "last status")
+        bench.check(await read(master, "first_error"), first, "first error")
+        events = {"done": 1, "error": int(number > 0), "overrun": 0}
+        bench.check(await read(master, "interrupt"), events, "interrupt")
+        bench.check(int(dut.irq.value), int(number > 0), "irq")
+    await write(master, "interrupt", error=1)
+    bench.check(await read(master, "interrupt"), {"done": 1, "error": 0, "overrun": 0}, "cleared")
+    bench.check(int(dut.irq.value), 0, "irq")
+    await write(master, "interrupt_enable", done=1)
+    await ClockCycles(dut.clk, 2)
+    bench.check(int(dut.irq.value), 1, "irq for done")
+
+
+@cocotb.test()
+async def an_event_outlives_its_clearing(dut: HierarchyObject) -> None:
+    """Jobs end in every cycle: the bit that software clears is set again at once."""
+    bench, master = await start(dut)
+    dut.done__payload.value = int(JobStatus.WRITE_ERROR)
+    dut.done__valid.value = 1
+    await ClockCycles(dut.clk, 3)
+    before = (await read(master, "first_error"))["job"]
+    await write(master, "interrupt", done=1, error=1)
+    bench.check(await read(master, "interrupt"), {"done": 1, "error": 1, "overrun": 0}, "events")
+    after = (await read(master, "first_error"))["job"]
+    bench.check(before == 0 and after > 0, True, f"first error moves on, from {before} to {after}")
+
+
+@cocotb.test()
+async def counters(dut: HierarchyObject) -> None:
+    """Each counter is read at its own address."""
+    bench, master = await start(dut)
+    layout = control_counters_layout()
+    for _ in range(3):
+        values = {name: int(bench.rng.integers(1 << 32)) for name, _ in layout}
+        bench.set("counters", values)
+        for name, value in values.items():
+            bench.check(await read(master, name), {"count": value}, name)
+
+
+@cocotb.test()
+async def answers(dut: HierarchyObject) -> None:
+    """SLVERR outside the map; a word without its bytes starts nothing."""
+    bench, master = await start(dut)
+    known = {r.address + WORD_BYTES * i for r in REGISTERS.values() for i in range(r.count)}
+    for address in range(0, 1 << 10, WORD_BYTES):
+        expected = AxiResp.OKAY if address in known else AxiResp.SLVERR
+        bench.check((await master.read(address, 4)).resp, expected, f"read of {address:#x}")
+        if address != REGISTERS["control"].address:
+            answer = await master.write(address, bytes(4))
+            bench.check(answer.resp, expected, f"write of {address:#x}")
+    await master.write(REGISTERS["control"].address + 1, b"\xff\xff\xff")
+    bench.check(await read(master, "status"), {"free": 2, "pending": 0}, "status")
+
+
+@cocotb.test()
+async def a_write_and_a_read_a_cycle(dut: HierarchyObject) -> None:
+    """Address and word are taken in every cycle, and answered in the next."""
+    bench = await Bench.start(dut, "control")
+    register = REGISTERS["query_exponent"]
+    await RisingEdge(dut.clk)
+    for name in ("awvalid", "wvalid", "bready", "arvalid", "rready"):
+        dut[f"axi_{name}"].value = 1
+    dut.axi_wstrb.value = 15
+    found = []
+    for cycle, index in enumerate((*range(register.count), *repeat(0, 2))):
+        dut.axi_awaddr.value = dut.axi_araddr.value = register.address + WORD_BYTES * index
+        dut.axi_wdata.value = index + 1
+        await RisingEdge(dut.clk)
+        found.append(int(dut.axi_rdata.value))
+        handshakes = (int(dut[f"axi_{name}"].value) for name in ("awready", "wready", "arready"))
+        bench.check(list(handshakes), [1, 1, 1], f"taken in cycle {cycle}")
+        answers = [int(dut.axi_bvalid.value), int(dut.axi_rvalid.value)]
+        bench.check(answers, [int(cycle > 0)] * 2, f"answers in cycle {cycle}")
+    # a read in the cycle of a write still finds what was there before
+    bench.check(found, [0] * (register.count + 1) + [1], "words read, a cycle later")

@@ -1,0 +1,89 @@
+"""What host software does with the accelerator's registers: jobs as register writes.
+
+Addresses and fields come from the register map; who carries the words to the bus (cocotbext-axi, or
+the verilated accelerator) is another matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.registers import WORD_BYTES, register_map
+
+__all__ = ["Driver", "descriptor_words"]
+
+Write = tuple[int, int]
+
+
+def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, int]:
+    """The words of a job's descriptor by address.
+
+    Parameters
+    ----------
+    job : values by the names of `rtl.control.descriptor_layout`; what is left out is zero
+
+    Raises
+    ------
+    ValueError
+        For a name that the layout does not have, or a value that does not fit its register.
+    """
+    fields, words = dict(job), {}
+    registers = register_map()
+
+    def write(name: str, place: int = 0, /, **values: int) -> None:
+        register = registers[name]
+        words[register.address + WORD_BYTES * place] = register.pack(**values)
+
+    flags = [field.name for field in registers["job_flags"].fields]
+    write("job_flags", **{name: int(fields.pop(name, 0)) for name in flags})
+    tiers = ("tier", "key", "value")
+    write("digits", **{name: fields.pop(f"{name}_digits", 0) for name in tiers})
+    write("table", index=fields.pop("table", 0))
+    write("value_exponent", floor=fields.pop("value_exponent", 0))
+    for name in ("tokens", "sink_tokens", "body_tokens", "window_tokens"):
+        write(name, count=fields.pop(name, 0))
+    write("window_start", slot=fields.pop("window_start", 0))
+    write("tier_constant", constant=fields.pop("tier_constant", 0))
+    exponents = fields.pop("query_exponent", [0] * config.query_group)
+    for g in range(config.query_group):
+        write("query_exponent", g, exponent=exponents[g])
+    for tensor in ("key", "value"):
+        constants = fields.pop(f"{tensor}_constants", [])
+        for run in range(config.max_planes):
+            value = constants[run] if run < len(constants) else 0
+            write(f"{tensor}_constant", run, constant=value)
+        regions = dict(fields.pop(tensor, {}))
+        for region in ("sinks", "body", "window"):
+            address = regions.pop(region, 0)
+            for half in range(2):
+                write(f"{tensor}_{region}", half, address=address >> 32 * half & 0xFFFFFFFF)
+        fields |= {f"{tensor}.{name}": value for name, value in regions.items()}
+    if fields:
+        raise ValueError(f"job: {sorted(fields)} are unknown")
+    return words
+
+
+class Driver:
+    """Starts jobs on one accelerator by as few writes as its registers need.
+
+    A descriptor stays in the registers when its job has gone into the queue, so the next job writes
+    only the words that differ.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self._written: dict[int, int] = {}
+
+    def start(self, job: Mapping[str, Any]) -> list[Write]:
+        """Addresses and words that describe a job and put it into the queue, in their order."""
+        words = descriptor_words(self._config, job)
+        changed = [(at, word) for at, word in words.items() if self._written.get(at, 0) != word]
+        self._written |= words
+        control = register_map()["control"]
+        return [*changed, (control.address, control.pack(start=1))]
+
+    def forget(self) -> None:
+        """The accelerator has been reset: its registers are zero."""
+        self._written.clear()
