@@ -15,7 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-__all__ = ["hadamard", "hadamard_signs", "inverse_hadamard"]
+__all__ = ["hadamard", "hadamard_signs", "inverse_hadamard", "transposed_hadamard"]
 
 
 @cache
@@ -36,6 +36,11 @@ def hadamard(x: Tensor) -> Tensor:
     if x.dtype == torch.int64:  # exact in float64 as long as sums stay below 2**53: one product
         return (x.double() @ _matrix(x.shape[-1]).to(x.device)).long()
     return _walsh(x * hadamard_signs(x.shape[-1]).to(x))
+
+
+def transposed_hadamard(y: Tensor) -> Tensor:
+    """``s * (H y)``, int64 [..., D]: n times what `inverse_hadamard` gives, and so exact."""
+    return (y.double() @ _matrix(y.shape[-1]).T.to(y.device)).long()
 
 
 def inverse_hadamard(y: Tensor) -> Tensor:
