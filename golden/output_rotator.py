@@ -1,6 +1,6 @@
 """Golden output rotator: attention outputs, rotated back as the values were rotated.
 
-``s * (H out)`` on blocks of n elements undoes the rotation up to the factor n, a power of two, which
+``s * (H out)`` on blocks of n elements undoes the rotation up to the factor n, a power of two that
 goes into the exponent: sums and differences of integers, nothing is rounded.
 """
 

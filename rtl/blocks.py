@@ -30,6 +30,7 @@ BLOCKS = (
     "sequencer",
     "hadamard",
     "query_conditioner",
+    "output_rotator",
     "quantizer",
     "packer",
     "unpacker",

@@ -21,6 +21,7 @@ __all__ = [
     "key_slice_layout",
     "key_sums_layout",
     "output_layout",
+    "output_task_layout",
     "packed_plane_layout",
     "plane_layout",
     "plane_slice_layout",
@@ -28,6 +29,7 @@ __all__ = [
     "query_exponents_layout",
     "query_layout",
     "query_task_layout",
+    "rotated_output_layout",
     "score_layout",
     "select_add_layout",
     "sum_layout",
@@ -266,6 +268,20 @@ def output_layout(config: EngineConfig) -> data.StructLayout:
     """One element of every head's output; `last` on element D - 1."""
     values = data.ArrayLayout(signed(config.output_bits), config.query_group)
     return data.StructLayout({"values": values, "last": 1})
+
+
+def output_task_layout(config: EngineConfig) -> data.StructLayout:
+    """How a job's outputs are rotated back: whether they are, and the job's value exponent."""
+    return data.StructLayout({"rotate": 1, "value_exponent": unsigned(config.scale_exponent_bits)})
+
+
+def rotated_output_layout(config: EngineConfig) -> data.StructLayout:
+    """One element of every head's output as the host gets it; `last` on element D - 1.
+
+    True output = value * 2**exponent, in the unit of the value vectors.
+    """
+    values = data.ArrayLayout(signed(32), config.query_group)
+    return data.StructLayout({"values": values, "exponent": signed(8), "last": 1})
 
 
 def counters_layout() -> data.StructLayout:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from bench_matrix import SHAPES
+from bench_matrix import SHAPES, check_bench, every_shape
 
 from golden.conditioning import Conditioning
 from golden.hadamard import hadamard
@@ -47,3 +47,8 @@ def test_the_stream_is_wide_enough(head_dim):
     largest = torch.full((head_dim,), -1 << (config.output_bits - 1))  # all add up in one element
     values, _ = output_rotator(config, largest, torch.tensor(0), True)
     assert values.abs().max() == (1 << (config.output_bits - 1)) * head_dim < 1 << 31
+
+
+@every_shape
+def test_bench(config: EngineConfig, simulator: str) -> None:
+    check_bench("output_rotator", config, simulator)
