@@ -18,8 +18,8 @@ from torch import Tensor
 
 from golden import float_reference
 from golden.cache import TernaryCacheLayer
+from golden.dequantizer import dequantize
 from golden.engine import Attention, Recent, attend
-from golden.quantizer import dequantize
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
 

@@ -17,11 +17,12 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from golden.conditioning import Conditioning
+from golden.dequantizer import dequantize
 from golden.engine import Recent
 from golden.feedback import Feedback
 from golden.packer import pack
 from golden.planes import Planes
-from golden.quantizer import FEEDBACK_RATIOS, dequantize, quantize
+from golden.quantizer import FEEDBACK_RATIOS, quantize
 from golden.scale import join_scale, split_scale
 from golden.unpacker import unpack
 from kvtq_hw.codes import CacheCode, CodeKind, CodeTable

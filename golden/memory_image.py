@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 
 from golden.cache import TieredStore
-from golden.packer import pack
 from golden.planes import Planes
+from golden.record_packer import pack_record
 from golden.record_unpacker import unpack_records
-from golden.scale import join_scale
-from kvtq_hw.config import EngineConfig
 from kvtq_hw.layout import MemoryLayout, Region, TierCounts, VectorKind
-from kvtq_hw.packing import scale_bytes
 
 __all__ = ["MemoryImage"]
 
@@ -72,7 +69,8 @@ class MemoryImage:
                 f"{planes.tokens} vectors; {tier} of {tokens} tokens must be {len(slots)}"
             )
         if len(slots):
-            self._records(region)[slots] = _pack_records(self.layout.config, planes, kind)
+            data = pack_record(self.layout.config, planes, unit_first=kind == "value")
+            self._records(region)[slots] = data
 
     def read(self, layer: int, head: int, kind: VectorKind, tokens: int) -> Planes:
         """All vectors of one KV head while `tokens` tokens are stored, chronological.
@@ -105,16 +103,3 @@ class MemoryImage:
         count = getattr(counts, tier)
         places = [vectors.place(token, tokens)[1] for token in range(first, first + count)]
         return vectors.regions[tier], torch.tensor(places, dtype=torch.long)
-
-
-def _pack_records(config: EngineConfig, planes: Planes, kind: VectorKind) -> Tensor:
-    """Pack vectors with the same runs, trits [n, P, D], into records uint8 [n, record bytes]."""
-    data = pack(config.packing, planes.trits)
-    words = join_scale(config, planes.fraction, planes.exponent)
-    scales = (words[..., None] >> 8 * torch.arange(scale_bytes(config)) & 255).to(torch.uint8)
-    starts = planes.unit[0].nonzero().flatten().tolist()
-    parts = []
-    for start, stop in zip(starts, [*starts[1:], planes.trits.shape[-2]], strict=True):
-        run = data[:, start:stop]
-        parts += [scales[:, start], (run.flip(1) if kind == "key" else run).flatten(1)]
-    return torch.cat(parts, -1)

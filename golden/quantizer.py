@@ -36,7 +36,6 @@ __all__ = [
     "RESIDUAL_RATIOS",
     "absmean_constant",
     "balanced_digits",
-    "dequantize",
     "quantize",
 ]
 
@@ -158,15 +157,6 @@ def balanced_digits(code: Tensor, digits: int) -> Tensor:
     return torch.stack(planes, -2).to(torch.int8)
 
 
-def dequantize(config: EngineConfig, planes: Planes) -> Tensor:
-    """The integer vectors that planes stand for, int64 [..., T, D]."""
-    scale = decode_scale(config, planes.fraction, planes.exponent)
-    run = planes.run_index()
-    first = torch.zeros_like(scale).scatter_add_(-1, run, torch.where(planes.unit, scale, 0))
-    weight = first.gather(-1, run) * planes.run_weight()
-    return (weight[..., None] * planes.trits).sum(-2)
-
-
 def _choose_scale(
     config: EngineConfig,
     x: Tensor,
@@ -227,8 +217,8 @@ def _round_with_feedback(
 ) -> Tensor:
     """Digits of x [..., heads, T, D] under steps [..., heads, T]: int8 [..., heads, T, N, D].
 
-    Element after element: rounded is ``sat(x_k + sum_{j<k} factors_jk * err_j)``, and the error
-    that it hands on is ``err_k = rshift_round(sat(x_k - s * code_k), shift_k)``.
+    Element after element: rounded is ``sat(x_k + a_k)``, and the error that it hands on is
+    ``err_k = rshift_round(sat(x_k - s * code_k), shift_k)``, ``a_j = sat(a_j + factors_kj err_k)``.
     """
     elements = x.movedim(-1, 0).contiguous()
     weights = 3 ** torch.arange(digits, device=x.device)
@@ -241,7 +231,9 @@ def _round_with_feedback(
         digit = _compare_and_subtract(rounded[..., None], step, digits)[..., 0]  # [..., T, N]
         planes.append(digit)
         error = saturate(element - step * (digit * weights).sum(-1), config.conditioned_bits)
-        sums[..., k + 1 :, :] += rshift_round(error, shift[k])[..., None, :] * rows[k][:, k + 1 :]
+        later = sums[..., k + 1 :, :]
+        later += rshift_round(error, shift[k])[..., None, :] * rows[k][:, k + 1 :]
+        later.copy_(saturate(later, config.conditioned_bits + 1))
     return torch.stack(planes, -1)
 
 

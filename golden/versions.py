@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from golden.backends import AttentionJob
+from golden.dequantizer import dequantize
 from golden.packed_attention import attend_one
-from golden.quantizer import dequantize
 
 __all__ = ["SinglePrecisionBackend", "Versions", "attend"]
 

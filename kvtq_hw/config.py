@@ -193,6 +193,28 @@ class EngineConfig(BaseModel):
         return signed_bits(self.conditioned_max)
 
     @property
+    def requantized_bits(self) -> int:
+        """Signed width of an element that may have been quantized before.
+
+        Rounding an element x to codes of a scale s takes it to less than twice its magnitude: a
+        digit of weight w is not zero only if ``2 |x| > w``, and what is left is at most w / 2.
+        """
+        return signed_bits(2 * self.conditioned_max)
+
+    @property
+    def feedback_lanes(self) -> int:
+        """Elements whose feedback sums are updated in one cycle: four words of them a vector."""
+        return self.head_dim // 4
+
+    @property
+    def feedback_words(self) -> int:
+        """Words of `feedback_lanes` factors of a feedback matrix.
+
+        Row k is stored from the word of element k + 1 on; row D - 1 is empty.
+        """
+        return sum(4 - k // self.feedback_lanes for k in range(1, self.head_dim))
+
+    @property
     def score_max(self) -> int:
         """Largest score; the smallest is -score_max - 1."""
         return (1 << (self.score_bits - 1)) - 1

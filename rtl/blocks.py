@@ -18,7 +18,8 @@ from rtl.verilog import config_header, emit
 
 __all__ = ["BLOCKS", "check_block", "create_block", "emit_block", "module_name"]
 
-#: All blocks. The engine composes those up to the sequencer; the write side's stand alone so far.
+#: All blocks. The engine composes those up to the sequencer, the append path those of the write
+#: side.
 BLOCKS = (
     "query_buffer",
     "select_add",
@@ -32,7 +33,11 @@ BLOCKS = (
     "query_conditioner",
     "output_rotator",
     "quantizer",
+    "dequantizer",
     "packer",
+    "record_packer",
+    "tables",
+    "append_path",
     "unpacker",
     "engine",
     "control",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Mux, Value, ValueLike
 from amaranth.lib import data
 
-__all__ = ["rshift_round", "saturate", "select", "triple"]
+__all__ = ["add_selected", "rshift_round", "saturate", "select", "triple"]
 
 
 def rshift_round(value: Value, amount: Value) -> Value:
@@ -35,6 +35,16 @@ def select(trit: data.View, value: Value) -> Value:
     bits = value.as_unsigned() if value.shape().signed else Cat(value, 0)
     flipped = bits ^ trit.negative.replicate(len(bits))
     return (flipped & trit.nonzero.replicate(len(bits))).as_signed()
+
+
+def add_selected(total: Value, trit: data.View, value: Value) -> Value:
+    """total + trit * value in the width of `total`, by one adder.
+
+    The low bit carries the one of a negation in.
+    """
+    carry = trit.nonzero & trit.negative
+    result = Cat(1, total).as_signed() + Cat(carry, select(trit, value)).as_signed()
+    return result[1 : len(total) + 1].as_signed()
 
 
 def triple(value: ValueLike) -> Value:

@@ -1,25 +1,35 @@
 """Payload layouts of the streams between blocks, all derived from the configuration."""
 
 from amaranth.hdl import signed, unsigned
-from amaranth.lib import data, enum
+from amaranth.lib import data, enum, wiring
+from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
 from kvtq_hw.packing import plane_bytes
 
 __all__ = [
     "ABSMEAN_CONSTANT_BITS",
+    "FACTOR_BITS",
+    "SHIFT_BITS",
     "Operation",
     "Trit",
     "accumulate_layout",
     "accumulator_layout",
+    "append_task_layout",
+    "byte_layout",
+    "centres_signature",
+    "coded_element_layout",
     "coded_plane_layout",
     "conditioned_layout",
     "counters_layout",
     "element_layout",
+    "exponent_layout",
+    "factors_signature",
     "host_query_layout",
     "job_layout",
     "key_slice_layout",
     "key_sums_layout",
+    "load_layout",
     "output_layout",
     "output_task_layout",
     "packed_plane_layout",
@@ -29,14 +39,20 @@ __all__ = [
     "query_exponents_layout",
     "query_layout",
     "query_task_layout",
+    "requantized_layout",
     "rotated_output_layout",
     "score_layout",
     "select_add_layout",
     "sum_layout",
     "value_slice_layout",
     "vector_code_layout",
+    "vector_layout",
     "weight_layout",
 ]
+
+#: Signed width of an element of a feedback matrix, -4..4, and unsigned width of a row's shift.
+FACTOR_BITS = 4
+SHIFT_BITS = 3
 
 #: Width of the constant that an absmean scale is the sum of magnitudes times.
 ABSMEAN_CONSTANT_BITS = 12
@@ -101,8 +117,13 @@ def element_layout() -> data.StructLayout:
 
 
 def conditioned_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of a vector as it is quantized."""
+    """One element of a centred and rotated vector."""
     return data.StructLayout({"value": signed(config.conditioned_bits)})
+
+
+def requantized_layout(config: EngineConfig) -> data.StructLayout:
+    """One element of a vector that may have been quantized before."""
+    return data.StructLayout({"value": signed(config.requantized_bits)})
 
 
 def vector_code_layout(config: EngineConfig) -> data.StructLayout:
@@ -112,6 +133,9 @@ def vector_code_layout(config: EngineConfig) -> data.StructLayout:
     residual : a run for each plane, instead of one run
     absmean : scales from the mean magnitude; from the largest one otherwise (residual codes only)
     constants : absmean constant of each run
+    feedback : rounding with feedback (balanced codes only)
+    table : number of the head, whose feedback matrix it is
+    unit_first : order of a run's planes in the record, as values have it; keys have it reversed
     """
     return data.StructLayout(
         {
@@ -119,6 +143,87 @@ def vector_code_layout(config: EngineConfig) -> data.StructLayout:
             "residual": 1,
             "absmean": 1,
             "constants": data.ArrayLayout(unsigned(ABSMEAN_CONSTANT_BITS), config.max_planes),
+            "feedback": 1,
+            "table": range(config.table_heads),
+            "unit_first": 1,
+        }
+    )
+
+
+def coded_element_layout(config: EngineConfig) -> data.StructLayout:
+    """The digits of one element in one run, with what the record's layout depends on.
+
+    Elements come in order, run after run. Digits from the run's number of planes on are zero.
+    """
+    return data.StructLayout(
+        {
+            "trits": data.ArrayLayout(Trit, config.max_planes),
+            "fraction": unsigned(config.scale_fraction_bits),
+            "exponent": unsigned(config.scale_exponent_bits),
+            "planes": range(config.max_planes + 1),
+            "residual": 1,
+            "unit_first": 1,
+        }
+    )
+
+
+def vector_layout() -> data.StructLayout:
+    """One element of a new vector; -2**15 is read as -VECTOR_MAX."""
+    return data.StructLayout({"value": signed(16)})
+
+
+def append_task_layout(config: EngineConfig) -> data.StructLayout:
+    """What happens to one vector.
+
+    leaving : it comes as planes, else as 16-bit elements
+    centre : the head's centre is subtracted
+    rotate : it is transformed by the Hadamard transform
+    code : how it is quantized, and the number of the head
+    """
+    return data.StructLayout(
+        {"leaving": 1, "centre": 1, "rotate": 1, "code": vector_code_layout(config)}
+    )
+
+
+def byte_layout() -> data.StructLayout:
+    """One byte of a record; `last` on its last."""
+    return data.StructLayout({"data": unsigned(8), "last": 1})
+
+
+def exponent_layout(config: EngineConfig) -> data.StructLayout:
+    """Largest exponent of a vector's scales."""
+    return data.StructLayout({"exponent": unsigned(config.scale_exponent_bits)})
+
+
+def load_layout() -> data.StructLayout:
+    """A word for the tables; `first` on a header (`rtl.tables.Tables`)."""
+    return data.StructLayout({"first": 1, "data": unsigned(32)})
+
+
+def centres_signature(config: EngineConfig) -> wiring.Signature:
+    """Read port of key centres, seen from the reader. Answers come a cycle after the address."""
+    return wiring.Signature(
+        {
+            "table": Out(range(config.table_heads)),
+            "element": Out(range(config.head_dim)),
+            "value": In(signed(16)),
+        }
+    )
+
+
+def factors_signature(config: EngineConfig) -> wiring.Signature:
+    """Read port of feedback matrices, seen from the reader. Answers come a cycle after the address.
+
+    table, word : word of the packed matrix (`EngineConfig.feedback_words`); gives `factors`
+    row : row of the matrix; gives its `shift`
+    """
+    return wiring.Signature(
+        {
+            "table": Out(range(config.table_heads)),
+            "word": Out(range(config.feedback_words)),
+            "row": Out(range(config.head_dim)),
+            "factors": In(data.ArrayLayout(signed(FACTOR_BITS), config.feedback_lanes)),
+            "shift": In(SHIFT_BITS),
         }
     )
 

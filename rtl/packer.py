@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from amaranth.hdl import C, Cat, Module, Mux, Value
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import DIGITS_PER_BYTE
+from kvtq_hw.packing import DIGITS_PER_BYTE, Packing
 from rtl.layouts import packed_plane_layout, plane_layout
 from rtl.pipeline import Pipeline
 
-__all__ = ["Packer"]
+__all__ = ["Packer", "encode_byte"]
 
 
 class Packer(wiring.Component):
@@ -42,14 +44,12 @@ class Packer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         packing = self._config.packing
-        encode = {"5in8": _encode_5in8, "2bit": _encode_2bit}[packing]
         pipe = Pipeline(m, self.i.valid, self.o)
         m.d.comb += self.i.ready.eq(pipe.advance)
         group = DIGITS_PER_BYTE[packing]
         trits = [self.i.payload.trits[d] for d in range(self._config.head_dim)]
-        flags = [(t.nonzero & ~t.negative, t.nonzero & t.negative) for t in trits]
-        flags += [(C(0, 1), C(0, 1))] * (-len(flags) % group)
-        codes = [encode(flags[start : start + group]) for start in range(0, len(flags), group)]
+        starts = range(0, len(trits), group)
+        codes = [encode_byte(packing, trits[start : start + group]) for start in starts]
         stage = pipe.stage(bytes=Cat(codes))
         pipe.finish(bytes=stage.bytes)
         return m
@@ -57,6 +57,13 @@ class Packer(wiring.Component):
 
 Flags = tuple[Value, Value]
 """A trit as (positive, negative): also the two bits of the digits 0, 1, 2."""
+
+
+def encode_byte(packing: Packing, trits: Sequence[data.View]) -> Value:
+    """The byte of a group of trits, zeros for those that are missing."""
+    flags = [(t.nonzero & ~t.negative, t.nonzero & t.negative) for t in trits]
+    flags += [(C(0, 1), C(0, 1))] * (DIGITS_PER_BYTE[packing] - len(flags))
+    return {"5in8": _encode_5in8, "2bit": _encode_2bit}[packing](flags)
 
 
 def _encode_5in8(group: list[Flags]) -> Value:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
-from rtl.fixed_point import select
+from rtl.fixed_point import add_selected
 from rtl.layouts import Operation, accumulate_layout, accumulator_layout
 
 __all__ = ["SelectAccumulate"]
@@ -64,7 +64,7 @@ class SelectAccumulate(wiring.Component):
             for d, accumulator in enumerate(accumulators[g]):
                 slice_, lane = divmod(d, config.lanes)
                 with m.If(adding & (beat.slice == slice_)):
-                    added = _add_selected(accumulator, beat.trits[lane], beat.weights[g])
+                    added = add_selected(accumulator, beat.trits[lane], beat.weights[g])
                     m.d.sync += accumulator.eq(added)
                 with m.Elif(stepping & (step_slice == slice_)):
                     with m.If(by_four[g]):
@@ -120,10 +120,3 @@ class SelectAccumulate(wiring.Component):
                     m.d.sync += self.o.valid.eq(0)
                     m.next = "TAKE"
         return m
-
-
-def _add_selected(accumulator: Value, trit: Value, weight: Value) -> Value:
-    """accumulator + trit * weight by one adder: the low bit carries the one of a negation in."""
-    carry = trit.nonzero & trit.negative
-    total = Cat(1, accumulator).as_signed() + Cat(carry, select(trit, weight)).as_signed()
-    return total[1 : len(accumulator) + 1].as_signed()

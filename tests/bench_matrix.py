@@ -34,6 +34,7 @@ CONFIGS = {
         max_planes=3,
         block=4,
         max_context=32,
+        table_heads=3,
     ),
     # what decoding runs on
     "smollm2": load_config("smollm2"),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from golden.dequantizer import dequantize
 from golden.feedback import Feedback, feedback_from_hessian, triangular_factor
-from golden.quantizer import dequantize, quantize
+from golden.quantizer import quantize
 from kvtq_hw.config import load_config
 
 CONFIG = load_config("tiny")
@@ -56,9 +57,9 @@ def reference(x: list[int], step: int, limit: int, factors: list[list[int]], shi
     """One vector in plain Python: codes, from the definition."""
     bits = CONFIG.conditioned_bits
     codes: list[int] = []
-    errors: list[int] = []
+    sums = [0] * len(x)
     for k, element in enumerate(x):
-        total = element + sum(errors[j] * factors[j][k] for j in range(k))
+        total = element + sums[k]
         rounded = max(-(1 << bits), min((1 << bits) - 1, total))
         nearest = min(
             range(-limit, limit + 1), key=lambda code: (abs(rounded - step * code), abs(code))
@@ -66,7 +67,10 @@ def reference(x: list[int], step: int, limit: int, factors: list[list[int]], shi
         codes.append(nearest)
         error = element - step * nearest
         error = max(-(1 << bits - 1), min((1 << bits - 1) - 1, error))
-        errors.append((error + (1 << shift[k] >> 1)) >> shift[k])
+        error = (error + (1 << shift[k] >> 1)) >> shift[k]
+        for j in range(k + 1, len(x)):
+            total = sums[j] + factors[k][j] * error
+            sums[j] = max(-(1 << bits), min((1 << bits) - 1, total))
     return codes
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from golden import float_reference
+from golden.dequantizer import dequantize
 from golden.engine import attend
-from golden.quantizer import dequantize, quantize
+from golden.quantizer import quantize
 from golden.queries import quantize_queries
 from golden.query_conditioner import query_conditioner
 from kvtq_hw.config import load_config

@@ -9,6 +9,7 @@ import pytest
 import torch
 from bench_matrix import check_bench, every_config
 
+from golden.dequantizer import dequantize
 from golden.quantizer import (
     BALANCED_RATIOS,
     RESIDUAL_RATIOS,
@@ -16,7 +17,6 @@ from golden.quantizer import (
     _squared_error,
     absmean_constant,
     balanced_digits,
-    dequantize,
     quantize,
 )
 from golden.scale import decode_scale, join_scale, split_scale

@@ -9,9 +9,10 @@ from golden.attention import ternary_attention
 from golden.backends import FloatBackend, GoldenBackend
 from golden.cache import TernaryCacheLayer
 from golden.conditioning import Conditioning
+from golden.dequantizer import dequantize
 from golden.feedback import feedback_from_hessian
 from golden.planes import Planes
-from golden.quantizer import FEEDBACK_RATIOS, dequantize, quantize
+from golden.quantizer import FEEDBACK_RATIOS, quantize
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
 from kvtq_hw.errors import UserError

@@ -1,30 +1,99 @@
-"""Bench of the quantizer: both codes, every number of planes, vectors of every size and kind."""
+"""Bench of the quantizer: all codes, every number of planes, vectors of every size and kind."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cocotb
 import numpy as np
 import torch
 from cocotb.handle import HierarchyObject
+from cocotb.triggers import RisingEdge
 
+from golden.feedback import Feedback
+from golden.planes import Planes
 from golden.quantizer import BALANCED_RATIOS, RESIDUAL_RATIOS, absmean_constant, quantize
 from kvtq_hw.codes import CodeKind, ScaleChoice
+from kvtq_hw.config import EngineConfig
 from sim.bench import STALL_MIXES, Bench
 from sim.stimulus import plain_trit_payloads
+from sim.tables import answer_factors
 
-#: What the hardware computes: kind of code and choice of the scale.
-RULES: tuple[tuple[CodeKind, ScaleChoice], ...] = (
-    ("balanced", "absmean"),
-    ("residual", "absmean"),
-    ("residual", "max"),
+#: What the hardware computes: kind of code, choice of the scale, feedback.
+RULES: tuple[tuple[CodeKind, ScaleChoice, bool], ...] = (
+    ("balanced", "absmean", False),
+    ("balanced", "absmean", True),
+    ("residual", "absmean", False),
+    ("residual", "max", False),
 )
+
+
+@dataclass(frozen=True)
+class VectorCode:
+    """How a vector is quantized; `table` is the head whose feedback matrix is used."""
+
+    kind: CodeKind
+    scale: ScaleChoice
+    feedback: bool
+    digits: int
+    ratio: float
+    table: int
+    unit_first: bool
+
+    def payload(self, config: EngineConfig) -> dict[str, Any]:
+        """As `vector_code_layout`."""
+        residual = self.kind == "residual"
+        ratios = RESIDUAL_RATIOS if residual else [self.ratio] * 5
+        return {
+            "planes": self.digits,
+            "residual": residual,
+            "absmean": self.scale == "absmean",
+            "constants": [absmean_constant(config, r) for r in ratios[: config.max_planes]],
+            "feedback": self.feedback,
+            "table": self.table,
+            "unit_first": self.unit_first,
+        }
+
+    def quantize(self, config: EngineConfig, vectors: np.ndarray, tables: Feedback) -> Planes:
+        """Planes [N, P, D] of vectors [N, D]."""
+        own = slice(self.table, self.table + 1)
+        planes = quantize(
+            config,
+            torch.from_numpy(vectors)[None],
+            self.kind,
+            self.digits,
+            self.scale,
+            ratio=self.ratio,
+            feedback=Feedback(tables.factors[own], tables.shift[own]) if self.feedback else None,
+        )
+        return Planes(planes.trits[0], planes.unit[0], planes.fraction[0], planes.exponent[0])
+
+
+def random_code(bench: Bench, digits: int | None = None, rule: Any = None) -> VectorCode:
+    """A code, random where it is not given."""
+    rng, config = bench.rng, bench.config
+    kind, scale, feedback = RULES[rng.integers(len(RULES))] if rule is None else rule
+    digits = int(rng.integers(1, config.max_planes + 1)) if digits is None else digits
+    # the usual ratio, or any that its constant has bits for
+    usual = rng.random() < 0.7
+    ratio = BALANCED_RATIOS[digits - 1] if usual else float(rng.uniform(0, 8))
+    table = int(rng.integers(config.table_heads))
+    return VectorCode(kind, scale, feedback, digits, ratio, table, bool(rng.integers(2)))
+
+
+def random_tables(bench: Bench) -> Feedback:
+    """Feedback matrices of all heads: sparse, dense and extreme ones."""
+    rng, config = bench.rng, bench.config
+    shape = (config.table_heads, config.head_dim, config.head_dim)
+    factors = rng.integers(-4, 5, shape) * (rng.random(shape) < rng.choice([0.1, 0.9]))
+    shift = rng.integers(0, 8, shape[:2])
+    return Feedback(torch.from_numpy(np.triu(factors, 1)).to(torch.int8), torch.from_numpy(shift))
 
 
 def corner_vectors(bench: Bench) -> np.ndarray:
     """Zero, small, largest, one-hot and tied vectors: [N, D]."""
-    dim, top = bench.config.head_dim, bench.config.conditioned_max
+    dim, top = bench.config.head_dim, 2 * bench.config.conditioned_max
     one_hot = np.eye(dim)[bench.rng.integers(dim)]
     corners = [np.zeros(dim), np.ones(dim), -np.ones(dim), one_hot, -one_hot]
     corners += [np.full(dim, top), np.full(dim, -top), top * one_hot, -top * one_hot]
@@ -34,7 +103,7 @@ def corner_vectors(bench: Bench) -> np.ndarray:
 
 def random_vectors(bench: Bench, count: int) -> np.ndarray:
     """Gaussian vectors and vectors of few different elements, of any size: [N, D]."""
-    rng, dim, top = bench.rng, bench.config.head_dim, bench.config.conditioned_max
+    rng, dim, top = bench.rng, bench.config.head_dim, 2 * bench.config.conditioned_max
     sizes = 2.0 ** rng.uniform(0, np.log2(top), (count, 1))
     gaussian = rng.normal(0, 0.5, (count, dim))
     few = rng.integers(-3, 4, (count, dim)) / 3
@@ -42,82 +111,103 @@ def random_vectors(bench: Bench, count: int) -> np.ndarray:
     return np.clip(np.round(sizes * shapes), -top, top).astype(np.int64)
 
 
-def coded(
-    bench: Bench, vectors: np.ndarray, kind: CodeKind, digits: int, scale: ScaleChoice
+def coded_elements(
+    config: EngineConfig, code: VectorCode, planes: Planes, vector: int
 ) -> list[dict[str, Any]]:
-    """The golden quantizer's planes of vectors [N, D], in the order that the block sends."""
-    planes = quantize(bench.config, torch.from_numpy(vectors), kind, digits, scale)
-    order = list(range(digits) if kind == "residual" else reversed(range(digits)))
-    trits = plain_trit_payloads(planes.trits[:, order].numpy())
-    unit = planes.unit[:, order].long()
-    fraction, exponent = planes.fraction[:, order] * unit, planes.exponent[:, order] * unit
-    return [
-        {
-            "trits": trits[vector][place],
-            "fraction": int(fraction[vector, place]),
-            "exponent": int(exponent[vector, place]),
-            "unit": int(unit[vector, place]),
-            "last": int(place == digits - 1),
+    """One of the vectors that planes [N, P, D] stand for, as the block sends it."""
+    trits = planes.trits[vector].numpy()  # [P, D]
+    common = {
+        "planes": code.digits,
+        "residual": code.kind == "residual",
+        "unit_first": code.unit_first,
+    }
+    runs = (
+        [trits] if code.kind == "balanced" else [trits[run : run + 1] for run in range(len(trits))]
+    )
+    elements = []
+    for run, digits in enumerate(runs):
+        scale = {
+            "fraction": int(planes.fraction[vector, run]),
+            "exponent": int(planes.exponent[vector, run]),
         }
-        for vector in range(len(vectors))
-        for place in range(digits)
-    ]
+        elements += [{"trits": t, **scale, **common} for t in plain_trit_payloads(digits.T)]
+    return elements
+
+
+async def follow_codes(bench: Bench, codes: list[VectorCode]) -> None:
+    """Show the code of each vector, from its first element to its last."""
+    dim, shown = bench.config.head_dim, -1
+    while True:
+        vector = len(bench.drivers["i"].cycles) // dim
+        if vector != shown and vector < len(codes):
+            bench.set("code", codes[vector].payload(bench.config))
+            shown = vector
+        await RisingEdge(bench.dut.clk)
 
 
 async def run(
     bench: Bench,
     vectors: np.ndarray,
-    kind: CodeKind,
-    digits: int,
-    scale: ScaleChoice,
+    codes: list[VectorCode],
     source: str = "none",
     sink: str = "none",
 ) -> None:
-    """Quantize vectors [N, D] with one code."""
+    """Quantize vectors [N, D], each with its own code, one after the other."""
     config = bench.config
-    ratios = RESIDUAL_RATIOS if kind == "residual" else [BALANCED_RATIOS[digits - 1]] * 5
-    constants = [absmean_constant(config, ratio) for ratio in ratios[: config.max_planes]]
-    code = {"planes": digits, "residual": kind == "residual", "absmean": scale == "absmean"}
-    bench.set("code", {**code, "constants": constants})
+    tables = random_tables(bench)
+    answer_factors(bench, tables)
+    elements, scales = [], []
+    for vector, code in zip(vectors, codes, strict=True):
+        planes = code.quantize(config, vector[None], tables)
+        elements += coded_elements(config, code, planes, 0)
+        scales.append({"exponent": int(planes.exponent[planes.unit].max())})
+    cocotb.start_soon(follow_codes(bench, codes))
     bench.drive("i", [{"value": value} for value in vectors.flatten().tolist()], source)
-    bench.expect("o", coded(bench, vectors, kind, digits, scale), sink)
-    await bench.finish(cycles_per_transfer=200)
+    bench.expect("o", elements, sink)
+    bench.expect("scale", scales, sink)
+    await bench.finish()
 
 
 @cocotb.test()
 @cocotb.parametrize(rule=RULES, digits=(1, 2, 3, 4, 5))
 async def corner_data(
-    dut: HierarchyObject, rule: tuple[CodeKind, ScaleChoice], digits: int
+    dut: HierarchyObject, rule: tuple[CodeKind, ScaleChoice, bool], digits: int
 ) -> None:
     """Zero vectors, saturating scales, ties, and vectors of every size, in every code."""
     bench = await Bench.start(dut, "quantizer")
     vectors = np.concatenate([corner_vectors(bench), random_vectors(bench, 12)])
-    kind, scale = rule
-    await run(bench, vectors, kind, min(digits, bench.config.max_planes), scale)
+    digits = min(digits, bench.config.max_planes)
+    await run(bench, vectors, [random_code(bench, digits, rule) for _ in vectors])
 
 
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random vectors in a random code, under gaps and back-pressure."""
+    """Random vectors in random codes, under gaps and back-pressure."""
     bench = await Bench.start(dut, "quantizer")
-    kind, scale = RULES[bench.rng.integers(len(RULES))]
-    digits = int(bench.rng.integers(1, bench.config.max_planes + 1))
-    await run(bench, random_vectors(bench, 6), kind, digits, scale, source, sink)
+    vectors = random_vectors(bench, 6)
+    await run(bench, vectors, [random_code(bench) for _ in vectors], source, sink)
 
 
 @cocotb.test()
-async def cycles_of_a_vector(dut: HierarchyObject) -> None:
-    """D cycles to load, at most `scale_latency` for the scale, D a digit, one a plane."""
+@cocotb.parametrize(rule=RULES)
+async def cycles_of_a_vector(dut: HierarchyObject, rule: Any) -> None:
+    """The next vector comes in during the digits of the last run; scales take a bounded time."""
     bench = await Bench.start(dut, "quantizer")
     dim, digits = bench.config.head_dim, bench.config.max_planes
-    await run(bench, random_vectors(bench, 10), "balanced", digits, "absmean")
-    taken, sent = bench.drivers["i"].cycles, bench.sinks["o"].cycles
-    for vector in range(10):
-        first, last = taken[vector * dim], taken[vector * dim + dim - 1]
-        planes = sent[vector * digits : (vector + 1) * digits]
-        bench.check(last - first, dim - 1, "cycles to load")
-        bench.check(planes, list(range(planes[0], planes[0] + digits)), "cycles of the planes")
-        between = planes[0] - last - digits * dim
-        if not 0 < between <= bench.component.scale_latency:
-            raise AssertionError(f"{between} cycles for a scale")
+    vectors = random_vectors(bench, 10)
+    code = random_code(bench, digits, rule)
+    await run(bench, vectors, [code] * 10)
+    taken = np.reshape(bench.drivers["i"].cycles, (10, dim))
+    runs = digits if code.kind == "residual" else 1
+    planes = digits if code.kind == "balanced" else 1
+    sent = np.reshape(bench.sinks["o"].cycles, (10, runs, dim))
+    period = planes + 3 if code.feedback else 1
+    bench.check(np.unique(np.diff(sent, axis=-1)).tolist(), [period], "cycles of an element")
+    begins = np.concatenate([taken[:, -1:], sent[:, :-1, -1]], -1)
+    scales = (sent[..., 0] - begins).flatten()
+    if scales.min() <= 0 or scales.max() > bench.component.scale_latency(planes):
+        raise AssertionError(f"{scales.min()} to {scales.max()} cycles for a scale")
+    # all but the last element come in one cycle after they can: when the one before has been read
+    bench.check((taken[1:, -1] - sent[:-1, -1, -1]).tolist(), [1] * 9, "cycles to the last element")
+    bench.check(bool((taken[1:, -2] < sent[:-1, -1, -1]).all()), True, "loading during digits")

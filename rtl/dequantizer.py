@@ -1,0 +1,101 @@
+"""Dequantizer: the integers that a vector's planes stand for, by adders only."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from kvtq_hw.config import EngineConfig
+from rtl.layouts import coded_plane_layout, requantized_layout
+from rtl.pipeline import Pipeline
+
+__all__ = ["Dequantizer"]
+
+
+class Dequantizer(wiring.Component):
+    """``x[d] = (2**M + fraction) * 2**exponent * sum_c 3**c * trit_c[d]``, exact.
+
+    For vectors of one run that were quantized from elements of at most `conditioned_max`: then
+    ``|x| < 2 * conditioned_max`` (`EngineConfig.requantized_bits`). The planes are kept until the
+    last, then shifted out by one element a cycle: a code of five digits is four adders, its product
+    with the mantissa one for each of the M fraction bits, and one shifter follows.
+
+    A plane a cycle, then, `LATENCY` cycles after the last plane, an element a cycle. The next
+    vector's planes are taken once the last element has left the planes.
+
+    Attributes
+    ----------
+    i : stream In, `coded_plane_layout`; a run's planes in either order, `unit` on that of weight 1,
+        which has the scale, `last` on the one that comes last
+    o : stream Out, `requantized_layout`, D elements a vector
+    """
+
+    LATENCY = 4
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(coded_plane_layout(config))),
+                "o": Out(stream.Signature(requantized_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        count, dim = config.max_planes, config.head_dim
+        plane = self.i.payload
+
+        # planes by weight: `rows[0]` is the unit plane
+        rows = [Signal(2 * dim, name=f"row_{c}", reset_less=True) for c in range(count)]
+        opened = Signal()  # the first plane has been taken
+        rising = Signal(reset_less=True)  # the unit plane came first
+        position = Signal(range(count), reset_less=True)
+        fraction = Signal(config.scale_fraction_bits, reset_less=True)
+        exponent = Signal(config.scale_exponent_bits, reset_less=True)
+        sending = Signal()
+        index = Signal(range(dim))
+
+        pipe = Pipeline(m, sending, self.o)
+        code = pipe.stage(code=sum(self._term(c, rows[c]) for c in range(count)))
+        in_code = pipe.valid
+        product = pipe.stage(product=self._times_mantissa(code.code, fraction))
+        in_product = pipe.valid
+        value = pipe.stage(value=product.product << exponent)
+        pipe.finish(value=value.value)
+
+        m.d.comb += self.i.ready.eq(~(sending | in_code | in_product))
+        with m.If(self.i.valid & self.i.ready):
+            m.d.sync += [opened.eq(~plane.last), sending.eq(plane.last)]
+            trits = plane.trits.as_value()
+            with m.If(~opened):
+                m.d.sync += [row.eq(0) for row in rows]
+                m.d.sync += [rows[0].eq(trits), rising.eq(plane.unit), position.eq(1)]
+            with m.Elif(rising):
+                for c in range(1, count):
+                    with m.If(position == c):
+                        m.d.sync += rows[c].eq(trits)
+                m.d.sync += position.eq(position + 1)
+            with m.Else():
+                m.d.sync += [above.eq(row) for above, row in zip(rows[1:], rows, strict=False)]
+                m.d.sync += rows[0].eq(trits)
+            with m.If(plane.unit):
+                m.d.sync += [fraction.eq(plane.fraction), exponent.eq(plane.exponent)]
+        with m.If(sending & pipe.advance):
+            m.d.sync += [row.eq(row >> 2) for row in rows]
+            m.d.sync += index.eq(index + 1)
+            with m.If(index == dim - 1):
+                m.d.sync += [index.eq(0), sending.eq(0)]
+        return m
+
+    @staticmethod
+    def _term(c: int, row: Signal) -> Value:
+        """3**c times the first trit of a row."""
+        return Mux(row[0], Mux(row[1], -(3**c), 3**c), 0)
+
+    def _times_mantissa(self, code: Value, fraction: Signal) -> Value:
+        """code * (2**M + fraction), an adder a fraction bit."""
+        terms = (Mux(bit, code << i, 0) for i, bit in enumerate(fraction))
+        return sum(terms, code << len(fraction))
