@@ -140,7 +140,7 @@ class RecordPacker(wiring.Component):
         with m.If(handed | ends):
             m.d.sync += encoding.eq(handed)
 
-        # --- send: each plane in turn, behind its run's scale if it opens one -----------------------
+        # --- send: each plane in turn, behind its run's scale if it opens one ---------------------
         last_plane, residual = Signal.like(run, reset_less=True), Signal(reset_less=True)
         in_plane = Signal()
         item, item_byte = Signal.like(run), Signal.like(byte)

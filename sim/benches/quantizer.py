@@ -175,7 +175,7 @@ async def corner_data(
 ) -> None:
     """Zero vectors, saturating scales, ties, and vectors of every size, in every code."""
     bench = await Bench.start(dut, "quantizer")
-    vectors = np.concatenate([corner_vectors(bench), random_vectors(bench, 12)])
+    vectors = np.concatenate([corner_vectors(bench), random_vectors(bench, 4)])
     digits = min(digits, bench.config.max_planes)
     await run(bench, vectors, [random_code(bench, digits, rule) for _ in vectors])
 
@@ -185,7 +185,7 @@ async def corner_data(
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
     """Random vectors in random codes, under gaps and back-pressure."""
     bench = await Bench.start(dut, "quantizer")
-    vectors = random_vectors(bench, 6)
+    vectors = random_vectors(bench, 4)
     await run(bench, vectors, [random_code(bench) for _ in vectors], source, sink)
 
 
