@@ -68,8 +68,9 @@ def ternary_attention(
     kv_heads = query.shape[1] // config.query_group
     grouped = query.unflatten(1, (kv_heads, config.query_group))
     queries = key.conditioning.scale_queries(grouped)
-    if scaling is not None:
-        queries = queries * (scaling * math.sqrt(config.head_dim))
+    factor = 1.0 if scaling is None else scaling * math.sqrt(config.head_dim)
+    if factor != 1.0:
+        queries = queries * factor
     visible = _visible(attention_mask, query.shape[-2], key.get_seq_length(), query.device)
     if key.code.sinks and visible is not None and not visible.any(-2).all():
         raise UserError(

@@ -20,12 +20,13 @@ from golden.conditioning import Conditioning
 from golden.dequantizer import dequantize
 from golden.engine import Recent
 from golden.feedback import Feedback
+from golden.packed_quantizer import PackedQuantizer
 from golden.packer import pack
 from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS, quantize
 from golden.scale import join_scale, split_scale
 from golden.unpacker import unpack
-from kvtq_hw.codes import CacheCode, CodeKind, CodeTable
+from kvtq_hw.codes import CacheCode, CodeKind, CodeTable, ScaleChoice
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import plane_bytes
@@ -47,6 +48,7 @@ class PlaneStore:
     kind, digits : the code of the stored vectors
     batch, kv_heads : leading axes of everything stored
     device : where the bytes live
+    scale, ratio, feedback : how vectors are quantized; see `golden.quantizer.quantize`
 
     Bytes are kept plane by plane, ``[batch, kv_heads, plane, token, byte]``, so that one plane of
     consecutive tokens is consecutive in memory. Capacity doubles when it is used up.
@@ -60,11 +62,21 @@ class PlaneStore:
         batch: int,
         kv_heads: int,
         device: torch.device,
+        scale: ScaleChoice = "absmean",
+        ratio: float | None = None,
+        feedback: Feedback | None = None,
     ) -> None:
         self.config = config
         self.kind = kind
         self.digits = digits
         self.tokens = 0
+        self._first = 0  # place of the first token in the buffers
+        self._rounding = scale, ratio, feedback
+        self._packed_quantizer = (
+            PackedQuantizer(config, digits, ratio, feedback)
+            if (kind, scale, device.type) == ("balanced", "absmean", "cpu")
+            else None
+        )
         scales = 1 if kind == "balanced" else digits
         self._bytes = torch.zeros(
             (batch, kv_heads, digits, 0, plane_bytes(config.packing, config.head_dim)),
@@ -90,22 +102,49 @@ class PlaneStore:
 
     def append(self, planes: Planes) -> None:
         """Pack planes [batch, kv_heads, tokens, digits, D] behind what is stored."""
-        start, stop = self.tokens, self.tokens + planes.tokens
-        capacity = self._bytes.shape[-2]
-        if stop > capacity:
-            grown = max(_FIRST_CAPACITY, 2 * capacity, stop) - capacity
-            self._map(lambda x: torch.nn.functional.pad(x, (0, 0, 0, grown)))
+        start = self._make_room(planes.tokens)
+        stop = start + planes.tokens
         words = join_scale(self.config, planes.fraction, planes.exponent)
         words = words[..., : self._scales.shape[-3]]  # a balanced code: the unit plane's only
         self._bytes[..., start:stop, :] = pack(self.config.packing, planes.trits).transpose(-3, -2)
         self._scales[..., start:stop, :] = words.transpose(-2, -1)[..., None].to(self._scales.dtype)
-        self.tokens = stop
+        self.tokens += planes.tokens
+
+    def append_vectors(self, vectors: Tensor) -> None:
+        """Quantize int64 vectors [batch, kv_heads, tokens, D] and pack them behind."""
+        if self._packed_quantizer is None or self.device.type != "cpu":
+            scale, ratio, feedback = self._rounding
+            self.append(
+                quantize(
+                    self.config,
+                    vectors,
+                    self.kind,
+                    self.digits,
+                    scale,
+                    ratio=ratio,
+                    feedback=feedback,
+                )
+            )
+            return
+        start = self._make_room(vectors.shape[-2])
+        self._packed_quantizer.write(vectors, self._bytes, self._scales, start)
+        self.tokens += vectors.shape[-2]
+
+    def vectors(self, start: int, stop: int) -> Tensor:
+        """What tokens from `start` to `stop` stand for: int64 [batch, kv_heads, tokens, D]."""
+        if self._packed_quantizer is None or self.device.type != "cpu":
+            return dequantize(self.config, self.planes(start, stop))
+        start, stop = start + self._first, stop + self._first
+        return self._packed_quantizer.read(
+            self._bytes, self._scales, start, stop, self.config.head_dim
+        )
 
     def planes(self, start: int = 0, stop: int | None = None) -> Planes:
         """Unpack tokens from `start` to `stop`: Planes [batch, kv_heads, tokens, digits, D]."""
         stop = self.tokens if stop is None else min(stop, self.tokens)
-        data = self._bytes[..., start:stop, :].transpose(-3, -2)
-        words = self._scales[..., start:stop, 0].transpose(-2, -1)
+        place = slice(self._first + start, self._first + stop)
+        data = self._bytes[..., place, :].transpose(-3, -2)
+        words = self._scales[..., place, 0].transpose(-2, -1)
         fraction, exponent = split_scale(self.config, words)
         unit = torch.ones(words.shape, dtype=torch.bool, device=words.device)
         absent = self.digits - words.shape[-1]
@@ -116,26 +155,30 @@ class PlaneStore:
             torch.nn.functional.pad(exponent, (0, absent)),
         )
 
-    def exponents(self) -> Tensor:
-        """Largest scale exponent of each token, int64 [batch, kv_heads, tokens]."""
-        return split_scale(self.config, self._scales[..., : self.tokens, 0])[1].amax(-2)
+    def exponents(self, stop: int | None = None) -> Tensor:
+        """Largest scale exponent of each token before `stop`: int64 [batch, kv_heads, tokens]."""
+        stop = self.tokens if stop is None else stop
+        words = self._scales[..., self._first : self._first + stop, 0]
+        return split_scale(self.config, words)[1].amax(-2)
 
-    def packed(self) -> tuple[Tensor, Tensor]:
-        """What is stored, as it is: bytes [batch, kv_heads, planes, tokens, plane_bytes] and scale
-        words [batch, kv_heads, scales, tokens].
+    def buffers(self) -> tuple[Tensor, Tensor, int]:
+        """What is stored, as it is, with room before and behind.
+
+        Returns
+        -------
+        Bytes [batch, kv_heads, planes, capacity, plane_bytes], scale words [batch, kv_heads,
+        scales, capacity, 1], and the place of the first token.
         """
-        return self._bytes[..., : self.tokens, :], self._scales[..., : self.tokens, 0]
+        return self._bytes, self._scales, self._first
 
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         self.tokens = min(self.tokens, tokens)
 
     def drop(self, tokens: int) -> None:
-        """Forget the first `tokens` tokens; the others move to the front."""
-        kept = self.tokens - tokens
-        for stored in self._tensors():
-            stored[..., :kept, :] = stored[..., tokens : self.tokens, :].clone()
-        self.tokens = kept
+        """Forget the first `tokens` tokens."""
+        self._first += tokens
+        self.tokens -= tokens
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 to what is stored."""
@@ -143,15 +186,25 @@ class PlaneStore:
 
     def stored_bytes(self) -> int:
         """Bytes of the stored tokens; room for tokens to come is not counted."""
-        return sum(x[..., : self.tokens, :].numel() * x.element_size() for x in self._tensors())
+        return sum(
+            x[..., : self.tokens, :].numel() * x.element_size() for x in (self._bytes, self._scales)
+        )
 
     def stored_elements(self) -> int:
         """Numbers that those bytes stand for."""
         batch, kv_heads = self._bytes.shape[:2]
         return batch * kv_heads * self.tokens * self.config.head_dim
 
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        return self._bytes, self._scales
+    def _make_room(self, tokens: int) -> int:
+        """Place for tokens to come, at the end of the buffers' used part."""
+        capacity, needed = self._bytes.shape[-2], self.tokens + tokens
+        if self._first + needed > capacity:
+            used = slice(self._first, self._first + self.tokens)
+            size = capacity if needed <= capacity else max(_FIRST_CAPACITY, 2 * capacity, needed)
+            room = 0, 0, 0, size - self.tokens
+            self._map(lambda x: torch.nn.functional.pad(x[..., used, :], room))
+            self._first = 0
+        return self._first + self.tokens
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         self._bytes, self._scales = function(self._bytes), function(self._scales)
@@ -182,16 +235,16 @@ class TieredStore:
         kv_heads: int,
         device: torch.device,
     ) -> None:
-        self._config = config
         self._code = code
-        self._feedback = feedback
-        self._digits = code.key_digits if which == "key" else code.value_digits
-        self._ratio = FEEDBACK_RATIOS[which][self._digits - 1] if feedback else None
-        self._tier_digits = code.tier_digits(config.max_planes)
+        digits = code.key_digits if which == "key" else code.value_digits
+        ratio = FEEDBACK_RATIOS[which][digits - 1] if feedback else None
+        tier_digits = code.tier_digits(config.max_planes)
         shape = batch, kv_heads, device
-        self.sinks = PlaneStore(config, "balanced", self._tier_digits, *shape)
-        self.body = PlaneStore(config, code.kind, self._digits, *shape)
-        self.window = PlaneStore(config, "balanced", self._tier_digits, *shape)
+        self.sinks = PlaneStore(config, "balanced", tier_digits, *shape)
+        self.body = PlaneStore(
+            config, code.kind, digits, *shape, code.scale_choice, ratio, feedback
+        )
+        self.window = PlaneStore(config, "balanced", tier_digits, *shape)
         # scale exponents that body tokens had in the window
         self._window_exponents = torch.zeros((batch, kv_heads, 0), dtype=torch.uint8, device=device)
 
@@ -222,24 +275,23 @@ class TieredStore:
 
         Returns
         -------
-        The window with the new tokens, before any leave it; None where the code has no window.
+        Of several tokens, the window with them, before any leave it; None where it is one, which
+        sees what is stored afterwards, or the code has no window.
         """
+        several = vectors.shape[-2] > 1
         sinks = max(0, min(self._code.sinks - self.tokens, vectors.shape[-2]))
         if sinks:
-            self.sinks.append(self._tier(vectors[..., :sinks, :]))
+            self.sinks.append_vectors(vectors[..., :sinks, :])
             vectors = vectors[..., sinks:, :]
         if not self._code.window:
-            if vectors.shape[-2]:
-                self.body.append(self._short(vectors))
+            self.body.append_vectors(vectors)
             return None
-        if vectors.shape[-2]:
-            self.window.append(self._tier(vectors))
-        before = self.window.planes()
+        self.window.append_vectors(vectors)
+        before = self.window.planes() if several else None
         leaving = self.window.tokens - self._code.window
         if leaving > 0:
-            oldest = before.map_tokens(lambda x, axis: x.narrow(axis, 0, leaving))
-            self.body.append(self._short(dequantize(self._config, oldest)))
-            left = self.window.exponents()[..., :leaving].to(torch.uint8)
+            self.body.append_vectors(self.window.vectors(0, leaving))
+            left = self.window.exponents(leaving).to(torch.uint8)
             self._window_exponents = torch.cat((self._window_exponents, left), -1)
             self.window.drop(leaving)
         return before
@@ -294,21 +346,6 @@ class TieredStore:
     @property
     def _parts(self) -> tuple[PlaneStore, PlaneStore, PlaneStore]:
         return self.sinks, self.body, self.window
-
-    def _tier(self, vectors: Tensor) -> Planes:
-        return quantize(self._config, vectors, "balanced", self._tier_digits, "absmean")
-
-    def _short(self, vectors: Tensor) -> Planes:
-        code = self._code
-        return quantize(
-            self._config,
-            vectors,
-            code.kind,
-            self._digits,
-            code.scale_choice,
-            ratio=self._ratio,
-            feedback=self._feedback,
-        )
 
 
 class TernaryCacheLayer(CacheLayerMixin):
@@ -391,7 +428,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         self._settled_before = self.settled
         window, value_window = self.keys.append(keys), self.values.append(values)
         self._passing = None
-        if window is not None and value_window is not None and key_states.shape[-2] > 1:
+        if window is not None and value_window is not None:
             self._passing = window, value_window
         return self, self
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,11 +33,27 @@ def to_integers(x: Tensor, exponent: int) -> tuple[Tensor, int]:
     ValueError
         When an element is not finite.
     """
-    if not torch.isfinite(x).all():
+    exact = x.detach().cpu().double().contiguous().numpy()
+    integers = np.empty(exact.shape, np.int64)  # a tensor costs more to make than a token to round
+    saturated = _round(exact.reshape(-1), 2.0**-exponent, integers.reshape(-1))
+    if saturated < 0:
         raise ValueError("x holds an element that is not finite")
-    exact = torch.ldexp(x.double(), torch.tensor(-exponent)).round()
-    integers = exact.clamp(-VECTOR_MAX, VECTOR_MAX)
-    return integers.long(), int((integers != exact).sum())
+    return torch.from_numpy(integers).to(x.device), saturated
+
+
+@numba.njit(cache=True)
+def _round(x, factor, integers):
+    """Rounds half to even; returns how many saturated, or -1 when an element is not finite."""
+    saturated = 0
+    for i in range(x.shape[0]):
+        if not np.isfinite(x[i]):
+            return -1
+        rounded = np.rint(x[i] * factor)
+        if abs(rounded) > VECTOR_MAX:
+            saturated += 1
+            rounded = np.copysign(VECTOR_MAX, rounded)
+        integers[i] = int(rounded)
+    return saturated
 
 
 @dataclass(frozen=True)
@@ -73,8 +91,7 @@ class Conditioning:
 
     def scale_queries(self, queries: Tensor) -> Tensor:
         """Queries float [..., D] times ``2**key_exponent`` and 1/n, float64, not rotated yet."""
-        grown = queries.double() / self._growth(queries)
-        return torch.ldexp(grown, torch.tensor(self.key_exponent))
+        return queries.double() * (2.0**self.key_exponent / self._growth(queries))
 
     def condition_queries(self, queries: Tensor) -> Tensor:
         """Queries float64 [..., D] whose dot products with conditioned keys are the real ones."""
@@ -82,7 +99,7 @@ class Conditioning:
 
     def restore_outputs(self, outputs: Tensor) -> Tensor:
         """Real outputs of weighted sums of conditioned values, float64 [..., D]."""
-        scaled = torch.ldexp(outputs, torch.tensor(self.value_exponent))
+        scaled = outputs * 2.0**self.value_exponent
         return inverse_hadamard(scaled) if self.rotate else scaled
 
     def rotated(self, x: Tensor) -> Tensor:

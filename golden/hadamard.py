@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from functools import cache
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,40 +34,53 @@ def hadamard_signs(head_dim: int) -> Tensor:
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """Transform [..., D] in the type it comes in, integer or float."""
-    if x.dtype == torch.int64:  # exact in float64 as long as sums stay below 2**53: one product
-        return (x.double() @ _matrix(x.shape[-1]).to(x.device)).long()
-    return _walsh(x * hadamard_signs(x.shape[-1]).to(x))
+    """Transform [..., D] in the type it comes in, integer or float; floats in double precision."""
+    dim = x.shape[-1]
+    return _transformed(x, hadamard_signs(dim).numpy(), _ones(dim))
 
 
 def transposed_hadamard(y: Tensor) -> Tensor:
     """``s * (H y)``, int64 [..., D]: n times what `inverse_hadamard` gives, and so exact."""
-    return (y.double() @ _matrix(y.shape[-1]).T.to(y.device)).long()
+    dim = y.shape[-1]
+    return _transformed(y, _ones(dim), hadamard_signs(dim).numpy())
 
 
 def inverse_hadamard(y: Tensor) -> Tensor:
     """Undo `hadamard`, float [..., D]."""
     dim = y.shape[-1]
-    return _walsh(y) * hadamard_signs(dim).to(y) / (dim & -dim)
+    return _transformed(y, _ones(dim), hadamard_signs(dim).numpy() / (dim & -dim))
+
+
+def _transformed(x: Tensor, before: np.ndarray, after: np.ndarray) -> Tensor:
+    source = x.detach().cpu() if x.dtype == torch.int64 else x.detach().cpu().double()
+    result = np.array(source.numpy(), order="C")  # tensors cost more to make than a token to rotate
+    _transform(result.reshape(-1, len(before)), len(before) & -len(before), before, after)
+    return torch.from_numpy(result).to(x)
 
 
 @cache
-def _matrix(head_dim: int) -> Tensor:
-    """The transform as a matrix, float64 [D, D], to be multiplied from the right."""
-    return _walsh(torch.diag(hadamard_signs(head_dim)))
+def _ones(dim: int) -> np.ndarray:
+    return np.ones(dim)
 
 
-def _walsh(x: Tensor) -> Tensor:
-    """Walsh-Hadamard transform of every block.
+@numba.njit(cache=True)
+def _transform(vectors, size, before, after):
+    """In place: factors, the Walsh-Hadamard transform of every block of `size`, factors.
 
-    log2(n) equal passes: a butterfly over the lowest bit of the index, which then becomes the
-    highest. Sums are made in a fixed order, so a vector's result does not depend on its companions,
-    as that of a matrix product may.
+    log2(n) passes of butterflies, each over one bit of the index, from the lowest up. Sums are made
+    in a fixed order, so a vector's result does not depend on its companions, as that of a matrix
+    product may. As tensor operations, starting them costs more than a token's additions.
     """
-    dim = x.shape[-1]
-    size = dim & -dim
-    x = x.unflatten(-1, (-1, size))
-    for _ in range(size.bit_length() - 1):
-        even, odd = x[..., 0::2], x[..., 1::2]
-        x = torch.cat((even + odd, even - odd), -1)
-    return x.flatten(-2)
+    dim = vectors.shape[1]
+    for x in vectors:
+        for i in range(dim):
+            x[i] *= before[i]
+        distance = 1
+        while distance < size:
+            for start in range(0, dim, 2 * distance):
+                for i in range(start, start + distance):
+                    low, high = x[i], x[i + distance]
+                    x[i], x[i + distance] = low + high, low - high
+            distance *= 2
+        for i in range(dim):
+            x[i] *= after[i]

@@ -1,93 +1,228 @@
 """Single-precision attention of one query straight from the packed bytes.
 
 A decode step reads every cached vector once, and building vectors to use them once is most of its
-cost. Here a plane's trits are looked up byte by byte as floats and go into the products as they
-are: ``q . k = scale * sum_c 3**c (q . T_c)`` and the same the other way round for the values, which
-is what the hardware does with additions alone.
+cost. Here nothing is unpacked. For the keys a table has, for every byte value at every place of a
+plane, the sum of the query's elements that its trits select, so a product is one addition a byte
+instead of one a trit. For the values it is the other way round: a token's weight is added at the
+entry of each of its bytes, and only in the end the trits of an entry say where its sum goes. Numba
+compiles the loops; query heads are the lanes of a vector, four at a time.
 """
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Iterator
 
+import numba
+import numpy as np
 import torch
 from torch import Tensor
 
 from golden.backends import AttentionJob
 from golden.cache import PlaneStore, TieredStore
-from golden.unpacker import decode_table
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import Packing
+from golden.packer import encode_table
+from kvtq_hw.packing import DIGITS_PER_BYTE
 
 __all__ = ["attend_one"]
+
+_LANES = 4
 
 
 def attend_one(job: AttentionJob) -> Tensor:
     """Float attention of a job's one query over all tokens: float64 [batch, kv_heads, G, 1, D].
 
-    Exact digits and scales, products and sums in float32.
+    Exact digits and scales, products and sums in float32. The cache must be on a CPU.
     """
-    config = job.cache.config
-    queries = (job.real_queries[..., 0, :] / math.sqrt(config.head_dim)).float()
-    scores = torch.cat([_dot(config, queries, part) for part in _parts(job.cache.keys)], -1)
+    cache, queries = job.cache, job.real_queries.detach()
+    packing, tokens = cache.config.packing, cache.get_seq_length()
+    batch, kv_heads, group, _, dim = queries.shape
+    shape = batch, kv_heads, -(-group // _LANES)
+    bytes_of_groups = encode_table(packing).numpy()
+    digits = DIGITS_PER_BYTE[packing]
+    places = -(-dim // digits)
+    tables = np.empty((*shape, places, 256, _LANES), np.float32)
+    _fill_tables(queries.numpy(), 1 / math.sqrt(dim), digits, bytes_of_groups, tables)
+    sums = np.zeros((*shape, _LANES, tokens), np.float32)
+    for start, arguments in _runs(cache.keys):
+        _add_products(*arguments, tables, sums, start)
+    scores = torch.from_numpy(sums)
     if job.visible is not None:
-        scores = scores.masked_fill(~job.visible, -math.inf)
-    weights = torch.softmax(scores, -1)  # [batch, kv_heads, G, T]
+        scores = scores.masked_fill(~job.visible[:, :, None], -math.inf)
+    weights = torch.softmax(scores, -1)
     if job.visible is not None:
         weights = weights.nan_to_num(0.0)  # a sequence that sees nothing
-    outputs, start = torch.zeros_like(queries), 0
-    for part in _parts(job.cache.values):
-        outputs += _weighted_sum(config, weights[..., start : start + part.tokens], part)
+    tables[:] = 0
+    for start, arguments in _runs(cache.values):
+        _add_weights(*arguments, weights.numpy(), start, tables)
+    outputs = np.empty(queries.shape)
+    _empty_tables(tables, bytes_of_groups, outputs)
+    return torch.from_numpy(outputs)
+
+
+def _runs(store: TieredStore) -> Iterator[tuple[int, tuple]]:
+    """For all planes under one scale: their first token, and what both loops need of them."""
+    start = 0
+    for part in (store.sinks, store.body, store.window):
+        if part.tokens:
+            data, words, first = part.buffers()
+            place = first, part.tokens, part.config.scale_fraction_bits
+            for run in _planes_of_scales(part):
+                yield start, (data.numpy(), words.numpy(), *run, *place)
         start += part.tokens
-    return outputs[..., None, :].double()
 
 
-def _parts(store: TieredStore) -> list[PlaneStore]:
-    return [part for part in (store.sinks, store.body, store.window) if part.tokens]
-
-
-def _dot(config: EngineConfig, queries: Tensor, part: PlaneStore) -> Tensor:
-    """Products of queries [batch, kv_heads, G, D] with stored vectors: [batch, kv_heads, G, T]."""
-    trits, factors = _unpacked(config, part)
-    padded = torch.nn.functional.pad(queries, (0, trits.shape[-1] - queries.shape[-1]))
-    by_plane = (padded @ trits.mT).unflatten(-1, (part.digits, part.tokens))
-    return (by_plane * factors[:, :, None]).sum(-2)
-
-
-def _weighted_sum(config: EngineConfig, weights: Tensor, part: PlaneStore) -> Tensor:
-    """Stored vectors summed with weights [batch, kv_heads, G, T]: [batch, kv_heads, G, D]."""
-    trits, factors = _unpacked(config, part)
-    by_plane = (weights[..., None, :] * factors[:, :, None]).flatten(-2)
-    return (by_plane @ trits)[..., : config.head_dim]
-
-
-def _unpacked(config: EngineConfig, part: PlaneStore) -> tuple[Tensor, Tensor]:
-    """Trits with those of the padding, and every plane's factor.
-
-    Returns
-    -------
-    trits : float32 [batch, kv_heads, planes * T, D or more]
-    factors : float32 [batch, kv_heads, planes, T], scale times 3**c
-    """
-    data, words = part.packed()
-    trits = _trit_table(config.packing).index_select(0, data.flatten().int())
-    factors = _scale_table(config).index_select(0, words.flatten().int()).view(words.shape)
+def _planes_of_scales(part: PlaneStore) -> list[tuple[int, int, int]]:
+    """First plane, end and scale of what is under one scale."""
     if part.kind == "balanced":
-        powers = 3.0 ** torch.arange(part.digits)
-        factors = factors * powers[:, None]
-    return trits.view(*data.shape[:2], part.digits * part.tokens, -1), factors
+        return [(0, part.digits, 0)]
+    return [(plane, plane + 1, plane) for plane in range(part.digits)]
 
 
-@cache
-def _trit_table(packing: Packing) -> Tensor:
-    """Trits of every byte, float32 [256, digits]."""
-    return decode_table(packing).float()
+@numba.njit(cache=True)
+def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
+    """Sums that each byte selects of queries [batch, kv_heads, G, 1, D] times a factor.
+
+    Entry ``tables[b, h, g // 4, place, byte, g % 4]``. Three sums follow from each one of a digit
+    less: with -q, with 0 and with +q.
+    """
+    batch, heads, group, _, dim = queries.shape
+    chunks, places = tables.shape[2:4]
+    groups = bytes_of_groups.shape[0]
+    sums = np.zeros((groups, _LANES), np.float32)
+    elements = np.zeros((places * digits, _LANES), np.float32)
+    for b in range(batch):
+        for h in range(heads):
+            for chunk in range(chunks):
+                lanes = min(_LANES, group - chunk * _LANES)
+                for g in range(lanes):
+                    for k in range(dim):
+                        elements[k, g] = queries[b, h, chunk * _LANES + g, 0, k] * factor
+                for place in range(places):
+                    of_place = tables[b, h, chunk, place]
+                    sums[0] = 0
+                    count = 1
+                    for digit in range(digits):
+                        element = elements[place * digits + digit]
+                        lows, middles, highs = (
+                            sums[:count],
+                            sums[count : 2 * count],
+                            sums[2 * count : 3 * count],
+                        )
+                        for i in range(count):
+                            for g in range(_LANES):
+                                middle = lows[i, g]
+                                lows[i, g] = middle - element[g]
+                                middles[i, g] = middle
+                                highs[i, g] = middle + element[g]
+                        count *= 3
+                    for i in range(groups):
+                        entry = of_place[bytes_of_groups[i]]
+                        for g in range(_LANES):
+                            entry[g] = sums[i, g]
 
 
-@cache
-def _scale_table(config: EngineConfig) -> Tensor:
-    """The scale of every stored word, float32 [2**scale_bits]."""
-    words = torch.arange(1 << config.scale_bits)
-    mantissa = (1 << config.scale_fraction_bits) + (words & ((1 << config.scale_fraction_bits) - 1))
-    return torch.ldexp(mantissa.float(), words >> config.scale_fraction_bits)
+@numba.njit(cache=True)
+def _add_products(
+    data, words, low, high, scale, first, tokens, fraction_bits, tables, scores, start
+):
+    """Add products of planes and queries to scores [batch, kv_heads, chunks, 4, T]."""
+    batch, heads, chunks, places = tables.shape[:4]
+    for b in range(batch):
+        for h in range(heads):
+            for chunk in range(chunks):
+                of_chunk = tables[b, h, chunk]
+                sums = scores[b, h, chunk, :, start : start + tokens]
+                scales = words[b, h, scale]
+                weight = np.float32(1)
+                for plane in range(low, high):
+                    of_plane = data[b, h, plane]
+                    for t in range(tokens):
+                        stored = np.uint64(first + t)  # unsigned: no check for an index below zero
+                        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+                        for place in range(places):
+                            entry = of_chunk[place, of_plane[stored, place]]
+                            s0 += entry[0]
+                            s1 += entry[1]
+                            s2 += entry[2]
+                            s3 += entry[3]
+                        factor = weight * _scale(scales[stored, 0], fraction_bits)
+                        sums[0, t] += s0 * factor
+                        sums[1, t] += s1 * factor
+                        sums[2, t] += s2 * factor
+                        sums[3, t] += s3 * factor
+                    weight *= np.float32(3)
+
+
+@numba.njit(cache=True)
+def _add_weights(
+    data, words, low, high, scale, first, tokens, fraction_bits, weights, start, tables
+):
+    """Add weights [batch, kv_heads, chunks, 4, T] times scales at the entries of the bytes."""
+    batch, heads, chunks, places = tables.shape[:4]
+    for b in range(batch):
+        for h in range(heads):
+            for chunk in range(chunks):
+                of_chunk = tables[b, h, chunk]
+                of_tokens = weights[b, h, chunk, :, start : start + tokens]
+                scales = words[b, h, scale]
+                weight = np.float32(1)
+                for plane in range(low, high):
+                    of_plane = data[b, h, plane]
+                    for t in range(tokens):
+                        stored = np.uint64(first + t)  # unsigned: no check for an index below zero
+                        factor = weight * _scale(scales[stored, 0], fraction_bits)
+                        w0, w1 = of_tokens[0, t] * factor, of_tokens[1, t] * factor
+                        w2, w3 = of_tokens[2, t] * factor, of_tokens[3, t] * factor
+                        for place in range(places):
+                            entry = of_chunk[place, of_plane[stored, place]]
+                            entry[0] += w0
+                            entry[1] += w1
+                            entry[2] += w2
+                            entry[3] += w3
+                    weight *= np.float32(3)
+
+
+@numba.njit(cache=True)
+def _empty_tables(tables, bytes_of_groups, outputs):
+    """Sums [batch, kv_heads, G, 1, D] of entries times the trits of their bytes.
+
+    Digit by digit, from the lowest: entries with +1 minus entries with -1; then the three of every
+    combination of the higher digits count as one.
+    """
+    batch, heads, group, _, dim = outputs.shape
+    chunks, places = tables.shape[2:4]
+    groups = bytes_of_groups.shape[0]
+    sums = np.empty((groups, _LANES), np.float32)
+    difference = np.empty(_LANES, np.float32)
+    for b in range(batch):
+        for h in range(heads):
+            for chunk in range(chunks):
+                lanes = min(_LANES, group - chunk * _LANES)
+                k = 0
+                for place in range(places):
+                    for i in range(groups):
+                        for g in range(_LANES):
+                            sums[i, g] = tables[b, h, chunk, place, bytes_of_groups[i], g]
+                    count = groups // 3
+                    while count:
+                        difference[:] = 0
+                        for i in range(count):
+                            for g in range(_LANES):
+                                minus, plus = sums[3 * i, g], sums[3 * i + 2, g]
+                                difference[g] += plus - minus
+                                sums[i, g] = minus + sums[3 * i + 1, g] + plus
+                        if k < dim:
+                            for g in range(lanes):
+                                outputs[b, h, chunk * _LANES + g, 0, k] = difference[g]
+                        count //= 3
+                        k += 1
+
+
+_ZERO = np.float32(0)
+
+
+@numba.njit(inline="always")
+def _scale(word, fraction_bits):
+    """The scale of a stored word, float32."""
+    one = 1 << fraction_bits
+    return np.float32((one + (word & (one - 1))) << (word >> fraction_bits))

@@ -35,6 +35,7 @@ __all__ = [
     "FEEDBACK_RATIOS",
     "RESIDUAL_RATIOS",
     "absmean_constant",
+    "absmean_shift",
     "balanced_digits",
     "quantize",
 ]
@@ -64,7 +65,12 @@ def absmean_constant(config: EngineConfig, ratio: float) -> int:
     The ratio is that of the scale to the mean absolute value. Where D is no power of two, c makes
     up for the shift that takes the place of the division.
     """
-    return round(ratio * (1 << (ABSMEAN_BITS + _mean_shift(config))) / config.head_dim)
+    return round(ratio * (1 << absmean_shift(config)) / config.head_dim)
+
+
+def absmean_shift(config: EngineConfig) -> int:
+    """Fraction bits of an absmean constant times a sum of magnitudes."""
+    return ABSMEAN_BITS + (config.head_dim - 1).bit_length()
 
 
 def quantize(
@@ -174,7 +180,7 @@ def _choose_scale(
     """
     if choice == "absmean":
         total = x.abs().sum(-1) * absmean_constant(config, absmean_ratio)
-        return encode_scale(config, total, ABSMEAN_BITS + _mean_shift(config))
+        return encode_scale(config, total, absmean_shift(config))
     largest = x.abs().amax(-1)
     code_max = (3**digits - 1) // 2
     # largest / (code_max + 1/2); scales are integers, so rounding up twice changes nothing
@@ -191,10 +197,6 @@ def _choose_scale(
     errors = torch.stack([_squared_error(x, step, digits) for step in steps.unbind(-1)], -1)
     best = errors.argmin(-1, keepdim=True)
     return fraction.gather(-1, best)[..., 0], exponent.gather(-1, best)[..., 0]
-
-
-def _mean_shift(config: EngineConfig) -> int:
-    return (config.head_dim - 1).bit_length()
 
 
 def _compare_and_subtract(x: Tensor, step: Tensor, digits: int) -> Tensor:

@@ -78,7 +78,8 @@ class SinglePrecisionBackend:
 
     def attend(self, job: AttentionJob) -> Tensor:
         """Float attention over the layer's planes, float64 [batch, kv_heads, G, I, D]."""
-        if job.recent is None and job.real_queries.shape[-2] == 1:
+        on_cpu = job.real_queries.device.type == "cpu"
+        if on_cpu and job.recent is None and job.real_queries.shape[-2] == 1:
             return attend_one(job)
         config = job.cache.config
         keys, values = (

@@ -31,6 +31,7 @@ EXTRA_OF_MODULE = {
     "filelock": "sim",
     "gguf": "golden",
     "matplotlib": "plot",
+    "numba": "golden",
     "numpy": "sim",
     "platformdirs": "sim",
     "safetensors": "golden",
