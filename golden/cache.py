@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PlaneStore", "TernaryCache", "TernaryCacheLayer", "TieredStore"]
 
-_FIRST_CAPACITY = 64
+_LEAST_ROOM = 8
 
 
 class PlaneStore:
@@ -51,7 +51,7 @@ class PlaneStore:
     scale, ratio, feedback : how vectors are quantized; see `golden.quantizer.quantize`
 
     Bytes are kept plane by plane, ``[batch, kv_heads, plane, token, byte]``, so that one plane of
-    consecutive tokens is consecutive in memory. Capacity doubles when it is used up.
+    consecutive tokens is consecutive in memory. Room for more is an eighth of what is stored.
     """
 
     def __init__(
@@ -176,9 +176,11 @@ class PlaneStore:
         self.tokens = min(self.tokens, tokens)
 
     def drop(self, tokens: int) -> None:
-        """Forget the first `tokens` tokens."""
+        """Forget the first `tokens` tokens, and give back room when most of it is unused."""
         self._first += tokens
         self.tokens -= tokens
+        if self._bytes.shape[-2] > 2 * _with_room(self.tokens):
+            self._resize(_with_room(self.tokens))
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 to what is stored."""
@@ -199,15 +201,21 @@ class PlaneStore:
         """Place for tokens to come, at the end of the buffers' used part."""
         capacity, needed = self._bytes.shape[-2], self.tokens + tokens
         if self._first + needed > capacity:
-            used = slice(self._first, self._first + self.tokens)
-            size = capacity if needed <= capacity else max(_FIRST_CAPACITY, 2 * capacity, needed)
-            room = 0, 0, 0, size - self.tokens
-            self._map(lambda x: torch.nn.functional.pad(x[..., used, :], room))
-            self._first = 0
+            self._resize(capacity if needed <= capacity else _with_room(needed))
         return self._first + self.tokens
+
+    def _resize(self, capacity: int) -> None:
+        """Move what is stored to the front of buffers for `capacity` tokens."""
+        used, room = slice(self._first, self._first + self.tokens), capacity - self.tokens
+        self._map(lambda x: torch.nn.functional.pad(x[..., used, :], (0, 0, 0, room)))
+        self._first = 0
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         self._bytes, self._scales = function(self._bytes), function(self._scales)
+
+
+def _with_room(tokens: int) -> int:
+    return tokens + max(_LEAST_ROOM, tokens // 8)
 
 
 class TieredStore:
@@ -245,7 +253,8 @@ class TieredStore:
             config, code.kind, digits, *shape, code.scale_choice, ratio, feedback
         )
         self.window = PlaneStore(config, "balanced", tier_digits, *shape)
-        # scale exponents that body tokens had in the window
+        self._which = which
+        # scale exponents that values in the body had in the window
         self._window_exponents = torch.zeros((batch, kv_heads, 0), dtype=torch.uint8, device=device)
 
     @property
@@ -291,8 +300,9 @@ class TieredStore:
         leaving = self.window.tokens - self._code.window
         if leaving > 0:
             self.body.append_vectors(self.window.vectors(0, leaving))
-            left = self.window.exponents(leaving).to(torch.uint8)
-            self._window_exponents = torch.cat((self._window_exponents, left), -1)
+            if self._which == "value":
+                left = self.window.exponents(leaving).to(torch.uint8)
+                self._window_exponents = torch.cat((self._window_exponents, left), -1)
             self.window.drop(leaving)
         return before
 
@@ -316,10 +326,11 @@ class TieredStore:
 
         Returns
         -------
-        two int64 [batch, kv_heads, tokens]; they differ in tokens that have left the window
+        two int64 [batch, kv_heads, tokens]; they differ in values that have left the window
         """
         sinks, body, window = (part.exponents() for part in self._parts)
-        before = self._window_exponents.long() if self._code.window else body
+        kept = self._code.window and self._which == "value"
+        before = self._window_exponents.long() if kept else body
         return torch.cat((sinks, before, window), -1), torch.cat((sinks, body, window), -1)
 
     def crop(self, tokens: int) -> None:
