@@ -33,7 +33,6 @@ EXTRA_OF_MODULE = {
     "matplotlib": "plot",
     "numba": "golden",
     "numpy": "sim",
-    "platformdirs": "sim",
     "safetensors": "golden",
     "torch": "golden",
     "transformers": "golden",

@@ -11,7 +11,7 @@ from kvtq_hw.config import EngineConfig
 from rtl.blocks import BLOCKS
 from rtl.yosys import run_yosys
 
-__all__ = ["MULTIPLIER_CELLS", "count_multipliers", "expected_multipliers"]
+__all__ = ["MULTIPLIER_CELLS", "block_of", "count_multipliers", "expected_multipliers"]
 
 #: Yosys cells that multiply or divide. Products by a power of two are shifts after `opt`.
 MULTIPLIER_CELLS = frozenset(
@@ -66,7 +66,7 @@ def count_multipliers(verilog: str, top: str) -> dict[str, int]:
         modules = json.loads((directory / "cells.json").read_text("utf-8"))["modules"]
     counts: Counter[str] = Counter(dict.fromkeys(BLOCKS, 0))
     for escaped, statistics in modules.items():
-        block = _block_of(escaped.removeprefix("\\"), top)
+        block = block_of(escaped.removeprefix("\\"), top)
         cells = statistics["num_cells_by_type"]
         counts[block] += sum(number for cell, number in cells.items() if cell in MULTIPLIER_CELLS)
     return dict(counts)
@@ -86,7 +86,7 @@ def expected_multipliers(config: EngineConfig) -> dict[str, int]:
     }
 
 
-def _block_of(module: str, top: str) -> str:
+def block_of(module: str, top: str) -> str:
     """Block that a module belongs to: the engine's submodule that it is, or is inside of."""
     if module == top:
         return "engine"

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from functools import cache
-from importlib import resources
 from pathlib import Path
 
 from filelock import FileLock
 
 from kvtq_hw.config import EngineConfig
 from rtl.blocks import emit_block, module_name
-from rtl.verilog import generator_version
+from rtl.verilog import generator_version, source_digest
 
 __all__ = ["cached_verilog"]
 
@@ -22,7 +20,7 @@ def cached_verilog(block: str, config: EngineConfig, folder: Path) -> str:
     Emitting the engine takes many seconds; a cached text is used as long as the configuration, the
     sources of the `rtl` package, the configuration's own source and the tools are the same.
     """
-    parts = (block, config.digest(), generator_version(), _source_digest())
+    parts = (block, config.digest(), generator_version(), source_digest())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = folder / f"{module_name(block)}-{key}.v"
     folder.mkdir(parents=True, exist_ok=True)
@@ -32,14 +30,3 @@ def cached_verilog(block: str, config: EngineConfig, folder: Path) -> str:
             partial.write_text(emit_block(block, config), encoding="utf-8")
             partial.rename(path)
         return path.read_text(encoding="utf-8")
-
-
-@cache
-def _source_digest() -> str:
-    """Hash of everything in this distribution that the Verilog depends on."""
-    digest = hashlib.sha256()
-    sources = [f for f in resources.files("rtl").iterdir() if f.name.endswith(".py")]
-    sources.append(resources.files("kvtq_hw") / "config.py")
-    for source in sorted(sources, key=lambda f: f.name):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()

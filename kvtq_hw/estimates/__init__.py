@@ -1,0 +1,1 @@
+"""Numbers about hardware from its netlist: area, timing, power, comparison, sweep."""

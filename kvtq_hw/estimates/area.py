@@ -1,0 +1,198 @@
+"""Area of an engine, block by block, from its netlist."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.estimates.blocks import engine_parts
+from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
+from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.synthesis import DELAY_TARGET_PS, Mapping, map_part, mapping_key
+from rtl.verilog import generator_version, source_digest
+
+__all__ = ["Area", "AreaReport", "measure_area", "processors"]
+
+#: Transistors of a NAND gate of two inputs in static CMOS.
+_NAND2_TRANSISTORS = 4
+
+
+@dataclass(frozen=True)
+class Area:
+    """Area of a block, all its instances together, or of several.
+
+    Parameters
+    ----------
+    instances : int
+    cells : dict[str, int]
+        Cells of the library by name.
+    um2 : float
+        Their area, square micrometres. Cells alone: no wires, no utilization, no memories.
+    nand2 : float
+        The same in areas of the library's smallest NAND gate of two inputs.
+    flip_flops : int
+        Bits in flip-flops.
+    memory_bits : int
+        Bits of memories: a macro or a register file takes their place, and is not in the area.
+    transistors : int
+        Estimate for generic gates, without any library.
+    """
+
+    instances: int
+    cells: dict[str, int]
+    um2: float
+    nand2: float
+    flip_flops: int
+    memory_bits: int
+    transistors: int
+
+    @property
+    def nand2_of_transistors(self) -> float:
+        """Transistors in NAND gates of two inputs: the estimate that needs no library."""
+        return self.transistors / _NAND2_TRANSISTORS
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "instances": self.instances,
+            "cells": sum(self.cells.values()),
+            "um2": self.um2,
+            "nand2": self.nand2,
+            "flip_flops": self.flip_flops,
+            "memory_bits": self.memory_bits,
+            "transistors": self.transistors,
+            "nand2_of_transistors": self.nand2_of_transistors,
+            "cells_by_type": dict(sorted(self.cells.items())),
+        }
+
+
+@dataclass(frozen=True)
+class AreaReport:
+    """Areas of the blocks of one configuration.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    library : str
+        Name of the library, as it gives it itself.
+    library_source : str
+        Its file, or "shipped".
+    blocks : dict[str, Area]
+        By block; "engine" is the engine's own logic, without its blocks.
+    """
+
+    config: EngineConfig
+    library: str
+    library_source: str
+    blocks: dict[str, Area]
+
+    @property
+    def total(self) -> Area:
+        """All blocks together."""
+        return _sum(self.blocks.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with all that the numbers stand on."""
+        return {
+            "tag": "measured",
+            "config": self.config.model_dump(),
+            "library": {"name": self.library, "source": self.library_source},
+            "delay_target_ps": DELAY_TARGET_PS,
+            "generator": generator_version(),
+            "blocks": {name: area.as_dict() for name, area in self.blocks.items()},
+            "total": self.total.as_dict(),
+        }
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def measure_area(
+    config: EngineConfig,
+    block: str | None = None,
+    liberty: Liberty | None = None,
+    store: EstimateStore | None = None,
+) -> AreaReport:
+    """Area of an engine, or of one block, from its netlist.
+
+    Blocks are mapped beside each other, one a processor. The same sources, library and tools give
+    the same numbers to the digit, from `store` or anew.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    block : name of `rtl.blocks.BLOCKS`; without one, all that the engine holds
+    liberty : library of cells; without one, the shipped area-only library
+    store : results so far; without one, those in the user's cache folder
+
+    Raises
+    ------
+    UserError
+        For an unknown block or an unsuitable library.
+    """
+    liberty = liberty or shipped_liberty()
+    store = store or EstimateStore()
+    areas: dict[str, list[Area]] = {}
+    for name, instances, mapping in _mappings(config, block, liberty, store):
+        areas.setdefault(name, []).append(_area(instances, mapping, liberty))
+    blocks = {name: _sum(parts) for name, parts in areas.items()}
+    return AreaReport(config, liberty.name, liberty.source, blocks)
+
+
+def _mappings(
+    config: EngineConfig, block: str | None, liberty: Liberty, store: EstimateStore
+) -> list[tuple[str, int, Mapping]]:
+    """Block, instances and mapping of each part; from the store alone where all is there."""
+    index = {
+        "what": "parts",
+        "config": config.digest(),
+        "block": block,
+        "sources": source_digest(),
+        "generator": generator_version(),
+        "liberty": liberty.digest,
+    }
+    if (known := store.get(index)) is not None:
+        found = [(name, n, store.get(key)) for name, n, key in known["parts"]]
+        if all(mapping is not None for _, _, mapping in found):
+            return [(name, n, Mapping(**mapping)) for name, n, mapping in found if mapping]
+    parts = engine_parts(config, block)
+    with ThreadPoolExecutor(processors()) as pool:
+        # the largest first: then no processor is left with it at the end
+        for part in sorted(parts, key=lambda part: -len(part.text)):
+            pool.submit(map_part, part, liberty, store)
+    keys = [(part.block, part.instances, mapping_key(part, liberty)) for part in parts]
+    store.put(index, {"parts": keys})
+    return [(part.block, part.instances, map_part(part, liberty, store)) for part in parts]
+
+
+def _area(instances: int, mapping: Mapping, liberty: Liberty) -> Area:
+    um2 = round(instances * mapping.area, 4)
+    return Area(
+        instances=instances,
+        cells={name: instances * count for name, count in mapping.cells.items()},
+        um2=um2,
+        nand2=round(um2 / liberty.nand2_area, 4),
+        flip_flops=instances * mapping.flip_flops,
+        memory_bits=instances * mapping.memory_bits,
+        transistors=instances * mapping.transistors,
+    )
+
+
+def _sum(areas: Iterable[Area]) -> Area:
+    parts = list(areas)
+    return Area(
+        instances=sum(part.instances for part in parts),
+        cells=dict(sum((Counter(part.cells) for part in parts), Counter())),
+        um2=round(sum(part.um2 for part in parts), 4),
+        nand2=round(sum(part.nand2 for part in parts), 4),
+        flip_flops=sum(part.flip_flops for part in parts),
+        memory_bits=sum(part.memory_bits for part in parts),
+        transistors=sum(part.transistors for part in parts),
+    )

@@ -1,0 +1,311 @@
+"""Liberty files: which cells there are, how large they are and what they compute.
+
+A reader of our own: a full file of 13 MB takes it a second, and nothing of the grammar beyond
+groups and attributes matters here. Source of the format: Liberty user guide, volumes 1 and 2.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import itertools
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from importlib import resources
+from pathlib import Path
+
+from kvtq_hw.errors import UserError
+
+__all__ = ["Group", "Liberty", "load_liberty", "parse_liberty", "shipped_liberty", "truth_table"]
+
+_SHIPPED = "sky130hd_area.lib"
+
+_TOKEN = re.compile(
+    r'/\*.*?\*/|\\\r?\n|"(?:[^"\\]|\\.|\\\r?\n)*"|[{}();:,]|[^\s{}();:,"]+', re.DOTALL
+)
+
+
+@dataclass
+class Group:
+    """One ``kind (names) { ... }`` of a Liberty file.
+
+    Parameters
+    ----------
+    kind : str
+        For example "cell", "pin" or "timing".
+    names : list[str]
+        What stands in its brackets.
+    attributes : dict[str, list[str]]
+        Values of each attribute: one of a simple attribute, any number of a complex one. Of an
+        attribute that occurs several times the last counts.
+    groups : list[Group]
+        The groups inside, in their order.
+    """
+
+    kind: str
+    names: list[str]
+    attributes: dict[str, list[str]] = field(default_factory=dict)
+    groups: list[Group] = field(default_factory=list)
+
+    def all(self, kind: str) -> Iterator[Group]:
+        """The groups of a kind directly inside."""
+        return (group for group in self.groups if group.kind == kind)
+
+    def get(self, attribute: str) -> str | None:
+        """The first value of an attribute, None without it."""
+        values = self.attributes.get(attribute)
+        return values[0] if values else None
+
+
+def parse_liberty(text: str) -> Group:
+    """The library group of a Liberty file's text.
+
+    Raises
+    ------
+    ValueError
+        When the text is no Liberty file, or ends in the middle of one.
+    """
+    tokens = [t for t in _TOKEN.findall(text) if not t.startswith(("/*", "\\"))]
+    top = Group("", [])
+    try:
+        position = _statement(tokens, 0, top)
+    except IndexError:
+        raise ValueError("it ends in the middle of a group") from None
+    if position != len(tokens) or [group.kind for group in top.groups] != ["library"]:
+        raise ValueError("it holds no library, or more than one")
+    return top.groups[0]
+
+
+def _statement(tokens: list[str], position: int, parent: Group) -> int:
+    """Read one attribute or group into `parent`; the position after it."""
+    name, separator = tokens[position], tokens[position + 1]
+    position += 2
+    values: list[str] = []
+    if separator == ":":
+        while tokens[position] not in (";", "}"):
+            values.append(tokens[position].strip('"'))
+            position += 1
+        parent.attributes[name] = [" ".join(values)]
+    elif separator == "(":
+        while tokens[position] != ")":
+            if tokens[position] != ",":
+                values.append(tokens[position].strip('"'))
+            position += 1
+        position += 1
+        if position < len(tokens) and tokens[position] == "{":
+            group = Group(name, values)
+            parent.groups.append(group)
+            position += 1
+            while tokens[position] != "}":
+                position = _statement(tokens, position, group)
+            position += 1
+        else:
+            parent.attributes[name] = values
+    else:
+        raise ValueError(f"{separator!r} after {name!r}, where ':' or '(' must stand")
+    while position < len(tokens) and tokens[position] == ";":
+        position += 1
+    return position
+
+
+@dataclass(frozen=True)
+class Liberty:
+    """A library of cells.
+
+    Parameters
+    ----------
+    source : str
+        Where it comes from: a path, or "shipped".
+    text : str
+        The file, unpacked.
+    root : Group
+        Its library group.
+    """
+
+    source: str
+    text: str = field(repr=False)
+    root: Group = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name that the library gives itself."""
+        return self.root.names[0]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the text."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @cached_property
+    def cells(self) -> dict[str, Group]:
+        """The cells by name."""
+        return {cell.names[0]: cell for cell in self.root.all("cell")}
+
+    @property
+    def has_timing(self) -> bool:
+        """Whether delays are those of the process; the shipped file's are made up."""
+        return self.source != "shipped"
+
+    @cached_property
+    def cells_to_avoid(self) -> tuple[str, ...]:
+        """Cells that synthesis must not use, in their order.
+
+        A library that has all cells of the shipped file is used with these alone, so that both
+        give the same netlist. Of any other the cells that it marks ``dont_use`` are left out.
+        """
+        wanted = _shipped_names()
+        if wanted <= set(self.cells):
+            return tuple(name for name in self.cells if name not in wanted)
+        marked = (name for name, cell in self.cells.items() if cell.get("dont_use") == "true")
+        return tuple(marked)
+
+    @cached_property
+    def inverter(self) -> str:
+        """The smallest inverter."""
+        return self._smallest((True, False))
+
+    @cached_property
+    def nand2_area(self) -> float:
+        """Area of the smallest NAND gate of two inputs."""
+        return self.area(self._smallest((True, True, True, False)))
+
+    def area(self, cell: str) -> float:
+        """Area of a cell, in the library's unit (square micrometres in those we know)."""
+        return float(self.cells[cell].get("area") or 0.0)
+
+    def _smallest(self, table: tuple[bool, ...]) -> str:
+        """Name of the smallest cell with one output of a given truth table."""
+        found = [
+            (self.area(name), name)
+            for name, cell in self.cells.items()
+            if name not in self.cells_to_avoid and _table_of(cell) == table
+        ]
+        if not found:
+            raise UserError(
+                f"--liberty: {self.source!r} has no inverter or no NAND gate of two inputs; "
+                "allowed are libraries of standard cells with functions"
+            )
+        return min(found)[1]
+
+
+def _table_of(cell: Group) -> tuple[bool, ...] | None:
+    """Truth table of a combinational cell with one output of at most two inputs."""
+    pins = list(cell.all("pin"))
+    inputs = [pin.names[0] for pin in pins if pin.get("direction") == "input"]
+    functions = [f for pin in pins if (f := pin.get("function"))]
+    if len(functions) != 1 or len(inputs) > 2 or any(cell.all("ff")) or any(cell.all("latch")):
+        return None
+    try:
+        return truth_table(functions[0], inputs)
+    except ValueError:
+        return None
+
+
+def truth_table(function: str, inputs: list[str]) -> tuple[bool, ...]:
+    """Values of a Liberty function for all values of its inputs, the last input changing fastest.
+
+    Operators, tightest first: ``!`` before and ``'`` after an operand; ``^``; ``&``, ``*`` or
+    nothing, for and; ``|`` or ``+``.
+
+    Raises
+    ------
+    ValueError
+        When the function is malformed or has another name than the inputs.
+    """
+    tokens = re.findall(r"\w+|\S", function)
+    rows = itertools.product((False, True), repeat=len(inputs))
+    return tuple(_Evaluation(tokens, dict(zip(inputs, row, strict=True))).value() for row in rows)
+
+
+class _Evaluation:
+    """One evaluation of a function's tokens, by recursive descent."""
+
+    def __init__(self, tokens: list[str], names: dict[str, bool]) -> None:
+        self._tokens = [*tokens, ""]
+        self._names = names | {"0": False, "1": True}
+        self._position = 0
+
+    def value(self) -> bool:
+        result = self._or()
+        if self._token:
+            raise ValueError(f"function: {self._token!r} is no input and no operator")
+        return result
+
+    @property
+    def _token(self) -> str:
+        return self._tokens[self._position]
+
+    def _take(self, *wanted: str) -> bool:
+        taken = self._token in wanted
+        self._position += taken
+        return taken
+
+    def _or(self) -> bool:
+        result = self._and()
+        while self._take("|", "+"):
+            result |= self._and()
+        return result
+
+    def _and(self) -> bool:
+        result = self._xor()
+        while self._take("&", "*") or self._token in ("!", "(") or self._token in self._names:
+            result &= self._xor()
+        return result
+
+    def _xor(self) -> bool:
+        result = self._operand()
+        while self._take("^"):
+            result ^= self._operand()
+        return result
+
+    def _operand(self) -> bool:
+        if self._take("!"):
+            return not self._operand()
+        if self._take("("):
+            result = self._or()
+            if not self._take(")"):
+                raise ValueError(f"function: {self._token!r} where ')' must stand")
+        elif self._token in self._names:
+            result = self._names[self._token]
+            self._position += 1
+        else:
+            raise ValueError(f"function: {self._token!r} is no input and no operator")
+        while self._take("'"):
+            result = not result
+        return result
+
+
+def load_liberty(path: Path | None) -> Liberty:
+    """The library of a file, which may be packed by gzip; without one the shipped library.
+
+    Raises
+    ------
+    UserError
+        The file cannot be read, is broken or holds no cells.
+    """
+    if path is None:
+        return shipped_liberty()
+    try:
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
+        liberty = Liberty(str(path), text, parse_liberty(text))
+        if not liberty.cells:
+            raise ValueError("it holds no cells")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"--liberty: {str(path)!r} is no readable Liberty file: {reason}") from None
+    return liberty
+
+
+@cache
+def shipped_liberty() -> Liberty:
+    """The area-only library of SkyWater 130 nm high-density cells that comes with the package."""
+    text = (resources.files("kvtq_hw.estimates") / _SHIPPED).read_text("utf-8")
+    return Liberty("shipped", text, parse_liberty(text))
+
+
+def _shipped_names() -> set[str]:
+    return set(shipped_liberty().cells)
