@@ -25,11 +25,11 @@ import click
 import torch
 from transformers import Cache, DynamicCache
 
-from golden.calibration import calibration_text, load_or_calibrate
+from golden.calibration import load_or_calibrate
 from golden.catalog import parse_format
 from golden.formats import CacheFormat, FormatInputs
 from golden.models import LanguageModel, load_model
-from golden.quality import DEFAULT_CHUNK, cut_segments
+from golden.quality import DEFAULT_CHUNK, cut_segments, documentation_text
 from golden.versions import SinglePrecisionBackend
 
 CODES = ("fp16", "balanced:3/2", "balanced:2/2", "balanced:1/1", "transformers:4", "transformers:2")
@@ -69,7 +69,7 @@ def main(
         language_model.engine_config(context + steps),
         lambda: load_or_calibrate(language_model),
     )
-    [tokens] = cut_segments(language_model, calibration_text(), context, 1)
+    [tokens] = cut_segments(language_model, documentation_text(), context, 1)
     formats = [parse_format(code, inputs, SinglePrecisionBackend()) for code in codes]
     states = DynamicCache()
     with language_model.attending_with("sdpa"), torch.inference_mode():

@@ -15,9 +15,10 @@ import click
 import torch
 
 from golden.backends import AttentionBackend, FloatBackend, GoldenBackend, SplitBackend
-from golden.calibration import calibration_text, load_or_calibrate
+from golden.calibration import load_or_calibrate
 from golden.decoding import Decoded, decode, decode_unquantized, make_cache
 from golden.models import LanguageModel, load_model
+from golden.quality import documentation_text
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
 from sim.rtl_attention import RtlBackend
@@ -60,7 +61,7 @@ def main(new_tokens: int, json_file: Path | None) -> None:
 
 def _prompt(model: LanguageModel, tokens: int) -> str:
     """The beginning of a text, cut to about so many tokens."""
-    ids = model.tokenizer(calibration_text()[:4000]).input_ids[:tokens]
+    ids = model.tokenizer(documentation_text()[:4000]).input_ids[:tokens]
     return model.tokenizer.decode(ids, skip_special_tokens=True)
 
 

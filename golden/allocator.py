@@ -2,24 +2,34 @@
 
 Every tensor of the body (a layer's keys or its values) costs the same for a digit, one plane a
 token, so a budget in bits or in cycles is a number of digits in all. What a tensor loses by few
-digits is measured, one tensor at a time while all others have five: the divergence of the model's
-predictions on the calibration text. Losses are taken as adding up, and the best choice for their
-sum is then found exactly, by dynamic programming over the number of digits spent.
+digits is estimated to second order: an error e_j of token j's vector, with g_j the gradient of the
+negative log-likelihood with respect to that vector, costs a divergence of ``(g_j . e_j)**2 / 2`` in
+expectation, if the text is drawn from the model's own predictions (the curvature of the divergence
+is then the covariance of the gradients). One backward pass a sequence gives g_j for all tensors,
+the quantizer gives e_j for every number of digits. Token by token, because vectors with large
+gradients are often small ones. Losses are taken as adding up, and the best choice for their sum is
+then found exactly, by dynamic programming over the number of digits spent.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from golden.attention import ATTENTION
-from golden.calibration import Calibration, calibration_text
-from golden.decoding import make_cache
+from golden.cache import TieredStore
+from golden.calibration import Calibration
+from golden.conditioning import Conditioning
+from golden.dequantizer import dequantize
+from golden.hadamard import inverse_hadamard
 from golden.models import LanguageModel
-from golden.versions import SinglePrecisionBackend
+from golden.sampling import sample_tokens
 from kvtq_hw.codes import MAX_DIGITS, CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
@@ -35,9 +45,14 @@ __all__ = [
 ]
 
 # Digits whose loss is measured. Every further one divides the step by three and the squared error,
-# which the divergence follows to first order, by nine.
-_MEASURED = (1, 2)
+# which the divergence follows, by nine.
+_MEASURED = 3
 _GAIN_OF_A_DIGIT = 9.0
+# Tokens of one backward pass, which takes memory in their square.
+_SEQUENCE = 512
+# Another text than the one of the calibration, whose seed is 0.
+_SEED = 1
+_PERTURBED = "kvtq_sensitivity"
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class Sensitivity:
     """What each tensor loses by being short.
 
     keys, values : float64 [layers, MAX_DIGITS], divergence in nats a position with 1 .. 5 digits in
-        the body of this layer's keys (values) alone; 0 with five
+        the body of this layer's keys (values) alone; that of five counts as 0
     """
 
     keys: Tensor
@@ -61,48 +76,121 @@ def measure_sensitivity(
     calibration: Calibration,
     config: EngineConfig,
     code: CacheCode,
-    tokens: int = 256,
-    on_run: Callable[[], None] | None = None,
+    tokens: int = 2048,
+    on_tokens: Callable[[int], None] | None = None,
 ) -> Sensitivity:
-    """Measure every tensor on `tokens` tokens of the calibration text, behind those calibrated on.
+    """Estimate every tensor's losses on tokens that the model writes itself.
 
     Parameters
     ----------
     code : tiers and options; its digits do not count
-    on_run : called after each of the ``4 * layers`` forward passes
+    tokens : not those calibrated on
+    on_tokens : called after each sequence with the number of its tokens
     """
-    start = calibration.tokens
-    text = calibration_text()[: 10 * (start + tokens) + 1000]
-    ids = language_model.tokenizer(text, return_tensors="pt").input_ids[:, start : start + tokens]
-    if ids.shape[1] < tokens:
-        raise UserError(
-            f"calibration text has {ids.shape[1]} tokens behind the calibration; allowed is at "
-            f"least {tokens}"
-        )
-    full = code.with_digits(MAX_DIGITS, MAX_DIGITS).for_layers(language_model.layers)
-
-    def predictions(codes: Sequence[CacheCode]) -> Tensor:
-        table = CodeTable("sensitivity", tuple(codes))
-        cache = make_cache(config, table, calibration, SinglePrecisionBackend())
-        with language_model.attending_with(ATTENTION), torch.inference_mode():
-            return language_model.model(ids, past_key_values=cache).logits[0].log_softmax(-1)
-
-    reference = predictions(full)
     losses = torch.zeros(2, language_model.layers, MAX_DIGITS, dtype=torch.float64)
-    for layer in range(language_model.layers):
-        for tensor in range(2):
-            for digits in _MEASURED:
-                codes = list(full)
-                pair = (digits, MAX_DIGITS) if tensor == 0 else (MAX_DIGITS, digits)
-                codes[layer] = code.with_digits(*pair)
-                found = predictions(codes)
-                divergence = (reference.exp() * (reference - found)).sum(-1).double().mean()
-                losses[tensor, layer, digits - 1] = divergence
-                if on_run is not None:
-                    on_run()
-    for digits in range(_MEASURED[-1] + 1, MAX_DIGITS):
+    conditioning = calibration.conditioning()
+    for ids in sample_tokens(language_model, tokens, _SEQUENCE, seed=_SEED):
+        passes = _gradients(language_model, ids, code)
+        for layer, of_layer in enumerate(passes):
+            condition = conditioning[layer]
+            for index, errors in enumerate(
+                (
+                    _errors(config, code, "key", of_layer.keys, condition),
+                    _errors(config, code, "value", of_layer.values, condition),
+                )
+            ):
+                gradient = of_layer.gradients[index].double()
+                moved = (gradient * errors).sum(-1).square().sum((-2, -1))  # [digits]
+                losses[index, layer, : len(moved)] += moved / 2
+        if on_tokens is not None:
+            on_tokens(len(ids))
+    losses /= tokens
+    for digits in range(min(_MEASURED, config.max_planes) + 1, MAX_DIGITS):
         losses[..., digits - 1] = losses[..., digits - 2] / _GAIN_OF_A_DIGIT
+    losses[..., MAX_DIGITS - 1] = 0
     return Sensitivity(*losses)
+
+
+@dataclass(frozen=True)
+class _LayerPass:
+    """A layer's keys and values [kv_heads, T, D], and the gradients with respect to them.
+
+    The gradients are those of the body: as read by queries that see the token in no tier.
+    """
+
+    keys: Tensor
+    values: Tensor
+    gradients: tuple[Tensor, Tensor]
+
+
+def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> list[_LayerPass]:
+    """Run a text [T] forwards and backwards."""
+    position = torch.arange(len(ids))
+    causal = position[:, None] >= position
+    body = (position[:, None] - position >= max(code.window, 1)) & (position >= code.sinks)
+    states: dict[int, tuple[Tensor, Tensor]] = {}
+    moves: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """Attention to keys and values that are moved, by zero, where they are in the body."""
+        query, key, value = query[0], key[0], value[0]
+        key_move, value_move = (torch.zeros_like(x, requires_grad=True) for x in (key, value))
+        layer = cast(int, module.layer_idx)
+        states[layer], moves[layer] = (key.detach(), value.detach()), (key_move, value_move)
+        scaling = 1 / math.sqrt(key.shape[-1]) if scaling is None else scaling
+        grouped = query.unflatten(0, (key.shape[0], -1)) * scaling  # [kv_heads, G, T, D]
+        scores = grouped @ key[:, None].mT + (grouped @ key_move[:, None].mT) * body
+        weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
+        outputs = weights @ value[:, None] + (weights * body) @ value_move[:, None]
+        return outputs.flatten(0, 1).transpose(0, 1)[None].contiguous(), None
+
+    AttentionInterface.register(_PERTURBED, attention)
+    AttentionMaskInterface.register(_PERTURBED, sdpa_mask)
+    with language_model.attending_with(_PERTURBED), torch.enable_grad():
+        logits = language_model.model(ids[None], use_cache=False).logits[0, :-1].float()
+        loss = -logits.log_softmax(-1).gather(-1, ids[1:, None]).sum()
+        leaves = [move for layer in range(language_model.layers) for move in moves[layer]]
+        gradients = torch.autograd.grad(loss, leaves)
+    pairs = zip(gradients[::2], gradients[1::2], strict=True)
+    return [_LayerPass(*states[layer], pair) for layer, pair in enumerate(pairs)]
+
+
+def _errors(
+    config: EngineConfig,
+    code: CacheCode,
+    which: Literal["key", "value"],
+    vectors: Tensor,
+    conditioning: Conditioning,
+) -> Tensor:
+    """What the body's code with 1 .. 3 digits adds to vectors [heads, T, D]: [digits, heads, T, D].
+
+    In the model's own units and its own, unrotated domain; keys with their centre.
+    """
+    if which == "key":
+        exponent, feedback = conditioning.key_exponent, conditioning.key_feedback
+        integers, _ = conditioning.condition_keys(vectors[None])
+    else:
+        exponent, feedback = conditioning.value_exponent, conditioning.value_feedback
+        integers, _ = conditioning.condition_values(vectors[None])
+    errors = []
+    for digits in range(1, min(_MEASURED, config.max_planes) + 1):
+        body = replace(code.with_digits(digits, digits), sinks=0, window=0)
+        heads, device = len(vectors), vectors.device
+        used = feedback if code.feedback else None
+        store = TieredStore(config, body, which, used, 1, heads, device)
+        store.append(integers)
+        moved = (dequantize(config, store.planes()) - integers)[0].double()
+        unrotated = inverse_hadamard(moved) if conditioning.rotate else moved
+        errors.append(torch.ldexp(unrotated, torch.tensor(exponent)))
+    return torch.stack(errors)
 
 
 def digits_for_bits(

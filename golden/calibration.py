@@ -1,12 +1,12 @@
-"""Calibration: what is static in the cache of a model, measured on a short text.
+"""Calibration: what is static in the cache of a model, measured on some text.
 
 Measured are the mean keys, the range of keys and values, and the matrices by which rounding feeds
 back (`golden.feedback`): which directions of a key's error change attention outputs, and which
 directions of a value's error the output projection lets through.
 
-The text is not the one that anything is evaluated on: English documentation that comes with every
-Python (`pydoc_data.topics`). What was measured is kept in a safetensors file whose metadata name
-the model, the hash of its weights and the text, and it is refused for any other model.
+The text is not one that anything is evaluated on: the model writes it itself (`golden.sampling`)
+unless one is given. What was measured is kept in a safetensors file whose metadata name the model,
+the hash of its weights and the tokens, and it is refused for any other model.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ from golden.conditioning import Conditioning, to_integers
 from golden.feedback import Feedback, feedback_from_hessian
 from golden.hadamard import hadamard
 from golden.models import LanguageModel
+from golden.sampling import sample_tokens
 from kvtq_hw.config import VECTOR_MAX
 from kvtq_hw.errors import UserError
 
 __all__ = [
     "Calibration",
     "calibrate",
-    "calibration_text",
     "load_calibration",
     "load_or_calibrate",
     "save_calibration",
 ]
 
-DEFAULT_TOKENS = 1024
-_FORMAT = "kvtq-hw calibration 5"
+DEFAULT_TOKENS = 4096
+_FORMAT = "kvtq-hw calibration 6"
 
 _TENSORS = (
     "key_centres",
@@ -87,7 +87,7 @@ class Calibration:
     model_name : what the model was loaded as
     model_fingerprint : SHA-256 of its weights
     tokens : length of the text that was measured
-    text_digest : SHA-256 of that text
+    text_digest : SHA-256 of its token ids
     """
 
     key_centres: Tensor
@@ -118,34 +118,28 @@ class Calibration:
         ]
 
 
-def calibration_text() -> str:
-    """The default text: the topics of Python's own documentation, in alphabetical order."""
-    from pydoc_data.topics import topics
-
-    return "\n".join(topics[name] for name in sorted(topics))
-
-
 def calibrate(
     language_model: LanguageModel, text: str | None = None, tokens: int = DEFAULT_TOKENS
 ) -> Calibration:
-    """Measure keys and values of every layer over the first `tokens` tokens of a text.
+    """Measure keys and values of every layer over `tokens` tokens.
+
+    Parameters
+    ----------
+    text : its first tokens are used; sampled from the model when None
 
     Raises
     ------
     UserError
         When the text has fewer tokens than asked for.
     """
-    text = calibration_text() if text is None else text
-    # a tokenizer gives at least one token for ten characters of English: no need to read it all
-    ids = language_model.tokenizer(text[: 10 * tokens + 1000], return_tensors="pt").input_ids
-    if ids.shape[1] < tokens:
-        raise UserError(
-            f"calibration text has {ids.shape[1]} tokens; allowed are texts of at least {tokens}"
-        )
+    if text is None:
+        pieces = sample_tokens(language_model, tokens, _SEGMENT)
+    else:
+        pieces = _tokenized(language_model, text, tokens)
     layers = [_LayerStatistics() for _ in range(language_model.layers)]
     with _observed(language_model, layers), torch.no_grad():
-        for piece in ids[:, :tokens].split(_SEGMENT, -1):
-            language_model.model(piece, use_cache=False)
+        for piece in pieces:
+            language_model.model(piece[None], use_cache=False)
     if any(layer.tokens == 0 for layer in layers):
         raise UserError(f"model {language_model.name!r} has layers without attention")
     keys = [feedback_from_hessian(layer.key_hessian, KEY_DAMPING) for layer in layers]
@@ -161,8 +155,19 @@ def calibrate(
         language_model.name,
         language_model.fingerprint,
         tokens,
-        hashlib.sha256(text.encode()).hexdigest(),
+        hashlib.sha256(torch.cat(pieces).numpy().tobytes()).hexdigest(),
     )
+
+
+def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Tensor]:
+    """The first `tokens` tokens of a text, in pieces."""
+    # a tokenizer gives at least one token for ten characters of English: no need to read it all
+    ids = language_model.tokenizer(text[: 10 * tokens + 1000], return_tensors="pt").input_ids[0]
+    if len(ids) < tokens:
+        raise UserError(
+            f"calibration text has {len(ids)} tokens; allowed are texts of at least {tokens}"
+        )
+    return list(ids[:tokens].split(_SEGMENT))
 
 
 class _LayerStatistics:
@@ -304,12 +309,11 @@ def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
 def load_or_calibrate(language_model: LanguageModel) -> Calibration:
     """The default calibration of a model, measured once and kept in the user's cache folder."""
     folder = user_cache_path("kvtq-hw") / "calibration"
-    text = calibration_text()
-    key = hashlib.sha256(f"{_FORMAT} {DEFAULT_TOKENS} {text}".encode()).hexdigest()[:16]
-    path = folder / f"{language_model.fingerprint[:16]}-{key}.safetensors"
+    name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}"
+    path = folder / f"{name}.safetensors"
     if path.is_file():
         return load_calibration(path, language_model)
-    calibration = calibrate(language_model, text, DEFAULT_TOKENS)
+    calibration = calibrate(language_model, None, DEFAULT_TOKENS)
     with contextlib.suppress(OSError):  # a folder that cannot be written costs time, nothing else
         save_calibration(calibration, path)
     return calibration

@@ -31,6 +31,7 @@ __all__ = [
     "Reference",
     "SegmentScore",
     "cut_segments",
+    "documentation_text",
     "evaluate_reference",
     "evaluate_segment",
     "feed",
@@ -94,6 +95,13 @@ class Reference:
     tokens: Tensor
     log_probabilities: Tensor
     score: SegmentScore
+
+
+def documentation_text() -> str:
+    """English text that comes with every Python: the topics of its documentation, by name."""
+    from pydoc_data.topics import topics
+
+    return "\n".join(topics[name] for name in sorted(topics))
 
 
 def cut_segments(

@@ -8,7 +8,6 @@ import pytest
 import torch
 from tiny_model import prompt, tiny_model
 
-from golden import allocator as module
 from golden.allocator import (
     allocate,
     code_table,
@@ -16,9 +15,11 @@ from golden.allocator import (
     digits_for_cycles,
     measure_sensitivity,
 )
-from golden.backends import GoldenBackend
+from golden.attention import ATTENTION
+from golden.backends import FloatBackend, GoldenBackend
 from golden.calibration import calibrate
 from golden.decoding import decode, make_cache
+from golden.sampling import sample_tokens
 from kvtq_hw.cli import run
 from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import load_config
@@ -90,22 +91,48 @@ def test_digits_for_cycles_are_the_most_that_fit():
         digits_for_cycles(TINY, CODE, 2, 3, 10, tokens)
 
 
-def test_sensitivity_is_measured_on_each_tensor_alone(monkeypatch):
-    monkeypatch.setattr(module, "calibration_text", lambda: TEXT)
+def test_sensitivity_falls_with_digits():
+    language_model = tiny_model()
+    calibration = calibrate(language_model, TEXT, tokens=50)
+    done = []
+    found = measure_sensitivity(language_model, calibration, TINY, CODE, 600, done.append)
+    assert done == [256, 256, 88]  # the tiny model has 256 positions
+    for losses in (found.keys, found.values):
+        assert losses.shape == (2, 5)
+        assert (losses[:, :4] > 2 * losses[:, 1:]).all()
+        assert not losses[:, 4].any()
+    assert torch.equal(found.losses()[2], found.keys[1])
+
+
+def test_sensitivity_is_the_divergence_of_one_short_tensor():
+    """Within a third of the divergence through the cache, where it is small.
+
+    Three digits in the body of one tensor, five everywhere else, over the same texts.
+    """
     language_model = tiny_model()
     calibration = calibrate(language_model, TEXT, tokens=50)
     wide = TINY.model_copy(update={"max_context": 256})
-    runs = []
-    found = measure_sensitivity(
-        language_model, calibration, wide, CODE, tokens=64, on_run=lambda: runs.append(1)
-    )
-    assert len(runs) == 8
-    for losses in (found.keys, found.values):
-        assert losses.shape == (2, 5)
-        assert (losses[:, 0] > losses[:, 1]).all()
-        assert (losses[:, 3] > 0).all()
-        assert not losses[:, 4].any()
-    assert torch.equal(found.losses()[2], found.keys[1])
+    code = CacheCode.parse("balanced:1/1,sinks=2,window=3,feedback")
+    tokens = 4096
+    found = measure_sensitivity(language_model, calibration, wide, code, tokens)
+    texts = sample_tokens(language_model, tokens, 256, seed=1)
+
+    def predictions(codes: list[CacheCode], ids: torch.Tensor) -> torch.Tensor:
+        cache = make_cache(wide, CodeTable("t", tuple(codes)), calibration, FloatBackend())
+        with language_model.attending_with(ATTENTION), torch.inference_mode():
+            return language_model.model(ids[None], past_key_values=cache).logits[0].log_softmax(-1)
+
+    full = [code.with_digits(5, 5)] * 2
+    for layer in range(2):
+        for which, losses in ((0, found.keys), (1, found.values)):
+            codes = list(full)
+            codes[layer] = code.with_digits(*((3, 5) if which == 0 else (5, 3)))
+            divergence = 0.0
+            for ids in texts:
+                reference, short = predictions(full, ids), predictions(codes, ids)
+                divergence += (reference.exp() * (reference - short)).sum().item()
+            ratio = losses[layer, 2].item() / (divergence / tokens)
+            assert 2 / 3 < ratio < 3 / 2, (layer, which, ratio)
 
 
 def test_command_writes_a_table_that_a_model_decodes_with(tmp_path, monkeypatch, capsys):
@@ -114,8 +141,6 @@ def test_command_writes_a_table_that_a_model_decodes_with(tmp_path, monkeypatch,
     from golden import calibration
 
     monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
-    for where in (calibration, module):
-        monkeypatch.setattr(where, "calibration_text", lambda: TEXT)
     monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
     folder = save_tiny_model(tmp_path / "model")
     table = tmp_path / "table.toml"

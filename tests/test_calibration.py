@@ -14,11 +14,11 @@ from transformers import DynamicCache
 from golden import calibration as module
 from golden.calibration import (
     calibrate,
-    calibration_text,
     load_calibration,
     load_or_calibrate,
     save_calibration,
 )
+from golden.sampling import sample_tokens
 from kvtq_hw.cli import run
 from kvtq_hw.errors import UserError
 
@@ -93,7 +93,7 @@ def test_files_that_are_no_calibration(tmp_path, content):
 def test_safetensors_of_another_kind_are_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     save_file({"key_centres": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 5 file$"):
+    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 6 file$"):
         load_calibration(path, tiny_model())
 
 
@@ -104,14 +104,17 @@ def test_a_text_that_is_too_short():
         calibrate(tiny_model(), TEXT, tokens=81)
 
 
-def test_default_text_is_english_and_long_enough():
-    assert len(calibration_text()) > 20 * module.DEFAULT_TOKENS
-    assert "The Python" in calibration_text()
+def test_without_a_text_the_model_writes_one():
+    language_model = tiny_model()
+    found = calibrate(language_model, tokens=100)
+    ids = sample_tokens(language_model, 100, 1024)
+    assert found.tokens == 100
+    text = language_model.tokenizer.decode(ids[0])
+    assert torch.equal(found.key_centres, calibrate(language_model, text, tokens=100).key_centres)
 
 
 def test_default_calibration_is_measured_once(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / name)
-    monkeypatch.setattr(module, "calibration_text", lambda: TEXT)
     monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
     calls = []
     measure = module.calibrate
@@ -131,7 +134,6 @@ def test_default_calibration_is_measured_once(tmp_path, monkeypatch):
 def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / "file" / name)
-    monkeypatch.setattr(module, "calibration_text", lambda: TEXT)
     monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
     assert load_or_calibrate(tiny_model()).tokens == 60
 

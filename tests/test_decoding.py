@@ -101,7 +101,6 @@ def tiny_folder(tmp_path, monkeypatch) -> Path:
     """A tiny model in a folder, calibrated on a short text; the working folder is temporary."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(calibration, "calibration_text", lambda: prompt(80, seed=7))
     monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
     return save_tiny_model(tmp_path / "model")
 
@@ -273,11 +272,14 @@ def test_a_code_with_more_digits_than_the_engine(tiny_folder, capsys):
     )
 
 
-@pytest.mark.parametrize("code", ["balanced:3/2", "residual:4/3"])
-def test_smollm2_writes_english(smollm2_wheel, tmp_path, code):  # noqa: F811
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [("balanced:3/2", " paint. She had a "), ("residual:4/3", " play with her friends.")],
+)
+def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):  # noqa: F811
     report_file = tmp_path / "report.json"
     options = ["--code", code, "--max-new-tokens", "8", "--json", str(report_file)]
     assert run(["decode", *options]) == 0
     report = json.loads(report_file.read_text())
     assert report["prompt"] == DEFAULT_PROMPT
-    assert report["text"].startswith(" paint. She had a ")  # both go on in English, each its way
+    assert report["text"].startswith(text)  # both go on in English, each its way

@@ -21,7 +21,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
     monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(calibration, "calibration_text", lambda: prompt(400, seed=7))
     monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
     save_tiny_model(tmp_path / "model")
     (tmp_path / "text.txt").write_text(prompt(150, seed=9))
@@ -136,10 +135,10 @@ def test_the_row_says_which_attention(folder):
     }
 
 
-def test_without_a_text_it_is_the_half_that_calibration_does_not_use(folder):
+def test_without_a_text_it_is_python_s_documentation(folder):
     command = [word for word in arguments("--json", "r.json") if word not in ("--text", "text.txt")]
     assert run(command) == 0
-    assert json.loads(Path("r.json").read_text())["text"] == "pydoc_data.topics, second half"
+    assert json.loads(Path("r.json").read_text())["text"] == "pydoc_data.topics"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Choose digits per layer, for keys and for values, under a budget in true bits or in cycles.
 
-Measures what each layer's keys and values lose by few digits, on the calibration text, and spends
-the budget where it is worth most. The result is a code table, which every `--code` takes.
+Measures what each layer's keys and values lose by few digits, on text that the model itself
+writes, and spends the budget where it is worth most. The result is a code table, which every
+`--code` takes.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ __all__ = ["command"]
 @click.option(
     "--tokens",
     type=click.IntRange(min=64),
-    default=256,
+    default=2048,
     show_default=True,
-    help="Tokens of the calibration text that sensitivity is measured on.",
+    help="Tokens that sensitivity is measured on.",
 )
 @click.option(
     "-o",
@@ -91,9 +92,9 @@ def command(
     calibration = load_or_calibrate(model)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        task = progress.add_task("measuring sensitivity", total=4 * model.layers)
+        task = progress.add_task("measuring sensitivity", total=tokens)
         sensitivity = measure_sensitivity(
-            model, calibration, config, code, tokens, lambda: progress.advance(task)
+            model, calibration, config, code, tokens, lambda done: progress.advance(task, done)
         )
     losses = sensitivity.losses()
     chosen = allocate(losses, digits)

@@ -1,8 +1,8 @@
 """Measure what is static in the cache of a model, on a text, and write it to a calibration file.
 
 Key centres, number ranges and feedback matrices. Other commands calibrate on their own, on a text
-that every machine has, and keep the result in the user's cache folder; a file of one's own is given
-to `decode --calibration`.
+that the model itself writes, and keep the result in the user's cache folder; a file of one's own is
+given to `decode --calibration`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ __all__ = ["command"]
     "--text",
     "text_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Text to calibrate on.  [default: Python's documentation topics]",
+    help="Text to calibrate on.  [default: the model writes one]",
 )
 @click.option(
     "--tokens",
     type=click.IntRange(min=16),
-    default=1024,
+    default=4096,
     show_default=True,
     help="Tokens of the text that are used.",
 )

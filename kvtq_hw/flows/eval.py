@@ -85,7 +85,7 @@ class EvalRow:
     "text_file",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=None,
-    help="Text to evaluate on.  [default: the second half of Python's documentation topics]",
+    help="Text to evaluate on.  [default: Python's documentation topics]",
 )
 @click.option(
     "--context",
@@ -186,7 +186,7 @@ class _Run:
         from platformdirs import user_cache_path
 
         from golden.models import load_model
-        from golden.quality import cut_segments
+        from golden.quality import cut_segments, documentation_text
         from golden.result_store import ResultStore
 
         self._console = console
@@ -195,9 +195,9 @@ class _Run:
         with console.status(f"Loading model {model_name}"):
             self._model = load_model(model_name)
         self._config = preset or self._model.engine_config(context)
-        text = _default_text() if text_file is None else _read(text_file)
+        text = documentation_text() if text_file is None else _read(text_file)
         self._text_digest = hashlib.sha256(text.encode()).hexdigest()
-        self._text_name = "pydoc_data.topics, second half" if text_file is None else text_file.name
+        self._text_name = "pydoc_data.topics" if text_file is None else text_file.name
         self._segments = cut_segments(self._model, text, context, segments)
         self._store = ResultStore(user_cache_path("kvtq-hw") / "quality.sqlite")
 
@@ -372,14 +372,6 @@ class _Run:
             TimeRemainingColumn(),
             console=self._console,
         )
-
-
-def _default_text() -> str:
-    """The second half of the text whose beginning calibration uses."""
-    from golden.calibration import calibration_text
-
-    text = calibration_text()
-    return text[len(text) // 2 :]
 
 
 def _read(file: Path) -> str:
