@@ -39,6 +39,9 @@ BLOCKS = (
     "tables",
     "append_path",
     "unpacker",
+    "record_unpacker",
+    "record_reader",
+    "record_writer",
     "engine",
     "control",
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from amaranth.hdl import Cat, Module, Mux, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -10,7 +12,7 @@ from kvtq_hw.config import EngineConfig
 from rtl.layouts import packed_plane_layout, plane_layout
 from rtl.pipeline import Pipeline
 
-__all__ = ["Unpacker"]
+__all__ = ["Unpacker", "decode_byte", "decode_plane"]
 
 
 class Unpacker(wiring.Component):
@@ -40,13 +42,22 @@ class Unpacker(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        decode = {"5in8": _decode_5in8, "2bit": _decode_2bit}[self._config.packing]
         pipe = Pipeline(m, self.i.valid, self.o)
         m.d.comb += self.i.ready.eq(pipe.advance)
-        trits = [trit for byte in self.i.payload.bytes for trit in decode(byte)]
-        stage = pipe.stage(trits=Cat(trits[: self._config.head_dim]))
+        stage = pipe.stage(trits=decode_plane(self._config, self.i.payload.bytes))
         pipe.finish(trits=stage.trits)
         return m
+
+
+def decode_plane(config: EngineConfig, data: Iterable[Value]) -> Value:
+    """The D trits, two bits each, of a plane's bytes: combinational."""
+    trits = [trit for byte in data for trit in decode_byte(config, byte)]
+    return Cat(trits[: config.head_dim])
+
+
+def decode_byte(config: EngineConfig, byte: Value) -> list[Value]:
+    """The trits, two bits each, of a byte: combinational."""
+    return {"5in8": _decode_5in8, "2bit": _decode_2bit}[config.packing](byte)
 
 
 def _decode_5in8(byte: Value) -> list[Value]:

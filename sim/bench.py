@@ -114,6 +114,13 @@ class Bench:
         self._transfers += len(bits)
         self._sending[port] = cocotb.start_soon(self.drivers[port].send(bits, stalls))
 
+    def withdraw(self) -> None:
+        """Stop driving input streams, even in the middle of a transfer."""
+        for port, sending in self._sending.items():
+            sending.cancel()
+            self.dut[f"{port}__valid"].value = 0
+        self._sending.clear()
+
     def expect(self, port: str, payloads: Sequence[Payload], mix: str = "none") -> None:
         """Take payloads from an output stream under back-pressure; they must equal these."""
         self._scoreboards[port] = Scoreboard(port, self._shapes[port], payloads)

@@ -55,11 +55,28 @@ SHAPES = {
     "D64": CONFIGS["smollm2"],
 }
 
+#: For blocks at the memory port. Words of tiny hold 4 bytes, those of smollm2 16.
+MEMORY_CONFIGS = {
+    # a plane and its scale fit in a word, two slices a plane
+    "tiny": TINY,
+    # one slice a plane, words that hold several planes, scales of two bytes
+    "wide": TINY.model_copy(
+        update={"name": "wide", "lanes": 8, "memory_bits": 128, "scale_fraction_bits": 6}
+    ),
+    # planes of four words, residual codes' scales between them
+    "narrow": CONFIGS["smollm2"].model_copy(
+        update={"name": "narrow", "memory_bits": 32, "block": 8}
+    ),
+    # what decoding runs on
+    "smollm2": CONFIGS["smollm2"],
+}
+
 #: Build cache of the tests, shared by parallel workers.
 FOLDER = Path(__file__).resolve().parent.parent / "build" / "sim"
 
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 every_packed_config = pytest.mark.parametrize("config", PACKED_CONFIGS.values(), ids=PACKED_CONFIGS)
+every_memory_config = pytest.mark.parametrize("config", MEMORY_CONFIGS.values(), ids=MEMORY_CONFIGS)
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 

@@ -1,0 +1,321 @@
+"""Record unpacker: memory words to plane slices. What a record is, `kvtq_hw.layout` says."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.packing import plane_bytes, scale_bytes
+from rtl.layouts import coded_plane_layout, plane_slice_layout
+from rtl.memory_layouts import piece_layout, word_layout
+from rtl.pipeline import Pipeline
+from rtl.unpacker import decode_plane
+
+__all__ = ["RecordUnpacker"]
+
+
+class RecordUnpacker(wiring.Component):
+    """Cuts records out of memory words and sends their planes, slice by slice.
+
+    A *piece* is records that follow one another. Its words come one after the other; its first and
+    last word may hold bytes that are not its own. Records start at any byte.
+
+    A plane and, where it opens a run, the scale before it leave in one cycle: one plane a cycle, or
+    one slice a cycle where lanes < D, also over the end of a piece, as long as words come fast
+    enough; and one word a cycle where they are narrower than that. From a plane's last word to its
+    first slice it takes `latency` cycles.
+
+    Attributes
+    ----------
+    pieces : stream In, `piece_layout`
+    words : stream In, `word_layout`
+    keys, values : stream Out, `plane_slice_layout`; fraction and exponent of planes that are no
+        unit planes mean nothing
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        slices = stream.Signature(plane_slice_layout(config))
+        super().__init__(
+            {
+                "pieces": In(stream.Signature(piece_layout(config))),
+                "words": In(stream.Signature(word_layout(config))),
+                "keys": Out(slices),
+                "values": Out(slices),
+            }
+        )
+
+    @property
+    def latency(self) -> int:
+        """Cycles from a plane's last word to its first slice; one more where words are gathered."""
+        return 3 + (self._config.memory_bits // 8 < _chunk_bytes(self._config))
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        m.submodules.chunker = chunker = _Chunker(config)
+        m.submodules.aligner = aligner = _Aligner(config)
+        connect(m, flipped(self.pieces), chunker.pieces)
+        connect(m, flipped(self.words), chunker.words)
+        connect(m, chunker.chunks, aligner.chunks)
+
+        # --- bytes to trits ---------------------------------------------------------------------
+        planes = stream.Signature(
+            data.StructLayout({"plane": coded_plane_layout(config), "value": 1})
+        ).create(path=("plane",))
+        pipe = Pipeline(m, aligner.o.valid, planes)
+        m.d.comb += aligner.o.ready.eq(pipe.advance)
+        packed = aligner.o.payload
+        stage = pipe.stage(packed=packed)
+        packed = stage.packed
+        trits = decode_plane(config, (packed.bytes[i] for i in range(len(packed.bytes))))
+        scale_bits = config.scale_fraction_bits
+        stage = pipe.stage(
+            plane=Cat(
+                trits,
+                packed.scale[:scale_bits],
+                packed.scale[scale_bits : config.scale_bits],
+                packed.unit,
+                packed.last,
+            ),
+            value=packed.value,
+        )
+        pipe.finish(plane=stage.plane, value=stage.value)
+
+        # --- planes to slices -------------------------------------------------------------------
+        slice_number = Signal(range(config.slices))
+        last_slice = slice_number == config.slices - 1
+        plane, value = planes.payload.plane, planes.payload.value
+        slice_trits = _word(plane.trits.as_value(), 2 * config.lanes, slice_number)
+        taken = planes.valid & Mux(value, self.values.ready, self.keys.ready)
+        for port, chosen in ((self.keys, ~value), (self.values, value)):
+            m.d.comb += [
+                port.valid.eq(planes.valid & chosen),
+                port.payload.trits.eq(slice_trits),
+                *(
+                    port.payload[field].eq(plane[field])
+                    for field in ("fraction", "exponent", "unit", "last")
+                ),
+            ]
+        m.d.comb += planes.ready.eq(taken & last_slice)
+        with m.If(taken):
+            m.d.sync += slice_number.eq(Mux(last_slice, 0, slice_number + 1))
+        return m
+
+
+def _chunk_bytes(config: EngineConfig) -> int:
+    """Bytes of a chunk: a power of two that a scale and a plane fit in."""
+    return (
+        1 << (plane_bytes(config.packing, config.head_dim) + scale_bytes(config) - 1).bit_length()
+    )
+
+
+def _chunk_layout(config: EngineConfig) -> data.StructLayout:
+    """Bytes of a piece, aligned in memory, and what the piece is.
+
+    first : the piece starts in it, at byte `offset`
+    """
+    chunk = _chunk_bytes(config)
+    return data.StructLayout(
+        {
+            "data": 8 * chunk,
+            "first": 1,
+            "offset": range(chunk),
+            "records": range(config.block + 1),
+            "planes": range(config.max_planes + 1),
+            "residual": 1,
+            "value": 1,
+        }
+    )
+
+
+class _Chunker(wiring.Component):
+    """Words of any width to chunks of one width, none that holds nothing of the piece."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "pieces": In(stream.Signature(piece_layout(config))),
+                "words": In(stream.Signature(word_layout(config))),
+                "chunks": Out(stream.Signature(_chunk_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        word, chunk = config.memory_bits // 8, _chunk_bytes(config)
+        unit = min(word, chunk)  # what is moved in a cycle
+        piece = self.pieces.payload
+        started = Signal()
+        counted = Signal.like(piece.last_byte[_log2(unit) :])
+
+        place = Signal.like(counted)  # of the unit within the piece's words
+        last, pop = Signal(), Signal()
+        valid = self.pieces.valid & self.words.valid
+        ready, moving = Signal(), Signal()
+        m.d.comb += [
+            place.eq(Mux(started, counted, piece.offset[_log2(unit) :])),
+            last.eq(place == piece.last_byte[_log2(unit) :]),
+            moving.eq(valid & ready),
+            self.pieces.ready.eq(moving & last),
+            self.words.ready.eq(moving & pop),
+        ]
+        with m.If(moving):
+            m.d.sync += [started.eq(~last), counted.eq(place + 1)]
+
+        out = self.chunks.payload
+        fields = ("records", "planes", "residual", "value")
+        if word >= chunk:
+            parts = word // chunk
+            index = place[: _log2(parts)]
+            m.d.comb += [
+                pop.eq(last | (index == parts - 1)),
+                self.chunks.valid.eq(valid),
+                ready.eq(self.chunks.ready),
+                out.data.eq(_word(self.words.payload.data, 8 * chunk, index)),
+                out.first.eq(~started),
+                out.offset.eq(piece.offset[: _log2(chunk)]),
+                *(out[field].eq(piece[field]) for field in fields),
+            ]
+            return m
+
+        # several words make one chunk
+        parts = chunk // word
+        index = place[: _log2(parts)]
+        full = Signal()
+        gathered = Signal(_chunk_layout(config), reset_less=True)
+        m.d.comb += [
+            pop.eq(1),
+            ready.eq(~full | self.chunks.ready),
+            self.chunks.valid.eq(full),
+            out.eq(gathered),
+        ]
+        with m.If(self.chunks.ready):
+            m.d.sync += full.eq(0)
+        with m.If(moving):
+            m.d.sync += [
+                gathered.data.word_select(index, 8 * word).eq(self.words.payload.data),
+                full.eq(last | (index == parts - 1)),
+                gathered.first.eq(place[_log2(parts) :] == 0),
+                gathered.offset.eq(piece.offset),
+                *(gathered[field].eq(piece[field]) for field in fields),
+            ]
+        return m
+
+
+class _Aligner(wiring.Component):
+    """Chunks to packed planes: a window over two chunks, and a third one so that it stays full.
+
+    The barrel shifter is on the side of the plane, not of the memory word: its size does not depend
+    on the memory's width.
+    """
+
+    _DEPTH = 3
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        packed = data.StructLayout(
+            {
+                "bytes": data.ArrayLayout(8, plane_bytes(config.packing, config.head_dim)),
+                "scale": 8 * scale_bytes(config),
+                "unit": 1,
+                "last": 1,
+                "value": 1,
+            }
+        )
+        super().__init__(
+            {
+                "chunks": In(stream.Signature(_chunk_layout(config))),
+                "o": Out(stream.Signature(packed)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        chunk = _chunk_bytes(config)
+        of_plane = plane_bytes(config.packing, config.head_dim)
+        of_scale = scale_bytes(config)
+
+        # --- queue of chunks: head first; up to two leave and one enters in a cycle ---------------
+        queue = [
+            Signal(_chunk_layout(config), name=f"chunk_{i}", reset_less=True)
+            for i in range(self._DEPTH)
+        ]
+        count = Signal(range(self._DEPTH + 1))
+        leaving = Signal(2)
+        kept = Signal.like(count)
+        entering = self.chunks.valid & self.chunks.ready
+        m.d.comb += [
+            kept.eq(count - leaving),
+            self.chunks.ready.eq(kept != self._DEPTH),
+        ]
+        m.d.sync += count.eq(kept + entering)
+        moved = [Array([*queue, queue[-1], queue[-1]])[i + leaving] for i in range(self._DEPTH)]
+        for index, register in enumerate(queue):
+            m.d.sync += register.eq(Mux(kept > index, moved[index], self.chunks.payload))
+
+        # --- where the next plane starts, and how much is taken -----------------------------------
+        head = queue[0]
+        started = Signal()  # the head's piece has been: the registers below hold where it stands
+        counted_place = Signal(range(chunk))
+        counted_records = Signal(range(config.block + 1))
+        plane = Signal(range(config.max_planes))
+        fresh = head.first & ~started
+        place = Mux(fresh, head.offset, counted_place)
+        records = Mux(fresh, head.records, counted_records)
+
+        last_plane, last_record = plane == head.planes - 1, records == 1
+        opens = head.residual | (plane == 0)
+        end = Signal(range(chunk + of_plane + of_scale))
+        both = Signal()  # the plane reaches into the second chunk
+        m.d.comb += [
+            end.eq(place + Mux(opens, of_plane + of_scale, of_plane)),
+            both.eq(end > chunk),
+            self.o.valid.eq(Mux(both, count >= 2, count != 0)),
+        ]
+        with m.If(self.o.valid & self.o.ready):
+            m.d.comb += leaving.eq(end >= chunk)
+            m.d.sync += [started.eq(1), counted_place.eq(end), plane.eq(plane + 1)]
+            with m.If(last_plane):
+                m.d.sync += [plane.eq(0), counted_records.eq(records - 1)]
+                with m.If(last_record):
+                    m.d.comb += leaving.eq(Mux(both, 2, 1))
+                    m.d.sync += started.eq(0)
+            with m.Else():
+                m.d.sync += counted_records.eq(records)
+
+        # --- the plane ----------------------------------------------------------------------------
+        window: Value = Cat(head.data, queue[1].data)
+        length = of_plane + of_scale
+        for level in reversed(range(_log2(chunk))):
+            # after this level the start is off by less than 2**level bytes
+            kept_bytes = length + (1 << level) - 1
+            window = Mux(
+                place[level], window[8 << level :][: 8 * kept_bytes], window[: 8 * kept_bytes]
+            )
+        scale = Signal(8 * of_scale, reset_less=True)
+        with m.If(self.o.ready & opens):
+            m.d.sync += scale.eq(window)
+        m.d.comb += [
+            self.o.payload.bytes.eq(Mux(opens, window[8 * of_scale :], window[: 8 * of_plane])),
+            self.o.payload.scale.eq(Mux(opens, window, scale)),
+            self.o.payload.unit.eq(head.residual | Mux(head.value, plane == 0, last_plane)),
+            self.o.payload.last.eq(last_plane),
+            self.o.payload.value.eq(head.value),
+        ]
+        return m
+
+
+def _word(value: Value, width: int, index: Value) -> Value:
+    """Word number `index` of a value, by multiplexers."""
+    words = [value[start : start + width] for start in range(0, len(value), width)]
+    return Array(words)[index] if len(words) > 1 else words[0]
+
+
+def _log2(power: int) -> int:
+    return power.bit_length() - 1
