@@ -1,4 +1,4 @@
-"""Finding the simulators at run time.
+"""Finding the simulators and the timing analyser at run time.
 
 `verilator` and `icarus` return a `Tool`: where it is, its version, and the environment in which a
 subprocess (or cocotb's runner, which looks on PATH) finds it. Nothing is installed or written here;
@@ -20,7 +20,15 @@ from pathlib import Path
 
 from kvtq_hw.errors import UserError
 
-__all__ = ["SIMULATORS", "Tool", "find_simulator", "icarus", "tools_folder", "verilator"]
+__all__ = [
+    "SIMULATORS",
+    "Tool",
+    "find_simulator",
+    "icarus",
+    "opensta",
+    "tools_folder",
+    "verilator",
+]
 
 #: cocotb 2 refuses Verilators older than this one.
 MINIMUM_VERILATOR = "5.036"
@@ -130,6 +138,20 @@ def icarus() -> Tool:
         f"{folder or '$KVTQ_TOOLS'}; get it with your system's package manager (Debian and Ubuntu: "
         "sudo apt install iverilog) or, in a checkout and without root: make icarus"
     )
+
+
+def opensta() -> Tool | None:
+    """OpenSTA, the static timing analyser: on PATH as `sta`, or in `tools_folder`; else None."""
+    folder = tools_folder()
+    private = [] if folder is None else [folder.resolve() / "opensta" / "bin"]
+    for path in (os.environ.get("PATH"), *map(str, private)):
+        executable = shutil.which("sta", path=path)
+        if executable is None:
+            continue
+        version = _version(r"^(\d+\.\d+(?:\.\d+)?)", executable, "-version")
+        if version is not None:
+            return Tool("opensta", Path(executable), version)
+    return None
 
 
 #: How to find each simulator, by the name that cocotb's runner gives it.

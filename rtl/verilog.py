@@ -50,12 +50,16 @@ def generator_version() -> str:
     return f"kvtq-hw {__version__} (Amaranth {amaranth}, Yosys {yosys_version()})"
 
 
+#: What the hardware depends on of the ground below: sources, and the register map.
+_GROUND = ("config.py", "layout.py", "packing.py", "registers.py", "registers.rdl")
+
+
 @cache
 def source_digest() -> str:
     """Hash of all sources of this distribution that the generated hardware depends on."""
     digest = hashlib.sha256()
     sources = [f for f in resources.files("rtl").iterdir() if f.name.endswith(".py")]
-    sources += [resources.files("kvtq_hw") / name for name in ("config.py", "packing.py")]
+    sources += [resources.files("kvtq_hw") / name for name in _GROUND]
     for source in sorted(sources, key=lambda f: f.name):
         digest.update(source.read_bytes())
     return digest.hexdigest()

@@ -71,6 +71,12 @@ _GENERIC = (
 )
 
 
+_MEMORY_PARAMETERS = """
+    MEMID SIZE OFFSET ABITS WIDTH INIT RD_PORTS RD_CLK_ENABLE RD_CLK_POLARITY RD_TRANSPARENCY_MASK
+    RD_COLLISION_X_MASK RD_WIDE_CONTINUATION RD_CE_OVER_SRST RD_ARST_VALUE RD_SRST_VALUE
+    RD_INIT_VALUE WR_PORTS WR_CLK_ENABLE WR_CLK_POLARITY WR_PRIORITY_MASK WR_WIDE_CONTINUATION
+"""
+
 # abc's script of Yosys without its two sweeps for equal nodes (&fraig, scorr): on a divider they
 # take 16 times as long as all the rest, and the area stays within 1.3 % with and without them.
 _SCRIPT = "+strash;dc2;strash;&get,-n;&dch,-f;&nf,{D};&put;buffer;upsize,{D};dnsize,{D};stime,-p"
@@ -156,6 +162,9 @@ def _library_commands(liberty: Liberty) -> list[str]:
         f"abc {avoid} -liberty {file} -D {DELAY_TARGET_PS} -constr abc.constr -script {_SCRIPT}",
         "opt_clean -purge",
         f"tee -q -o mapped.json stat -json -liberty {file}",
+        # timing tools read no Verilog of memories: each becomes an instance of an unknown module
+        "chtype -set kvtq_memory t:$mem_v2",
+        *(f"setparam -unset {name} t:kvtq_memory" for name in _MEMORY_PARAMETERS.split()),
         "write_verilog -noattr -noexpr -nohex mapped.v",
     ]
 

@@ -46,7 +46,8 @@ def command(
     from kvtq_hw.estimates.liberty import load_liberty
 
     report = measure_area(config, block, load_liberty(library_file))
-    table = Table(title=f"{config.name}: area in cells of {report.library} (measured)", box=None)
+    click.echo(f"{config.name}: area in cells of {report.library}, measured on the netlist")
+    table = Table(box=None)
     table.add_column("block", no_wrap=True)
     for name in ("um2", "NAND2", "cells", "FF", "RAM bits", "transistors"):
         table.add_column(name, justify="right", no_wrap=True)

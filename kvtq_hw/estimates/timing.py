@@ -1,0 +1,178 @@
+"""Longest paths of an engine and of its blocks, by static timing analysis of the mapped netlist.
+
+OpenSTA reads the netlist and the full library. Without it what is left is abc's own sum of gate
+delays along combinational paths: no flip-flops, no set-up times; such numbers say "abc".
+Neither knows wires.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.blocks import Part, engine_parts
+from kvtq_hw.estimates.liberty import Liberty
+from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.synthesis import OUTPUT_LOAD_FF, map_part, mapped_netlist, mapping_key
+from kvtq_hw.toolchain import Tool
+
+__all__ = ["LongestPath", "measure_timing"]
+
+_PERIOD_NS = 10
+
+
+@dataclass(frozen=True)
+class LongestPath:
+    """The longest path of a design.
+
+    Parameters
+    ----------
+    delay_ps : float
+        From a clock edge or an input to the next edge's set-up time or an output.
+    start, end : str
+        Where it starts and ends; empty for abc, which does not say.
+    tool : str
+        "opensta" or "abc".
+    """
+
+    delay_ps: float
+    start: str
+    end: str
+    tool: str
+
+    @property
+    def fmax_mhz(self) -> float:
+        """Clock at which the path just fits, in MHz."""
+        return round(1e6 / self.delay_ps, 2) if self.delay_ps else float("inf")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"tag": "measured", **asdict(self), "fmax_mhz": self.fmax_mhz}
+
+
+def measure_timing(
+    config: EngineConfig,
+    liberty: Liberty,
+    analyser: Tool | None,
+    store: EstimateStore | None = None,
+) -> dict[str, LongestPath]:
+    """Longest path of each block, and of the whole engine under "total".
+
+    A block is timed alone: between its flip-flops and to and from its ports. The total has the
+    paths that run through several blocks as well; abc knows no such paths, and its total is the
+    longest block's.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    liberty : library with the delays of a process
+    analyser : OpenSTA; without it abc's delays are taken
+    store : results so far; without one, those in the user's cache folder
+
+    Raises
+    ------
+    UserError
+        When the library has no delays, or OpenSTA fails.
+    """
+    if not liberty.has_timing:
+        raise UserError(
+            "--liberty: the shipped library holds areas alone; timing needs one with delays, for "
+            "example sky130_fd_sc_hd__tt_025C_1v80.lib"
+        )
+    store = store or EstimateStore()
+    parts = engine_parts(config)
+    paths: dict[str, LongestPath] = {}
+    for part in parts:
+        path = _path_of_part(part, liberty, analyser, store)
+        known = paths.get(part.block)
+        paths[part.block] = max(path, known, key=_delay) if known else path
+    if analyser is None:
+        paths["total"] = max(paths.values(), key=_delay)
+    else:
+        netlist = "\n".join(mapped_netlist(part, liberty, store) for part in parts)
+        keys = [mapping_key(part, liberty) for part in parts]
+        paths["total"] = _analyse(parts[-1].top, netlist, keys, liberty, analyser, store)
+    return paths
+
+
+def _delay(path: LongestPath) -> float:
+    return path.delay_ps
+
+
+def _path_of_part(
+    part: Part, liberty: Liberty, analyser: Tool | None, store: EstimateStore
+) -> LongestPath:
+    mapping = map_part(part, liberty, store)
+    if analyser is None:
+        return LongestPath(mapping.delay_ps, "", "", "abc")
+    netlist = mapped_netlist(part, liberty, store)
+    return _analyse(part.top, netlist, [mapping_key(part, liberty)], liberty, analyser, store)
+
+
+def _analyse(
+    top: str,
+    netlist: str,
+    keys: list[dict[str, Any]],
+    liberty: Liberty,
+    analyser: Tool,
+    store: EstimateStore,
+) -> LongestPath:
+    script = _script(top, liberty)
+    key = {"what": "timing", "of": keys, "tool": analyser.description, "script": script}
+    if (found := store.get(key)) is None:
+        with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
+            directory = Path(folder)
+            (directory / "cells.lib").write_text(liberty.text, encoding="utf-8")
+            (directory / "netlist.v").write_text(_plain(netlist), encoding="utf-8")
+            (directory / "timing.tcl").write_text(script, encoding="utf-8")
+            found = asdict(_run(analyser, directory))
+        store.put(key, found)
+    return LongestPath(**found)
+
+
+def _plain(netlist: str) -> str:
+    """The netlist in what OpenSTA's reader knows of Verilog."""
+    return re.sub(r"\b(wire|input|output) signed\b", r"\1", netlist)
+
+
+def _script(top: str, liberty: Liberty) -> str:
+    load = OUTPUT_LOAD_FF / 1000
+    return f"""\
+read_liberty cells.lib
+read_verilog netlist.v
+link_design {top}
+create_clock -name clk -period {_PERIOD_NS} [get_ports clk]
+set_input_delay 0 -clock clk [all_inputs]
+set_output_delay 0 -clock clk [all_outputs]
+set_driving_cell -lib_cell {liberty.inverter} [all_inputs]
+set_load {load} [all_outputs]
+report_checks -path_delay max -digits 4
+exit
+"""
+
+
+def _run(analyser: Tool, directory: Path) -> LongestPath:
+    done = subprocess.run(
+        [str(analyser.executable), "-no_splash", "-exit", "timing.tcl"],
+        cwd=directory,
+        env=analyser.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    fields = [
+        re.search(pattern, done.stdout, re.MULTILINE)
+        for pattern in (r"^Startpoint: (\S+)", r"^Endpoint: (\S+)", r"(-?[\d.]+) +slack \(")
+    ]
+    if done.returncode != 0 or not all(fields):
+        reason = next((n for n in done.stdout.splitlines() if "rror" in n), "it found no path")
+        raise UserError(f"opensta: timing analysis failed: {reason}")
+    start, end, slack = (field[1] for field in fields if field)
+    return LongestPath(round(1000 * (_PERIOD_NS - float(slack)), 1), start, end, "opensta")

@@ -1,0 +1,74 @@
+"""Longest path and highest clock of each block, from the mapped netlist and a full library."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.options import preset_option
+
+__all__ = ["command"]
+
+
+@click.command()
+@preset_option
+@click.option(
+    "--liberty",
+    "library_file",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="FILE",
+    help="Library of cells with their delays (.lib or .lib.gz).",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the numbers.",
+)
+def command(config: EngineConfig, library_file: Path, json_file: Path | None) -> None:
+    """Longest path and highest clock of each block, and of the whole engine.
+
+    By OpenSTA, `sta` on PATH (Debian and Ubuntu: sudo apt install opensta). Without it the delays
+    are those that abc adds up, of combinational logic alone. Before place and route: wires have no
+    delay.
+    """
+    from kvtq_hw.estimates.liberty import load_liberty
+    from kvtq_hw.estimates.timing import measure_timing
+    from kvtq_hw.toolchain import opensta
+    from rtl.verilog import generator_version
+
+    liberty = load_liberty(library_file)
+    analyser = opensta()
+    paths = measure_timing(config, liberty, analyser)
+    tool = analyser.description if analyser else "abc, combinational logic alone"
+    click.echo(f"{config.name}: longest paths in {liberty.name}, measured by {tool}")
+    table = Table(box=None)
+    table.add_column("block", no_wrap=True)
+    for name in ("ps", "MHz"):
+        table.add_column(name, justify="right")
+    for block, path in paths.items():
+        style = "bold" if block == "total" else None
+        table.add_row(block, f"{path.delay_ps:,.0f}", f"{path.fmax_mhz:,.0f}", style=style)
+    Console().print(table)
+    if json_file is not None:
+        report = {
+            "command": f"kvtq-hw timing --preset {config.name} --liberty {library_file}",
+            "config": config.model_dump(),
+            "library": {"name": liberty.name, "source": liberty.source},
+            "tool": tool,
+            "generator": generator_version(),
+            "paths": {block: path.as_dict() for block, path in paths.items()},
+        }
+        try:
+            json_file.parent.mkdir(parents=True, exist_ok=True)
+            json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--json: {str(json_file)!r}: {error.strerror}") from None

@@ -1,0 +1,108 @@
+"""Longest paths: OpenSTA and abc on known designs, and what happens without them."""
+
+import json
+from pathlib import Path
+
+import pytest
+from amaranth.hdl import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from test_liberty import full_library
+
+from kvtq_hw.cli import run
+from kvtq_hw.config import load_config
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates import timing
+from kvtq_hw.estimates.blocks import Part
+from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty
+from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.timing import LongestPath, measure_timing
+from kvtq_hw.toolchain import Tool, opensta
+from rtl.verilog import emit_rtlil
+
+TINY = load_config("tiny")
+
+
+class Chain(wiring.Component):
+    """Parity of `width` registered bits, registered: the path grows with the logarithm."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__({"i": In(width), "o": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        first = Signal.like(self.i, reset_less=True)
+        last = Signal(reset_less=True)
+        m.d.sync += [first.eq(self.i), last.eq(first.xor())]
+        m.d.comb += self.o.eq(last)
+        return m
+
+
+def chain(width: int, block: str = "engine") -> Part:
+    return Part(block, "chain", 1, emit_rtlil(Chain(width), "chain"))
+
+
+@pytest.fixture
+def parts(monkeypatch):
+    """Chains of 4 and 64 bits in the place of an engine."""
+    chosen = [chain(4, "packer"), chain(64)]
+    monkeypatch.setattr(timing, "engine_parts", lambda config: chosen)
+
+
+@pytest.fixture
+def analyser() -> Tool:
+    tool = opensta()
+    if tool is None:
+        pytest.skip("opensta: no sta on PATH; Debian and Ubuntu: sudo apt install opensta")
+    return tool
+
+
+def test_opensta(parts, analyser, monkeypatch, tmp_path) -> None:
+    liberty, store = load_liberty(full_library()), EstimateStore(tmp_path)
+    monkeypatch.setattr(timing, "engine_parts", lambda config: [chain(4, "packer")])
+    short = measure_timing(TINY, liberty, analyser, store)
+    monkeypatch.setattr(timing, "engine_parts", lambda config: [chain(64)])
+    long = measure_timing(TINY, liberty, analyser, store)
+    assert list(long) == ["engine", "total"]
+    assert long["total"] == long["engine"]
+    # a flip-flop's delay and set-up time alone are longer than 300 ps
+    assert 300 < short["total"].delay_ps < long["total"].delay_ps < 5000
+    assert long["total"].tool == "opensta"
+    assert long["total"].fmax_mhz == round(1e6 / long["total"].delay_ps, 2)
+    # again from the store, without the tool
+    monkeypatch.setattr(timing, "_run", None)
+    assert measure_timing(TINY, liberty, analyser, store) == long
+
+
+def test_abc_without_opensta(parts, tmp_path) -> None:
+    liberty = load_liberty(full_library())
+    paths = measure_timing(TINY, liberty, None, EstimateStore(tmp_path))
+    assert {path.tool for path in paths.values()} == {"abc"}
+    assert 0 < paths["packer"].delay_ps < paths["engine"].delay_ps
+    assert paths["total"] == paths["engine"]
+
+
+def test_shipped_library_has_no_delays(tmp_path) -> None:
+    with pytest.raises(UserError, match=r"^--liberty: the shipped library holds areas alone; "):
+        measure_timing(TINY, shipped_liberty(), None, EstimateStore(tmp_path))
+
+
+def test_a_failing_analyser_is_one_line(tmp_path: Path) -> None:
+    tool = tmp_path / "sta"
+    tool.write_text("#!/bin/sh\necho 'Error: no such thing'\n")
+    tool.chmod(0o755)
+    with pytest.raises(UserError, match=r"^opensta: timing analysis failed: Error: no such thing$"):
+        timing._run(Tool("opensta", tool, "2.0"), tmp_path)
+
+
+def test_command(parts, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("KVTQ_TOOLS", str(tmp_path))
+    file = tmp_path / "timing.json"
+    arguments = ["timing", "--preset", "tiny", "--liberty", str(full_library())]
+    assert run([*arguments, "--json", str(file)]) == 0
+    assert "abc, combinational logic alone" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    assert written["paths"]["total"]["tool"] == "abc"
+    assert LongestPath(2000.0, "", "", "abc").as_dict()["fmax_mhz"] == 500.0
