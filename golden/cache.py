@@ -9,6 +9,7 @@ in more digits, once more when it leaves that window, from those digits.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -155,10 +156,10 @@ class PlaneStore:
             torch.nn.functional.pad(exponent, (0, absent)),
         )
 
-    def exponents(self, stop: int | None = None) -> Tensor:
-        """Largest scale exponent of each token before `stop`: int64 [batch, kv_heads, tokens]."""
-        stop = self.tokens if stop is None else stop
-        words = self._scales[..., self._first : self._first + stop, 0]
+    def exponents(self, newest: int) -> Tensor:
+        """Largest scale exponent of each of the newest tokens: int64 [batch, kv_heads, newest]."""
+        stop = self._first + self.tokens
+        words = self._scales[..., stop - newest : stop, 0]
         return split_scale(self.config, words)[1].amax(-2)
 
     def buffers(self) -> tuple[Tensor, Tensor, int]:
@@ -218,6 +219,21 @@ def _with_room(tokens: int) -> int:
     return tokens + max(_LEAST_ROOM, tokens // 8)
 
 
+@dataclass(frozen=True)
+class Written:
+    """What appending T tokens wrote.
+
+    came : int64 [batch, kv_heads, T], largest scale exponent of each token as it came
+    left : int64 [batch, kv_heads, T], that of the token that it made leave the window; 0 if none
+    window : of several tokens, the window with them, before any left it; None where it is one,
+        which sees what is stored afterwards, or the code has no window
+    """
+
+    came: Tensor
+    left: Tensor
+    window: Planes | None
+
+
 class TieredStore:
     """The keys, or the values, of a layer in three parts, chronological: sinks, body, window.
 
@@ -253,9 +269,6 @@ class TieredStore:
             config, code.kind, digits, *shape, code.scale_choice, ratio, feedback
         )
         self.window = PlaneStore(config, "balanced", tier_digits, *shape)
-        self._which = which
-        # scale exponents that values in the body had in the window
-        self._window_exponents = torch.zeros((batch, kv_heads, 0), dtype=torch.uint8, device=device)
 
     @property
     def tokens(self) -> int:
@@ -276,35 +289,31 @@ class TieredStore:
         """Move the bytes; returns this store, as a cache layer's offloading expects."""
         for part in self._parts:
             part.to(device, non_blocking)
-        self._window_exponents = self._window_exponents.to(device, non_blocking=non_blocking)
         return self
 
-    def append(self, vectors: Tensor) -> Planes | None:
-        """Quantize int64 vectors [batch, kv_heads, tokens, D] behind what is stored.
-
-        Returns
-        -------
-        Of several tokens, the window with them, before any leave it; None where it is one, which
-        sees what is stored afterwards, or the code has no window.
-        """
-        several = vectors.shape[-2] > 1
-        sinks = max(0, min(self._code.sinks - self.tokens, vectors.shape[-2]))
+    def append(self, vectors: Tensor) -> Written:
+        """Quantize int64 vectors [batch, kv_heads, tokens, D] behind what is stored."""
+        tokens = vectors.shape[-2]
+        sinks = max(0, min(self._code.sinks - self.tokens, tokens))
+        written = []
         if sinks:
             self.sinks.append_vectors(vectors[..., :sinks, :])
+            written.append(self.sinks.exponents(sinks))
             vectors = vectors[..., sinks:, :]
-        if not self._code.window:
-            self.body.append_vectors(vectors)
-            return None
-        self.window.append_vectors(vectors)
-        before = self.window.planes() if several else None
-        leaving = self.window.tokens - self._code.window
-        if leaving > 0:
-            self.body.append_vectors(self.window.vectors(0, leaving))
-            if self._which == "value":
-                left = self.window.exponents(leaving).to(torch.uint8)
-                self._window_exponents = torch.cat((self._window_exponents, left), -1)
-            self.window.drop(leaving)
-        return before
+        rest = self.window if self._code.window else self.body
+        rest.append_vectors(vectors)
+        written.append(rest.exponents(tokens - sinks))
+        came = torch.cat(written, -1)
+        left, before = torch.zeros_like(came), None
+        if self._code.window:
+            before = self.window.planes() if tokens > 1 else None
+            leaving = self.window.tokens - self._code.window
+            if leaving > 0:
+                self.body.append_vectors(self.window.vectors(0, leaving))
+                # the newest token makes the last one leave, the one before it the last but one ...
+                left[..., tokens - leaving :] = self.body.exponents(leaving)
+                self.window.drop(leaving)
+        return Written(came, left, before)
 
     def planes(self, start: int = 0) -> Planes:
         """Unpack tokens from `start` on: Planes [batch, kv_heads, tokens, planes, D]."""
@@ -321,30 +330,16 @@ class TieredStore:
         counts = torch.tensor([part.tokens for part in self._parts])
         return digits.repeat_interleave(counts)[start:]
 
-    def exponents(self) -> tuple[Tensor, Tensor]:
-        """Largest scale exponent of each token as it was first written, and as it is stored now.
-
-        Returns
-        -------
-        two int64 [batch, kv_heads, tokens]; they differ in values that have left the window
-        """
-        sinks, body, window = (part.exponents() for part in self._parts)
-        kept = self._code.window and self._which == "value"
-        before = self._window_exponents.long() if kept else body
-        return torch.cat((sinks, before, window), -1), torch.cat((sinks, body, window), -1)
-
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
         for part in self._parts:
             part.crop(max(tokens, 0))
             tokens -= part.tokens
-        self._window_exponents = self._window_exponents[..., : self.body.tokens]
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 to what is stored."""
         for part in self._parts:
             part.map_batch(function)
-        self._window_exponents = function(self._window_exponents)
 
     def stored_bytes(self) -> int:
         """Bytes of the stored tokens; room for tokens to come is not counted."""
@@ -393,7 +388,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         self.revision = 0
         self.saturated = 0
         self._passing: tuple[Planes, Planes] | None = None
-        self._settled_before = 0  # the newest pass
+        self._newest: Written | None = None  # values whose exponents do not count yet
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Make empty stores for the batch and the heads of the first tokens."""
@@ -412,6 +407,9 @@ class TernaryCacheLayer(CacheLayerMixin):
         )
         self.values = TieredStore(
             self.config, self.code, "value", condition.value_feedback if used else None, *shape
+        )
+        self._value_exponents = torch.zeros(
+            batch, kv_heads, 1, dtype=torch.int64, device=self.device
         )
         self.is_initialized = True
 
@@ -436,11 +434,13 @@ class TernaryCacheLayer(CacheLayerMixin):
         keys, saturated_keys = self.conditioning.condition_keys(key_states)
         values, saturated_values = self.conditioning.condition_values(value_states)
         self.saturated += saturated_keys + saturated_values
-        self._settled_before = self.settled
-        window, value_window = self.keys.append(keys), self.values.append(values)
+        if self._newest is not None:
+            self._count_exponents(self._newest, None)
+        window, written = self.keys.append(keys).window, self.values.append(values)
+        self._newest = replace(written, window=None)
         self._passing = None
-        if window is not None and value_window is not None:
-            self._passing = window, value_window
+        if window is not None and written.window is not None:
+            self._passing = window, written.window
         return self, self
 
     def take_recent(self, queries: int) -> Recent | None:
@@ -461,34 +461,35 @@ class TernaryCacheLayer(CacheLayerMixin):
     def value_exponent(self, queries: int, visible: Tensor | None = None) -> Tensor:
         """The contract's `value_exponent` of the newest `queries` tokens.
 
-        The largest exponent of any value scale written so far, of those of the tokens that a query
-        sees: as they came, and as they were requantized until then. It does not depend on the
-        pieces in which tokens came.
+        The largest exponent of any value scale written until each of them had come, in whatever
+        pieces they came. Padding, which no query sees, does not count.
 
         Parameters
         ----------
+        queries : at most the tokens of the newest update
         visible : as in `golden.backends.AttentionJob`
 
         Returns
         -------
-        int64 [batch, kv_heads, queries]; 0 for a query that sees nothing
+        int64 [batch, kv_heads, queries]
         """
-        came, now = self.values.exponents()
-        tokens = came.shape[-1]
-        if visible is None:  # one query, which sees all
-            return torch.maximum(came, now).amax(-1, keepdim=True)
-        used = visible.any(-2)
-        seen = visible.sum(-1)  # rows are prefixes of the used tokens
-        last = torch.searchsorted(used.long().cumsum(-1), seen)
-        position = torch.arange(tokens - queries, tokens, device=came.device)
-        settled = (position - self.code.window).clamp(min=self._settled_before - 1)
+        if self._newest is not None:
+            self._count_exponents(self._newest, visible)
+        return self._value_exponents[..., -queries:]
 
-        def largest(exponents: Tensor, until: Tensor) -> Tensor:
-            running = torch.where(used, exponents, 0).cummax(-1).values
-            found = running.gather(-1, until.clamp(min=0).expand(*running.shape[:-1], -1))
-            return torch.where((until >= 0) & (seen > 0), found, 0)
-
-        return torch.maximum(largest(came, last), largest(now, torch.minimum(last, settled)))
+    def _count_exponents(self, newest: Written, visible: Tensor | None) -> None:
+        """Go on with the running maximum over what the newest update wrote."""
+        came, left = newest.came, newest.left
+        tokens, new = self.get_seq_length(), came.shape[-1]
+        if visible is not None:
+            used = visible.any(-2)
+            came = torch.where(used[..., tokens - new :], came, 0)
+            # at first there are fewer tokens than a window in front of the new ones
+            known = torch.nn.functional.pad(used, (self.code.window, 0))
+            left = torch.where(known[..., tokens - new : tokens], left, 0)
+        written = torch.cat((self._value_exponents[..., -1:], torch.maximum(came, left)), -1)
+        self._value_exponents = written.cummax(-1).values[..., 1:]
+        self._newest = None
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""
@@ -506,13 +507,15 @@ class TernaryCacheLayer(CacheLayerMixin):
         """Forget everything."""
         if self.is_initialized:
             self.crop(-self.get_seq_length())
+            self._newest = None
+            self._value_exponents.zero_()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rearrange the batch for beam search."""
         self._map_batch(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens.
+        """Forget the last ``-tokens_to_remove`` tokens. The value exponent does not fall.
 
         Raises
         ------
@@ -565,6 +568,9 @@ class TernaryCacheLayer(CacheLayerMixin):
         if self.is_initialized:
             self.keys.map_batch(function)
             self.values.map_batch(function)
+            if self._newest is not None:
+                self._count_exponents(self._newest, None)
+            self._value_exponents = function(self._value_exponents)
             self.revision += 1
 
 

@@ -13,6 +13,7 @@ from rtl.layouts import (
     output_layout,
     plane_slice_layout,
     query_layout,
+    value_exponent_layout,
 )
 from rtl.normalizer import Normalizer
 from rtl.online_softmax import OnlineSoftmax
@@ -34,6 +35,7 @@ class Engine(wiring.Component):
     Attributes
     ----------
     job : stream In, `job_layout`
+    value_exponent : stream In, `value_exponent_layout`, one a job, needed before its first value
     query : stream In, one element of every head, D transfers a job
     keys, values : stream In, `plane_slice_layout`
     output : stream Out, `output_layout`, D transfers a job
@@ -46,6 +48,7 @@ class Engine(wiring.Component):
         super().__init__(
             {
                 "job": In(stream.Signature(job_layout(config))),
+                "value_exponent": In(stream.Signature(value_exponent_layout(config))),
                 "query": In(stream.Signature(query_layout(config))),
                 "keys": In(slices),
                 "values": In(slices),
@@ -67,6 +70,7 @@ class Engine(wiring.Component):
         m.submodules.normalizer = normalizer = Normalizer(config)
 
         connect(m, flipped(self.job), sequencer.jobs)
+        connect(m, flipped(self.value_exponent), sequencer.value_exponents)
         connect(m, flipped(self.keys), sequencer.keys)
         connect(m, flipped(self.values), sequencer.values)
         connect(m, flipped(self.query), query_buffer.i)

@@ -44,6 +44,8 @@ __all__ = [
     "score_layout",
     "select_add_layout",
     "sum_layout",
+    "value_exponent_layout",
+    "value_exponent_task_layout",
     "value_slice_layout",
     "vector_code_layout",
     "vector_layout",
@@ -271,10 +273,36 @@ def job_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "last_token": unsigned(config.token_bits),
-            "value_exponent": unsigned(config.scale_exponent_bits),
             "query_exponent": data.ArrayLayout(
                 signed(config.query_exponent_bits), config.query_group
             ),
+        }
+    )
+
+
+def value_exponent_layout(config: EngineConfig) -> data.StructLayout:
+    """A job's value exponent, which may be known later than the rest of the job."""
+    return data.StructLayout({"value_exponent": unsigned(config.scale_exponent_bits)})
+
+
+def value_exponent_task_layout(config: EngineConfig) -> data.StructLayout:
+    """What a job does to its head's value exponent.
+
+    table : number of the head
+    first : what was before does not count
+    floor : the exponent is at least this
+    records : value records that the job writes
+    attend : core and outputs want to know
+    rotate : outputs are rotated back
+    """
+    return data.StructLayout(
+        {
+            "table": range(config.table_heads),
+            "first": 1,
+            "floor": unsigned(config.scale_exponent_bits),
+            "records": range(3),
+            "attend": 1,
+            "rotate": 1,
         }
     )
 

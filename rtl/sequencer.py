@@ -7,7 +7,13 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
-from rtl.layouts import job_layout, key_slice_layout, plane_slice_layout, value_slice_layout
+from rtl.layouts import (
+    job_layout,
+    key_slice_layout,
+    plane_slice_layout,
+    value_exponent_layout,
+    value_slice_layout,
+)
 
 __all__ = ["Sequencer"]
 
@@ -21,6 +27,8 @@ class Sequencer(wiring.Component):
     Attributes
     ----------
     jobs : stream In, `job_layout`
+    value_exponents : stream In, `value_exponent_layout`, one a job: taken any time after the job,
+        and waited for before the job's first value slice
     keys, values : stream In, `plane_slice_layout`
     key_slices : stream Out, `key_slice_layout`: numbered, with the ends of block and job marked
     value_slices : stream Out, `value_slice_layout`
@@ -36,6 +44,7 @@ class Sequencer(wiring.Component):
         super().__init__(
             {
                 "jobs": In(stream.Signature(job_layout(config))),
+                "value_exponents": In(stream.Signature(value_exponent_layout(config))),
                 "keys": In(stream.Signature(plane_slice_layout(config))),
                 "values": In(stream.Signature(plane_slice_layout(config))),
                 "key_slices": Out(stream.Signature(key_slice_layout(config))),
@@ -54,6 +63,14 @@ class Sequencer(wiring.Component):
         last_token = Signal(config.token_bits)
         first_block = Signal()  # no value block has a turn before the second key block
         keys_left = Signal()
+        exponent_known = Signal(init=1)
+
+        m.d.comb += self.value_exponents.ready.eq(~exponent_known)
+        with m.If(self.value_exponents.valid & self.value_exponents.ready):
+            m.d.sync += [
+                self.value_exponent.eq(self.value_exponents.payload.value_exponent),
+                exponent_known.eq(1),
+            ]
 
         m.submodules.key_place = key_place = _Place(config)
         m.submodules.value_place = value_place = _Place(config)
@@ -87,7 +104,7 @@ class Sequencer(wiring.Component):
                     m.d.sync += [
                         last_token.eq(self.jobs.payload.last_token),
                         self.query_exponent.eq(self.jobs.payload.query_exponent),
-                        self.value_exponent.eq(self.jobs.payload.value_exponent),
+                        exponent_known.eq(0),
                         first_block.eq(1),
                     ]
                     m.next = "QUERY"
@@ -106,9 +123,11 @@ class Sequencer(wiring.Component):
                         m.next = "VALUES"
             with m.State("VALUES"):
                 m.d.comb += [
-                    self.value_slices.valid.eq(self.values.valid),
-                    self.values.ready.eq(self.value_slices.ready),
-                    self.starved.eq(self.value_slices.ready & ~self.values.valid),
+                    self.value_slices.valid.eq(self.values.valid & exponent_known),
+                    self.values.ready.eq(self.value_slices.ready & exponent_known),
+                    self.starved.eq(
+                        self.value_slices.ready & ~(self.values.valid & exponent_known)
+                    ),
                 ]
                 with m.If(value_place.block_done):
                     with m.If(value_place.job_end):

@@ -7,6 +7,7 @@
 #include <memory>
 
 #include "Vkvtq_engine.h"
+#include "shim.h"
 #include "verilated.h"
 #if KVTQ_TRACE
 #include "verilated_vcd_c.h"
@@ -15,50 +16,9 @@
 // Verilator spells the double underscore of a port's name so.
 #define PORT(stream, field) stream##___05F##field
 
-namespace {
-
-// Payloads as 32-bit words, least significant first: Verilator's ports are integers up to 64 bits,
-// arrays of words beyond.
-template <typename Port>
-void load(Port& port, const uint32_t* words) {
-    if constexpr (sizeof(Port) <= 4) {
-        port = static_cast<Port>(words[0]);
-    } else if constexpr (sizeof(Port) == 8 && std::is_integral_v<Port>) {
-        port = words[0] | static_cast<uint64_t>(words[1]) << 32;
-    } else {
-        for (std::size_t i = 0; i < sizeof(Port) / 4; ++i) port[i] = words[i];
-    }
-}
-
-template <typename Port>
-void store(const Port& port, uint32_t* words) {
-    if constexpr (sizeof(Port) <= 4) {
-        words[0] = port;
-    } else if constexpr (sizeof(Port) == 8 && std::is_integral_v<Port>) {
-        words[0] = static_cast<uint32_t>(port);
-        words[1] = static_cast<uint32_t>(port >> 32);
-    } else {
-        for (std::size_t i = 0; i < sizeof(Port) / 4; ++i) words[i] = port[i];
-    }
-}
-
-// Stalls: a stream waits in a cycle with the given probability in 1/256.
-class Stalls {
-public:
-    explicit Stalls(uint64_t seed) : state_{seed * 2654435761u + 88172645463325252u} {}
-    bool wait(uint32_t probability) {
-        if (probability == 0) return false;
-        state_ ^= state_ << 13;  // xorshift64
-        state_ ^= state_ >> 7;
-        state_ ^= state_ << 17;
-        return (state_ >> 32 & 0xff) < probability;
-    }
-
-private:
-    uint64_t state_;
-};
-
-}  // namespace
+using kvtq::load;
+using kvtq::Stalls;
+using kvtq::store;
 
 extern "C" {
 
@@ -70,15 +30,16 @@ struct Segment {
 
 struct Run {
     const Segment* job;
+    const Segment* value_exponent;
     const Segment* query;
     const Segment* keys;
     const Segment* values;
     uint64_t segments;         // of each input stream: one a job
-    uint32_t words[5];         // words a payload: job, query, keys, values, output
+    uint32_t words[6];         // words a payload: job, value_exponent, query, keys, values, output
     uint32_t* output;          // room for output_count payloads
     uint64_t output_count;     // payloads that the jobs owe
     uint64_t cycle_limit;
-    uint32_t stall[5];         // probabilities in 1/256: job, query, keys, values, output
+    uint32_t stall[6];         // probabilities in 1/256, of the same streams
     uint64_t seed;
     // results
     uint64_t cycles;           // clock cycles of this run
@@ -159,41 +120,47 @@ public:
         auto& m = *model_;
         Stalls stalls{run.seed};
         Source<decltype(m.PORT(job, payload))> job{run.job, run.segments, run.words[0], run.stall[0]};
-        Source<decltype(m.PORT(query, payload))> query{run.query, run.segments, run.words[1],
-                                                 run.stall[1]};
-        Source<decltype(m.PORT(keys, payload))> keys{run.keys, run.segments, run.words[2], run.stall[2]};
-        Source<decltype(m.PORT(values, payload))> values{run.values, run.segments, run.words[3],
-                                                   run.stall[3]};
+        Source<decltype(m.PORT(value_exponent, payload))> exponent{run.value_exponent, run.segments,
+                                                             run.words[1], run.stall[1]};
+        Source<decltype(m.PORT(query, payload))> query{run.query, run.segments, run.words[2],
+                                                 run.stall[2]};
+        Source<decltype(m.PORT(keys, payload))> keys{run.keys, run.segments, run.words[3], run.stall[3]};
+        Source<decltype(m.PORT(values, payload))> values{run.values, run.segments, run.words[4],
+                                                   run.stall[4]};
         // A few cycles beyond the last output catch what the engine should not have sent.
         constexpr uint64_t kWatch = 64;
         uint64_t watched = 0;
         run.received = 0;
         for (run.cycles = 0; run.cycles < run.cycle_limit && watched < kWatch; ++run.cycles) {
             job.offer(m.PORT(job, payload), m.PORT(job, valid), stalls);
+            exponent.offer(m.PORT(value_exponent, payload), m.PORT(value_exponent, valid), stalls);
             query.offer(m.PORT(query, payload), m.PORT(query, valid), stalls);
             keys.offer(m.PORT(keys, payload), m.PORT(keys, valid), stalls);
             values.offer(m.PORT(values, payload), m.PORT(values, valid), stalls);
-            m.PORT(output, ready) = !stalls.wait(run.stall[4]);
+            m.PORT(output, ready) = !stalls.wait(run.stall[5]);
             m.eval();
             const bool job_taken = m.PORT(job, valid) && m.PORT(job, ready);
+            const bool exponent_taken = m.PORT(value_exponent, valid) && m.PORT(value_exponent, ready);
             const bool query_taken = m.PORT(query, valid) && m.PORT(query, ready);
             const bool key_taken = m.PORT(keys, valid) && m.PORT(keys, ready);
             const bool value_taken = m.PORT(values, valid) && m.PORT(values, ready);
             if (m.PORT(output, valid) && m.PORT(output, ready)) {
                 if (run.received < run.output_count)
-                    store(m.PORT(output, payload), run.output + run.received * run.words[4]);
+                    store(m.PORT(output, payload), run.output + run.received * run.words[5]);
                 ++run.received;
             }
             cycle();
             if (job_taken) job.taken();
+            if (exponent_taken) exponent.taken();
             if (query_taken) query.taken();
             if (key_taken) keys.taken();
             if (value_taken) values.taken();
             if (run.received >= run.output_count) ++watched;
         }
+        m.PORT(value_exponent, valid) = 0;
         m.PORT(job, valid) = m.PORT(query, valid) = m.PORT(keys, valid) = m.PORT(values, valid) = 0;
         m.PORT(output, ready) = 0;
-        run.unsent = job.left() + query.left() + keys.left() + values.left();
+        run.unsent = job.left() + exponent.left() + query.left() + keys.left() + values.left();
         store(m.counters, run.counters);
     }
 

