@@ -78,8 +78,9 @@ def ternary_attention(
             "allowed are codes with sinks=0"
         )
     recent = key.take_recent(query.shape[-2])
-    job = AttentionJob(cast(int, module.layer_idx), queries, key, visible, recent)
-    outputs = key.conditioning.restore_outputs(to_float(key.backend.attend(job)))
+    layer = cast(int, module.layer_idx)
+    job = AttentionJob(layer, queries, key, visible, recent, key.take_vectors())
+    outputs = key.conditioning.real_outputs(to_float(key.backend.attend(job)))
     return outputs.flatten(1, 2).transpose(1, 2).contiguous().to(query.dtype), None
 
 

@@ -20,6 +20,7 @@ from golden import float_reference
 from golden.cache import TernaryCacheLayer
 from golden.dequantizer import dequantize
 from golden.engine import Attention, Recent, attend
+from golden.output_rotator import output_rotator
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
 
@@ -32,6 +33,7 @@ __all__ = [
     "MeasuredBackend",
     "MismatchError",
     "SplitBackend",
+    "rotated_back",
 ]
 
 # Golden attention holds a few int64 tensors of [batch, heads, queries, tokens, runs]: a larger
@@ -49,6 +51,8 @@ class AttentionJob:
     visible : bool [batch, 1, I, T], prefixes of one set of tokens a sequence; all tokens when None
     recent : the tokens that left the window in this pass, as earlier queries of it see them; its
         `seen` is bool [I, R]. None where every query sees what the cache holds now.
+    vectors : key and value of the one token of this pass as they came, 16-bit integers int64
+        [batch, kv_heads, 1, D]; None in a pass of several
     """
 
     layer_index: int
@@ -56,6 +60,7 @@ class AttentionJob:
     cache: TernaryCacheLayer
     visible: Tensor | None
     recent: Recent | None = None
+    vectors: tuple[Tensor, Tensor] | None = None
 
     @cached_property
     def real_queries(self) -> Tensor:
@@ -86,7 +91,10 @@ class AttentionJob:
 
 
 class AttentionBackend(Protocol):
-    """Computes jobs. The result is in the conditioned domain, [batch, kv_heads, G, I, D]."""
+    """Computes jobs.
+
+    The result is rotated back, in the unit of the value integers, [batch, kv_heads, G, I, D].
+    """
 
     def attend(self, job: AttentionJob) -> Attention | Tensor:
         """Integer outputs with their exponents, or float64 outputs."""
@@ -128,10 +136,13 @@ class GoldenBackend:
                     job.value_exponent[..., piece],
                 )
             )
-        return Attention(
-            torch.cat([part.values for part in parts], -2),
-            torch.cat([part.exponent for part in parts], -1),
-            torch.stack([part.saturated for part in parts]).sum(),
+        return rotated_back(
+            job,
+            Attention(
+                torch.cat([part.values for part in parts], -2),
+                torch.cat([part.exponent for part in parts], -1),
+                torch.stack([part.saturated for part in parts]).sum(),
+            ),
         )
 
 
@@ -150,7 +161,8 @@ class FloatBackend:
                 dequantize(config, job.recent.values).double(),
                 job.recent.seen,
             )
-        return float_reference.attend(job.real_queries, keys, values, job.visible, recent)
+        outputs = float_reference.attend(job.real_queries, keys, values, job.visible, recent)
+        return job.cache.conditioning.rotated_back(outputs)
 
 
 @dataclass(frozen=True)
@@ -192,9 +204,9 @@ class MeasuredBackend:
     def attend(self, job: AttentionJob) -> Attention | Tensor:
         """Compute the job twice; the reference's result counts."""
         result = self._reference.attend(job)
-        restore = job.cache.conditioning.restore_outputs
-        reference = restore(to_float(result))
-        difference = restore(to_float(self._measured.attend(job))) - reference
+        real = job.cache.conditioning.real_outputs
+        reference = real(to_float(result))
+        difference = real(to_float(self._measured.attend(job))) - reference
         self.largest_error = max(self.largest_error, difference.abs().max().item())
         self.outputs_compared += difference.numel()
         self._squared_error += difference.square().sum().item()
@@ -295,6 +307,13 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"layer": str(job.layer_index), "config": job.cache.config.model_dump_json()}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+
+
+def rotated_back(job: AttentionJob, attention: Attention) -> Attention:
+    """The core's outputs as they leave the hardware."""
+    config, rotate = job.cache.config, job.cache.conditioning.rotate
+    values, exponent = output_rotator(config, attention.values, attention.exponent, rotate)
+    return Attention(values, exponent, attention.saturated)
 
 
 def to_float(result: Attention | Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from golden.conditioning import Conditioning
+from golden.conditioning import Conditioning, to_integers
 from golden.dequantizer import dequantize
 from golden.engine import Recent
 from golden.feedback import Feedback
@@ -388,6 +388,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         self.revision = 0
         self.saturated = 0
         self._passing: tuple[Planes, Planes] | None = None
+        self._vectors: tuple[Tensor, Tensor] | None = None
         self._newest: Written | None = None  # values whose exponents do not count yet
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -431,9 +432,12 @@ class TernaryCacheLayer(CacheLayerMixin):
                 f"context: {tokens} tokens; configuration {self.config.name!r} allows at most "
                 f"max_context = {self.config.max_context}"
             )
-        keys, saturated_keys = self.conditioning.condition_keys(key_states)
-        values, saturated_values = self.conditioning.condition_values(value_states)
+        condition = self.conditioning
+        keys, saturated_keys = to_integers(key_states, condition.key_exponent)
+        values, saturated_values = to_integers(value_states, condition.value_exponent)
         self.saturated += saturated_keys + saturated_values
+        self._vectors = (keys, values) if key_states.shape[-2] == 1 else None
+        keys, values = condition.rotated(condition.centred(keys)), condition.rotated(values)
         if self._newest is not None:
             self._count_exponents(self._newest, None)
         window, written = self.keys.append(keys).window, self.values.append(values)
@@ -490,6 +494,15 @@ class TernaryCacheLayer(CacheLayerMixin):
         written = torch.cat((self._value_exponents[..., -1:], torch.maximum(came, left)), -1)
         self._value_exponents = written.cummax(-1).values[..., 1:]
         self._newest = None
+
+    def take_vectors(self) -> tuple[Tensor, Tensor] | None:
+        """Key and value of the newest token as 16-bit integers, int64 [batch, kv_heads, 1, D].
+
+        What hardware gets that stores them on its own. None after an update of several tokens.
+        They are handed out once, and not kept.
+        """
+        vectors, self._vectors = self._vectors, None
+        return vectors
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""

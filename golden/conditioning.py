@@ -74,15 +74,19 @@ class Conditioning:
     key_feedback: Feedback | None = None
     value_feedback: Feedback | None = None
 
+    def centred(self, integers: Tensor) -> Tensor:
+        """Integers of keys [batch, kv_heads, tokens, D] without their centres."""
+        if self.key_centre is None:
+            return integers
+        return integers - self.key_centre[:, None, :]
+
     def condition_keys(self, keys: Tensor) -> tuple[Tensor, int]:
         """Integers of keys [batch, kv_heads, tokens, D], centred and rotated; saturated elements.
 
         Magnitudes are at most ``conditioned_max`` of the configuration.
         """
         integers, saturated = to_integers(keys, self.key_exponent)
-        if self.key_centre is not None:
-            integers = integers - self.key_centre[:, None, :]
-        return self.rotated(integers), saturated
+        return self.rotated(self.centred(integers)), saturated
 
     def condition_values(self, values: Tensor) -> tuple[Tensor, int]:
         """Integers of values [batch, kv_heads, tokens, D], rotated; saturated elements."""
@@ -97,10 +101,17 @@ class Conditioning:
         """Queries float64 [..., D] whose dot products with conditioned keys are the real ones."""
         return self.rotated(self.scale_queries(queries))
 
+    def rotated_back(self, outputs: Tensor) -> Tensor:
+        """Weighted sums of conditioned values as sums of the values before, float64 [..., D]."""
+        return inverse_hadamard(outputs) if self.rotate else outputs
+
+    def real_outputs(self, outputs: Tensor) -> Tensor:
+        """Outputs in the integers' unit, rotated back, as real ones, float64 [..., D]."""
+        return outputs * 2.0**self.value_exponent
+
     def restore_outputs(self, outputs: Tensor) -> Tensor:
         """Real outputs of weighted sums of conditioned values, float64 [..., D]."""
-        scaled = outputs * 2.0**self.value_exponent
-        return inverse_hadamard(scaled) if self.rotate else scaled
+        return self.real_outputs(self.rotated_back(outputs))
 
     def rotated(self, x: Tensor) -> Tensor:
         """Vectors [..., D] as the layer rotates them, in the type in which they come."""

@@ -78,9 +78,10 @@ class SinglePrecisionBackend:
 
     def attend(self, job: AttentionJob) -> Tensor:
         """Float attention over the layer's planes, float64 [batch, kv_heads, G, I, D]."""
+        rotated_back = job.cache.conditioning.rotated_back
         on_cpu = job.real_queries.device.type == "cpu"
         if on_cpu and job.recent is None and job.real_queries.shape[-2] == 1:
-            return attend_one(job)
+            return rotated_back(attend_one(job))
         config = job.cache.config
         keys, values = (
             dequantize(config, planes).float()
@@ -97,9 +98,10 @@ class SinglePrecisionBackend:
                 dequantize(config, planes).float() for planes in (recent.keys, recent.values)
             )
         start = keys.shape[-2] - other_keys.shape[-2]
-        return attend(
+        outputs = attend(
             queries,
             Versions(keys, other_keys, start, seen),
             Versions(values, other_values, start, seen),
             job.visible,
-        ).double()
+        )
+        return rotated_back(outputs.double())

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from golden.backends import AttentionJob
+from golden.backends import AttentionJob, rotated_back
 from golden.cache import TernaryCacheLayer
 from golden.engine import Attention
 from golden.planes import Planes
@@ -98,11 +98,12 @@ class RtlBackend:
         self.jobs += len(memory.heads)
         config = self._engine.config
         point = config.scale_fraction_bits - config.output_fraction_bits
-        return Attention(
+        attention = Attention(
             torch.from_numpy(run.outputs.copy())[None, :, :, None],
             (value_exponent + point)[None, :, None],
             torch.tensor(run.counters["saturated_scores"]),
         )
+        return rotated_back(job, attention)
 
     def _updated(self, layer: TernaryCacheLayer) -> _LayerMemory:
         """The layer's memory, with the tokens that are new, or not settled, since the last call."""
