@@ -1,0 +1,293 @@
+"""Engines side by side, three ways: at equal lanes, equal tokens a second, equal memory bandwidth.
+
+A ternary lane takes a cycle for each plane where an integer lane takes one for the whole element,
+and reads fewer bits. So lanes alone do not compare: each way fixes one thing and lets the number of
+lanes, a divisor of the head dimension, follow from it.
+
+Areas are measured on netlists. Cycles are derived from the cycle model, which equals the RTL's own
+counter, bytes from the layout of stored vectors. One clock for all engines.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.cycle_model import job_cycles
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.area import AreaReport
+from kvtq_hw.packing import vector_bytes
+
+__all__ = [
+    "Candidate",
+    "Row",
+    "equal_bandwidth",
+    "equal_lanes",
+    "equal_speed",
+    "fewest_lanes",
+    "integer",
+    "quality_of",
+    "ternary",
+]
+
+#: Blocks that hold lanes: their area divided by lanes and heads is the area of a lane.
+LANE_BLOCKS = ("select_add", "select_accumulate", "multiply_add", "multiply_accumulate")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A cache format and the engine for it.
+
+    Parameters
+    ----------
+    name : str
+        Its name in tables, for example "ternary K3/V2".
+    config : EngineConfig
+        The engine; its lanes are a starting point.
+    code : str
+        The cache code or baseline whose quality it stands for, as `kvtq-hw eval` spells it.
+    key_planes, value_planes : Callable
+        Planes of each of T tokens, from T. An integer format has one a token.
+    key_bytes, value_bytes : Callable
+        Stored bytes of all of T tokens' keys or values of one KV head.
+    """
+
+    name: str
+    config: EngineConfig
+    code: str
+    key_planes: Callable[[int], Sequence[int]]
+    value_planes: Callable[[int], Sequence[int]]
+    key_bytes: Callable[[int], int]
+    value_bytes: Callable[[int], int]
+
+    def with_lanes(self, lanes: int) -> EngineConfig:
+        """Its configuration with another number of lanes."""
+        return EngineConfig.model_validate(self.config.model_dump() | {"lanes": lanes})
+
+    def lane_choices(self) -> list[int]:
+        """The numbers of lanes that its head dimension allows, ascending."""
+        dim = self.config.head_dim
+        return [lanes for lanes in range(2, dim + 1) if dim % lanes == 0]
+
+    def cycles(self, config: EngineConfig, tokens: int) -> int:
+        """Cycles of the attention of one KV head over `tokens` tokens."""
+        return job_cycles(
+            config,
+            _by_block(self.key_planes(tokens), config),
+            _by_block(self.value_planes(tokens), config),
+        )
+
+    def bytes(self, tokens: int) -> int:
+        """Bytes that this attention reads."""
+        return self.key_bytes(tokens) + self.value_bytes(tokens)
+
+
+def ternary(config: EngineConfig, code: CacheCode) -> Candidate:
+    """The candidate of a ternary cache code: tiers and scales included in planes and bytes."""
+
+    def planes(digits: int) -> Callable[[int], list[int]]:
+        def of(tokens: int) -> list[int]:
+            sinks = min(tokens, code.sinks)
+            window = min(tokens - sinks, code.window)
+            tier = min(code.tier, config.max_planes)
+            return [tier] * sinks + [digits] * (tokens - sinks - window) + [tier] * window
+
+        return of
+
+    def stored(digits: int) -> Callable[[int], int]:
+        def of(tokens: int) -> int:
+            counts = planes(digits)(tokens)
+            body = len(counts) - min(tokens, code.sinks + code.window)
+            tier = min(code.tier, config.max_planes)
+            return body * vector_bytes(config, digits, code.scales(digits)) + (
+                len(counts) - body
+            ) * vector_bytes(config, tier, 1)
+
+        return of
+
+    return Candidate(
+        name=f"ternary K{code.key_digits}/V{code.value_digits}",
+        config=config,
+        code=str(code),
+        key_planes=planes(code.key_digits),
+        value_planes=planes(code.value_digits),
+        key_bytes=stored(code.key_digits),
+        value_bytes=stored(code.value_digits),
+    )
+
+
+def integer(config: EngineConfig, name: str, code: str, bits: int, scale_bytes: int) -> Candidate:
+    """The candidate of an integer format: one "plane" a token, `bits` an element and a scale."""
+
+    def planes(tokens: int) -> list[int]:
+        return [1] * tokens
+
+    def stored(tokens: int) -> int:
+        return tokens * (-(-config.head_dim * bits // 8) + scale_bytes)
+
+    return Candidate(name, config, code, planes, planes, stored, stored)
+
+
+def _by_block(planes: Sequence[int], config: EngineConfig) -> list[int]:
+    """Plane slices of each block of tokens."""
+    return [
+        sum(planes[start : start + config.block]) * config.slices
+        for start in range(0, len(planes), config.block)
+    ]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine in a comparison.
+
+    Parameters
+    ----------
+    name, code : str
+        As in `Candidate`.
+    lanes : int
+    um2 : float
+        Area of the engine, memories aside (measured).
+    lane_um2 : float
+        Area of the blocks that hold lanes, by lane and query head (measured).
+    cycles : int
+        Cycles of one KV head's attention when every byte is there in time (derived).
+    memory_cycles : int
+        Cycles in which memory delivers its bytes; 0 where the comparison fixes no memory (derived).
+    bytes : int
+        Bytes that it reads (derived).
+    """
+
+    name: str
+    code: str
+    lanes: int
+    um2: float
+    lane_um2: float
+    cycles: int
+    memory_cycles: int
+    bytes: int
+
+    @property
+    def effective_cycles(self) -> int:
+        """Cycles of one attention: of the engine or of the memory, whichever takes longer."""
+        return max(self.cycles, self.memory_cycles)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, with the tag of each."""
+        tags = {"um2": "measured", "lane_um2": "measured"}
+        derived = ("cycles", "memory_cycles", "bytes", "effective_cycles")
+        return asdict(self) | {
+            "effective_cycles": self.effective_cycles,
+            "tags": tags | dict.fromkeys(derived, "derived"),
+        }
+
+
+Measure = Callable[[EngineConfig], AreaReport]
+
+
+def equal_lanes(
+    candidates: Iterable[Candidate], lanes: int, tokens: int, measure: Measure
+) -> list[Row]:
+    """Every candidate with the same number of lanes."""
+    return [_row(candidate, lanes, tokens, measure) for candidate in candidates]
+
+
+def equal_speed(
+    candidates: Iterable[Candidate], reference: Row, tokens: int, measure: Measure
+) -> list[Row]:
+    """Every candidate with the fewest lanes that take no more cycles than `reference` does.
+
+    One that does not get there with a lane an element is left out.
+    """
+    rows = []
+    for candidate in candidates:
+        lanes = fewest_lanes(candidate, tokens, reference.cycles)
+        if lanes is not None:
+            rows.append(_row(candidate, lanes, tokens, measure))
+    return rows
+
+
+def equal_bandwidth(
+    candidates: Iterable[Candidate], memory_bits: int, tokens: int, measure: Measure
+) -> list[Row]:
+    """Every candidate with the fewest lanes that keep up with a memory of a width a cycle.
+
+    Parameters
+    ----------
+    memory_bits : bits that memory delivers each cycle, to this engine
+
+    One that cannot keep up gets a lane an element, and its row says what it reaches.
+    """
+    rows = []
+    for candidate in candidates:
+        needed = -(-candidate.bytes(tokens) * 8 // memory_bits)
+        # what is not streaming (queries in, outputs out) is not hidden by any number of lanes
+        idle = _cycles_without_slices(candidate, tokens)
+        lanes = fewest_lanes(candidate, tokens, needed + idle)
+        lanes = candidate.lane_choices()[-1] if lanes is None else lanes
+        rows.append(_row(candidate, lanes, tokens, measure, needed))
+    return rows
+
+
+def fewest_lanes(candidate: Candidate, tokens: int, cycles: int) -> int | None:
+    """The fewest lanes with which an attention takes at most `cycles`; None if none do."""
+    for lanes in candidate.lane_choices():
+        if candidate.cycles(candidate.with_lanes(lanes), tokens) <= cycles:
+            return lanes
+    return None
+
+
+def _cycles_without_slices(candidate: Candidate, tokens: int) -> int:
+    config = candidate.with_lanes(candidate.lane_choices()[-1])
+    planes = sum(candidate.key_planes(tokens)) + sum(candidate.value_planes(tokens))
+    return candidate.cycles(config, tokens) - planes * config.slices
+
+
+def _row(
+    candidate: Candidate, lanes: int, tokens: int, measure: Measure, memory_cycles: int = 0
+) -> Row:
+    config = candidate.with_lanes(lanes)
+    report = measure(config)
+    in_lanes = sum(report.blocks[name].um2 for name in LANE_BLOCKS if name in report.blocks)
+    return Row(
+        name=candidate.name,
+        code=candidate.code,
+        lanes=lanes,
+        um2=report.total.um2,
+        lane_um2=round(in_lanes / (lanes * config.query_group), 2),
+        cycles=candidate.cycles(config, tokens),
+        memory_cycles=memory_cycles,
+        bytes=candidate.bytes(tokens),
+    )
+
+
+def quality_of(code: str, files: Iterable[Path]) -> dict[str, Any] | None:
+    """What `kvtq-hw eval` measured of a code, from its result files; None where it is in none.
+
+    Returns
+    -------
+    dict with perplexity_ratio (to the unquantized model), bits_per_element, file and tag
+
+    Raises
+    ------
+    UserError
+        A file is no result of `kvtq-hw eval`.
+    """
+    for file in files:
+        try:
+            rows = json.loads(file.read_text("utf-8"))["rows"]
+            for row in rows:
+                if row["code"] == code:
+                    return {
+                        "tag": "measured",
+                        "file": file.name,
+                        "perplexity_ratio": row["perplexity_ratio"],
+                        "bits_per_element": row["bits_per_element"],
+                    }
+        except (OSError, ValueError, KeyError, TypeError):
+            raise UserError(f"--quality: {str(file)!r} is no result of kvtq-hw eval") from None
+    return None
