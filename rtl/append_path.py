@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (parts are also created to read their latencies)
 """Append path: new vectors and leaving ones to the records that are written to memory."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (parts are also created to read their latencies)
 """Hadamard: the signed Walsh-Hadamard transform of a streamed vector, by adders only."""
 
 from __future__ import annotations

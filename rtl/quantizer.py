@@ -1,3 +1,5 @@
+# amaranth: UnusedElaboratable=no
+# (parts are also created to read their latencies)
 """Quantizer: a vector to ternary digits and scales, by comparing and subtracting."""
 
 from __future__ import annotations

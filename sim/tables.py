@@ -60,7 +60,7 @@ def answer_factors(bench: Bench, feedback: Feedback) -> None:
     shifts = feedback.shift.tolist()
 
     def answer(address: Mapping[str, int]) -> Mapping[str, Payload]:
-        table = address["table"]
+        table = address["table"] % len(words)  # before the first vector it is anything
         word = min(address["word"], len(words[table]) - 1)  # one behind the last is asked for too
         return {"factors": words[table][word], "shift": shifts[table][address["row"]]}
 

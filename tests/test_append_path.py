@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
 import pytest
 import torch
-from bench_matrix import CONFIGS, check_bench
+from bench_matrix import CONFIGS, FOLDER, check_bench
 
 from golden.append_path import condition, records
 from golden.conditioning import Conditioning
 from golden.quantizer import quantize
 from kvtq_hw.config import EngineConfig, load_config
+from sim.append_cases import leaving_tasks, new_tasks, random_vectors, run_tasks
+from sim.vector_code import RULES, random_code, random_matrices
+from sim.verilated_append_path import VerilatedAppendPath
 
 TINY = load_config("tiny")
 
@@ -40,6 +46,51 @@ def test_exponent_of_a_record_is_the_largest_of_its_scales(kind: str) -> None:
     _, exponents = records(TINY, planes, unit_first=True)
     first = planes.exponent[:, 0] if kind == "balanced" else planes.exponent.amax(-1)
     assert torch.equal(exponents, first)
+
+
+#: (configuration, stalls of the five streams): 10,000 vectors each.
+MANY = {
+    "smollm2": (CONFIGS["smollm2"], (0, 0, 0, 0, 0)),
+    "tiny, all streams stall": (TINY, (0.2, 0.3, 0.3, 0.3, 0.3)),
+    "power-of-two": (CONFIGS["power-of-two"], (0, 0.1, 0.1, 0.4, 0)),
+}
+
+
+@pytest.mark.parametrize(("config", "stalls"), MANY.values(), ids=MANY)
+def test_ten_thousand_vectors_of_every_kind(
+    config: EngineConfig, stalls: tuple[float, ...]
+) -> None:
+    """Every rule with every number of digits, new and leaving, in a random order: equal bytes."""
+    config = config.model_copy(update={"table_heads": 1})
+    rng = np.random.default_rng(1)
+    matrices = random_matrices(rng, config)
+    centre = rng.integers(-(1 << 15), 1 << 15, config.head_dim)
+    tasks = []
+    kinds = list(itertools.product(RULES, range(1, config.max_planes + 1), (False, True)))
+    for rule, digits, leaving in kinds * 5:
+        code = random_code(rng, config, digits, rule)
+        vectors = random_vectors(rng, config, 10000 // (5 * len(kinds)))
+        if leaving:
+            earlier = int(rng.integers(1, config.max_planes + 1))
+            tasks += leaving_tasks(config, code, vectors, earlier, matrices)
+        else:
+            subtracted = centre if rng.integers(2) else None
+            rotate = bool(rng.integers(2))
+            tasks += new_tasks(config, code, vectors, matrices, subtracted, rotate)
+    tasks = [tasks[n] for n in rng.permutation(len(tasks))]
+    assert len(tasks) == 10000
+    path = VerilatedAppendPath(config, FOLDER)
+    run = run_tasks(path, tasks, matrices, centre, stalls, seed=1)
+    expected = np.concatenate([task.record for task in tasks])
+    assert np.array_equal(run.records, expected)
+    assert run.exponents.tolist() == [task.exponent for task in tasks]
+    ends = np.cumsum([len(task.record) for task in tasks]) - 1
+    assert np.flatnonzero(run.last).tolist() == ends.tolist()
+
+
+def test_more_than_one_table_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^table_heads: 3 is not allowed; must be 1$"):
+        VerilatedAppendPath(CONFIGS["odd"], FOLDER)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

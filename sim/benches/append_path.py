@@ -17,9 +17,9 @@ from kvtq_hw.config import VECTOR_MAX
 from kvtq_hw.packing import vector_bytes
 from sim.bench import STALL_MIXES, Bench
 from sim.benches.dequantizer import coded_planes
-from sim.benches.quantizer import VectorCode, random_code, random_tables
 from sim.streams import Payload
 from sim.tables import answer_factors, answer_reads
+from sim.vector_code import VectorCode, random_code, random_matrices
 
 
 class Tasks:
@@ -27,7 +27,7 @@ class Tasks:
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
-        self.matrices = random_tables(bench)
+        self.matrices = random_matrices(bench.rng, bench.config)
         shape = (bench.config.table_heads, bench.config.head_dim)
         self.centres = torch.from_numpy(bench.rng.integers(-(1 << 15), 1 << 15, shape))
         self.task: list[dict[str, Any]] = []
@@ -83,8 +83,9 @@ class Tasks:
         centres = self.centres.tolist()
 
         def centre(address: Mapping[str, int]) -> Mapping[str, Payload]:
-            element = address["element"] % bench.config.head_dim  # one behind the last is asked too
-            return {"value": centres[address["table"]][element]}
+            # between tasks the address is anything, and one behind the last is asked for too
+            head = address["table"] % bench.config.table_heads
+            return {"value": centres[head][address["element"] % bench.config.head_dim]}
 
         answer_reads(bench, "centres", centre)
         bench.drive("task", self.task, source)
@@ -100,10 +101,14 @@ def add_random(tasks: Tasks, count: int) -> None:
     rng = tasks.bench.rng
     for _ in range(count):
         if rng.random() < 0.5:
-            tasks.add_new(random_code(tasks.bench), *(bool(bit) for bit in rng.integers(2, size=2)))
+            tasks.add_new(
+                random_code(rng, tasks.bench.config),
+                *(bool(bit) for bit in rng.integers(2, size=2)),
+            )
         else:
             tasks.add_leaving(
-                random_code(tasks.bench), int(rng.integers(1, tasks.bench.config.max_planes + 1))
+                random_code(rng, tasks.bench.config),
+                int(rng.integers(1, tasks.bench.config.max_planes + 1)),
             )
 
 

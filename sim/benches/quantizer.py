@@ -2,93 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import cocotb
 import numpy as np
-import torch
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import RisingEdge
 
-from golden.feedback import Feedback
 from golden.planes import Planes
-from golden.quantizer import BALANCED_RATIOS, RESIDUAL_RATIOS, absmean_constant, quantize
-from kvtq_hw.codes import CodeKind, ScaleChoice
 from kvtq_hw.config import EngineConfig
 from sim.bench import STALL_MIXES, Bench
 from sim.stimulus import plain_trit_payloads
 from sim.tables import answer_factors
-
-#: What the hardware computes: kind of code, choice of the scale, feedback.
-RULES: tuple[tuple[CodeKind, ScaleChoice, bool], ...] = (
-    ("balanced", "absmean", False),
-    ("balanced", "absmean", True),
-    ("residual", "absmean", False),
-    ("residual", "max", False),
-)
-
-
-@dataclass(frozen=True)
-class VectorCode:
-    """How a vector is quantized; `table` is the head whose feedback matrix is used."""
-
-    kind: CodeKind
-    scale: ScaleChoice
-    feedback: bool
-    digits: int
-    ratio: float
-    table: int
-    unit_first: bool
-
-    def payload(self, config: EngineConfig) -> dict[str, Any]:
-        """As `vector_code_layout`."""
-        residual = self.kind == "residual"
-        ratios = RESIDUAL_RATIOS if residual else [self.ratio] * 5
-        return {
-            "planes": self.digits,
-            "residual": residual,
-            "absmean": self.scale == "absmean",
-            "constants": [absmean_constant(config, r) for r in ratios[: config.max_planes]],
-            "feedback": self.feedback,
-            "table": self.table,
-            "unit_first": self.unit_first,
-        }
-
-    def quantize(self, config: EngineConfig, vectors: np.ndarray, tables: Feedback) -> Planes:
-        """Planes [N, P, D] of vectors [N, D]."""
-        own = slice(self.table, self.table + 1)
-        planes = quantize(
-            config,
-            torch.from_numpy(vectors)[None],
-            self.kind,
-            self.digits,
-            self.scale,
-            ratio=self.ratio,
-            feedback=Feedback(tables.factors[own], tables.shift[own]) if self.feedback else None,
-        )
-        return Planes(planes.trits[0], planes.unit[0], planes.fraction[0], planes.exponent[0])
-
-
-def random_code(bench: Bench, digits: int | None = None, rule: Any = None) -> VectorCode:
-    """A code, random where it is not given."""
-    rng, config = bench.rng, bench.config
-    kind, scale, feedback = RULES[rng.integers(len(RULES))] if rule is None else rule
-    digits = int(rng.integers(1, config.max_planes + 1)) if digits is None else digits
-    # the usual ratio, or any that its constant has bits for
-    usual = rng.random() < 0.7
-    ratio = BALANCED_RATIOS[digits - 1] if usual else float(rng.uniform(0, 8))
-    table = int(rng.integers(config.table_heads))
-    return VectorCode(kind, scale, feedback, digits, ratio, table, bool(rng.integers(2)))
-
-
-def random_tables(bench: Bench) -> Feedback:
-    """Feedback matrices of all heads: sparse, dense and extreme ones."""
-    rng, config = bench.rng, bench.config
-    shape = (config.table_heads, config.head_dim, config.head_dim)
-    factors = rng.integers(-4, 5, shape) * (rng.random(shape) < rng.choice([0.1, 0.9]))
-    shift = rng.integers(0, 8, shape[:2])
-    return Feedback(torch.from_numpy(np.triu(factors, 1)).to(torch.int8), torch.from_numpy(shift))
+from sim.vector_code import RULES, Rule, VectorCode, random_code, random_matrices
 
 
 def corner_vectors(bench: Bench) -> np.ndarray:
@@ -154,7 +80,7 @@ async def run(
 ) -> None:
     """Quantize vectors [N, D], each with its own code, one after the other."""
     config = bench.config
-    tables = random_tables(bench)
+    tables = random_matrices(bench.rng, bench.config)
     answer_factors(bench, tables)
     elements, scales = [], []
     for vector, code in zip(vectors, codes, strict=True):
@@ -170,14 +96,12 @@ async def run(
 
 @cocotb.test()
 @cocotb.parametrize(rule=RULES, digits=(1, 2, 3, 4, 5))
-async def corner_data(
-    dut: HierarchyObject, rule: tuple[CodeKind, ScaleChoice, bool], digits: int
-) -> None:
+async def corner_data(dut: HierarchyObject, rule: Rule, digits: int) -> None:
     """Zero vectors, saturating scales, ties, and vectors of every size, in every code."""
     bench = await Bench.start(dut, "quantizer")
     vectors = np.concatenate([corner_vectors(bench), random_vectors(bench, 4)])
     digits = min(digits, bench.config.max_planes)
-    await run(bench, vectors, [random_code(bench, digits, rule) for _ in vectors])
+    await run(bench, vectors, [random_code(bench.rng, bench.config, digits, rule) for _ in vectors])
 
 
 @cocotb.test()
@@ -186,17 +110,17 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
     """Random vectors in random codes, under gaps and back-pressure."""
     bench = await Bench.start(dut, "quantizer")
     vectors = random_vectors(bench, 4)
-    await run(bench, vectors, [random_code(bench) for _ in vectors], source, sink)
+    await run(bench, vectors, [random_code(bench.rng, bench.config) for _ in vectors], source, sink)
 
 
 @cocotb.test()
 @cocotb.parametrize(rule=RULES)
-async def cycles_of_a_vector(dut: HierarchyObject, rule: Any) -> None:
+async def cycles_of_a_vector(dut: HierarchyObject, rule: Rule) -> None:
     """The next vector comes in during the digits of the last run; scales take a bounded time."""
     bench = await Bench.start(dut, "quantizer")
     dim, digits = bench.config.head_dim, bench.config.max_planes
     vectors = random_vectors(bench, 10)
-    code = random_code(bench, digits, rule)
+    code = random_code(bench.rng, bench.config, digits, rule)
     await run(bench, vectors, [code] * 10)
     taken = np.reshape(bench.drivers["i"].cycles, (10, dim))
     runs = digits if code.kind == "residual" else 1

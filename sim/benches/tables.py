@@ -14,7 +14,7 @@ from cocotb.triggers import RisingEdge
 from golden.feedback import Feedback
 from golden.tables import factor_words, load_words
 from sim.bench import STALL_MIXES, Bench
-from sim.benches.quantizer import random_tables
+from sim.vector_code import random_matrices
 
 READERS = {
     "centres": ("table", "element"),
@@ -108,7 +108,10 @@ def random_contents(bench: Bench) -> tuple[torch.Tensor, dict[str, Feedback]]:
     centres = torch.from_numpy(
         rng.integers(-(1 << 15), 1 << 15, (config.table_heads, config.head_dim))
     )
-    return centres, {"key_factors": random_tables(bench), "value_factors": random_tables(bench)}
+    return centres, {
+        "key_factors": random_matrices(rng, config),
+        "value_factors": random_matrices(rng, config),
+    }
 
 
 @cocotb.test()
