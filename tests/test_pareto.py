@@ -19,6 +19,7 @@ ROWS = {
     "kivi:2": (3.2, 1.3, 0.5),
     "int2": (2.25, 9.0, 0.0),
     "fp16": (16.0, 1.0001, 1.0),
+    "tables/mine.toml": (2.7, 1.03, 0.4),
 }
 
 
@@ -55,6 +56,15 @@ def test_points_of_several_files(tmp_path):
     assert [point.code for point in points] == ["kivi:2", "int2", "balanced:3/2"]
     assert points[2] == Point("balanced:3/2", 4.2, 1.01, 0.9)
     assert title == "m, 8 x 1024 tokens"
+
+
+def test_a_code_table_has_its_own_colour(tmp_path):
+    file = write(tmp_path / "a.json", ["tables/mine.toml", "kivi:2"])
+    assert run(["pareto", str(file), "-o", str(tmp_path / "p.svg")]) == 0
+    assert b"#882255" in (tmp_path / "p.svg").read_bytes()
+    other = write(tmp_path / "b.json", ["balanced:3/2", "kivi:2"])
+    assert run(["pareto", str(other), "-o", str(tmp_path / "q.svg")]) == 0
+    assert b"#882255" not in (tmp_path / "q.svg").read_bytes()
 
 
 @pytest.mark.parametrize("codes", [list(ROWS), ["balanced:1/1,sinks=4"]], ids=["all", "no needle"])

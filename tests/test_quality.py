@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from golden.quality import (
     cut_segments,
     evaluate_reference,
     evaluate_segment,
+    feed,
     summarize,
 )
 from golden.versions import SinglePrecisionBackend
@@ -39,6 +41,13 @@ BASELINES = ("int3", "int2,conditioned,sinks=2,window=8", "kivi:4,group=8,window
 
 def parse(code: str, backend=None) -> CacheFormat:
     return parse_format(code, INPUTS, backend or SinglePrecisionBackend())
+
+
+def predictions(cache_format: CacheFormat) -> torch.Tensor:
+    """Log-probabilities through a cache of a format, [T - 1, vocabulary]."""
+    with LANGUAGE_MODEL.attending_with(cache_format.attention):
+        parts = feed(LANGUAGE_MODEL, TOKENS, cache_format.make_cache(), 16)
+        return torch.cat([logits.log_softmax(-1) for _, logits in parts])
 
 
 # --- segments -------------------------------------------------------------------------------------
@@ -125,6 +134,12 @@ def test_scores_by_hand_token_by_token(code):
 
 @pytest.mark.parametrize("code", TERNARY)
 def test_integer_attention_is_close_to_float(code):
+    """Rounding in the engine is small beside rounding in the cache.
+
+    The divergence of predictions is of second order in the error of attention outputs. The widths
+    were chosen so that the energy of the engine's error is about a hundredth of that of the code's
+    (docs/short-code.md, "Widths of the engine"); so must be the divergence from float attention.
+    """
     reference = evaluate_reference(LANGUAGE_MODEL, TOKENS)
     scores = {
         name: evaluate_segment(LANGUAGE_MODEL, reference, parse(code, backend))
@@ -137,7 +152,9 @@ def test_integer_attention_is_close_to_float(code):
     assert parse(code, GoldenBackend()).arithmetic == "integer"
     assert parse(code).arithmetic == "float"
     assert scores["single"].nll == pytest.approx(scores["double"].nll, rel=1e-5)
-    assert scores["integer"].nll == pytest.approx(scores["double"].nll, rel=2e-2)
+    in_float = replace(reference, log_probabilities=predictions(parse(code, FloatBackend())))
+    engine = evaluate_segment(LANGUAGE_MODEL, in_float, parse(code, GoldenBackend()))
+    assert 0 < engine.kld < scores["double"].kld / 100
     assert scores["integer"].stored_bytes == scores["double"].stored_bytes
 
 

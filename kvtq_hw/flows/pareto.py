@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 __all__ = ["Point", "command", "frontier", "read_points"]
 
 SUFFIXES = (".svg", ".png")
-# Family of a code by how it is spelled, with colour (safe for colour-blind readers) and marker.
+# Family of a code by how its spelling begins (of a table: ends), with colour (safe for colour-blind
+# readers) and marker.
 _FAMILIES = (
+    (".toml", "balanced ternary, digits per layer", "#882255", "*"),
     ("balanced:", "balanced ternary", "#0072b2", "o"),
     ("residual:", "residual ternary", "#56b4e9", "s"),
     ("kvtq:", "KVTQ as published", "#d55e00", "X"),
@@ -179,4 +181,6 @@ def _scatter(axis: Axes, heights: list[tuple[Point, float]]) -> None:
 
 
 def _family(code: str) -> str:
+    if code.endswith(".toml"):  # a code table
+        return ".toml"
     return next((prefix for prefix, *_ in _FAMILIES if code.startswith(prefix)), "")
