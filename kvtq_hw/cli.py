@@ -28,6 +28,7 @@ EXTRA_OF_MODULE = {
     "cocotb": "sim",
     "cocotb_tools": "sim",
     "cocotbext": "sim",
+    "distributed": "cluster",
     "filelock": "sim",
     "gguf": "golden",
     "matplotlib": "plot",

@@ -119,10 +119,11 @@ def measure_area(
     block: str | None = None,
     liberty: Liberty | None = None,
     store: EstimateStore | None = None,
+    jobs: int | None = None,
 ) -> AreaReport:
     """Area of an engine, or of one block, from its netlist.
 
-    Blocks are mapped beside each other, one a processor. The same sources, library and tools give
+    Blocks are mapped beside each other. The same sources, library and tools give
     the same numbers to the digit, from `store` or anew.
 
     Parameters
@@ -131,6 +132,7 @@ def measure_area(
     block : name of `rtl.blocks.BLOCKS`; without one, all that the engine holds
     liberty : library of cells; without one, the shipped area-only library
     store : results so far; without one, those in the user's cache folder
+    jobs : blocks at a time; without a number, one a processor
 
     Raises
     ------
@@ -140,14 +142,14 @@ def measure_area(
     liberty = liberty or shipped_liberty()
     store = store or EstimateStore()
     areas: dict[str, list[Area]] = {}
-    for name, instances, mapping in _mappings(config, block, liberty, store):
+    for name, instances, mapping in _mappings(config, block, liberty, store, jobs or processors()):
         areas.setdefault(name, []).append(_area(instances, mapping, liberty))
     blocks = {name: _sum(parts) for name, parts in areas.items()}
     return AreaReport(config, liberty.name, liberty.source, blocks)
 
 
 def _mappings(
-    config: EngineConfig, block: str | None, liberty: Liberty, store: EstimateStore
+    config: EngineConfig, block: str | None, liberty: Liberty, store: EstimateStore, jobs: int
 ) -> list[tuple[str, int, Mapping]]:
     """Block, instances and mapping of each part; from the store alone where all is there."""
     index = {
@@ -163,7 +165,7 @@ def _mappings(
         if all(mapping is not None for _, _, mapping in found):
             return [(name, n, Mapping(**mapping)) for name, n, mapping in found if mapping]
     parts = engine_parts(config, block)
-    with ThreadPoolExecutor(processors()) as pool:
+    with ThreadPoolExecutor(jobs) as pool:
         # the largest first: then no processor is left with it at the end
         for part in sorted(parts, key=lambda part: -len(part.text)):
             pool.submit(map_part, part, liberty, store)

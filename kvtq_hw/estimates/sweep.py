@@ -1,0 +1,159 @@
+"""Design-space sweep: area, cycles, bytes and quality of many configurations and codes.
+
+An area belongs to a configuration, cycles and bytes to a configuration and a code. Areas are what
+takes time: each is stored the moment it is there, so that an interrupted sweep goes on where it
+stopped. The caller chooses who works: any executor of `concurrent.futures`, on this machine or that
+of a Dask cluster.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig, config_from_fields
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.area import measure_area
+from kvtq_hw.estimates.comparison import quality_of, ternary
+from kvtq_hw.estimates.liberty import Liberty, parse_liberty
+from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.synthesis import DELAY_TARGET_PS
+from rtl.verilog import generator_version, source_digest
+
+__all__ = ["Progress", "configurations", "sweep_areas", "table"]
+
+#: What a row takes over of a configuration's total area.
+_AREA_FIELDS = ("um2", "nand2", "cells", "flip_flops", "memory_bits", "transistors")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sweep is: areas known, areas wanted, and how many of them the store had."""
+
+    done: int
+    total: int
+    from_store: int
+
+
+def configurations(
+    base: EngineConfig, axes: Mapping[str, Sequence[int | str]]
+) -> list[EngineConfig]:
+    """The configurations of a grid: `base` with every combination of the axes' values.
+
+    Raises
+    ------
+    UserError
+        For a field that a configuration does not have, or a combination that cannot be built.
+    """
+    if "name" in axes:
+        raise UserError("--set: 'name' is no field to sweep over")
+    fields = base.model_dump()
+    return [
+        config_from_fields(fields | dict(zip(axes, values, strict=True)))
+        for values in itertools.product(*axes.values())
+    ]
+
+
+def sweep_areas(
+    configs: Sequence[EngineConfig],
+    block: str | None,
+    liberty: Liberty,
+    store: EstimateStore,
+    executor: Executor,
+    report: Callable[[Progress], None],
+) -> list[dict[str, Any]]:
+    """Total area of each configuration, as `Area.as_dict` has it.
+
+    Parameters
+    ----------
+    configs : in the order of the result; equal ones are measured once
+    block : only this block; without one, the whole engine
+    executor : does what `store` has not; its workers need this package and no shared folder
+    report : called with the progress at the start and whenever an area is there
+    """
+    keys = [_key(config, block, liberty) for config in configs]
+    wanted = {config.digest(): (config, key) for config, key in zip(configs, keys, strict=True)}
+    areas = {name: area for name, (_, key) in wanted.items() if (area := store.get(key))}
+    from_store = len(areas)
+    report(Progress(from_store, len(wanted), from_store))
+    text = None if liberty.source == "shipped" else liberty.text
+    waiting: dict[Future[dict[str, Any]], str] = {
+        executor.submit(_area, config, block, liberty.source, text): name
+        for name, (config, _) in wanted.items()
+        if name not in areas
+    }
+    try:
+        for future in as_completed(waiting):
+            name = waiting[future]
+            areas[name] = future.result()
+            store.put(wanted[name][1], areas[name])
+            report(Progress(len(areas), len(wanted), from_store))
+    finally:
+        for future in waiting:
+            future.cancel()
+    return [areas[config.digest()] for config in configs]
+
+
+def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str, Any]:
+    return {
+        "what": "sweep",
+        "config": config.model_dump() | {"name": ""},
+        "block": block,
+        "liberty": liberty.digest,
+        "delay_target_ps": DELAY_TARGET_PS,
+        "sources": source_digest(),
+        "generator": generator_version(),
+    }
+
+
+def _area(config: EngineConfig, block: str | None, source: str, text: str | None) -> dict[str, Any]:
+    """What a worker does: one configuration's total area. One processor: others have the rest."""
+    liberty = None if text is None else Liberty(source, text, parse_liberty(text))
+    return measure_area(config, block, liberty, jobs=1).total.as_dict()
+
+
+def table(
+    configs: Sequence[EngineConfig],
+    areas: Sequence[Mapping[str, Any]],
+    codes: Iterable[CacheCode],
+    fields: Sequence[str],
+    tokens: int,
+    quality_files: Sequence[Path],
+) -> list[dict[str, Any]]:
+    """A row for every configuration and code.
+
+    Parameters
+    ----------
+    fields : fields of the configuration that stand in a row
+    tokens : context of cycles and bytes
+
+    Returns
+    -------
+    list of dict
+        The fields, "code", the area (measured), "cycles", "bytes" and "bits_per_element" of one KV
+        head's attention over `tokens` tokens (derived), and "perplexity_ratio" of the code to the
+        unquantized model (measured), None where no file has it.
+    """
+    rows = []
+    for code in codes:
+        quality = quality_of(str(code), quality_files)
+        for config, area in zip(configs, areas, strict=True):
+            candidate = ternary(config, code)
+            stored = candidate.bytes(tokens)
+            rows.append(
+                {field: getattr(config, field) for field in fields}
+                | {"code": str(code)}
+                | {field: area[field] for field in _AREA_FIELDS}
+                | {
+                    "cycles": candidate.cycles(config, tokens),
+                    "bytes": stored,
+                    "bits_per_element": round(8 * stored / (2 * config.head_dim * tokens), 4),
+                    "perplexity_ratio": quality and quality["perplexity_ratio"],
+                }
+            )
+    return rows
