@@ -53,8 +53,15 @@ def test_each_row_has_the_power_of_two_with_the_least_error():
             assert torch.equal(found.factors[head, row].double(), errors[best][1])
 
 
-def reference(x: list[int], step: int, limit: int, factors: list[list[int]], shift: list[int]):
-    """One vector in plain Python: codes, from the definition."""
+def reference(
+    x: list[int],
+    step: int,
+    limit: int,
+    factors: list[list[int]],
+    shift: list[int],
+    saturate: bool = True,
+) -> list[int]:
+    """One vector in plain Python: codes, from the definition; or with sums that do not saturate."""
     bits = CONFIG.conditioned_bits
     codes: list[int] = []
     sums = [0] * len(x)
@@ -70,7 +77,7 @@ def reference(x: list[int], step: int, limit: int, factors: list[list[int]], shi
         error = (error + (1 << shift[k] >> 1)) >> shift[k]
         for j in range(k + 1, len(x)):
             total = sums[j] + factors[k][j] * error
-            sums[j] = max(-(1 << bits), min((1 << bits) - 1, total))
+            sums[j] = max(-(1 << bits), min((1 << bits) - 1, total)) if saturate else total
     return codes
 
 
@@ -94,6 +101,25 @@ def test_recurrence_is_that_of_the_contract(digits, spread):
                     feedback.shift[head].tolist(),
                 )
                 assert found[sequence, head, token].tolist() == [scale * c for c in expected]
+
+
+def test_sums_saturate_whenever_they_change():
+    """With errors as large as can be; sums saturated only where they are used would differ."""
+    factors = torch.full((1, 8, 8), 4, dtype=torch.int8).triu(1)
+    feedback = Feedback(factors, torch.zeros(1, 8, dtype=torch.int64))
+    generator = torch.Generator().manual_seed(1)
+    signs = torch.randint(0, 2, (200, 8), generator=generator) * 2 - 1
+    x = 2 * CONFIG.conditioned_max * signs
+    planes = quantize(CONFIG, x[None], "balanced", 1, "absmean", ratio=0.3, feedback=feedback)
+    found = dequantize(CONFIG, planes)[0]
+    step = (8 + planes.fraction[0, :, 0]) << planes.exponent[0, :, 0]
+    by_use_only = 0
+    for token, scale in enumerate(step.tolist()):
+        row, arguments = x[token].tolist(), (scale, 1, factors[0].tolist(), [0] * 8)
+        expected = reference(row, *arguments)
+        assert found[token].tolist() == [scale * code for code in expected]
+        by_use_only += expected != reference(row, *arguments, saturate=False)
+    assert by_use_only > 20
 
 
 def test_without_any_feedback_it_is_plain_rounding():
