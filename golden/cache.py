@@ -52,7 +52,7 @@ class PlaneStore:
     scale, ratio, feedback : how vectors are quantized; see `golden.quantizer.quantize`
 
     Bytes are kept plane by plane, ``[batch, kv_heads, plane, token, byte]``, so that one plane of
-    consecutive tokens is consecutive in memory. Room for more is an eighth of what is stored.
+    consecutive tokens is consecutive in memory. Room for more is a 32nd of what is stored.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class PlaneStore:
 
 
 def _with_room(tokens: int) -> int:
-    return tokens + max(_LEAST_ROOM, tokens // 8)
+    return tokens + max(_LEAST_ROOM, tokens // 32)
 
 
 @dataclass(frozen=True)

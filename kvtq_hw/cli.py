@@ -31,6 +31,7 @@ EXTRA_OF_MODULE = {
     "distributed": "cluster",
     "filelock": "sim",
     "gguf": "golden",
+    "jinja2": "report",
     "matplotlib": "plot",
     "numba": "golden",
     "numpy": "sim",

@@ -145,6 +145,13 @@ class CacheCode:
         """Digits of sinks and window in an engine that has so many planes a vector at most."""
         return min(self.tier, max_planes)
 
+    def planes(self, digits: int, tokens: int, max_planes: int) -> list[int]:
+        """Planes of each token of a context: sinks, a body of so many digits, window."""
+        tier = self.tier_digits(max_planes)
+        sinks = min(tokens, self.sinks)
+        window = min(tokens - sinks, self.window)
+        return [tier] * sinks + [digits] * (tokens - sinks - window) + [tier] * window
+
     def with_digits(self, key_digits: int, value_digits: int) -> CacheCode:
         """The same with other digits in the body."""
         return replace(self, key_digits=key_digits, value_digits=value_digits)

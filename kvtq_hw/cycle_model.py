@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 
-__all__ = ["bound_cycles", "job_cycles", "uniform_job_cycles"]
+__all__ = ["bound_cycles", "code_bound", "code_job_cycles", "job_cycles", "uniform_job_cycles"]
 
 # Latencies of the datapath, in cycles; tests tie each to the block that has it.
 _ADDER_LEVELS_PER_STAGE = 2
@@ -36,6 +37,27 @@ def uniform_job_cycles(
         [n * key_planes * config.slices for n in blocks],
         [n * value_planes * config.slices for n in blocks],
     )
+
+
+def code_bound(config: EngineConfig, code: CacheCode, tokens: int) -> int:
+    """`bound_cycles` of a context in a code, its tiers in their own digits."""
+    tier, digits = code.tier_tokens(tokens), code.tier_digits(config.max_planes)
+    body = bound_cycles(config, tokens - tier, code.key_digits, code.value_digits)
+    return body + bound_cycles(config, tier, digits, digits)
+
+
+def code_job_cycles(config: EngineConfig, code: CacheCode, tokens: int) -> int:
+    """`job_cycles` of a context in a code, its tiers in their own digits."""
+    slices = []
+    for digits in (code.key_digits, code.value_digits):
+        planes = code.planes(digits, tokens, config.max_planes)
+        slices.append(
+            [
+                config.slices * sum(planes[start : start + config.block])
+                for start in range(0, tokens, config.block)
+            ]
+        )
+    return job_cycles(config, *slices)
 
 
 def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Sequence[int]) -> int:

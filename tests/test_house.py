@@ -21,7 +21,13 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 
 #: Modules of kvtq_hw that are not ground: they call everything, and nothing below calls them.
-ABOVE_GROUND = ("kvtq_hw.cli", "kvtq_hw.flows", "kvtq_hw.estimates", "kvtq_hw.__main__")
+ABOVE_GROUND = (
+    "kvtq_hw.cli",
+    "kvtq_hw.flows",
+    "kvtq_hw.estimates",
+    "kvtq_hw.report",
+    "kvtq_hw.__main__",
+)
 
 
 def imports(source: str, package: str) -> Iterator[tuple[str, bool]]:

@@ -1,0 +1,74 @@
+"""Run the sections, or take them from what was measured before."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvtq_hw import __version__
+from kvtq_hw.report.content import Inputs
+from kvtq_hw.report.sections import SECTIONS
+
+if TYPE_CHECKING:
+    from golden.result_store import ResultStore
+
+__all__ = ["collect"]
+
+# What a section's numbers may depend on; an edit anywhere measures again.
+_SOURCES = tuple(f"{folder}/**/*.py" for folder in ("golden", "kvtq_hw", "rtl", "sim"))
+
+
+def collect(
+    inputs: Inputs, on_section: Callable[[str], None], store: ResultStore | None = None
+) -> dict[str, Any]:
+    """The whole report in plain values.
+
+    Parameters
+    ----------
+    on_section : called with a section's name before it is measured
+    store : sections measured before; without one, in the user's cache folder
+    """
+    import platformdirs
+
+    from golden.formats import source_digest
+    from golden.result_store import ResultStore
+
+    if store is None:
+        store = ResultStore(platformdirs.user_cache_path("kvtq-hw") / "report" / "sections.sqlite")
+    key = {
+        "sources": source_digest(_SOURCES),
+        "config": inputs.config.digest(),
+        "codes": list(map(str, inputs.codes)),
+        "model": inputs.model,
+        "results": _digest(inputs.results),
+    }
+    sections = []
+    for name, build in SECTIONS.items():
+        on_section(name)
+        of_section = key | {"section": name}
+        section = None if name == "tools" else store.get(of_section)  # tools come and go
+        if section is None:
+            section = build(inputs).as_dict()
+            store.put(of_section, section)
+        sections.append(section)
+    config = inputs.config
+    return {
+        "title": "Ternary KV-cache attention in hardware",
+        "subject": (
+            f"Configuration {config.name}: {config.head_dim} elements a head, "
+            f"{config.query_group} query heads a KV head, {config.lanes} lanes; model "
+            f"{inputs.model}; codes {', '.join(map(str, inputs.codes))}."
+        ),
+        "version": __version__,
+        "config": config.model_dump(),
+        "sections": sections,
+    }
+
+
+def _digest(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.glob("*.json")):
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,51 @@
+"""Pages made of `report.json`: one HTML file that needs no other, and Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kvtq_hw.report.plots import svg
+
+if TYPE_CHECKING:
+    import jinja2
+
+__all__ = ["html", "markdown"]
+
+
+def html(report: Mapping[str, Any]) -> str:
+    """The page: style and pictures are inside."""
+    return _environment(True).get_template("page.html.j2").render(report=report)
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The same text and tables; a plot's numbers are in `report.json`."""
+    return _environment(False).get_template("page.md.j2").render(report=report)
+
+
+def _environment(escape: bool) -> jinja2.Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("kvtq_hw.report"),
+        autoescape=escape,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = _cell
+    environment.filters["svg"] = svg
+    environment.filters["slug"] = lambda title: "-".join(title.lower().split())
+    environment.filters["pipe"] = lambda text: str(text).replace("|", "\\|")
+    environment.tests["a_number"] = lambda value: isinstance(value, int | float)
+    return environment
+
+
+def _cell(value: str | int | float | None) -> str:
+    """A table's cell: thousands apart, a dash for nothing."""
+    if value is None:
+        return "\N{EN DASH}"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return str(value)

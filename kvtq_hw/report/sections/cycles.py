@@ -1,0 +1,68 @@
+"""Cycles: the model against the RTL's own counter, and utilisation over the context."""
+
+from __future__ import annotations
+
+from kvtq_hw.cycle_model import code_bound, code_job_cycles
+from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
+
+__all__ = ["build"]
+
+CONTEXTS = (16, 64, 256, 1024)
+
+
+def build(inputs: Inputs) -> Section:
+    """Run random jobs on the verilated engine and compare."""
+    from sim.cases import random_case
+    from sim.verilated import VerilatedEngine
+
+    config, code = inputs.config, inputs.codes[0]
+    contexts = [tokens for tokens in CONTEXTS if tokens <= config.max_context]
+    rows = []
+    with VerilatedEngine(config) as engine:
+        for tokens in contexts:
+            planes = [
+                code.planes(digits, tokens, config.max_planes)
+                for digits in (code.key_digits, code.value_digits)
+            ]
+            cycles = engine.run([random_case(tokens, config, *planes, code=code.kind).job]).cycles
+            model = code_job_cycles(config, code, tokens)
+            bound = code_bound(config, code, tokens)
+            share = f"{100 * bound / cycles:.1f} %"
+            rows.append((tokens, cycles, model, cycles - model, bound, share))
+    command = f"kvtq-hw report --preset {config.name} --code {code}"
+    return Section(
+        "Cycle model against counters",
+        f"Cycles of one KV head with its {config.query_group} query heads, {config.lanes} lanes. "
+        "Utilisation is the bound of one plane slice a cycle over the cycles counted.",
+        (
+            Table(
+                f"Code {code} on the verilated engine",
+                "measured",
+                command,
+                ("tokens", "RTL counter", "model", "difference", "bound", "utilisation"),
+                tuple(rows),
+            ),
+        ),
+        (
+            Plot(
+                "Utilisation over the context, by the cycle model",
+                "derived",
+                command,
+                "line",
+                "tokens in the cache",
+                "utilisation",
+                tuple(
+                    Series(
+                        str(other),
+                        tuple(map(float, contexts)),
+                        tuple(
+                            code_bound(config, other, tokens) / code_job_cycles(config, other, tokens)
+                            for tokens in contexts
+                        ),
+                    )
+                    for other in inputs.codes
+                ),
+                log_x=True,
+            ),
+        ),
+    )
