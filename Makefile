@@ -1,5 +1,6 @@
 # make demo   a language model decodes with its attention computed by the generated RTL
 # make test   every test, on Verilator and on Icarus Verilog
+# make report area, cycles, bits and quality on one page, build/report/report.html
 # make lint   ruff and mypy
 # make clean  remove what was built (not .venv and .tools, which are what takes time)
 #
@@ -21,7 +22,7 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model icarus demo test lint clean
+.PHONY: help setup model icarus demo report test lint clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -45,6 +46,9 @@ demo: $(SETUP) model
 	@$(BIN)/kvtq-hw decode --backend rtl --preset smollm2 --code balanced:3/2 \
 		--prompt "$(strip $(DEMO_PROMPT))" --max-new-tokens $(DEMO_TOKENS) \
 		--json build/demo/decode.json
+
+report: $(SETUP) model
+	@$(BIN)/kvtq-hw report --preset smollm2 -o build/report
 
 test: $(SETUP) model icarus
 	@mkdir -p build/test

@@ -32,7 +32,15 @@ from golden.models import LanguageModel, load_model
 from golden.quality import DEFAULT_CHUNK, cut_segments, documentation_text
 from golden.versions import SinglePrecisionBackend
 
-CODES = ("fp16", "balanced:3/2", "balanced:2/2", "balanced:1/1", "transformers:4", "transformers:2")
+CODES = (
+    "fp16",
+    "balanced:3/2",
+    "balanced:2/2",
+    "balanced:1/1",
+    "balanced:2/1,sinks=4,window=32,feedback",
+    "transformers:4",
+    "transformers:2",
+)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_bound, code_job_cycles
 from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
 
@@ -20,11 +22,12 @@ def build(inputs: Inputs) -> Section:
     rows = []
     with VerilatedEngine(config) as engine:
         for tokens in contexts:
-            planes = [
+            keys, values = (
                 code.planes(digits, tokens, config.max_planes)
                 for digits in (code.key_digits, code.value_digits)
-            ]
-            cycles = engine.run([random_case(tokens, config, *planes, code=code.kind).job]).cycles
+            )
+            job = random_case(tokens, config, keys, values, code=code.kind).job
+            cycles = engine.run([job]).cycles
             model = code_job_cycles(config, code, tokens)
             bound = code_bound(config, code, tokens)
             share = f"{100 * bound / cycles:.1f} %"
@@ -53,12 +56,7 @@ def build(inputs: Inputs) -> Section:
                 "utilisation",
                 tuple(
                     Series(
-                        str(other),
-                        tuple(map(float, contexts)),
-                        tuple(
-                            code_bound(config, other, tokens) / code_job_cycles(config, other, tokens)
-                            for tokens in contexts
-                        ),
+                        str(other), tuple(map(float, contexts)), _shares(config, other, contexts)
                     )
                     for other in inputs.codes
                 ),
@@ -66,3 +64,8 @@ def build(inputs: Inputs) -> Section:
             ),
         ),
     )
+
+
+def _shares(config: EngineConfig, code: CacheCode, contexts: list[int]) -> tuple[float, ...]:
+    """Utilisation at each context, by the model."""
+    return tuple(code_bound(config, code, n) / code_job_cycles(config, code, n) for n in contexts)

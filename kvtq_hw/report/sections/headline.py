@@ -20,10 +20,7 @@ def build(inputs: Inputs) -> Section:
     context = min(CONTEXT, config.max_context)
     formats = traffic(shape, context, config, inputs.codes)
     int8 = next(entry for entry in formats if entry.format == "int8")
-    cycles = {
-        str(code): code_job_cycles(config, code, context)
-        for code in inputs.codes
-    }
+    cycles = {str(code): code_job_cycles(config, code, context) for code in inputs.codes}
     quality = quality_rows(inputs.results)
     rows = []
     for entry in formats:

@@ -20,11 +20,12 @@ def build(inputs: Inputs) -> Section:
     language_model = load_model(inputs.model)
     config = inputs.config
     language_model.check_fits(config)
+    tokens = min(TOKENS, config.max_context)
     lanes = tuple(n for n in LANES if config.head_dim % n == 0)
     command = f"kvtq-hw report --preset {config.name} --model {inputs.model}"
     rows, series = [], []
     for code in inputs.codes:
-        shares = zero_shares(cache_of_text(language_model, config, code, TOKENS), lanes)
+        shares = zero_shares(cache_of_text(language_model, config, code, tokens), lanes)
         for tensor in ("key", "value"):
             of_tensor = [share for share in shares if share.tensor == tensor]
             planes = sorted({share.plane for share in of_tensor})
@@ -56,7 +57,7 @@ def build(inputs: Inputs) -> Section:
         "the more lanes, the rarer.",
         (
             Table(
-                f"Zeros in a cache of {TOKENS} tokens of {inputs.model}, all layers and KV heads",
+                f"Zeros in a cache of {tokens} tokens of {inputs.model}, all layers and KV heads",
                 "measured",
                 command,
                 (

@@ -1,0 +1,204 @@
+"""The report: sections, the store, and pages that hold every number of report.json."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from tiny_model import save_tiny_model
+
+from golden.result_store import ResultStore
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import load_config
+from kvtq_hw.errors import UserError
+from kvtq_hw.flows.report import command
+from kvtq_hw.report import collect as collect_module
+from kvtq_hw.report.collect import collect
+from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
+from kvtq_hw.report.page import html as html_page
+from kvtq_hw.report.page import markdown
+from kvtq_hw.report.plots import svg
+from kvtq_hw.report.sections import SECTIONS, area, cycles, headline, multipliers, quality, zeros
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = load_config("tiny")
+CODES = tuple(map(CacheCode.parse, ("balanced:3/2", "balanced:2/1,sinks=2,window=4")))
+INPUTS = Inputs(TINY, CODES, "no model", ROOT / "docs" / "results")
+TABLE = Table("T <&>", "derived", "kvtq-hw x", ("name", "number"), (("a|b", 1234), (None, 1.5)))
+PLOT = Plot(
+    "P", "measured", "c", "line", "x", "y", (Series("s", (1.0, 2.0), (3.0, 4.0)),), log_x=True
+)
+SECTION = Section("A section", "It says <this>.", (TABLE,), (PLOT,))
+
+
+def report_of(*sections: Section) -> dict:
+    plain = json.loads(json.dumps([section.as_dict() for section in sections]))
+    return {"title": "Title", "subject": "Subject", "version": "1", "sections": plain}
+
+
+class Page(html.parser.HTMLParser):
+    """Tags that are open, texts of cells, and addresses that a page refers to."""
+
+    void = ("meta", "link", "br", "use", "path", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells: list[str] = []
+        self.addresses: list[str] = []
+        self.pictures = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.addresses += [v for k, v in attributes if k in ("href", "src", "xlink:href")]
+        self.pictures += tag == "svg"
+        if tag not in self.void:
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_startendtag(self, tag: str, attributes: list) -> None:
+        self.addresses += [v for k, v in attributes if k in ("href", "src", "xlink:href")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.void:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] in ("td", "th"):
+            self.cells[-1] += data
+
+
+def test_page_holds_every_cell_and_needs_no_other_file():
+    page = Page(html_page(report_of(SECTION)))
+    assert page.open == []
+    assert page.cells == ["name", "number", "a|b", "1\u202f234", "\u2013", "1.5"]
+    assert page.pictures == 1
+    assert page.addresses
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+
+
+def test_page_escapes_and_says_where_numbers_come_from():
+    text = html_page(report_of(SECTION))
+    assert "T &lt;&amp;&gt;" in text and "It says &lt;this&gt;." in text
+    assert '<span class="tag derived">derived</span><code>kvtq-hw x</code>' in text
+    assert '<span class="tag measured">measured</span><code>c</code>' in text
+
+
+def test_markdown_has_the_same_tables():
+    text = markdown(report_of(SECTION))
+    assert "**T <&>** (derived: `kvtq-hw x`)" in text
+    assert "| name | number |\n|---|---:|\n| a\\|b | 1\u202f234 |\n| \u2013 | 1.5 |\n" in text
+    assert "Plot: P (measured: `c`)" in text
+
+
+def test_pictures_are_the_same_every_time_and_tell_series_apart_without_colour():
+    plot = SECTION.as_dict()["plots"][0]
+    assert svg(plot) == svg(plot)
+    two = plot | {"series": [plot["series"][0], plot["series"][0] | {"name": "t"}]}
+    assert (
+        "stroke-dasharray"
+        not in svg(plot | {"log_x": False}).split("legend_1")[0].split("line2d_")[-1]
+    )
+    assert svg(two).count("stroke-dasharray") > svg(plot).count("stroke-dasharray")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Table("t", "guessed", "c", (), ()), "'t': tag 'guessed' is unknown; allowed are"),
+        (lambda: Table("t", "derived", "", (), ()), "'t': no command; a number needs the one"),
+        (lambda: Table("t", "derived", "c", ("a",), ((1, 2),)), "a row has 2 cells, its heading 1"),
+        (lambda: Plot("p", "derived", "c", "line", "", "", ()), "plot 'p' has no points"),
+        (lambda: Section("s", "l"), "section 's' has neither a table nor a plot"),
+    ],
+)
+def test_refusals(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_headline_takes_bits_cycles_and_quality_together():
+    [table] = headline.build(INPUTS).tables
+    rows = {row[0]: row for row in table.rows}
+    assert list(rows) == ["fp16", "int8", "int4", *map(str, CODES)]
+    assert rows["int8"][2] == 1.0 and rows["fp16"][4] == "+0.00 %"
+    assert rows["fp16"][3] is None and rows["balanced:3/2"][3] > 0
+
+
+def test_quality_shows_every_row_of_the_files():
+    section = quality.build(INPUTS)
+    expected = sum(
+        len(json.loads(file.read_text("utf-8")).get("rows", ()))
+        for file in INPUTS.results.glob("wikitext2-*.json")
+    )
+    assert sum(len(table.rows) for table in section.tables) == expected
+
+
+def test_quality_without_results_is_one_clear_line(tmp_path):
+    message = "holds no file of kvtq-hw eval --json$"
+    with pytest.raises(UserError, match=message):
+        quality.build(Inputs(TINY, CODES, "m", tmp_path))
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(UserError, match=r"broken\.json' is no file of kvtq-hw eval"):
+        quality.build(Inputs(TINY, CODES, "m", tmp_path))
+
+
+@pytest.mark.parametrize("code", CODES, ids=str)
+def test_cycle_model_equals_the_counter(code):
+    [table] = cycles.build(Inputs(TINY, (code,), "m", INPUTS.results)).tables
+    assert table.rows
+    for _, counted, model, difference, bound, _ in table.rows:
+        assert counted == model and difference == 0 and 0 < bound < counted
+
+
+def test_multipliers_and_area_name_every_total():
+    [counted] = multipliers.build(INPUTS).tables
+    assert counted.rows[-1] == ("all", 3 * TINY.query_group, TINY.query_group)
+    [areas] = area.build(INPUTS).tables
+    assert areas.rows[-1][0] == "all"
+    assert areas.rows[-1][2] == pytest.approx(sum(row[2] for row in areas.rows[:-1]), abs=20)
+
+
+def test_zeros_of_a_model(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    [table] = zeros.build(Inputs(TINY, CODES, str(folder), INPUTS.results)).tables
+    planes = [(row[0], row[1], row[2]) for row in table.rows]
+    assert planes == [
+        (str(code), tensor, plane)
+        for code in CODES
+        for tensor, digits in (("key", code.key_digits), ("value", code.value_digits))
+        for plane in range(digits)
+    ]
+
+
+def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):
+    built = []
+
+    def build(inputs: Inputs) -> Section:
+        built.append(inputs)
+        return SECTION
+
+    monkeypatch.setattr(collect_module, "SECTIONS", {"a": build, "b": build})
+    store = ResultStore(tmp_path / "store.sqlite")
+    first = collect(INPUTS, lambda name: None, store)
+    assert len(built) == 2
+    assert collect(INPUTS, lambda name: None, store) == json.loads(json.dumps(first))
+    assert len(built) == 2
+    other = Inputs(TINY, CODES[:1], "no model", INPUTS.results)
+    collect(other, lambda name: None, store)
+    assert len(built) == 4
+
+
+def test_command_writes_three_files(monkeypatch, tmp_path):
+    monkeypatch.setattr(collect_module, "SECTIONS", {"headline": SECTIONS["headline"]})
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ["--preset", "tiny", "--results", str(INPUTS.results), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(command, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out" / "report.json").read_text("utf-8"))
+    assert (tmp_path / "out" / "report.html").read_text("utf-8") == html_page(report)
+    assert (tmp_path / "out" / "report.md").read_text("utf-8") == markdown(report)

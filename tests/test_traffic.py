@@ -1,0 +1,49 @@
+"""Sizes of whole caches, against arithmetic by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import load_config
+from kvtq_hw.packing import bits_per_element
+from kvtq_hw.traffic import CONTEXTS, MEMORIES, MODELS, traffic
+
+CONFIG = load_config("smollm2")
+CODES = [CacheCode.parse("balanced:3/2"), CacheCode.parse("balanced:2/1,sinks=4,window=32")]
+
+
+def test_llama_3_70b_at_1024_tokens_by_hand():
+    fp16, int8, int4, plain, tiers = traffic(MODELS["Llama-3-70B"], 1024, CONFIG, CODES)
+    vectors = 80 * 8 * 2 * 1024
+    assert fp16.cache_bytes == vectors * 256 == 335_544_320
+    assert int8.cache_bytes == vectors * 130
+    assert int4.cache_bytes == vectors * 66
+    # 26 bytes a plane of 128 digits, one byte a scale
+    assert plain.cache_bytes == 80 * 8 * 1024 * (5 * 26 + 2)
+    assert tiers.cache_bytes == 80 * 8 * (988 * (3 * 26 + 2) + 36 * 2 * (5 * 26 + 1))
+    assert fp16.bits_per_element == 16
+    assert plain.bits_per_element == 8 * 132 / 256
+
+
+def test_bits_are_those_of_the_cache():
+    *_, plain, tiers = traffic(MODELS["SmolLM2-135M"], 1024, CONFIG, CODES)
+    for entry, code in zip((plain, tiers), CODES, strict=True):
+        assert entry.bits_per_element == bits_per_element(CONFIG, code, 1024)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_size_grows_with_the_context(model):
+    sizes = [traffic(MODELS[model], n, CONFIG, CODES)[-1].cache_bytes for n in CONTEXTS]
+    assert sizes == sorted(set(sizes))
+
+
+def test_energy_is_size_times_energy_per_bit():
+    [fp16, *_] = traffic(MODELS["Llama-3-8B"], 1024, CONFIG, [])
+    assert fp16.cache_bytes == 1 << 27
+    assert fp16.millijoules(MEMORIES["HBM2"]) == pytest.approx(8 * (1 << 27) * 3.92e-9)
+
+
+def test_refuses_an_empty_context():
+    with pytest.raises(ValueError, match=r"^context: 0 is not allowed; must be at least 1$"):
+        traffic(MODELS["Llama-3-8B"], 0, CONFIG, [])
