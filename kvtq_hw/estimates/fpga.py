@@ -1,0 +1,137 @@
+"""Resources of an FPGA, after synthesis by Yosys: LUTs, flip-flops, memories, multipliers.
+
+After synthesis, not after place and route: there is no clock in these numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.store import EstimateStore
+from rtl.blocks import create_block, module_name
+from rtl.verilog import emit_rtlil, generator_version, source_digest
+from rtl.yosys import run_yosys
+
+__all__ = ["FAMILIES", "Family", "fpga_resources"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How a family is synthesized, and what its cells are.
+
+    Parameters
+    ----------
+    title : str
+    command : str
+        Yosys's synthesis command.
+    kinds : Mapping[str, str]
+        Pattern of the cells' names, by kind of resource.
+    """
+
+    title: str
+    command: str
+    kinds: Mapping[str, str]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "ecp5": Family(
+        "Lattice ECP5",
+        "synth_ecp5",
+        {
+            "lut": r"LUT4",
+            "carry": r"CCU2C",
+            "ff": r"TRELLIS_FF",
+            "lutram": r"TRELLIS_DPR16X4",
+            "bram": r"DP16KD|PDPW16KD",
+            "dsp": r"MULT\w+",
+        },
+    ),
+    "ice40": Family(
+        "Lattice iCE40",
+        "synth_ice40 -dsp",
+        {
+            "lut": r"SB_LUT4",
+            "carry": r"SB_CARRY",
+            "ff": r"SB_DFF\w*",
+            "lutram": r"(?!)",
+            "bram": r"SB_RAM40_4K\w*",
+            "dsp": r"SB_MAC16",
+        },
+    ),
+    "xc7": Family(
+        "Xilinx 7-series",
+        "synth_xilinx -family xc7 -noiopad -noclkbuf",
+        {
+            "lut": r"LUT[1-6]",
+            "carry": r"CARRY4",
+            "ff": r"FD[CPRS]E\w*",
+            "lutram": r"RAM(?:32|64|128|256)\w+",
+            "bram": r"RAMB(?:18|36)\w+",
+            "dsp": r"DSP48E1",
+        },
+    ),
+}
+
+
+def fpga_resources(
+    config: EngineConfig,
+    family: str,
+    block: str = "engine",
+    store: EstimateStore | None = None,
+) -> dict[str, Any]:
+    """Cells of a block by kind ("lut", "carry", "ff", "lutram", "bram", "dsp") and by type.
+
+    Raises
+    ------
+    UserError
+        For an unknown family or block.
+    """
+    if family not in FAMILIES:
+        raise UserError(f"--family: {family!r} is unknown; allowed are {', '.join(FAMILIES)}")
+    chosen = FAMILIES[family]
+    component = create_block(block, config)
+    store = store or EstimateStore()
+    key = {
+        "what": "fpga",
+        "config": config.model_dump() | {"name": ""},
+        "command": chosen.command,
+        "block": block,
+        "sources": source_digest(),
+        "generator": generator_version(),
+    }
+    cells = store.get(key)
+    if cells is None:
+        top = module_name(block)
+        cells = _synthesize(emit_rtlil(component, top), top, chosen.command)
+        store.put(key, cells)
+    counts = {
+        kind: sum(n for name, n in cells.items() if re.fullmatch(pattern, name))
+        for kind, pattern in chosen.kinds.items()
+    }
+    return {"tag": "measured", "family": chosen.title, **counts, "cells_by_type": cells}
+
+
+def _synthesize(rtlil: str, top: str, command: str) -> dict[str, int]:
+    """Cells by type after a synthesis command, the hierarchy flattened."""
+    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
+        directory = Path(folder)
+        (directory / "design.il").write_text(rtlil, encoding="utf-8")
+        run_yosys(
+            [
+                "read_rtlil design.il",
+                f"{command} -flatten -top {top}",
+                "tee -q -o cells.json stat -json",
+            ],
+            directory,
+        )
+        statistics = json.loads((directory / "cells.json").read_text("utf-8"))
+    found: dict[str, int] = statistics["modules"][f"\\{top}"]["num_cells_by_type"]
+    return {name: count for name, count in sorted(found.items()) if name != "$scopeinfo"}
