@@ -33,6 +33,13 @@ def test_expected_numbers() -> None:
     assert {name: number for name, number in shifted.items() if number} == {"normalizer": 3}
 
 
+@pytest.mark.parametrize("block", ["append_path", "tables"])
+@every_config
+def test_the_write_side_multiplies_nowhere(config: EngineConfig, block: str) -> None:
+    verilog = cached_verilog(block, config, FOLDER / "verilog")
+    assert count_multipliers(verilog, module_name(block)) == dict.fromkeys(BLOCKS, 0)
+
+
 def test_a_multiplier_in_a_lane_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check itself: multiply in each lane of one head, and as many more are counted."""
     config = load_config("tiny")
