@@ -43,6 +43,7 @@ BLOCKS = (
     "record_reader",
     "record_writer",
     "engine",
+    "accelerator",
     "control",
 )
 

@@ -210,17 +210,23 @@ def test_generate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     arguments = ["generate", "--preset", "tiny", "-o"]
     assert run([*arguments, str(tmp_path / "one")]) == 0
     assert run([*arguments, str(tmp_path / "two")]) == 0
-    names = [*(f"kvtq_engine.{ending}" for ending in ("v", "json", "vlt")), "kvtq_registers.h"]
+    endings, header = ("v", "json", "vlt"), "kvtq_registers.h"
+    tops = {
+        block: [*(f"kvtq_{block}.{ending}" for ending in endings), header]
+        for block in ("accelerator", "engine")
+    }
+    names = [*tops["accelerator"], *tops["engine"][:-1]]
     lines = capsys.readouterr().out.splitlines()
     assert lines == [str(tmp_path / folder / name) for folder in ("one", "two") for name in names]
     for name in names:
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    description = json.loads((tmp_path / "one" / names[1]).read_text("utf-8"))
-    assert description["files"] == names
-    assert description["configuration"] == TINY.model_dump()
-    # what is shipped is what the benches simulate
-    verilog = (tmp_path / "one" / names[0]).read_text("utf-8")
-    assert verilog == cached_verilog("engine", TINY, FOLDER / "verilog")
+    for block, files in tops.items():
+        description = json.loads((tmp_path / "one" / files[1]).read_text("utf-8"))
+        assert description["files"] == files
+        assert description["configuration"] == TINY.model_dump()
+        # what is shipped is what the benches simulate
+        verilog = (tmp_path / "one" / files[0]).read_text("utf-8")
+        assert verilog == cached_verilog(block, TINY, FOLDER / "verilog")
 
 
 def test_generate_into_a_file_is_one_line(

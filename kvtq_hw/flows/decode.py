@@ -39,6 +39,8 @@ from kvtq_hw.options import model_option, preset_option
 if TYPE_CHECKING:
     from golden.decoding import Decoded
     from golden.models import LanguageModel
+    from sim.accelerator_backend import AcceleratorBackend
+    from sim.rtl_attention import RtlBackend
 
 __all__ = ["DecodeReport", "command"]
 
@@ -46,7 +48,7 @@ DEFAULT_PROMPT = (
     "Once upon a time, in a small village at the edge of a great forest, there lived a young girl "
     "named Lily who loved to"
 )
-BACKENDS = ("rtl", "golden", "float", "unquantized")
+BACKENDS = ("rtl", "accelerator", "golden", "float", "unquantized")
 
 
 class CodeType(click.ParamType):
@@ -72,6 +74,8 @@ class DecodeReport:
     text, tokens : the continuation and its token ids
     tokens_identical : the tokens equal those of an independent run on the golden backend
     outputs_compared, mismatches : output elements of the RTL compared with the golden model's
+    memory_bytes_compared, memory_differences : bytes of the cache that the accelerator's memory
+        holds at the end, compared with the golden cache's, and how many differ
     rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
     bound_cycles : the same jobs at one plane slice a cycle, T (N_k + N_v) ceil(D / lanes) each,
         tokens in tiers with their own digits
@@ -87,6 +91,8 @@ class DecodeReport:
     tokens_identical: bool | None
     outputs_compared: int
     mismatches: int
+    memory_bytes_compared: int
+    memory_differences: int
     rtl_cycles: int | None
     bound_cycles: int | None
     tokens_per_second: float
@@ -248,15 +254,27 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
             calibration = load_calibration(request.calibration_file, language_model)
     golden = GoldenBackend()
     backend: AttentionBackend = golden
-    rtl = checked = measured = None
+    rtl: RtlBackend | AcceleratorBackend | None = None
+    checked = measured = accelerator = None
     if request.backend == "rtl":
         from sim.rtl_attention import RtlBackend
 
         with console.status("Building the verilated engine"):
-            rtl = RtlBackend(config)
+            rtl = engine = RtlBackend(config)
         if request.check:
-            checked = CheckedBackend(golden, rtl, Path("build/mismatch"))
-        backend = SplitBackend(prefill=golden, decode=checked or rtl)
+            checked = CheckedBackend(golden, engine, Path("build/mismatch"))
+        backend = SplitBackend(prefill=golden, decode=checked or engine)
+    elif request.backend == "accelerator":
+        from sim.accelerator_backend import AcceleratorBackend, LoadingBackend
+
+        codes = code.for_layers(language_model.layers)
+        conditioning, kv_heads = calibration.conditioning(), language_model.kv_heads
+        with console.status("Building the verilated accelerator"):
+            accelerator = AcceleratorBackend(config, codes, conditioning, kv_heads)
+        rtl = accelerator
+        if request.check:
+            checked = CheckedBackend(golden, accelerator, Path("build/mismatch"))
+        backend = SplitBackend(LoadingBackend(golden, accelerator), checked or accelerator)
     elif request.backend == "float":
         backend = measured = MeasuredBackend(FloatBackend(), golden)
 
@@ -280,12 +298,20 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
         if not identical:
             failure = f"the golden model alone continues differently: {reference.text!r}"
 
+    memory_bytes = memory_differences = 0
+    if accelerator is not None and request.check and failure is None:
+        memory_bytes, memory_differences = accelerator.compare_memory(cache)
+        if memory_differences:
+            failure = f"the memory differs from the golden cache in {memory_differences} bytes"
+
     report = _report(
         request,
         decoded,
         tokens_identical=identical,
         outputs_compared=checked.outputs_compared if checked else 0,
         mismatches=checked.mismatches if checked else 0,
+        memory_bytes_compared=memory_bytes,
+        memory_differences=memory_differences,
         rtl_cycles=rtl.cycles if rtl else None,
         bound_cycles=_bound(request, decoded, language_model) if rtl else None,
         bits_per_element=cache.bits_per_element(),
@@ -316,6 +342,8 @@ def _report(
     tokens_identical: bool | None = None,
     outputs_compared: int = 0,
     mismatches: int = 0,
+    memory_bytes_compared: int = 0,
+    memory_differences: int = 0,
     rtl_cycles: int | None = None,
     bound_cycles: int | None = None,
     bits_per_element: float | None = None,
@@ -329,6 +357,8 @@ def _report(
         tokens_identical=tokens_identical,
         outputs_compared=outputs_compared,
         mismatches=mismatches,
+        memory_bytes_compared=memory_bytes_compared,
+        memory_differences=memory_differences,
         rtl_cycles=rtl_cycles,
         bound_cycles=bound_cycles,
         tokens_per_second=decoded.tokens_per_second,
@@ -424,6 +454,14 @@ def _summary(report: DecodeReport) -> Table:
                 "compared",
                 f"{report.outputs_compared:,} outputs with the golden model, "
                 f"{report.mismatches:,} differ",
+            )
+        )
+    if report.memory_bytes_compared:
+        rows.append(
+            (
+                "memory",
+                f"{report.memory_bytes_compared:,} bytes of the cache, "
+                f"{report.memory_differences:,} differ from the golden model's",
             )
         )
     if report.tokens_identical is not None:

@@ -1,4 +1,4 @@
-"""Write the engine's Verilog, its manifest, its lint waivers and the registers' C header."""
+"""Write Verilog, manifests and lint waivers of engine and accelerator, and the C header."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["command", "generate"]
 
 
 def generate(config: EngineConfig, folder: Path) -> list[Path]:
-    """Write ``kvtq_engine.v``, ``.json``, ``.vlt`` and ``kvtq_registers.h`` into `folder`.
+    """Write ``.v``, ``.json`` and ``.vlt`` of the accelerator, and of the engine alone.
+
+    Beside them goes ``kvtq_registers.h``.
 
     The same configuration gives the same bytes.
 
@@ -29,20 +31,22 @@ def generate(config: EngineConfig, folder: Path) -> list[Path]:
     from rtl.manifest import manifest
     from rtl.verilog import lint_waivers
 
-    top = module_name("engine")
-    files = [f"{top}.v", f"{top}.json", f"{top}.vlt", "kvtq_registers.h"]
-    paths = [folder / name for name in files]
+    paths = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        description = manifest(create_block("engine", config), top, config, files)
-        texts = (
-            emit_block("engine", config),
-            json.dumps(description, indent=2) + "\n",
-            lint_waivers(),
-            c_header(),
-        )
-        for path, text in zip(paths, texts, strict=True):
-            path.write_text(text, encoding="utf-8")
+        for block in ("accelerator", "engine"):
+            top = module_name(block)
+            files = [f"{top}.v", f"{top}.json", f"{top}.vlt", "kvtq_registers.h"]
+            description = manifest(create_block(block, config), top, config, files)
+            texts = (
+                emit_block(block, config),
+                json.dumps(description, indent=2) + "\n",
+                lint_waivers(),
+                c_header(),
+            )
+            paths += [path for name in files if (path := folder / name) not in paths]
+            for name, text in zip(files, texts, strict=True):
+                (folder / name).write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"output: cannot write to {str(folder)!r}: {error.strerror}") from None
     return paths
@@ -58,13 +62,16 @@ def generate(config: EngineConfig, folder: Path) -> list[Path]:
     help="Folder for the files.  [default: build/<name of the configuration>]",
 )
 def command(config: EngineConfig, output: Path | None) -> None:
-    """Write the engine's Verilog, its manifest, its lint waivers and the registers' C header.
+    """Write Verilog, manifests and lint waivers, and the registers' C header.
+
+    The accelerator is the whole of it, behind AXI ports; the engine is its attention core alone.
 
     \b
-    kvtq_engine.v     Verilog-2005, the whole hierarchy in one file
-    kvtq_engine.json  ports, payload fields, widths, latencies
-    kvtq_engine.vlt   waivers for verilator --lint-only -Wall, each with its reason
-    kvtq_registers.h  addresses and fields of the registers, for C
+    kvtq_accelerator.v     Verilog-2005, the whole hierarchy in one file
+    kvtq_accelerator.json  ports, payload fields, widths, latencies
+    kvtq_accelerator.vlt   waivers for verilator --lint-only -Wall, each with its reason
+    kvtq_engine.*          the same of the engine
+    kvtq_registers.h       addresses and fields of the registers, for C
     """
     for path in generate(config, output or Path("build") / config.name):
         click.echo(path)

@@ -1,0 +1,241 @@
+"""The accelerator: a ternary KV cache in memory, appended to and attended to, behind AXI ports."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, ResetInserter, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.registers import ADDRESS_BITS, WORD_BYTES
+from rtl.append_path import AppendPath
+from rtl.axi import Axi4, Axi4Lite, AxiStream, join
+from rtl.control import Control
+from rtl.engine import Engine
+from rtl.output_rotator import OutputRotator
+from rtl.query_conditioner import QueryConditioner
+from rtl.record_reader import RecordReader
+from rtl.record_writer import RecordWriter
+from rtl.scheduler import Scheduler
+from rtl.tables import Tables
+from rtl.value_exponents import ValueExponents
+
+__all__ = ["Accelerator"]
+
+_ELEMENT_BITS = 16
+_OUTPUT_BITS = 32
+_EXPONENT_BITS = 8
+
+
+class Accelerator(wiring.Component):
+    """The whole job of a KV cache in decoding: docs/contract.md, in hardware.
+
+    A job is one KV head in one decode step: its new key and value are conditioned, quantized and
+    written to memory, the token that leaves the window is requantized, and G queries attend to all
+    tokens. Jobs are described in registers (docs/registers.md); their vectors come and go as
+    streams, in the order of the jobs. While a job is in the core, the next one is appended,
+    conditioned and fetched.
+
+    Attributes
+    ----------
+    s_axil : AXI4-Lite, subordinate: registers
+    m_axi : AXI4, manager: the memory
+    s_axis_key_value : AXI4-Stream, 32 bits: element d of the new key (low half) and of the new
+        value, D beats a job that appends
+    s_axis_query : AXI4-Stream, G x 16 bits: element d of every query, D beats a job that attends
+    s_axis_table : AXI4-Stream, 32 bits: centres and feedback matrices, one section a packet
+    m_axis_output : AXI4-Stream, G x 32 bits: element d of every output, D beats a job that attends,
+        TLAST on the last, TUSER the signed exponent of them all
+    irq : Out, level
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        group = config.query_group
+        super().__init__(
+            {
+                "s_axil": In(Axi4Lite(ADDRESS_BITS, 8 * WORD_BYTES)),
+                "m_axi": Out(Axi4(config.address_bits, config.memory_bits)),
+                "s_axis_key_value": In(AxiStream(2 * _ELEMENT_BITS)),
+                "s_axis_query": In(AxiStream(_ELEMENT_BITS * group)),
+                "s_axis_table": In(AxiStream(32)),
+                "m_axis_output": Out(AxiStream(_OUTPUT_BITS * group, _EXPONENT_BITS)),
+                "irq": Out(1),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        restart = Signal()
+        restarted = ResetInserter(restart)
+        m.submodules.control = control = Control(config)
+        m.submodules.scheduler = scheduler = Scheduler(config)
+        m.submodules.tables = tables = Tables(config)
+        m.submodules.reader = reader = RecordReader(config)
+        m.submodules.writer = writer = RecordWriter(config)
+        core, conditioner, rotator = Engine(config), QueryConditioner(config), OutputRotator(config)
+        exponents = ValueExponents(config)
+        key_path, value_path = AppendPath(config), AppendPath(config)
+        m.submodules.core = restarted(core)
+        m.submodules.conditioner = restarted(conditioner)
+        m.submodules.rotator = restarted(rotator)
+        m.submodules.exponents = restarted(exponents)
+        m.submodules.key_path = restarted(key_path)
+        m.submodules.value_path = restarted(value_path)
+
+        connect(m, flipped(self.s_axil), control.axi)
+        connect(m, control.jobs, scheduler.jobs)
+        connect(m, scheduler.done, control.done)
+        join(m, self.m_axi, reader.m_axi, writer.m_axi)
+        m.d.comb += [self.irq.eq(control.irq), restart.eq(scheduler.restart)]
+
+        # --- append -----------------------------------------------------------------------------
+        connect(m, scheduler.fetches, reader.fetches)
+        for kind, path, centres, factors in (
+            ("key", key_path, tables.centres, tables.key_factors),
+            ("value", value_path, None, tables.value_factors),
+        ):
+            connect(m, getattr(scheduler, f"{kind}_tasks"), path.task)
+            connect(m, getattr(reader, f"leaving_{kind}s"), path.leaving)
+            connect(m, path.records, getattr(writer, f"{kind}_bytes"))
+            connect(m, getattr(scheduler, f"{kind}_places"), getattr(writer, f"{kind}_places"))
+            connect(m, path.factors, factors)
+            if centres is not None:
+                connect(m, path.centres, centres)
+        m.d.comb += [
+            key_path.written.ready.eq(1),
+            exponents.written.valid.eq(value_path.written.valid),
+            exponents.written.payload.value_exponent.eq(value_path.written.payload.exponent),
+            value_path.written.ready.eq(exponents.written.ready),
+        ]
+
+        # --- attend -----------------------------------------------------------------------------
+        connect(m, scheduler.queries, conditioner.task)
+        connect(m, scheduler.reads, reader.jobs)
+        connect(m, scheduler.exponents, exponents.tasks)
+        connect(m, exponents.core, core.value_exponent)
+        connect(m, exponents.outputs, rotator.task)
+        connect(m, conditioner.o, core.query)
+        connect(m, reader.keys, core.keys)
+        connect(m, reader.values, core.values)
+        connect(m, core.output, rotator.i)
+        m.d.comb += [  # a job enters the core when its queries' exponents are known
+            core.job.valid.eq(scheduler.attends.valid & conditioner.exponents.valid),
+            core.job.payload.last_token.eq(scheduler.attends.payload.last_token),
+            core.job.payload.query_exponent.eq(conditioner.exponents.payload.query_exponent),
+            scheduler.attends.ready.eq(core.job.ready & conditioner.exponents.valid),
+            conditioner.exponents.ready.eq(core.job.ready & scheduler.attends.valid),
+        ]
+
+        # --- the scheduler's view of the others -------------------------------------------------
+        m.d.comb += [
+            reader.keys_appended.eq(scheduler.keys_appended),
+            reader.values_appended.eq(scheduler.values_appended),
+            scheduler.keys_written.eq(writer.keys_written),
+            scheduler.values_written.eq(writer.values_written),
+            scheduler.job_read.eq(reader.job_read),
+            scheduler.fetch_read.eq(reader.fetch_read),
+            scheduler.read_error.eq(reader.error),
+            scheduler.write_error.eq(writer.error),
+            scheduler.idle.eq(reader.idle & writer.idle),
+            reader.cancel.eq(scheduler.abort),
+            writer.cancel.eq(scheduler.abort),
+        ]
+        self._connect_host(m, scheduler, key_path, value_path, conditioner, rotator, tables)
+        self._count(m, control, scheduler, core, restart)
+        return m
+
+    def _connect_host(
+        self,
+        m: Module,
+        scheduler: Scheduler,
+        key_path: AppendPath,
+        value_path: AppendPath,
+        conditioner: QueryConditioner,
+        rotator: OutputRotator,
+        tables: Tables,
+    ) -> None:
+        """The streams of the host."""
+        # a beat of keys and values goes to both paths, which take it each in its own time
+        pair = self.s_axis_key_value
+        vectors = [key_path.vectors, value_path.vectors]
+        taken = [Signal(name=f"{kind}_taken") for kind in ("key", "value")]
+        done = [flag | port.ready for flag, port in zip(taken, vectors, strict=True)]
+        both = Signal()
+        discarding = scheduler.discard & scheduler.vectors_owed
+        m.d.comb += [both.eq(done[0] & done[1]), pair.tready.eq(discarding | both)]
+        for index, (port, flag) in enumerate(zip(vectors, taken, strict=True)):
+            element = pair.tdata.word_select(index, _ELEMENT_BITS)
+            m.d.comb += [
+                port.valid.eq(pair.tvalid & ~scheduler.discard & ~flag),
+                port.payload.value.eq(element),
+            ]
+            with m.If(port.valid & port.ready):
+                m.d.sync += flag.eq(1)
+            with m.If((pair.tvalid & pair.tready) | scheduler.restart):
+                m.d.sync += flag.eq(0)
+        m.d.comb += scheduler.vector_taken.eq(pair.tvalid & pair.tready)
+
+        queries = self.s_axis_query
+        m.d.comb += [
+            conditioner.i.valid.eq(queries.tvalid & ~scheduler.discard),
+            conditioner.i.payload.eq(queries.tdata),
+            queries.tready.eq(
+                (scheduler.discard & scheduler.queries_owed)
+                | (conditioner.i.ready & ~scheduler.discard)
+            ),
+            scheduler.query_taken.eq(queries.tvalid & queries.tready),
+        ]
+
+        table = self.s_axis_table
+        first = Signal(init=1)
+        with m.If(table.tvalid & table.tready):
+            m.d.sync += first.eq(table.tlast)
+        m.d.comb += [
+            tables.load.valid.eq(table.tvalid),
+            tables.load.payload.first.eq(first),
+            tables.load.payload.data.eq(table.tdata),
+            table.tready.eq(tables.load.ready),
+        ]
+
+        # a job whose outputs have been offered gives them all, whatever happens
+        output = self.m_axis_output
+        begun = Signal()
+        open_ = ~scheduler.abort | begun
+        with m.If(output.tvalid):
+            m.d.sync += begun.eq(~(output.tready & output.tlast))
+        m.d.comb += [
+            output.tvalid.eq(rotator.o.valid & open_),
+            output.tdata.eq(Cat(Value.cast(value) for value in rotator.o.payload.values)),
+            output.tuser.eq(rotator.o.payload.exponent),
+            output.tlast.eq(rotator.o.payload.last),
+            rotator.o.ready.eq(output.tready & open_),
+            scheduler.output_begun.eq(begun),
+            scheduler.attended.eq(output.tvalid & output.tready & output.tlast),
+        ]
+
+    def _count(
+        self, m: Module, control: Control, scheduler: Scheduler, core: Engine, restart: Signal
+    ) -> None:
+        """Event counters: the core's, which go on when it starts anew, and the memory port's."""
+        for name in core.counters.shape().members:
+            before = Signal(32, name=f"{name}_before")
+            with m.If(restart):
+                m.d.sync += before.eq(before + core.counters[name])
+            m.d.comb += control.counters[name].eq(before + core.counters[name])
+
+        zeros = Signal(range(self._config.lanes + 1))
+        for port in (core.keys, core.values):  # at most one moves in a cycle
+            with m.If(port.valid & port.ready):
+                m.d.sync += zeros.eq(sum(~trit.nonzero for trit in port.payload.trits))
+        counted = {
+            "zero_digits": zeros,
+            "append_cycles": scheduler.appending,
+            "read_words": self.m_axi.rvalid & self.m_axi.rready,
+            "written_words": self.m_axi.wvalid & self.m_axi.wready,
+        }
+        for name, amount in counted.items():
+            counter = Signal(32, name=name)
+            m.d.sync += counter.eq(counter + amount)
+            m.d.comb += control.counters[name].eq(counter)

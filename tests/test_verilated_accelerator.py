@@ -1,0 +1,135 @@
+"""The verilated accelerator as a Python object: KV heads on memories of several speeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from bench_matrix import TINY
+
+from golden.accelerator import KvHead
+from golden.conditioning import Conditioning
+from golden.feedback import Feedback
+from golden.memory_image import MemoryImage
+from golden.tables import load_words
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.layout import MemoryLayout
+from sim.descriptors import HeadDescriptors
+from sim.verilated_accelerator import (
+    DDR4,
+    IDEAL,
+    LPDDR4,
+    AcceleratorJob,
+    MemorySettings,
+    VerilatedAccelerator,
+)
+from sim.verilated_library import SimulationError
+
+DIM, GROUP = TINY.head_dim, TINY.query_group
+SLOW = MemorySettings(7, 0.3, refresh_interval=50, refresh_cycles=11, outstanding=1)
+CODES = [
+    "balanced:2/1,sinks=2,window=3,feedback",
+    "balanced:3/2",
+    "residual:2/2,scale=absmean,sinks=3,window=1",
+]
+
+
+class Heads:
+    """Golden KV heads beside those of an accelerator."""
+
+    def __init__(self, code: str, settings: MemorySettings, count: int = 2) -> None:
+        self.random = torch.Generator().manual_seed(5)
+        parsed = CacheCode.parse(code)
+        self.layout = MemoryLayout(TINY, [parsed], count, 20, base=0x100)
+        self.memory = np.zeros(self.layout.bytes, np.uint8)
+        centres = self.integers((count, DIM))
+        feedback = [
+            Feedback(
+                torch.randint(-4, 5, (count, DIM, DIM), generator=self.random)
+                .to(torch.int8)
+                .triu(1),
+                torch.randint(0, 8, (count, DIM), generator=self.random),
+            )
+            for _ in range(2)
+        ]
+        self.golden = [
+            KvHead(
+                TINY,
+                parsed,
+                Conditioning(
+                    True,
+                    centres[head : head + 1],
+                    0,
+                    0,
+                    *(
+                        Feedback(f.factors[head : head + 1], f.shift[head : head + 1])
+                        for f in feedback
+                    ),
+                ),
+            )
+            for head in range(count)
+        ]
+        self.descriptors = [
+            HeadDescriptors(self.layout, 0, head, table=head, rotate=True, centre=True)
+            for head in range(count)
+        ]
+        self.accelerator = VerilatedAccelerator(
+            TINY, self.memory, base=self.layout.base, settings=settings
+        )
+        packets = load_words(TINY, centres, feedback[0], feedback[1])
+        self.accelerator.load_tables([np.array(packet, np.uint32) for packet in packets])
+
+    def integers(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randint(-15000, 15001, shape, generator=self.random)
+
+    def steps(self, first: int, last: int):
+        """Jobs of the tokens from `first` to `last`, all heads in turn, and what must come out."""
+        jobs, expected = [], []
+        for tokens in range(first, last + 1):
+            for head, descriptors in zip(self.golden, self.descriptors, strict=True):
+                vectors, queries = self.integers((2, DIM)), self.integers((GROUP, DIM))
+                exponents = torch.randint(20, 28, (GROUP,), generator=self.random)
+                head.append(*vectors)
+                expected.append(head.attend(queries, exponents))
+                descriptor = descriptors.job(
+                    tokens, append=True, query_exponent=exponents.tolist(), first=tokens == 1
+                )
+                jobs.append(AcceleratorJob(descriptor, vectors.numpy(), queries.numpy()))
+        return jobs, expected
+
+    def memory_differences(self) -> int:
+        image = MemoryImage(self.layout)
+        for index, head in enumerate(self.golden):
+            head.store(image, 0, index)
+        return int((image.data.numpy() != self.memory).sum())
+
+
+@pytest.mark.parametrize(
+    "settings", [IDEAL, DDR4, LPDDR4, SLOW], ids=["ideal", "ddr4", "lpddr4", "slow"]
+)
+@pytest.mark.parametrize("code", CODES)
+def test_heads_live(code, settings):
+    """Jobs back to back and one after the other: outputs, exponents and memory, to the bit."""
+    heads = Heads(code, settings)
+    for first, last in ((1, 1), (2, 2), (3, 12), (13, 16)):
+        jobs, expected = heads.steps(first, last)
+        run = heads.accelerator.run(jobs)
+        outputs = np.stack([attention.values[:, 0].numpy() for attention in expected])
+        exponents = [int(attention.exponent[0]) for attention in expected]
+        assert np.array_equal(run.outputs, outputs)
+        assert run.exponents.tolist() == exponents
+        assert heads.memory_differences() == 0
+        assert run.counters["saturated_scores"] == sum(int(a.saturated) for a in expected)
+
+
+def test_a_job_that_ends_badly_is_an_error():
+    heads = Heads(CODES[0], IDEAL)
+    jobs, _ = heads.steps(1, 1)
+    wrong = AcceleratorJob({**jobs[0].descriptor, "attend": False, "append": False, "tokens": 0})
+    with pytest.raises(SimulationError, match=r"^job 0 ended with status NO_TOKENS$"):
+        heads.accelerator.run([wrong])
+
+
+def test_memory_of_another_type_is_refused():
+    with pytest.raises(TypeError, match="memory must be a contiguous array of uint8 with one axis"):
+        VerilatedAccelerator(TINY, np.zeros(64, np.int64))
