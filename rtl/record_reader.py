@@ -38,9 +38,9 @@ class RecordReader(wiring.Component):
     Records of a token that leaves the window come from buffers of their own, and are requested
     before what else waits: an append never waits for attention.
 
-    What the bus reports ends everything: `error` is set, nothing more is requested, nothing more
-    leaves. `cancel` then drains what is under way, throws away all data and forgets job and fetch.
-    A burst that has not ended when 65536 cycles brought no beat is given up.
+    What the bus reports ends everything: `error` is set, nothing more is requested, and nothing
+    that still comes is believed. `cancel` then drains what is under way, throws away all data and
+    forgets job and fetch. A burst is given up when 65536 cycles brought no beat of it.
 
     Attributes
     ----------
@@ -206,9 +206,9 @@ class RecordReader(wiring.Component):
             unpacker.pieces.valid.eq(pieces.r_rdy),
             unpacker.pieces.payload.eq(pieces.r_data),
             pieces.r_en.eq(unpacker.pieces.ready),
-            unpacker.words.valid.eq(read.r_rdy & ~stopped),
+            unpacker.words.valid.eq(read.r_rdy),
             unpacker.words.payload.data.eq(read.r_data),
-            read.r_en.eq(unpacker.words.ready & ~stopped),
+            read.r_en.eq(unpacker.words.ready),
         ]
         m.d.sync += room.eq(room - Mux(go, asked.length + 1, 0) + (read.r_rdy & read.r_en))
         connect(m, unpacker.keys, flipped(self.keys))
