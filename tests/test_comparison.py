@@ -18,6 +18,7 @@ from kvtq_hw.estimates.comparison import (
     equal_lanes,
     equal_speed,
     integer,
+    integers,
     quality_of,
     ternary,
 )
@@ -45,6 +46,15 @@ def test_cycles_and_bytes_of_a_code() -> None:
     assert K3V2.bytes(10) == 10 * (3 * 2 + 1 + 2 * 2 + 1)
     assert INT4.cycles(TINY, 10) == uniform_job_cycles(TINY, 10, 1, 1)
     assert INT4.bytes(10) == 10 * 2 * (4 + 1)
+
+
+def test_engines_with_multipliers() -> None:
+    if "cache_format" not in EngineConfig.model_fields:
+        pytest.skip("cache_format: the generator makes no engines with multipliers")
+    int8, int4 = integers(TINY)
+    assert [(c.name, c.config.max_planes) for c in (int8, int4)] == [("INT8", 1), ("INT4", 1)]
+    assert int8.bytes(10) - int4.bytes(10) == 10 * 2 * 4
+    assert int8.with_lanes(8).lanes == 8
 
 
 def test_tiers_count_in_planes_and_bytes() -> None:
@@ -123,7 +133,8 @@ def test_command(monkeypatch, capsys, tmp_path) -> None:
     assert run(arguments) == 0
     assert "ternary K2/V1" in capsys.readouterr().out
     ways = json.loads(file.read_text())["ways"]
-    assert [len(rows) for rows in ways.values()] == [2, 2, 2]
+    others = len(integers(TINY))
+    assert [len(rows) for rows in ways.values()] == [2 + others] * 3
     assert run(["compare", "--preset", "tiny", "--context", "65"]) == 1
     assert capsys.readouterr().err == (
         "kvtq-hw: error: --context: 65 is more than max_context 64\n"

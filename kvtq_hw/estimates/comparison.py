@@ -21,7 +21,7 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import AreaReport
-from kvtq_hw.packing import vector_bytes
+from kvtq_hw.packing import scale_bytes, vector_bytes
 
 __all__ = [
     "Candidate",
@@ -31,6 +31,7 @@ __all__ = [
     "equal_speed",
     "fewest_lanes",
     "integer",
+    "integers",
     "quality_of",
     "ternary",
 ]
@@ -131,6 +132,26 @@ def integer(config: EngineConfig, name: str, code: str, bits: int, scale_bytes: 
         return tokens * (-(-config.head_dim * bits // 8) + scale_bytes)
 
     return Candidate(name, config, code, planes, planes, stored, stored)
+
+
+def integers(config: EngineConfig) -> list[Candidate]:
+    """The candidates with multipliers, where the generator makes their engines: INT8 and INT4.
+
+    Their quality is that of plain integers, one scale a vector: no rotation, no feedback.
+    """
+    if "cache_format" not in EngineConfig.model_fields:
+        return []
+    fields = config.model_dump() | {"max_planes": 1}
+    return [
+        integer(
+            EngineConfig.model_validate(fields | {"cache_format": name}),
+            name.upper(),
+            name,
+            bits,
+            scale_bytes(config),
+        )
+        for name, bits in (("int8", 8), ("int4", 4))
+    ]
 
 
 def _by_block(planes: Sequence[int], config: EngineConfig) -> list[int]:

@@ -20,7 +20,7 @@ __all__ = ["command"]
 _CODES = (
     "balanced:3/2,sinks=4,window=32,feedback",
     "balanced:2/2,sinks=4,window=32,feedback",
-    "balanced:2/1,sinks=4,window=16,feedback",
+    "balanced:2/1,sinks=4,window=32,feedback",
 )
 
 
@@ -35,7 +35,7 @@ _CODES = (
     help="Ternary cache code; the first is the reference.  [default: K3/V2, K2/V2 and K2/V1]",
 )
 @click.option("--context", "tokens", type=click.IntRange(1), default=1024, show_default=True)
-@click.option("--memory-bits", type=click.IntRange(1), default=128, show_default=True,
+@click.option("--memory-bits", type=click.IntRange(1), default=64, show_default=True,
               help="Bits that memory delivers a cycle.")  # fmt: skip
 @click.option(
     "--quality",
@@ -70,6 +70,7 @@ def command(
         equal_bandwidth,
         equal_lanes,
         equal_speed,
+        integers,
         quality_of,
         ternary,
     )
@@ -80,6 +81,7 @@ def command(
         if not isinstance(code, CacheCode):
             raise UserError(f"--code: {text!r} is a table; allowed are codes such as balanced:3/2")
         candidates.append(ternary(config, code))
+    candidates += integers(config)
     if tokens > config.max_context:
         raise UserError(f"--context: {tokens} is more than max_context {config.max_context}")
     lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
