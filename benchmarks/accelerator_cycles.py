@@ -1,0 +1,126 @@
+"""Cycles of the whole accelerator against its bounds, over memories; and what an append costs.
+
+Usage: python benchmarks/accelerator_cycles.py [--preset NAME] [--code CODE] [--width BITS]...
+
+A row is a memory behind AXI: its width, its latency, words a cycle. Cycles are those of jobs that
+run back to back, as a layer's KV heads do, by the accelerator's own counter, over the number of
+jobs. No job is faster than its plane slices, one a cycle, or than its words, at the memory's pace;
+the larger one is the bound. Memory is filled at random: no data enters the timing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+import numpy as np
+
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.layout import MemoryLayout, TierCounts
+from kvtq_hw.options import preset_option
+from sim.descriptors import HeadDescriptors
+from sim.verilated_accelerator import (
+    DDR4,
+    IDEAL,
+    LPDDR4,
+    AcceleratorJob,
+    MemorySettings,
+    VerilatedAccelerator,
+)
+
+LATENCIES = (30, 100, 200)
+CONTEXTS = (64, 256, 1024)
+HEADS = 3
+
+
+def bounds(
+    config: EngineConfig, code: CacheCode, tokens: int, settings: MemorySettings
+) -> tuple[int, int]:
+    """Cycles that a job's plane slices take at least, and those that its words take."""
+    counts = TierCounts.of(code, tokens)
+    head = MemoryLayout(config, [code], 1, tokens).heads[0][0]
+    slices = size = 0
+    for vectors in (head.key, head.value):
+        for region, count in (
+            (vectors.sinks, counts.sinks),
+            (vectors.body, counts.body),
+            (vectors.window, counts.window),
+        ):
+            slices += count * region.digits * config.slices
+            size += count * region.record_bytes
+    words = -(-size // (config.memory_bits // 8)) / settings.words_per_cycle
+    if settings.refresh_interval:
+        words /= 1 - settings.refresh_cycles / settings.refresh_interval
+    return slices, round(words)
+
+
+def cycles(
+    config: EngineConfig,
+    code: CacheCode,
+    tokens: int,
+    settings: MemorySettings,
+    append: bool,
+) -> float:
+    """Cycles a job of jobs of different KV heads, back to back."""
+    rng = np.random.default_rng(tokens)
+    layout = MemoryLayout(config, [code], HEADS, tokens)
+    memory = rng.integers(0, 256, layout.bytes, np.uint8)
+    largest = (1 << config.scale_exponent_bits) - 1
+    work = []
+    for head in range(HEADS):
+        descriptors = HeadDescriptors(layout, 0, head, table=head, rotate=True, centre=True)
+        descriptor = descriptors.job(
+            tokens,
+            append=append,
+            query_exponent=[20] * config.query_group,
+            first=True,
+            value_exponent=largest,
+        )
+        vectors = rng.integers(-(1 << 15), 1 << 15, (2, config.head_dim))
+        queries = rng.integers(-(1 << 15), 1 << 15, (config.query_group, config.head_dim))
+        work.append(AcceleratorJob(descriptor, vectors if append else None, queries))
+    with VerilatedAccelerator(config, memory, settings=settings) as accelerator:
+        return accelerator.run(work).counters["busy_cycles"] / HEADS
+
+
+@click.command()
+@preset_option
+@click.option("--code", "code_text", default="balanced:2/1,sinks=4,window=32", show_default=True)
+@click.option(
+    "--width", "widths", multiple=True, default=(64, 128, 256), show_default=True, type=int
+)
+def main(config: EngineConfig, code_text: str, widths: tuple[int, ...]) -> None:
+    """Print both tables."""
+    code = CacheCode.parse(code_text)
+    contexts = [tokens for tokens in CONTEXTS if tokens <= config.max_context]
+    click.echo(f"{config.name}, {code}, {HEADS} KV heads back to back: cycles a head")
+    click.echo(f"\nAttention over {contexts[-1]} tokens")
+    click.echo(
+        f"{'bits':>5} {'memory':>8} {'latency':>8} {'cycles':>8} {'slices':>8} {'words':>8} "
+        f"{'bound/cycles':>13}"
+    )
+    for width in widths:
+        wide = config.model_copy(update={"memory_bits": width})
+        rows = [("ideal", replace(IDEAL, latency=latency)) for latency in LATENCIES]
+        if width == 256:  # the port that these are meant for
+            rows += [("DDR4", DDR4), ("LPDDR4", LPDDR4)]
+        for name, settings in rows:
+            taken = cycles(wide, code, contexts[-1], settings, append=False)
+            slices, words = bounds(wide, code, contexts[-1], settings)
+            ratio = max(slices, words) / taken
+            click.echo(
+                f"{width:5} {name:>8} {settings.latency:8} {taken:8.0f} {slices:8} {words:8} "
+                f"{ratio:13.4f}"
+            )
+
+    click.echo(f"\nWhat an append adds, {widths[-1]} bits, {IDEAL.latency} cycles of latency")
+    click.echo(f"{'tokens':>8} {'attend':>8} {'both':>8} {'added':>8}")
+    wide = config.model_copy(update={"memory_bits": widths[-1]})
+    for tokens in contexts:
+        alone, both = (cycles(wide, code, tokens, IDEAL, append) for append in (False, True))
+        click.echo(f"{tokens:8} {alone:8.0f} {both:8.0f} {both / alone - 1:8.2%}")
+
+
+if __name__ == "__main__":
+    main()
