@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from golden.multiply_accumulate import weighted_sums
+from golden.multiply_add import multiply_add
 from golden.normalizer import normalizer
 from golden.online_softmax import online_softmax
 from golden.plane_scaler import plane_scaler
@@ -127,7 +129,8 @@ def attend(
 
 def _scores(config: EngineConfig, queries: Queries, keys: Planes) -> tuple[Tensor, Tensor]:
     """Scores [..., G, I, T] of every query with every key, and which saturated."""
-    sums = select_add(keys.trits, queries.values)
+    key_lanes = multiply_add if config.integer_bits else select_add
+    sums = key_lanes(keys.trits, queries.values)
     return plane_scaler(config, sums, keys, queries.exponent)
 
 
@@ -137,7 +140,8 @@ def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent:
     weights = _pad_axis(weights, -1, values.tokens + padding - weights.shape[-1])
     values = values.map_tokens(lambda x, axis: _pad_axis(x, axis, padding))
     plane_weights = weight_scaler(config, weights, values, exponent)
-    return block_sums(
+    value_lanes = weighted_sums if config.integer_bits else block_sums
+    return value_lanes(
         values.trits.unflatten(-3, (-1, config.block)),
         plane_weights.unflatten(-2, (-1, config.block)),
     )

@@ -20,9 +20,11 @@ class Planes:
     the unit plane (c = 0) of a run first. Absent planes are all zero with ``unit`` false and come
     last, so that vectors with different numbers of planes share one tensor.
 
+    In an integer cache format a vector is one run of one "plane", of the integers themselves.
+
     Attributes
     ----------
-    trits : int8 [..., T, P, D] in {-1, 0, +1}
+    trits : int8 [..., T, P, D] in {-1, 0, +1}, or integers
     unit : bool [..., T, P]; the plane opens a run. Plane 0 always does.
     fraction, exponent : int64 [..., T, P]; the run's scale, meaningful where `unit` is true.
     """

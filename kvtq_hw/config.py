@@ -50,8 +50,13 @@ class EngineConfig(BaseModel):
     scale_fraction_bits, scale_exponent_bits : int
         A plane scale is (2**scale_fraction_bits + f) * 2**e in units of the integer vectors. Zero
         fraction bits make scales powers of two: the plane scaler is then a shifter.
+    cache_format : str
+        What a key or value vector is stored as: "ternary" planes, or, in the comparison engines,
+        whose lanes multiply, "int8" or "int4": a two's complement integer an element, under one
+        scale.
     max_planes : int
-        Largest number of ternary planes (digits) of one vector.
+        Largest number of ternary planes (digits) of one vector; 1 for integers, whose only "plane"
+        holds the integers themselves.
     block : int
         Tokens B of one online softmax block, a power of two.
     packing : str
@@ -86,6 +91,7 @@ class EngineConfig(BaseModel):
     output_fraction_bits: Annotated[int, Field(ge=4, le=12)] = 10
     scale_fraction_bits: Annotated[int, Field(ge=0, le=8)] = 3
     scale_exponent_bits: Annotated[int, Field(ge=4, le=5)] = 5
+    cache_format: Literal["ternary", "int8", "int4"] = "ternary"
     max_planes: Annotated[int, Field(ge=1, le=5)] = 5
     block: Annotated[int, Field(ge=4, le=256)] = 32
     packing: Literal["5in8", "2bit"] = "5in8"
@@ -116,6 +122,11 @@ class EngineConfig(BaseModel):
                 f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits "
                 f"of score_bits {self.score_bits}; allowed are 3..{self.score_bits - 5}"
             )
+        if self.integer_bits and self.max_planes != 1:
+            raise ValueError(
+                f"max_planes: {self.max_planes} planes of cache_format {self.cache_format!r}; "
+                "allowed is 1"
+            )
         if self.accumulator_bits + self.reciprocal_bits > 62:
             raise ValueError(
                 f"max_context: {self.max_context} needs an accumulator of {self.accumulator_bits} "
@@ -137,14 +148,29 @@ class EngineConfig(BaseModel):
         return (1 << (self.query_bits - 1)) - 1
 
     @property
+    def integer_bits(self) -> int:
+        """Width of an element in an integer cache format; 0 for ternary planes."""
+        return {"ternary": 0, "int8": 8, "int4": 4}[self.cache_format]
+
+    @property
     def code_max(self) -> int:
-        """Largest magnitude of a balanced ternary code, (3**max_planes - 1) / 2."""
+        """Largest magnitude of an element's code.
+
+        (3**max_planes - 1) / 2 of a balanced ternary code, 2**(integer_bits - 1) of an integer.
+        """
+        if self.integer_bits:
+            return 1 << (self.integer_bits - 1)
         return (3**self.max_planes - 1) // 2
 
     @property
+    def slice_code_max(self) -> int:
+        """Largest magnitude of an element of one slice: a trit's, or an integer's."""
+        return self.code_max if self.integer_bits else 1
+
+    @property
     def sum_bits(self) -> int:
-        """Signed width of one plane-slice sum: |sum| <= lanes * query_max."""
-        return signed_bits(self.lanes * self.query_max)
+        """Signed width of one slice's sum: |sum| <= lanes * query_max * slice_code_max."""
+        return signed_bits(self.lanes * self.query_max * self.slice_code_max)
 
     @property
     def run_bits(self) -> int:
@@ -266,8 +292,8 @@ class EngineConfig(BaseModel):
 
     @property
     def rescale_steps(self) -> int:
-        """Cycles of one accumulator rescale: shifts by four, then by one, up to the whole width."""
-        return self.accumulator_bits // 4 + 3
+        """Cycles of one accumulator rescale: shifts by one, up to the whole width."""
+        return self.accumulator_bits
 
     @property
     def rescale_bits(self) -> int:

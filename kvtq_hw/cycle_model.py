@@ -14,7 +14,7 @@ from kvtq_hw.config import EngineConfig
 __all__ = ["bound_cycles", "code_bound", "code_job_cycles", "job_cycles", "uniform_job_cycles"]
 
 # Latencies of the datapath, in cycles; tests tie each to the block that has it.
-_ADDER_LEVELS_PER_STAGE = 2
+_ADDER_LEVELS_PER_STAGE = 4
 _PLANE_SCALER = 4
 _SOFTMAX = 7  # last score of a block, or last weight of the one before, to the first weight
 _WEIGHT_SCALER = 3
@@ -99,7 +99,7 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
         key_ends += key_slices[1]
     values_end = max(key_ends, scores_end + _SOFTMAX) + value_slices[0]
     reciprocal = values_end + config.reciprocal_bits + 4
-    drain = values_end + 1 + _WEIGHT_SCALER + 2
+    drain = values_end + 1 + _WEIGHT_SCALER + 1
     for block in range(1, last + 1):
         scores_end = key_ends + score_latency
         weights = max(scores_end, values_end) + _SOFTMAX
@@ -114,9 +114,10 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
         if value_slices[block] > early:
             values_end = rescaled + value_slices[block]
         reciprocal = values_end + config.reciprocal_bits + 4
-        drain = rescaled + value_slices[block] + 1 + _WEIGHT_SCALER + 2
+        drain = rescaled + value_slices[block] + 1 + _WEIGHT_SCALER + 1
     return max(reciprocal, drain) + config.head_dim + _NORMALIZER
 
 
 def _adder_latency(config: EngineConfig) -> int:
-    return -(-(config.lanes - 1).bit_length() // _ADDER_LEVELS_PER_STAGE)
+    multiplier = 1 if config.integer_bits else 0
+    return multiplier + -(-(config.lanes - 1).bit_length() // _ADDER_LEVELS_PER_STAGE)

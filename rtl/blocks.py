@@ -16,10 +16,23 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from rtl.verilog import config_header, emit
 
-__all__ = ["BLOCKS", "check_block", "create_block", "emit_block", "module_name"]
+__all__ = [
+    "BLOCKS",
+    "INTEGER_LANES",
+    "TERNARY_LANES",
+    "blocks_of",
+    "check_block",
+    "create_block",
+    "emit_block",
+    "module_name",
+]
 
-#: All blocks. The engine composes those up to the sequencer, the append path those of the write
-#: side.
+#: Lanes of ternary planes, and of the comparison engines.
+TERNARY_LANES = ("select_add", "select_accumulate")
+INTEGER_LANES = ("multiply_add", "multiply_accumulate")
+
+#: All blocks. The engine composes those up to the sequencer, or the integers' lanes in place of the
+#: ternary ones; the append path those of the write side.
 BLOCKS = (
     "query_buffer",
     "select_add",
@@ -29,6 +42,8 @@ BLOCKS = (
     "select_accumulate",
     "normalizer",
     "sequencer",
+    "multiply_add",
+    "multiply_accumulate",
     "hadamard",
     "query_conditioner",
     "output_rotator",
@@ -54,9 +69,25 @@ def check_block(name: str) -> None:
         raise UserError(f"block: {name!r} is unknown; allowed are {', '.join(BLOCKS)}")
 
 
+def blocks_of(config: EngineConfig) -> tuple[str, ...]:
+    """The blocks that exist in a configuration: an integer cache format has the engine alone."""
+    if config.integer_bits:
+        engine = BLOCKS[: BLOCKS.index(INTEGER_LANES[-1]) + 1]
+        return (*(name for name in engine if name not in TERNARY_LANES), "engine")
+    return tuple(name for name in BLOCKS if name not in INTEGER_LANES)
+
+
 def create_block(name: str, config: EngineConfig) -> wiring.Component:
-    """Construct a block; raises `UserError` for a name that is not in `BLOCKS`."""
+    """Construct a block.
+
+    Raises
+    ------
+    UserError
+        For a name that is not in `BLOCKS`, and for lanes of another cache format.
+    """
     check_block(name)
+    if name not in blocks_of(config):
+        raise UserError(f"block: {name!r} does not exist in cache_format {config.cache_format!r}")
     block = getattr(importlib.import_module(f"rtl.{name}"), name.title().replace("_", ""))
     return block(config)
 

@@ -13,8 +13,11 @@ from rtl.layouts import (
     output_layout,
     plane_slice_layout,
     query_layout,
+    slice_field,
     value_exponent_layout,
 )
+from rtl.multiply_accumulate import MultiplyAccumulate
+from rtl.multiply_add import MultiplyAdd
 from rtl.normalizer import Normalizer
 from rtl.online_softmax import OnlineSoftmax
 from rtl.plane_scaler import PlaneScaler
@@ -28,7 +31,10 @@ __all__ = ["Engine"]
 
 
 class Engine(wiring.Component):
-    """Ternary attention of G query heads over one KV head: docs/contract.md, in hardware.
+    """Attention of G query heads over one KV head: docs/contract.md, in hardware.
+
+    The cache format decides on the lanes: select-add and select-accumulate for ternary planes, and
+    multiplying ones in the comparison engines. All else is the same.
 
     Steady state is one plane slice a cycle; `kvtq_hw.cycle_model` gives the cycles of a job.
 
@@ -62,11 +68,15 @@ class Engine(wiring.Component):
         config = self._config
         m.submodules.sequencer = sequencer = Sequencer(config)
         m.submodules.query_buffer = query_buffer = QueryBuffer(config)
-        m.submodules.select_add = select_add = SelectAdd(config)
+        if config.integer_bits:
+            m.submodules.multiply_add = key_lanes = MultiplyAdd(config)
+            m.submodules.multiply_accumulate = value_lanes = MultiplyAccumulate(config)
+        else:
+            m.submodules.select_add = key_lanes = SelectAdd(config)
+            m.submodules.select_accumulate = value_lanes = SelectAccumulate(config)
         m.submodules.plane_scaler = plane_scaler = PlaneScaler(config)
         m.submodules.online_softmax = online_softmax = OnlineSoftmax(config)
         m.submodules.weight_scaler = weight_scaler = WeightScaler(config)
-        m.submodules.select_accumulate = select_accumulate = SelectAccumulate(config)
         m.submodules.normalizer = normalizer = Normalizer(config)
 
         connect(m, flipped(self.job), sequencer.jobs)
@@ -74,26 +84,26 @@ class Engine(wiring.Component):
         connect(m, flipped(self.keys), sequencer.keys)
         connect(m, flipped(self.values), sequencer.values)
         connect(m, flipped(self.query), query_buffer.i)
-        key_slices = sequencer.key_slices
+        key_slices, elements = sequencer.key_slices, slice_field(config)
         m.d.comb += [
             query_buffer.start.eq(sequencer.query_start),
             sequencer.query_full.eq(query_buffer.full),
             query_buffer.slice.eq(key_slices.payload.tag.slice),
-            select_add.i.valid.eq(key_slices.valid),
-            key_slices.ready.eq(select_add.i.ready),
-            select_add.i.payload.trits.eq(key_slices.payload.trits),
-            select_add.i.payload.tag.eq(key_slices.payload.tag),
-            select_add.i.payload.queries.eq(query_buffer.queries),
+            key_lanes.i.valid.eq(key_slices.valid),
+            key_slices.ready.eq(key_lanes.i.ready),
+            key_lanes.i.payload[elements].eq(key_slices.payload[elements]),
+            key_lanes.i.payload.tag.eq(key_slices.payload.tag),
+            key_lanes.i.payload.queries.eq(query_buffer.queries),
             plane_scaler.query_exponent.eq(sequencer.query_exponent),
             weight_scaler.value_exponent.eq(sequencer.value_exponent),
         ]
-        connect(m, select_add.o, plane_scaler.i)
+        connect(m, key_lanes.o, plane_scaler.i)
         connect(m, plane_scaler.o, online_softmax.i)
         connect(m, online_softmax.o, weight_scaler.weights)
         connect(m, sequencer.value_slices, weight_scaler.slices)
-        connect(m, weight_scaler.o, select_accumulate.i)
+        connect(m, weight_scaler.o, value_lanes.i)
         connect(m, online_softmax.sums, normalizer.sums)
-        connect(m, select_accumulate.o, normalizer.i)
+        connect(m, value_lanes.o, normalizer.i)
         connect(m, normalizer.o, flipped(self.output))
 
         self._count(m, sequencer.starved, plane_scaler.o)

@@ -33,8 +33,10 @@ def select(trit: data.View, value: Value) -> Value:
     """
     # unsigned throughout: mixing signs in a bitwise operator would widen the result
     bits = value.as_unsigned() if value.shape().signed else Cat(value, 0)
-    flipped = bits ^ trit.negative.replicate(len(bits))
-    return (flipped & trit.nonzero.replicate(len(bits))).as_signed()
+    passes = (trit.nonzero & ~trit.negative).replicate(len(bits))
+    inverts = (trit.nonzero & trit.negative).replicate(len(bits))
+    # one AND-OR gate a bit; of XOR and AND synthesis makes two
+    return ((bits & passes) | (~bits & inverts)).as_signed()
 
 
 def add_selected(total: Value, trit: data.View, value: Value) -> Value:

@@ -43,6 +43,7 @@ __all__ = [
     "rotated_output_layout",
     "score_layout",
     "select_add_layout",
+    "slice_field",
     "sum_layout",
     "value_exponent_layout",
     "value_exponent_task_layout",
@@ -67,11 +68,20 @@ class Trit(data.Struct):
     negative: 1
 
 
+def slice_field(config: EngineConfig) -> str:
+    """Name of the field with a slice's elements: "trits", or "integers" in an integer format."""
+    return "integers" if config.integer_bits else "trits"
+
+
+def _slice_elements(config: EngineConfig) -> dict[str, data.ArrayLayout]:
+    """The elements of one slice under their name."""
+    element = signed(config.integer_bits) if config.integer_bits else Trit
+    return {slice_field(config): data.ArrayLayout(element, config.lanes)}
+
+
 def plane_slice_layout(config: EngineConfig) -> data.StructLayout:
     """One slice of a plane at the engine's edge (docs/contract.md)."""
-    return data.StructLayout(
-        {"trits": data.ArrayLayout(Trit, config.lanes), **_scale_fields(config)}
-    )
+    return data.StructLayout({**_slice_elements(config), **_scale_fields(config)})
 
 
 def plane_layout(config: EngineConfig) -> data.StructLayout:
@@ -108,9 +118,7 @@ def _key_tag(config: EngineConfig) -> data.StructLayout:
 
 def key_slice_layout(config: EngineConfig) -> data.StructLayout:
     """A key slice with its tag."""
-    return data.StructLayout(
-        {"trits": data.ArrayLayout(Trit, config.lanes), "tag": _key_tag(config)}
-    )
+    return data.StructLayout({**_slice_elements(config), "tag": _key_tag(config)})
 
 
 def element_layout() -> data.StructLayout:
@@ -308,10 +316,10 @@ def value_exponent_task_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def select_add_layout(config: EngineConfig) -> data.StructLayout:
-    """Input of select-add: a key slice beside the query slice it meets."""
+    """Input of select-add or multiply-add: a key slice beside the query slice it meets."""
     return data.StructLayout(
         {
-            "trits": data.ArrayLayout(Trit, config.lanes),
+            **_slice_elements(config),
             "queries": queries_layout(config),
             "tag": _key_tag(config),
         }
@@ -319,7 +327,7 @@ def select_add_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def key_sums_layout(config: EngineConfig) -> data.StructLayout:
-    """Output of select-add, input of the plane scaler: one slice's sum for every head."""
+    """Output of the key lanes, input of the plane scaler: one slice's sum for every head."""
     sums = data.ArrayLayout(signed(config.sum_bits), config.query_group)
     return data.StructLayout({"sums": sums, "tag": _key_tag(config)})
 
@@ -362,7 +370,7 @@ def value_slice_layout(config: EngineConfig) -> data.StructLayout:
     """A value slice with its number within the plane."""
     return data.StructLayout(
         {
-            "trits": data.ArrayLayout(Trit, config.lanes),
+            **_slice_elements(config),
             **_scale_fields(config),
             "slice": range(config.slices),
         }
@@ -370,20 +378,20 @@ def value_slice_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class Operation(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth adds to enum
-    """What select-accumulate does with a beat."""
+    """What select-accumulate or multiply-accumulate does with a beat."""
 
-    ADD = 0  #: add weight times trit to one slice of the accumulators
+    ADD = 0  #: add weight times element to one slice of the accumulators
     CLEAR = 1  #: zero all accumulators: a job begins
     SHIFT = 2  #: shift all accumulators right: a block begins
     DRAIN = 3  #: stream all accumulators out: a job ends
 
 
 def accumulate_layout(config: EngineConfig) -> data.StructLayout:
-    """Input of select-accumulate. An operation reads only the fields it needs."""
+    """Input of select- or multiply-accumulate. An operation reads only the fields it needs."""
     return data.StructLayout(
         {
             "operation": Operation,
-            "trits": data.ArrayLayout(Trit, config.lanes),
+            **_slice_elements(config),
             "slice": range(config.slices),
             "weights": data.ArrayLayout(unsigned(config.tripled_weight_bits), config.query_group),
             "shifts": data.ArrayLayout(unsigned(config.rescale_bits), config.query_group),

@@ -76,13 +76,17 @@ def expected_multipliers(config: EngineConfig) -> dict[str, int]:
     """What the design promises: one multiplier a query head where scales have a mantissa.
 
     Only the two scalers and the normalizer multiply; with power-of-two scales the scalers shift,
-    and the path of a token holds no multiplier.
+    and the path of a token holds no multiplier. The comparison engines have one more in every lane
+    of each head.
     """
+    lanes = config.query_group * config.lanes if config.integer_bits else 0
     scalers = config.query_group if config.scale_fraction_bits else 0
     return dict.fromkeys(BLOCKS, 0) | {
         "plane_scaler": scalers,
         "weight_scaler": scalers,
         "normalizer": config.query_group,
+        "multiply_add": lanes,
+        "multiply_accumulate": lanes,
     }
 
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
+from rtl.adder_tree import add_levels, tree_stages
 from rtl.fixed_point import select
 from rtl.layouts import key_sums_layout, select_add_layout
 from rtl.pipeline import Pipeline
 
 __all__ = ["SelectAdd"]
 
-LEVELS_PER_STAGE = 2
-"""Adder levels between two pipeline registers."""
-
 
 class SelectAdd(wiring.Component):
     """``sums[g] = sum_d queries[g][d] * trits[d]`` over the `lanes` elements of a slice, exact.
 
     A lane passes, inverts or blocks a query element. The ones that two's complement negation adds
-    are the number of negative digits, counted once for all heads.
+    are the number of negative digits, counted once for all heads. Operands are added as unsigned
+    numbers, 2**(query_bits-1) too large each: no adder then extends a sign.
 
     Throughput one slice a cycle, latency `latency` cycles. The tag passes along unchanged.
 
@@ -43,8 +42,7 @@ class SelectAdd(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from an input transfer to the output's first valid cycle."""
-        levels = (self._config.lanes - 1).bit_length()
-        return -(-levels // LEVELS_PER_STAGE)
+        return tree_stages(self._config.lanes)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -54,7 +52,7 @@ class SelectAdd(wiring.Component):
         m.d.comb += self.i.ready.eq(pipe.advance)
 
         operands = [
-            [select(slice_.trits[d], slice_.queries[g][d]) for d in range(config.lanes)]
+            [_offset(select(slice_.trits[d], slice_.queries[g][d])) for d in range(config.lanes)]
             for g in range(config.query_group)
         ]
         negatives: list[Value] = [
@@ -62,22 +60,23 @@ class SelectAdd(wiring.Component):
         ]
         tag = slice_.tag
         for _ in range(self.latency):
-            for _ in range(LEVELS_PER_STAGE):
-                operands = [_add_pairs(terms) for terms in operands]
-                negatives = _add_pairs(negatives)
-            stage = pipe.stage(operands=operands, negatives=negatives, tag=tag)
+            stage = pipe.stage(
+                operands=[add_levels(terms) for terms in operands],
+                negatives=add_levels(negatives),
+                tag=tag,
+            )
             operands, negatives, tag = stage.operands, stage.negatives, stage.tag
 
+        offset = config.lanes << (config.query_bits - 1)
         sums = []
         for g in range(config.query_group):
             total = Signal(signed(config.sum_bits), name=f"sum_{g}")
-            m.d.comb += total.eq(operands[g][0] + negatives[0])
+            m.d.comb += total.eq(operands[g][0] + negatives[0] - offset)
             sums.append(total)
         pipe.finish(sums=sums, tag=tag)
         return m
 
 
-def _add_pairs(terms: list[Value]) -> list[Value]:
-    """One level of an adder tree; an odd term passes."""
-    pairs = [a + b for a, b in zip(terms[::2], terms[1::2], strict=False)]
-    return pairs + ([terms[-1]] if len(terms) % 2 else [])
+def _offset(value: Value) -> Value:
+    """A signed value plus 2**(width - 1), unsigned: its sign bit inverted."""
+    return Cat(value[:-1], ~value[-1])

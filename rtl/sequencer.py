@@ -11,6 +11,7 @@ from rtl.layouts import (
     job_layout,
     key_slice_layout,
     plane_slice_layout,
+    slice_field,
     value_exponent_layout,
     value_slice_layout,
 )
@@ -76,6 +77,7 @@ class Sequencer(wiring.Component):
         m.submodules.value_place = value_place = _Place(config)
         tag = self.key_slices.payload.tag
         value_slice = self.value_slices.payload
+        elements = slice_field(config)
         for place, source, scale in (
             (key_place, self.keys, tag),
             (value_place, self.values, value_slice),
@@ -91,8 +93,8 @@ class Sequencer(wiring.Component):
                 ),
             ]
         m.d.comb += [
-            self.key_slices.payload.trits.eq(self.keys.payload.trits),
-            value_slice.trits.eq(self.values.payload.trits),
+            self.key_slices.payload[elements].eq(self.keys.payload[elements]),
+            value_slice[elements].eq(self.values.payload[elements]),
             tag.block_end.eq(key_place.block_end),
             tag.job_end.eq(key_place.job_end),
         ]

@@ -8,14 +8,20 @@ from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
 from rtl.fixed_point import rshift_round, triple
-from rtl.layouts import Operation, accumulate_layout, value_slice_layout, weight_layout
+from rtl.layouts import (
+    Operation,
+    accumulate_layout,
+    slice_field,
+    value_slice_layout,
+    weight_layout,
+)
 from rtl.pipeline import Pipeline
 
 __all__ = ["WeightScaler"]
 
 
 class WeightScaler(wiring.Component):
-    """Joins softmax weights with value slices into the operations of select-accumulate.
+    """Joins softmax weights with value slices into the operations of the value lanes.
 
     A unit plane takes ``round(p * (2**M + fraction) * 2**(exponent - value_exponent - M))``, every
     further plane of its run three times the weight before. A token that opens a block is preceded
@@ -97,7 +103,7 @@ class WeightScaler(wiring.Component):
             first=adds & slice_.unit & (slice_.slice == 0),
             next_plane=adds & (slice_.slice == 0),
             operation=operation,
-            trits=slice_.trits,
+            elements=slice_[slice_field(config)],
             slice=slice_.slice,
             shifts=token.shifts,
         )
@@ -111,13 +117,15 @@ class WeightScaler(wiring.Component):
             first=s1.first,
             next_plane=s1.next_plane,
             operation=s1.operation,
-            trits=s1.trits,
+            elements=s1.elements,
             slice=s1.slice,
             shifts=s1.shifts,
         )
 
         # 3: times the plane's power of three; the stage's own registers remember the last weight
-        s3 = pipe.stage(operation=s2.operation, trits=s2.trits, slice=s2.slice, shifts=s2.shifts)
+        s3 = pipe.stage(
+            operation=s2.operation, elements=s2.elements, slice=s2.slice, shifts=s2.shifts
+        )
         weights = []
         for g in heads:
             weight = Signal(config.tripled_weight_bits, name=f"weight_{g}", reset_less=True)
@@ -127,5 +135,7 @@ class WeightScaler(wiring.Component):
                 with m.Elif(s2.next_plane):
                     m.d.sync += weight.eq(triple(weight))
             weights.append(weight)
-        pipe.finish(weights=weights, **vars(s3))
+        fields = {**vars(s3), "weights": weights, slice_field(config): s3.elements}
+        del fields["elements"]
+        pipe.finish(**fields)
         return m

@@ -19,9 +19,11 @@ from sim.verilated import Job
 
 @dataclass(frozen=True)
 class Case:
-    """A job and what it must give: outputs [G, D]."""
+    """A job, the vectors in it, and what it must give: outputs [G, D]."""
 
     job: Job
+    keys: Vectors
+    values: Vectors
     expected: NDArray[np.int64]
     saturated: int
 
@@ -39,7 +41,7 @@ def make_case(config: EngineConfig, keys: Vectors, values: Vectors, queries: Que
         key_buffer,
         value_buffer,
     )
-    return Case(job, result.values[:, 0].numpy(), int(result.saturated))
+    return Case(job, keys, values, result.values[:, 0].numpy(), int(result.saturated))
 
 
 def random_queries(rng: np.random.Generator, config: EngineConfig) -> Queries:

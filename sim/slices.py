@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from golden.planes import Planes
 from kvtq_hw.config import EngineConfig
-from rtl.layouts import plane_slice_layout
+from rtl.layouts import plane_slice_layout, slice_field
 from sim.words import pack_words, words_of
 
 __all__ = ["Kind", "SliceBuffer", "pack_slices"]
@@ -114,10 +114,11 @@ def pack_slices(
 
     ordered = np.take_along_axis(trits, order[..., None], axis=-2)[~absent]
     lanes = ordered.reshape(-1, config.lanes)
+    elements = lanes if config.integer_bits else {"nonzero": lanes != 0, "negative": lanes < 0}
     words = pack_words(
         plane_slice_layout(config),
         {
-            "trits": {"nonzero": lanes != 0, "negative": lanes < 0},
+            slice_field(config): elements,
             "fraction": arrange(np.where(unit, planes.fraction.numpy(), 0)),
             "exponent": arrange(np.where(unit, planes.exponent.numpy(), 0)),
             "unit": arrange(unit),

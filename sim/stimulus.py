@@ -14,7 +14,9 @@ from kvtq_hw.config import EngineConfig
 
 __all__ = [
     "Vectors",
+    "element_payloads",
     "plain_trit_payloads",
+    "random_elements",
     "random_planes",
     "random_trits",
     "random_vectors",
@@ -27,6 +29,30 @@ def random_trits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
     density = rng.choice([0.0, 0.1, 0.5, 2 / 3, 1.0], size=(shape[0], *[1] * (len(shape) - 1)))
     nonzero = rng.random(shape) < density
     return np.where(nonzero, rng.choice([-1, 1], size=shape), 0).astype(np.int8)
+
+
+def random_elements(
+    rng: np.random.Generator, config: EngineConfig, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Elements of planes or of integer vectors, int8; integers of all magnitudes, both ends too."""
+    if not config.integer_bits:
+        return random_trits(rng, shape)
+    top = config.code_max
+    integers = rng.integers(-top, top, shape) >> rng.integers(0, config.integer_bits, shape)
+    ends = np.where(rng.random(shape) < 0.5, -top, top - 1)
+    return np.where(rng.random(shape) < 0.2, ends, integers).astype(np.int8)
+
+
+def element_payloads(rng: np.random.Generator, config: EngineConfig, elements: np.ndarray) -> Any:
+    """Payloads of trits or integers, nested as the array is but for its last axis, the packed one.
+
+    Zero trits come in both of their encodings.
+    """
+    if not config.integer_bits:
+        return trit_payloads(rng, elements)
+    digits = (elements[..., None] >> np.arange(config.integer_bits)) & 1
+    bits = digits.astype(np.uint8).reshape(*elements.shape[:-1], -1)
+    return _nest(np.packbits(bits, axis=-1, bitorder="little"))
 
 
 def trit_payloads(rng: np.random.Generator, trits: np.ndarray) -> list[Any]:
@@ -59,7 +85,8 @@ def _nest(packed: np.ndarray) -> Any:
 class Vectors:
     """T vectors as ternary planes, as numpy arrays, with the number of planes of each.
 
-    trits : int8 [T, P, D], unit plane of a run first; planes from `planes[t]` on are absent
+    trits : int8 [T, P, D], or integers; unit plane of a run first; planes from `planes[t]` on are
+        absent
     unit : bool [T, P]
     fraction, exponent : int64 [T, P]
     planes : int64 [T]
@@ -122,7 +149,8 @@ def random_vectors(
     counts = np.asarray(planes, np.int64)
     shape = (len(counts), config.max_planes)
     present = np.arange(config.max_planes) < counts[:, None]
-    trits = random_trits(rng, (*shape, config.head_dim)) * present[..., None].astype(np.int8)
+    trits = random_elements(rng, config, (*shape, config.head_dim))
+    trits *= present[..., None].astype(np.int8)
     opens = {
         "balanced": np.zeros(shape, bool),
         "residual": np.ones(shape, bool),

@@ -40,6 +40,14 @@ CONFIGS = {
     "smollm2": load_config("smollm2"),
 }
 
+#: The comparison engines' formats: two slices a vector, and one.
+INTEGER_CONFIGS = {
+    "int8": TINY.model_copy(update={"name": "int8", "cache_format": "int8", "max_planes": 1}),
+    "int4": TINY.model_copy(
+        update={"name": "int4", "cache_format": "int4", "max_planes": 1, "lanes": TINY.head_dim}
+    ),
+}
+
 #: For blocks that only packing and head dimension concern.
 PACKED_CONFIGS = {
     "tiny": TINY,
@@ -77,6 +85,12 @@ FOLDER = Path(__file__).resolve().parent.parent / "build" / "sim"
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 every_packed_config = pytest.mark.parametrize("config", PACKED_CONFIGS.values(), ids=PACKED_CONFIGS)
 every_memory_config = pytest.mark.parametrize("config", MEMORY_CONFIGS.values(), ids=MEMORY_CONFIGS)
+every_integer_config = pytest.mark.parametrize(
+    "config", INTEGER_CONFIGS.values(), ids=INTEGER_CONFIGS
+)
+every_format = pytest.mark.parametrize(
+    "config", [*CONFIGS.values(), *INTEGER_CONFIGS.values()], ids=[*CONFIGS, *INTEGER_CONFIGS]
+)
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 

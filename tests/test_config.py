@@ -119,6 +119,14 @@ def test_integer_of_another_type_is_refused(field: str, value: object) -> None:
             "allowed are 44 bits (the golden model is exact in int64)",
         ),
         ({"packing": "4bit"}, "packing: '4bit' is not allowed; must be '5in8' or '2bit'"),
+        (
+            {"cache_format": "int5", "max_planes": 1},
+            "cache_format: 'int5' is not allowed; must be 'ternary', 'int8' or 'int4'",
+        ),
+        (
+            {"cache_format": "int8", "max_planes": 3},
+            "max_planes: 3 planes of cache_format 'int8'; allowed is 1",
+        ),
         ({"name": 7}, "name: 7 is not allowed; must be a valid string"),
         ({"colour": "red"}, f"colour: unknown field; allowed are {FIELDS}"),
     ],
@@ -244,6 +252,7 @@ def test_digest_tells_every_field_apart() -> None:
         small(query_group=3),
         small(lanes=8),
         small(packing="2bit"),
+        base.model_copy(update={"cache_format": "int8"}),
         *(
             small(**{field: getattr(base, field) + step})
             for field, step in {

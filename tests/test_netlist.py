@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench_matrix import FOLDER, every_config
+from bench_matrix import FOLDER, INTEGER_CONFIGS, every_config, every_format
 
 from kvtq_hw.config import EngineConfig, load_config
 from rtl import select_add
@@ -15,7 +15,7 @@ from sim.verilog_cache import cached_verilog
 TOP = module_name("engine")
 
 
-@every_config
+@every_format
 def test_multipliers_by_block(config: EngineConfig) -> None:
     verilog = cached_verilog("engine", config, FOLDER / "verilog")
     assert count_multipliers(verilog, TOP) == expected_multipliers(config)
@@ -31,6 +31,14 @@ def test_expected_numbers() -> None:
         "normalizer": 3,
     }
     assert {name: number for name, number in shifted.items() if number} == {"normalizer": 3}
+    integers = expected_multipliers(INTEGER_CONFIGS["int8"])
+    assert {name: number for name, number in integers.items() if number} == {
+        "plane_scaler": 2,
+        "weight_scaler": 2,
+        "normalizer": 2,
+        "multiply_add": 8,
+        "multiply_accumulate": 8,
+    }
 
 
 @pytest.mark.parametrize("block", ["append_path", "tables"])

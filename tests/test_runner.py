@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench_matrix import CONFIGS, FOLDER
+from bench_matrix import CONFIGS, FOLDER, INTEGER_CONFIGS
 
 from kvtq_hw.cli import run
 from kvtq_hw.errors import UserError
 from rtl import select_add
-from rtl.blocks import BLOCKS, create_block
+from rtl.blocks import BLOCKS, INTEGER_LANES, create_block
 from sim.object_cache import _run as compile_through_cache
 from sim.runner import BenchError, CaseResult, read_results, run_bench
 
@@ -68,7 +68,8 @@ def test_every_block_has_a_bench() -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_blocks_are_found_by_name(block: str) -> None:
-    component = create_block(block, TINY)
+    config = INTEGER_CONFIGS["int8"] if block in INTEGER_LANES else TINY
+    component = create_block(block, config)
     assert type(component).__module__ == f"rtl.{block}"
 
 

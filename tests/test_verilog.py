@@ -19,7 +19,7 @@ from kvtq_hw.cli import run
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.flows.generate import generate
 from kvtq_hw.toolchain import find_simulator
-from rtl.blocks import BLOCKS, create_block, emit_block
+from rtl.blocks import blocks_of, create_block, emit_block
 from rtl.manifest import manifest
 from rtl.verilog import config_header, emit, emit_rtlil, lint_waivers
 from rtl.yosys import YosysError, run_yosys
@@ -239,7 +239,7 @@ def test_generate_into_a_file_is_one_line(
     assert capsys.readouterr().err == expected
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", blocks_of(TINY))
 def test_no_path_of_this_machine(block: str) -> None:
     text = emit_block(block, TINY)
     assert str(ROOT) not in text

@@ -55,7 +55,7 @@ def command(
     from rich.console import Console
     from rich.table import Table
 
-    from rtl.blocks import BLOCKS, check_block
+    from rtl.blocks import blocks_of, check_block
     from sim.runner import run_bench
 
     for block in blocks:
@@ -66,7 +66,7 @@ def command(
     for column in ("tests", "passed", "failed", "seconds"):
         table.add_column(column, justify="right")
     results = []
-    for block in blocks or BLOCKS:
+    for block in blocks or blocks_of(config):
         with console.status(f"{block} on {simulator}"):
             result = run_bench(
                 block,

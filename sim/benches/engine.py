@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from golden.engine import attend
 from golden.queries import Queries
 from kvtq_hw.cycle_model import uniform_job_cycles
-from rtl.layouts import counters_layout
+from rtl.layouts import counters_layout, slice_field
 from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, random_planes, random_vectors, trit_payloads
+from sim.stimulus import Vectors, element_payloads, random_planes, random_vectors
 from sim.streams import unpack
 
 Payloads = list[dict[str, Any]]
@@ -66,7 +66,7 @@ def slices(bench: Bench, vectors: Vectors, kind: str) -> Payloads:
     """A job's key or value stream."""
     config = bench.config
     shape = (*vectors.unit.shape, config.slices, config.lanes)
-    digits = trit_payloads(bench.rng, vectors.trits.reshape(shape))
+    digits = element_payloads(bench.rng, config, vectors.trits.reshape(shape))
     payloads = []
     for token, count in enumerate(vectors.planes.tolist()):
         order = range(count) if kind == "value" else reversed(range(count))
@@ -77,7 +77,7 @@ def slices(bench: Bench, vectors: Vectors, kind: str) -> Payloads:
                 "unit": int(vectors.unit[token, plane]),
                 "last": int(sent == count - 1),
             }
-            payloads += [{"trits": trits, **scale} for trits in digits[token][plane]]
+            payloads += [{slice_field(config): part, **scale} for part in digits[token][plane]]
     return payloads
 
 

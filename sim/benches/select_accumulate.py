@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from cocotb.handle import HierarchyObject
 
+from golden.multiply_accumulate import multiply_accumulate
 from golden.select_accumulate import select_accumulate
-from rtl.layouts import Operation
+from rtl.layouts import Operation, slice_field
 from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import random_trits, trit_payloads
+from sim.stimulus import element_payloads, random_elements
 
 Payloads = list[dict[str, Any]]
 
@@ -22,18 +23,19 @@ def job(
 ) -> tuple[Payloads, Payloads]:
     """Operations of one job, and the accumulators that the golden model computes.
 
-    trits [N, A, D] and weights [N, A, G] of A plane additions in each of N blocks; shifts [N, G],
-    the first unused.
+    trits (or integers) [N, A, D] and weights [N, A, G] of A plane additions in each of N blocks;
+    shifts [N, G], the first unused.
     """
     config = bench.config
     shifts = np.concatenate([np.zeros_like(shifts[:1]), shifts[1:]])
-    accumulators = select_accumulate(
+    golden = multiply_accumulate if config.integer_bits else select_accumulate
+    accumulators = golden(
         torch.from_numpy(trits)[:, :, None, :],
         torch.from_numpy(weights).movedim(-1, 0)[:, None, :, :, None],
         torch.from_numpy(shifts.T.copy())[:, None],
     )[:, 0]  # [G, D]
     shape = (*trits.shape[:2], config.slices, config.lanes)
-    digits = trit_payloads(bench.rng, trits.reshape(shape))
+    digits = element_payloads(bench.rng, config, trits.reshape(shape))
     operations: Payloads = []
     for block in range(len(trits)):
         if block == 0:
@@ -45,7 +47,7 @@ def job(
                 operations.append(
                     {
                         "operation": Operation.ADD,
-                        "trits": digits[block][plane][number],
+                        slice_field(config): digits[block][plane][number],
                         "slice": number,
                         "weights": weights[block, plane].tolist(),
                     }
@@ -68,7 +70,7 @@ def random_job(bench: Bench, blocks: int, additions: int) -> tuple[Payloads, Pay
     weights >>= rng.integers(0, config.tripled_weight_bits + 1, weights.shape)
     shifts = rng.integers(0, config.accumulator_bits + 1, (blocks, config.query_group))
     shifts >>= rng.integers(0, config.rescale_bits + 1, shifts.shape)
-    trits = random_trits(rng, (blocks, additions, config.head_dim))
+    trits = random_elements(rng, config, (blocks, additions, config.head_dim))
     return job(bench, trits, weights, shifts)
 
 
@@ -77,6 +79,25 @@ async def run(bench: Bench, jobs: list[tuple[Payloads, Payloads]], source: str, 
     bench.drive("i", [payload for inputs, _ in jobs for payload in inputs], source)
     bench.expect("o", [payload for _, outputs in jobs for payload in outputs], sink)
     await bench.finish(cycles_per_transfer=100)
+
+
+async def check_cycles(bench: Bench, jobs: list[tuple[Payloads, Payloads]]) -> None:
+    """ADD and CLEAR take one cycle, SHIFT ``1 + slices * rescale_steps``, DRAIN one an element."""
+    config = bench.config
+    await run(bench, jobs, "none", "none")
+    operations = [payload["operation"] for inputs, _ in jobs for payload in inputs]
+    duration = {
+        Operation.ADD: 1,
+        Operation.CLEAR: 1,
+        Operation.SHIFT: 1 + config.slices * config.rescale_steps,
+        Operation.DRAIN: config.head_dim + 1,
+    }
+    taken = bench.drivers["i"].cycles
+    expected = np.cumsum([taken[0], *[duration[o] for o in operations[:-1]]]).tolist()
+    bench.check(taken, expected, "cycles of the operations")
+    drains = [c for c, o in zip(taken, operations, strict=True) if o is Operation.DRAIN]
+    expected = [drain + 1 + d for drain in drains for d in range(config.head_dim)]
+    bench.check(bench.sinks["o"].cycles, expected, "cycles of the outputs")
 
 
 @cocotb.test()
@@ -121,21 +142,6 @@ async def long_sum_of_one_sign(dut: HierarchyObject, sign: int) -> None:
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
-    """ADD and CLEAR take one cycle, SHIFT ``1 + slices * rescale_steps``, DRAIN one an element."""
+    """Two jobs of every operation."""
     bench = await Bench.start(dut, "select_accumulate")
-    config = bench.config
-    jobs = [random_job(bench, 3, 2), random_job(bench, 1, 1)]
-    await run(bench, jobs, "none", "none")
-    operations = [payload["operation"] for inputs, _ in jobs for payload in inputs]
-    duration = {
-        Operation.ADD: 1,
-        Operation.CLEAR: 1,
-        Operation.SHIFT: 1 + config.slices * config.rescale_steps,
-        Operation.DRAIN: config.head_dim + 2,
-    }
-    taken = bench.drivers["i"].cycles
-    expected = np.cumsum([taken[0], *[duration[o] for o in operations[:-1]]]).tolist()
-    bench.check(taken, expected, "cycles of the operations")
-    drains = [c for c, o in zip(taken, operations, strict=True) if o is Operation.DRAIN]
-    expected = [drain + 2 + d for drain in drains for d in range(config.head_dim)]
-    bench.check(bench.sinks["o"].cycles, expected, "cycles of the outputs")
+    await check_cycles(bench, [random_job(bench, 3, 2), random_job(bench, 1, 1)])

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from cocotb.handle import HierarchyObject
 
+from golden.multiply_add import multiply_add
 from golden.select_add import select_add
 from kvtq_hw.config import EngineConfig
+from rtl.layouts import slice_field
 from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import random_trits, trit_payloads
+from sim.stimulus import element_payloads, random_elements
 
 Beats = list[dict[str, Any]]
 
@@ -31,17 +33,18 @@ def corner_slices(config: EngineConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_slices(bench: Bench, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random trits [N, L] and queries [N, G, L]."""
+    """Random trits or integers [N, L] and queries [N, G, L]."""
     config = bench.config
     shape = (count, config.query_group, config.lanes)
     queries = bench.rng.integers(-config.query_max, config.query_max + 1, shape)
-    return random_trits(bench.rng, (count, config.lanes)), queries
+    return random_elements(bench.rng, config, (count, config.lanes)), queries
 
 
 def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, Beats]:
     """Input payloads with random tags, and the outputs that the golden model computes."""
     config, rng = bench.config, bench.rng
-    sums = select_add(
+    golden = multiply_add if config.integer_bits else select_add
+    sums = golden(
         torch.from_numpy(trits)[:, None, None, :], torch.from_numpy(queries)[:, :, None, :]
     )
     limits = {
@@ -55,8 +58,10 @@ def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, 
     }
     tags = [{name: int(rng.integers(n)) for name, n in limits.items()} for _ in trits]
     inputs = [
-        {"trits": plane, "queries": query, "tag": tag}
-        for plane, query, tag in zip(trit_payloads(rng, trits), queries.tolist(), tags, strict=True)
+        {slice_field(config): plane, "queries": query, "tag": tag}
+        for plane, query, tag in zip(
+            element_payloads(rng, config, trits), queries.tolist(), tags, strict=True
+        )
     ]
     outputs = [
         {"sums": row, "tag": tag} for row, tag in zip(sums.flatten(1).tolist(), tags, strict=True)

@@ -10,8 +10,9 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import RisingEdge
 
+from rtl.layouts import slice_field
 from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, random_planes, random_vectors, trit_payloads
+from sim.stimulus import Vectors, element_payloads, random_planes, random_vectors
 from sim.streams import current_cycle
 
 Payloads = list[dict[str, Any]]
@@ -30,7 +31,8 @@ def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
     """The slices of one job's keys or values, and what docs/contract.md makes of them."""
     config = bench.config
     shape = (*vectors.unit.shape, config.slices, config.lanes)
-    digits = trit_payloads(bench.rng, vectors.trits.reshape(shape))
+    digits = element_payloads(bench.rng, config, vectors.trits.reshape(shape))
+    elements = slice_field(config)
     inputs, outputs, blocks = [], [], []
     tokens = len(vectors.planes)
     for token, count in enumerate(vectors.planes.tolist()):
@@ -45,13 +47,13 @@ def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
                 }
                 trits = digits[token][plane][number]
                 job_end = token == tokens - 1
-                inputs.append({"trits": trits, **scale})
+                inputs.append({elements: trits, **scale})
                 if kind == "value":
-                    outputs.append({"trits": trits, **scale, "slice": number})
+                    outputs.append({elements: trits, **scale, "slice": number})
                 else:
                     block_end = job_end or token % config.block == config.block - 1
                     marks = {"block_end": int(block_end), "job_end": int(job_end)}
-                    outputs.append({"trits": trits, "tag": {**scale, "slice": number, **marks}})
+                    outputs.append({elements: trits, "tag": {**scale, "slice": number, **marks}})
                 blocks.append(token // config.block)
     return Stream(inputs, outputs, blocks)
 

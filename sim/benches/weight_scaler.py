@@ -10,9 +10,9 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.weight_scaler import weight_scaler
-from rtl.layouts import Operation
+from rtl.layouts import Operation, slice_field
 from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, random_planes, random_vectors, trit_payloads
+from sim.stimulus import Vectors, element_payloads, random_planes, random_vectors
 
 Payloads = list[dict[str, Any]]
 
@@ -32,7 +32,7 @@ def payloads(
         torch.tensor([value_exponent]),
     )[:, 0].numpy()  # [G, T, P]
     shape = (*values.unit.shape, config.slices, config.lanes)
-    digits = trit_payloads(bench.rng, values.trits.reshape(shape))
+    digits = element_payloads(bench.rng, config, values.trits.reshape(shape))
     tokens, slices, operations = [], [], []
     place = [(index, size) for size in jobs for index in range(size)]
     for token, (index, size) in enumerate(place):
@@ -53,7 +53,7 @@ def payloads(
             operations.append({"operation": Operation.SHIFT, "shifts": shifts})
         for plane in range(values.planes[token]):
             for number in range(config.slices):
-                common = {"trits": digits[token][plane][number], "slice": number}
+                common = {slice_field(config): digits[token][plane][number], "slice": number}
                 slices.append(
                     {
                         **common,

@@ -1,0 +1,12 @@
+"""The bench of multiply-accumulate, on both simulators."""
+
+from __future__ import annotations
+
+from bench_matrix import check_bench, every_integer_config
+
+from kvtq_hw.config import EngineConfig
+
+
+@every_integer_config
+def test_bench(config: EngineConfig, simulator: str) -> None:
+    check_bench("multiply_accumulate", config, simulator)
