@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+CODE = "balanced:3/2,sinks=4,window=16,feedback"
 NEW_TOKENS = 24
 PROMPT_TOKENS = 16
 
@@ -46,7 +47,9 @@ def find_problems(report: dict[str, Any]) -> Iterator[str]:
     yield from expect("outputs_compared", "a positive number", lambda n: n > 0)
     yield from expect("tokens_identical", "true", lambda same: same is True)
     yield from expect("rtl_cycles", "a positive number", lambda n: n > 0)
-    yield from expect("code", "'balanced:3/2'", lambda code: code == "balanced:3/2")
+    yield from expect("memory_bytes_compared", "a positive number", lambda n: n > 0)
+    yield from expect("memory_differences", "0", lambda n: n == 0)
+    yield from expect("code", repr(CODE), lambda code: code == CODE)
     yield from expect("tokens", f"at least {NEW_TOKENS} tokens", lambda t: len(t) >= NEW_TOKENS)
     yield from expect(
         "context",

@@ -11,7 +11,7 @@ from sim.accelerator_backend import AcceleratorBackend
 
 
 def report(folder, *more: str) -> dict[str, object]:
-    return report_of(*arguments(folder, *more), backend="accelerator")
+    return report_of(*arguments(folder, *more), backend="rtl")
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_memory_that_differs_is_a_failure(tiny_folder, monkeypatch, capsys):  # 
         return compare(self, cache)
 
     monkeypatch.setattr(AcceleratorBackend, "compare_memory", spoilt)
-    assert run([*arguments(tiny_folder), "--backend", "accelerator", "--max-new-tokens", "2"]) == 1
+    assert run([*arguments(tiny_folder), "--backend", "rtl", "--max-new-tokens", "2"]) == 1
     assert "the memory differs from the golden cache in 1 bytes" in capsys.readouterr().err
 
 
@@ -55,5 +55,5 @@ def test_memory_that_differs_is_a_failure(tiny_folder, monkeypatch, capsys):  # 
     ],
 )
 def test_codes_that_the_hardware_does_not_compute(tiny_folder, capsys, code, message):  # noqa: F811
-    assert run([*arguments(tiny_folder), "--backend", "accelerator", "--code", code]) == 1
+    assert run([*arguments(tiny_folder), "--backend", "rtl", "--code", code]) == 1
     assert message in capsys.readouterr().err

@@ -158,7 +158,7 @@ def test_command_on_the_golden_backend(tiny_folder, capsys):
 
 
 def test_command_on_the_rtl_backend(tiny_folder, engine, capsys):
-    options = ["--backend", "rtl", "--max-new-tokens", "6", "--json", "report.json"]
+    options = ["--backend", "engine", "--max-new-tokens", "6", "--json", "report.json"]
     assert run(arguments(tiny_folder, *options)) == 0
     report = json.loads(Path("report.json").read_text())
     jobs = 5 * 2 * 2  # steps, layers, KV heads
@@ -174,7 +174,15 @@ def test_command_on_the_rtl_backend(tiny_folder, engine, capsys):
 
 
 def test_command_without_checking(tiny_folder, engine):
-    options = ["--backend", "rtl", "--no-check", "--max-new-tokens", "4", "--json", "report.json"]
+    options = [
+        "--backend",
+        "engine",
+        "--no-check",
+        "--max-new-tokens",
+        "4",
+        "--json",
+        "report.json",
+    ]
     assert run(arguments(tiny_folder, *options)) == 0
     report = json.loads(Path("report.json").read_text())
     assert report["tokens_identical"] is None
@@ -184,7 +192,7 @@ def test_command_without_checking(tiny_folder, engine):
 
 def test_command_fails_where_the_rtl_differs(tiny_folder, engine, capsys):
     engine.wrong_from = 12
-    options = ["--backend", "rtl", "--max-new-tokens", "6", "--json", "report.json"]
+    options = ["--backend", "engine", "--max-new-tokens", "6", "--json", "report.json"]
     assert run(arguments(tiny_folder, *options)) == 1
     report = json.loads(Path("report.json").read_text())
     assert report["mismatches"] == 1
@@ -213,7 +221,7 @@ def test_command_fails_where_the_tokens_differ(tiny_folder, engine, monkeypatch,
         return real(language_model, text if len(runs) == 1 else prompt(9, seed=5), *rest)
 
     monkeypatch.setattr(decoding, "decode", other_prompt_the_second_time)
-    options = ["--backend", "rtl", "--max-new-tokens", "6", "--json", "report.json"]
+    options = ["--backend", "engine", "--max-new-tokens", "6", "--json", "report.json"]
     assert run(arguments(tiny_folder, *options)) == 1
     assert json.loads(Path("report.json").read_text())["tokens_identical"] is False
     assert "the golden model alone continues differently" in capsys.readouterr().err
@@ -251,7 +259,7 @@ def test_residual_code_takes_the_papers_scale(tiny_folder):
         (["--max-new-tokens", "0"], "0 is not in the range x>=1"),
         (["--prompt", ""], "prompt: '' has no tokens"),
         (["--json", "gone/report.json"], "--json: 'gone' is not a folder"),
-        (["--backend", "fpga"], "'fpga' is not one of 'rtl', 'golden', 'float', 'unquantized'"),
+        (["--backend", "fpga"], "'fpga' is not one of 'rtl', 'engine', 'golden', 'float', 'unquantized'"),
     ],
 )
 def test_bad_input_is_one_line(tiny_folder, capsys, options, message):

@@ -73,7 +73,7 @@ def test_make_knows_the_target(target: str) -> None:
 
 
 def test_demo_is_what_it_is_said_to_be() -> None:
-    """Balanced K3/V2 on the RTL; a prompt of at least 16 words has at least 16 tokens."""
+    """K3/V2, tiers and feedback on the RTL; 16 words of a prompt have at least 16 tokens."""
     recipe = subprocess.run(
         ["make", "-n", "demo"], cwd=ROOT, check=True, capture_output=True, text=True
     )
@@ -82,6 +82,6 @@ def test_demo_is_what_it_is_said_to_be() -> None:
         options = context.params
     assert options["backend"] == "rtl"
     assert options["config"] == load_config("smollm2")
-    assert str(options["code"]) == "balanced:3/2"
+    assert str(options["code"]) == "balanced:3/2,sinks=4,window=16,feedback"
     assert len(options["prompt"].split()) >= 16
     assert options["max_new_tokens"] >= 24

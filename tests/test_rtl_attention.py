@@ -12,7 +12,7 @@ from test_models import smollm2_wheel  # noqa: F401  a fixture
 from kvtq_hw.cli import run
 
 
-def report_of(*words: str, backend: str = "rtl") -> dict[str, object]:
+def report_of(*words: str, backend: str = "engine") -> dict[str, object]:
     """Run a command that writes report.json."""
     assert run([*words, "--backend", backend, "--json", "report.json"]) == 0
     return json.loads(Path("report.json").read_text())

@@ -40,7 +40,9 @@ GOOD_REPORT = {
     "mismatches": 0,
     "rtl_cycles": 5,
     "context": 40,
-    "code": "balanced:3/2",
+    "code": "balanced:3/2,sinks=4,window=16,feedback",
+    "memory_bytes_compared": 7,
+    "memory_differences": 0,
 }
 
 
@@ -60,6 +62,8 @@ def test_good_demo_passes_silently(tmp_path, monkeypatch, capsys) -> None:
         ("tokens_identical", 1),
         ("outputs_compared", 0),
         ("mismatches", 1),
+        ("memory_bytes_compared", 0),
+        ("memory_differences", 1),
         ("mismatches", None),
         ("rtl_cycles", None),
         ("context", 38),

@@ -2,9 +2,11 @@
 
 Greedy decoding through `generate()` on a cache of packed ternary planes. Backends:
 
-- ``rtl``: prefill by the golden model, the attention of every layer and KV head of every decode
-  step by the verilated engine; compared with the golden model as it goes (``--check``), and the
-  tokens with those of a second run on the golden model alone;
+- ``rtl``: prefill by the golden model, every decode step of every layer and KV head by the
+  verilated accelerator, which quantizes, stores, requantizes, fetches and attends; outputs are
+  compared with the golden model as they come (``--check``), the memory at the end, and the tokens
+  with those of a second run on the golden model alone;
+- ``engine``: the same by the attention core alone, to which the golden model gives planes;
 - ``golden``: the integer golden model alone;
 - ``float``: float64 attention over the same planes, with the golden model's distance to it;
 - ``unquantized``: the model's own cache and attention, for comparison.
@@ -48,7 +50,7 @@ DEFAULT_PROMPT = (
     "Once upon a time, in a small village at the edge of a great forest, there lived a young girl "
     "named Lily who loved to"
 )
-BACKENDS = ("rtl", "accelerator", "golden", "float", "unquantized")
+BACKENDS = ("rtl", "engine", "golden", "float", "unquantized")
 
 
 class CodeType(click.ParamType):
@@ -256,7 +258,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     backend: AttentionBackend = golden
     rtl: RtlBackend | AcceleratorBackend | None = None
     checked = measured = accelerator = None
-    if request.backend == "rtl":
+    if request.backend == "engine":
         from sim.rtl_attention import RtlBackend
 
         with console.status("Building the verilated engine"):
@@ -264,7 +266,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
         if request.check:
             checked = CheckedBackend(golden, engine, Path("build/mismatch"))
         backend = SplitBackend(prefill=golden, decode=checked or engine)
-    elif request.backend == "accelerator":
+    elif request.backend == "rtl":
         from sim.accelerator_backend import AcceleratorBackend, LoadingBackend
 
         codes = code.for_layers(language_model.layers)
