@@ -1,0 +1,243 @@
+"""Proofs over all inputs and all lengths of time: a block, what it may assume, what must never be.
+
+A proof goes from Amaranth to AIGER through Yosys and to property directed reachability (PDR, in
+ABC), which either proves that a condition can never hold, whatever the inputs, or finds a sequence
+of inputs that makes it hold. Both tools come with the pip package pyosys.
+
+Inputs are free in every cycle, `rst` among them; registers start at their initial values, and are
+anything they can be after a reset in mid-work.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyosys
+from amaranth.back import rtlil
+from amaranth.hdl import Assume, Cat, Module, Shape, Signal, Value, ValueLike
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import Flow
+
+from rtl.axi import BusSignature
+from rtl.yosys import run_yosys
+
+__all__ = ["Proof", "ProofError", "Stream", "Verdict", "streams_of"]
+
+_PASSES = (
+    "proc -norom",
+    "flatten",
+    "opt_expr",  # no opt_dff: it stumbles over initial values of registers that become constant
+    "opt_clean",
+    "async2sync",
+    "chformal -lower",
+    "memory_map",
+    "opt_expr -full",
+    "opt_merge",
+    "opt_clean",
+    "techmap",
+    "opt_expr",
+    "opt_merge",
+    "opt_clean",
+    "dffunmap",
+    "setundef -undriven -anyseq",
+    "aigmap",
+    "opt_clean",
+)
+
+_ABC = Path(pyosys.__file__).parent / "yosys-abc"
+
+
+class ProofError(RuntimeError):
+    """The tools came to no verdict; the message holds the end of the log."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found.
+
+    violated : the condition that can hold, and in which cycle it does first; None where none can
+    unreached : conditions that must be reachable and are not: the proof would be about nothing
+    """
+
+    violated: tuple[str, int] | None
+    unreached: tuple[str, ...]
+
+    @property
+    def proved(self) -> bool:
+        """Nothing that must not be can be, and what must be possible is."""
+        return self.violated is None and not self.unreached
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A valid/ready channel of a block: a stream, or a channel of an AXI port."""
+
+    name: str
+    flow: Flow
+    valid: Value
+    ready: Value
+    payload: Value
+
+
+def streams_of(block: wiring.Component) -> list[Stream]:
+    """All channels at a block's edge; of an AXI port, those named by its members."""
+    found = []
+    for name, member in block.signature.members.items():
+        if member.is_port:
+            continue
+        port = getattr(block, name)
+        if isinstance(member.signature, stream.Signature):
+            payload = Value.cast(port.payload)
+            found.append(Stream(name, member.flow, port.valid, port.ready, payload))
+        elif isinstance(member.signature, BusSignature):
+            parts = member.signature.members
+            for channel in (part.removesuffix("valid") for part in parts if part.endswith("valid")):
+                flow = parts[f"{channel}valid"].flow
+                handshake = (f"{channel}valid", f"{channel}ready")
+                payload = Cat(
+                    Value.cast(getattr(port, part))
+                    for part in parts
+                    if part.startswith(channel) and part not in handshake
+                )
+                valid, ready = (getattr(port, part) for part in handshake)
+                found.append(Stream(f"{name}_{channel}", flow, valid, ready, payload))
+    return found
+
+
+class Proof:
+    """Conditions over blocks with free inputs.
+
+    Parameters
+    ----------
+    blocks : by the names of their submodules. Inputs that the caller's `module` does not drive are
+        listed with `free`
+
+    Attributes
+    ----------
+    module : to build conditions in; what it registers is reset by `rst` as the blocks are
+    """
+
+    def __init__(self, **blocks: wiring.Component) -> None:
+        self.module = Module()
+        for name, block in blocks.items():
+            self.module.submodules[name] = block
+        self._inputs: list[Value] = []
+        self._never: dict[str, Value] = {}
+        self._reachable: dict[str, Value] = {}
+
+    def free(self, *values: Any) -> None:
+        """Let inputs of blocks, or signals of the module, be anything in every cycle."""
+        self._inputs += [Value.cast(value) for value in values if len(Value.cast(value))]
+
+    def free_block(self, block: wiring.Component) -> None:
+        """Let all inputs of a block be free, apart from the rule of its input streams."""
+        for _, member, value in block.signature.flatten(block):
+            if member.flow is Flow.In and Shape.cast(member.shape).width:
+                self.free(value)
+        for channel in streams_of(block):
+            if channel.flow is Flow.In:
+                self.assume(self._keeps_its_offer(channel))
+
+    def assume(self, condition: ValueLike) -> None:
+        """Look only at sequences of inputs in which this always holds."""
+        self.module.d.comb += Assume(condition)
+
+    def never(self, name: str, condition: ValueLike) -> None:
+        """Claim that this never holds."""
+        self._never[name] = Value.cast(condition)
+
+    def reachable(self, name: str, condition: ValueLike) -> None:
+        """Claim that this can hold: a proof from impossible assumptions would prove nothing."""
+        self._reachable[name] = Value.cast(condition)
+
+    def stream_rules(self, block: wiring.Component) -> None:
+        """Output channels keep their offers: valid stays, with the same payload, until ready."""
+        for channel in streams_of(block):
+            if channel.flow is Flow.Out:
+                kept = self._keeps_its_offer(channel)
+                self.never(f"{channel.name} changes what it offers", ~kept)
+                self.reachable(f"{channel.name} waits", channel.valid & ~channel.ready)
+
+    def still(self, value: Any) -> None:
+        """Assume that an input never changes from one cycle to the next."""
+        bits = Value.cast(value)
+        first, before = Signal(init=1), Signal(len(bits))
+        self.module.d.sync += [first.eq(0), before.eq(bits)]
+        self.assume(first | (bits == before))
+
+    def _keeps_its_offer(self, channel: Stream) -> Value:
+        waits = Signal(name=f"{channel.name}_waits")
+        offered = Signal(len(channel.payload), name=f"{channel.name}_offered")
+        self.module.d.sync += [
+            waits.eq(channel.valid & ~channel.ready),
+            offered.eq(channel.payload),
+        ]
+        return ~waits | (channel.valid & (channel.payload == offered))
+
+    def check(self, seconds: int = 600, frames: int = 200) -> Verdict:
+        """Prove, or refute.
+
+        Parameters
+        ----------
+        seconds : limit of each of the two searches
+        frames : cycles within which reachable conditions must be reached
+
+        Raises
+        ------
+        ValueError
+            When nothing is claimed to be impossible, or nothing to be possible.
+        ProofError
+            When there is no verdict within the limits.
+        """
+        if not self._never or not self._reachable:
+            raise ValueError("a proof needs something that must never be, and something that can")
+        violated = Signal(len(self._never))
+        reached = Signal(len(self._reachable))
+        self.module.d.comb += [
+            violated.eq(Cat(self._never.values())),
+            reached.eq(Cat(self._reachable.values())),
+        ]
+        ports = [*self._inputs, violated, reached]
+        text = rtlil.convert(self.module, name="top", ports=ports, emit_src=False)
+        with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
+            directory = Path(folder)
+            (directory / "top.il").write_text(text, encoding="utf-8")
+            commands = ["read_rtlil top.il", *_PASSES, "design -save top"]
+            for name, other in (("violated", "reached"), ("reached", "violated")):
+                commands += [
+                    f"delete -output w:{other}",
+                    f"write_aiger -I -B -zinit {name}.aig",
+                    "design -load top",
+                ]
+            run_yosys(commands, directory)
+            log = _run_abc(directory, "violated.aig", f"scorr; dc2; print_stats; pdr -T {seconds}")
+            violations = _asserted(log)
+            # nothing is left to search where induction (scorr) has made all outputs constant
+            solved = re.search(r"lat = +0 +and = +0 .*All outputs solved", log, re.DOTALL)
+            if not violations and not solved and "Property proved" not in log:
+                raise ProofError(f"no verdict on what must never be:\n{log[-600:]}")
+            log = _run_abc(directory, "reached.aig", f"bmc3 -a -F {frames} -T {seconds}")
+            reached_outputs = {output for output, _ in _asserted(log)}
+        first = next(((list(self._never)[output], frame) for output, frame in violations), None)
+        names = enumerate(self._reachable)
+        return Verdict(first, tuple(name for i, name in names if i not in reached_outputs))
+
+
+def _run_abc(directory: Path, file: str, search: str) -> str:
+    """The log of a search in an AIGER file, whose constraints become part of its outputs."""
+    commands = f"read_aiger {file}; fold; strash; {search}"
+    done = subprocess.run(
+        [_ABC, "-c", commands], cwd=directory, capture_output=True, text=True, check=False
+    )
+    return done.stdout + done.stderr
+
+
+def _asserted(log: str) -> list[tuple[int, int]]:
+    """Outputs that a search found to be high, and in which frame."""
+    found = re.findall(r"[Oo]utput +(\d+) .*?asserted in frame +(\d+)", log)
+    return [(int(output), int(frame)) for output, frame in found]
