@@ -2,6 +2,7 @@
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from amaranth.hdl import Module, Signal
@@ -279,3 +280,12 @@ def test_a_cell_that_cannot_be_mapped_does_not_go_uncounted(store) -> None:
     )
     with pytest.raises(UserError, match=r"^--liberty: 'shipped' has no cell for .*TBUF_ in engine"):
         map_part(Part("engine", "design", 1, text), shipped_liberty(), store)
+
+
+def test_threads_may_store_one_netlist(tmp_path) -> None:
+    store, key, netlist = EstimateStore(tmp_path), {"what": "test"}, "module m;\n" * 20000
+    with ThreadPoolExecutor(4) as pool:
+        for written in [pool.submit(store.put_netlist, key, netlist) for _ in range(16)]:
+            written.result()
+    assert store.get_netlist(key) == netlist
+    assert len(list((tmp_path / "netlists").iterdir())) == 1

@@ -10,6 +10,7 @@ import gzip
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ class EstimateStore:
     def put_netlist(self, key: dict[str, Any], netlist: str) -> None:
         """Store a netlist, like a result."""
         file = self._file(key)
-        partial = file.with_suffix(f".{os.getpid()}")
+        partial = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         partial.write_bytes(gzip.compress(netlist.encode(), mtime=0))
         partial.rename(file)
 
