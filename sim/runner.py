@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -80,6 +80,8 @@ def run_bench(
     folder: Path,
     waves: bool = False,
     testcase: str | None = None,
+    module: str | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> BenchResult:
     """Build (or take from the cache) and run the bench of one block.
 
@@ -97,6 +99,10 @@ def run_bench(
         Record all signals: VCD on Verilator, FST on Icarus.
     testcase : str, optional
         Run only the tests whose name ends with this.
+    module : str, optional
+        Another cocotb module than the block's bench.
+    variables : Mapping[str, str], optional
+        Environment variables for it.
 
     Raises
     ------
@@ -107,7 +113,9 @@ def run_bench(
     """
     tool = find_simulator(simulator)
     component = create_block(block, config)
-    run = (folder / "runs" / f"{block}-{config.digest()[:12]}-{simulator}-{seed}").resolve()
+    module = module or f"sim.benches.{block}"
+    name = block if module == f"sim.benches.{block}" else module.rpartition(".")[2]
+    run = (folder / "runs" / f"{name}-{config.digest()[:12]}-{simulator}-{seed}").resolve()
     run.mkdir(parents=True, exist_ok=True)
     log, results = run / "simulation.log", run / "results.xml"
     waves_file = run / ("dump.vcd" if simulator == "verilator" else "dump.fst")
@@ -119,7 +127,7 @@ def run_bench(
         trouble = ""
         try:
             runner.test(
-                test_module=f"sim.benches.{block}",
+                test_module=module,
                 hdl_toplevel=module_name(block),
                 hdl_toplevel_lang="verilog",
                 seed=seed,
@@ -129,6 +137,7 @@ def run_bench(
                     CONFIG_VARIABLE: config.model_dump_json(),
                     # else every import, torch and all, is compiled anew for better assertions
                     "COCOTB_REWRITE_ASSERTION_FILES": "",
+                    **(variables or {}),
                 },
                 waves=waves,
                 build_dir=build,

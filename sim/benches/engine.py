@@ -24,16 +24,24 @@ Payloads = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """One job's inputs: queries [G, D] with exponents [G], keys and values."""
+    """One job's inputs: queries [G, D] with exponents [G], keys and values.
+
+    `exponent` is the job's value exponent where it is larger than that of any value.
+    """
 
     queries: NDArray[np.int64]
     query_exponent: NDArray[np.int64]
     keys: Vectors
     values: Vectors
+    exponent: int | None = None
 
     @property
     def tokens(self) -> int:
         return len(self.keys.planes)
+
+    @property
+    def value_exponent(self) -> int:
+        return self.values.largest_exponent if self.exponent is None else self.exponent
 
 
 def random_job(
@@ -59,7 +67,7 @@ def random_job(
     # the widest product comes out at about 2**octaves, before its scale's exponent
     exponent = config.product_bits - config.score_fraction_bits - octaves + limits[1]
     exponents = np.clip(exponent + rng.integers(-1, 2, config.query_group), -128, 127)
-    return Job(queries, exponents, *vectors)
+    return Job(queries, exponents, vectors[0], vectors[1])
 
 
 def slices(bench: Bench, vectors: Vectors, kind: str) -> Payloads:
@@ -88,7 +96,7 @@ async def run(
     config = bench.config
     source, sink = mixes
     descriptions, queries, outputs = [], [], []
-    exponents = [{"value_exponent": job.values.largest_exponent} for job in jobs]
+    exponents = [{"value_exponent": job.value_exponent} for job in jobs]
     saturated = 0
     for job in jobs:
         descriptions.append(
@@ -106,6 +114,7 @@ async def run(
             ),
             job.keys.golden(),
             job.values.golden(),
+            exponent=torch.tensor([job.value_exponent]),
         )
         saturated += int(attention.saturated)
         values = attention.values[:, 0]
@@ -213,7 +222,7 @@ async def cycle_model(dut: HierarchyObject, key_planes: int, value_planes: int) 
         random_vectors(bench.rng, config, np.full(tokens, planes), exponents=(10, 12))
         for planes in (min(key_planes, config.max_planes), min(value_planes, config.max_planes))
     ]
-    counters = await run(bench, [Job(job.queries, job.query_exponent, *vectors)])
+    counters = await run(bench, [Job(job.queries, job.query_exponent, vectors[0], vectors[1])])
     planes = [int(part.planes[0]) for part in vectors]
     expected = uniform_job_cycles(config, tokens, *planes)
     bench.check(counters["busy_cycles"], expected, "busy cycles")

@@ -1,0 +1,83 @@
+"""Save attentions of a real decode, each KV head's in a file, for `kvtq-hw replay`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.options import model_option, preset_option
+
+__all__ = ["command"]
+
+DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the energy of sunlight to"
+
+
+@click.command()
+@preset_option
+@model_option
+@click.option("--code", "code_text", default="balanced:3/2", show_default=True, help="Cache code.")
+@click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help="Text to continue.")
+@click.option("--layer", "layers", type=int, multiple=True, default=(0,), show_default=True)
+@click.option(
+    "--head", "heads", type=int, multiple=True, default=(0,), show_default=True, help="KV head."
+)
+@click.option(
+    "--step",
+    "steps",
+    type=click.IntRange(min=0),
+    multiple=True,
+    default=(0,),
+    show_default=True,
+    help="Decode step; 0 is the first after the prompt.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("build/capture"),
+    show_default=True,
+    help="Folder for the files.",
+)
+def command(
+    config: EngineConfig,
+    model_name: str,
+    code_text: str,
+    prompt: str,
+    layers: tuple[int, ...],
+    heads: tuple[int, ...],
+    steps: tuple[int, ...],
+    output: Path,
+) -> None:
+    """Decode with the golden model and save chosen attentions: --layer, --head and --step each
+    may be given several times."""
+    from golden.calibration import load_or_calibrate
+    from golden.capture import CaptureBackend
+    from golden.decoding import decode, make_cache
+    from golden.models import load_model
+
+    code = CacheCode.parse(code_text)
+    language_model = load_model(model_name)
+    language_model.check_fits(config)
+    for name, chosen, count in (
+        ("--layer", layers, language_model.layers),
+        ("--head", heads, language_model.kv_heads),
+    ):
+        for number in chosen:
+            if not 0 <= number < count:
+                raise UserError(f"{name}: {number} is not allowed; must be 0..{count - 1}")
+    backend = CaptureBackend(layers, heads, steps)
+    cache = make_cache(config, code, load_or_calibrate(language_model), backend)
+    decode(language_model, prompt, max(steps) + 2, cache)
+    expected = len(layers) * len(heads) * len(steps)
+    for job in backend.captured:
+        file = output / f"layer{job.layer}-head{job.head}-step{job.step}.safetensors"
+        job.save(file)
+        click.echo(f"{file}: {len(job.key_depths)} tokens")
+    if len(backend.captured) != expected:
+        raise UserError(
+            f"--step: the text ended early; {len(backend.captured)} of {expected} attentions saved"
+        )

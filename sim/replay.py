@@ -1,0 +1,60 @@
+"""Replay: one captured attention on the engine in a simulator, as a cocotb test of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cocotb
+from cocotb.handle import HierarchyObject
+from torch import Tensor
+
+from golden.capture import Captured, load_captured
+from golden.planes import Planes
+from kvtq_hw.cycle_model import job_cycles
+from sim.bench import Bench
+from sim.benches.engine import Job, run
+from sim.stimulus import Vectors
+
+__all__ = ["FILE_VARIABLE", "replayed_cycles"]
+
+#: Environment variable with the captured file.
+FILE_VARIABLE = "KVTQ_REPLAY_FILE"
+
+
+def replayed_cycles(captured: Captured) -> int:
+    """Cycles that the model gives for a captured job."""
+    config, slices = captured.config, []
+    for depths in (captured.key_depths, captured.value_depths):
+        slices.append([config.slices * int(block.sum()) for block in depths.split(config.block)])
+    return job_cycles(config, *slices)
+
+
+@cocotb.test()
+async def captured(dut: HierarchyObject) -> None:
+    """Outputs, counters and cycles of the captured job, streams never waiting."""
+    bench = await Bench.start(dut, "engine")
+    job = load_captured(Path(os.environ[FILE_VARIABLE]))
+    counters = await run(
+        bench,
+        [
+            Job(
+                job.queries.values[:, 0].numpy(),
+                job.queries.exponent[:, 0].numpy(),
+                _vectors(job.keys, job.key_depths),
+                _vectors(job.values, job.value_depths),
+                job.value_exponent,
+            )
+        ],
+    )
+    bench.check(counters["busy_cycles"], replayed_cycles(job), "busy cycles")
+
+
+def _vectors(planes: Planes, depths: Tensor) -> Vectors:
+    return Vectors(
+        planes.trits.numpy(),
+        planes.unit.numpy(),
+        planes.fraction.numpy(),
+        planes.exponent.numpy(),
+        depths.numpy(),
+    )

@@ -1,0 +1,77 @@
+"""Capture and replay: the saved job is the decode's own, and the simulators compute it."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from bench_matrix import FOLDER
+from click.testing import CliRunner
+from tiny_model import prompt, save_tiny_model
+
+from golden.capture import load_captured
+from kvtq_hw.cli import run
+from kvtq_hw.errors import UserError
+from kvtq_hw.flows.capture import command as capture
+from kvtq_hw.flows.replay import command as replay
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("capture")
+    model = save_tiny_model(folder / "model")
+    options = ["--preset", "tiny", "--model", str(model), "--prompt", prompt(20)]
+    options += ["--code", "balanced:3/2,sinks=2,window=4", "-o", str(folder / "out")]
+    options += ["--layer", "0", "--layer", "1", "--head", "1", "--step", "0", "--step", "5"]
+    result = CliRunner().invoke(capture, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    found = sorted((folder / "out").iterdir())
+    assert [file.name for file in found] == [
+        f"layer{layer}-head1-step{step}.safetensors" for layer in (0, 1) for step in (0, 5)
+    ]
+    return found
+
+
+def test_captured_jobs_are_of_their_steps(files):
+    first, later = load_captured(files[0]), load_captured(files[1])
+    assert len(first.key_depths) == 21 and len(later.key_depths) == 26
+    assert first.key_depths.tolist() == [5] * 2 + [3] * 15 + [5] * 4
+    assert first.value_depths.tolist() == [5] * 2 + [2] * 15 + [5] * 4
+    assert torch.equal(first.golden(), first.expected)
+    assert first.expected.any()
+    # sinks and body never change
+    assert torch.equal(first.keys.trits[:17], later.keys.trits[:17])
+
+
+@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
+def test_replay_compares_and_records(files, simulator):
+    options = [str(files[1]), "--simulator", simulator, "--waves", "--build-folder", str(FOLDER)]
+    result = CliRunner().invoke(replay, options, catch_exceptions=False, standalone_mode=False)
+    assert result.return_value == 0, result.output
+    assert "16 outputs equal, 26 tokens in " in result.output
+    waves = Path(result.output.partition("waves: ")[2].strip())
+    assert waves.stat().st_size > 1000
+
+
+def test_other_outputs_are_refused(files, tmp_path):
+    job = load_captured(files[0])
+    wrong = tmp_path / "wrong.safetensors"
+    dataclasses.replace(job, expected=job.expected + 1).save(wrong)
+    with pytest.raises(UserError, match=r"the golden model of today gives other outputs$"):
+        CliRunner().invoke(replay, [str(wrong)], catch_exceptions=False, standalone_mode=False)
+
+
+def test_what_is_no_capture_is_one_line(tmp_path, capsys):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(b"nothing")
+    assert run(["replay", str(file)]) == 1
+    assert "is no file of kvtq-hw capture" in capsys.readouterr().err
+
+
+def test_layers_that_are_not_there(tmp_path, capsys):
+    model = save_tiny_model(tmp_path / "model")
+    options = ["capture", "--preset", "tiny", "--model", str(model), "--layer", "2"]
+    assert run(options) == 1
+    assert "--layer: 2 is not allowed; must be 0..1" in capsys.readouterr().err
