@@ -10,6 +10,7 @@ from cocotb.handle import HierarchyObject
 from cocotb.triggers import RisingEdge
 
 from golden.planes import Planes
+from golden.quantizer import absmean_constant
 from kvtq_hw.config import EngineConfig
 from sim.bench import STALL_MIXES, Bench
 from sim.stimulus import plain_trit_payloads
@@ -102,6 +103,21 @@ async def corner_data(dut: HierarchyObject, rule: Rule, digits: int) -> None:
     vectors = np.concatenate([corner_vectors(bench), random_vectors(bench, 4)])
     digits = min(digits, bench.config.max_planes)
     await run(bench, vectors, [random_code(bench.rng, bench.config, digits, rule) for _ in vectors])
+
+
+@cocotb.test()
+@cocotb.parametrize(feedback=(False, True))
+async def extreme_constants(dut: HierarchyObject, feedback: bool) -> None:
+    """Scales far above every element, whose weights are clamped, and the smallest ones."""
+    bench = await Bench.start(dut, "quantizer")
+    config = bench.config
+    largest = 4095 / absmean_constant(config, 1000) * 1000
+    vectors = np.repeat(corner_vectors(bench), 2, axis=0)
+    codes = [
+        VectorCode("balanced", "absmean", feedback, 1 + n % config.max_planes, ratio)
+        for n, ratio in enumerate([largest, 0] * (len(vectors) // 2))
+    ]
+    await run(bench, vectors, codes)
 
 
 @cocotb.test()
