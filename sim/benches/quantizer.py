@@ -108,14 +108,14 @@ async def corner_data(dut: HierarchyObject, rule: Rule, digits: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(feedback=(False, True))
 async def extreme_constants(dut: HierarchyObject, feedback: bool) -> None:
-    """Scales far above every element, whose weights are clamped, and the smallest ones."""
+    """Scales and weights above every element, where they are clamped, and the smallest ones."""
     bench = await Bench.start(dut, "quantizer")
     config = bench.config
     largest = 4095 / absmean_constant(config, 1000) * 1000
-    vectors = np.repeat(corner_vectors(bench), 2, axis=0)
+    vectors = np.repeat(corner_vectors(bench), 4, axis=0)
     codes = [
         VectorCode("balanced", "absmean", feedback, 1 + n % config.max_planes, ratio)
-        for n, ratio in enumerate([largest, 0] * (len(vectors) // 2))
+        for n, ratio in enumerate([largest, 0, 2, 3] * (len(vectors) // 4))
     ]
     await run(bench, vectors, codes)
 
