@@ -49,8 +49,6 @@ def test_cycles_and_bytes_of_a_code() -> None:
 
 
 def test_engines_with_multipliers() -> None:
-    if "cache_format" not in EngineConfig.model_fields:
-        pytest.skip("cache_format: the generator makes no engines with multipliers")
     int8, int4 = integers(TINY)
     assert [(c.name, c.config.max_planes) for c in (int8, int4)] == [("INT8", 1), ("INT4", 1)]
     assert int8.bytes(10) - int4.bytes(10) == 10 * 2 * 4

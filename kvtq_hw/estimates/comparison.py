@@ -135,12 +135,10 @@ def integer(config: EngineConfig, name: str, code: str, bits: int, scale_bytes: 
 
 
 def integers(config: EngineConfig) -> list[Candidate]:
-    """The candidates with multipliers, where the generator makes their engines: INT8 and INT4.
+    """The candidates with multipliers: INT8 and INT4.
 
     Their quality is that of plain integers, one scale a vector: no rotation, no feedback.
     """
-    if "cache_format" not in EngineConfig.model_fields:
-        return []
     fields = config.model_dump() | {"max_planes": 1}
     return [
         integer(
