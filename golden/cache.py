@@ -27,6 +27,7 @@ from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS, quantize
 from golden.scale import join_scale, split_scale
 from golden.unpacker import unpack
+from golden.value_exponents import ValueExponents
 from kvtq_hw.codes import CacheCode, CodeKind, CodeTable, ScaleChoice
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
@@ -409,9 +410,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         self.values = TieredStore(
             self.config, self.code, "value", condition.value_feedback if used else None, *shape
         )
-        self._value_exponents = torch.zeros(
-            batch, kv_heads, 1, dtype=torch.int64, device=self.device
-        )
+        self._value_exponents = ValueExponents(*shape)
         self.is_initialized = True
 
     def update(
@@ -479,7 +478,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         """
         if self._newest is not None:
             self._count_exponents(self._newest, visible)
-        return self._value_exponents[..., -queries:]
+        return self._value_exponents.newest[..., -queries:]
 
     def _count_exponents(self, newest: Written, visible: Tensor | None) -> None:
         """Go on with the running maximum over what the newest update wrote."""
@@ -491,8 +490,7 @@ class TernaryCacheLayer(CacheLayerMixin):
             # at first there are fewer tokens than a window in front of the new ones
             known = torch.nn.functional.pad(used, (self.code.window, 0))
             left = torch.where(known[..., tokens - new : tokens], left, 0)
-        written = torch.cat((self._value_exponents[..., -1:], torch.maximum(came, left)), -1)
-        self._value_exponents = written.cummax(-1).values[..., 1:]
+        self._value_exponents.write(torch.maximum(came, left), tokens)
         self._newest = None
 
     def take_vectors(self) -> tuple[Tensor, Tensor] | None:
@@ -520,15 +518,13 @@ class TernaryCacheLayer(CacheLayerMixin):
         """Forget everything."""
         if self.is_initialized:
             self.crop(-self.get_seq_length())
-            self._newest = None
-            self._value_exponents.zero_()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Rearrange the batch for beam search."""
         self._map_batch(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens. The value exponent does not fall.
+        """Forget the last ``-tokens_to_remove`` tokens, and what they did to the value exponent.
 
         Raises
         ------
@@ -541,7 +537,10 @@ class TernaryCacheLayer(CacheLayerMixin):
             )
         if tokens_to_remove == 0 or not self.is_initialized:
             return
+        if self._newest is not None:
+            self._count_exponents(self._newest, None)
         kept = max(self.get_seq_length() + tokens_to_remove, 0)
+        self._value_exponents.crop(kept)
         self.keys.crop(kept)
         self.values.crop(kept)
         self.revision += 1
@@ -583,7 +582,7 @@ class TernaryCacheLayer(CacheLayerMixin):
             self.values.map_batch(function)
             if self._newest is not None:
                 self._count_exponents(self._newest, None)
-            self._value_exponents = function(self._value_exponents)
+            self._value_exponents.map_batch(function)
             self.revision += 1
 
 

@@ -103,8 +103,8 @@ def test_nothing_but_packed_bytes_is_kept():
     layer.value_exponent(3)
     layer.update(*states(1, 1))
     layer.value_exponent(1)
-    beside = [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
-    assert [tensor.shape for tensor in beside] == [(1, 2, 1)]  # the value exponent of each head
+    assert not [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+    assert layer._value_exponents.newest.shape == (1, 2, 1)  # of each head
 
 
 def test_room_to_grow_is_small():

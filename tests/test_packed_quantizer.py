@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from golden.cache import PlaneStore
+from golden.dequantizer import dequantize
 from golden.feedback import Feedback, feedback_from_hessian
-from golden.quantizer import FEEDBACK_RATIOS, dequantize, quantize
+from golden.quantizer import FEEDBACK_RATIOS, quantize
 from kvtq_hw.config import EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
