@@ -166,7 +166,8 @@ def _write(
                         error = min(max(x[k] - step * code, -error_max), error_max - 1)
                         error = (error + (1 << shifts[h, k] >> 1)) >> shifts[h, k]
                         for j in range(k + 1, dim):
-                            sums[j] += error * factors[h, k, j]
+                            added = sums[j] + error * factors[h, k, j]
+                            sums[j] = min(max(added, -2 * error_max), 2 * error_max - 1)
                 for c in range(digits):
                     for j in range(plane_bytes):
                         data[b, h, c, start + t, j] = bytes_of_groups[groups[c, j]]

@@ -39,19 +39,31 @@ def corner_vectors(config: EngineConfig, batch: int, heads: int) -> torch.Tensor
 
 
 def some_feedback(config: EngineConfig, heads: int) -> Feedback:
+    """As calibration makes it."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(heads, config.head_dim, 2 * config.head_dim, generator=generator)
     return feedback_from_hessian(x @ x.mT, 0.03)
 
 
+def strong_feedback(config: EngineConfig, heads: int) -> Feedback:
+    """Any factors and shifts: errors add up until the sums saturate, and come back from there."""
+    generator = torch.Generator().manual_seed(4)
+    dim = config.head_dim
+    factors = torch.randint(-4, 5, (heads, dim, dim), generator=generator, dtype=torch.int8)
+    return Feedback(factors.triu(1), torch.randint(0, 8, (heads, dim), generator=generator))
+
+
+FEEDBACKS = {"plain": None, "calibrated": some_feedback, "strong": strong_feedback}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("digits", range(1, 6))
-@pytest.mark.parametrize("fed", [False, True], ids=["plain", "feedback"])
-def test_stores_the_bytes_of_quantize_and_pack(name, digits, fed):
+@pytest.mark.parametrize("make_feedback", FEEDBACKS.values(), ids=FEEDBACKS)
+def test_stores_the_bytes_of_quantize_and_pack(name, digits, make_feedback):
     config = CONFIGS[name]
     vectors = corner_vectors(config, 2, 3)
-    feedback = some_feedback(config, 3) if fed else None
-    ratio = FEEDBACK_RATIOS["value"][digits - 1] if fed else None
+    feedback = make_feedback(config, 3) if make_feedback else None
+    ratio = FEEDBACK_RATIOS["value"][digits - 1] if make_feedback else None
     planes = quantize(
         config, vectors, "balanced", digits, "absmean", ratio=ratio, feedback=feedback
     )
