@@ -1,12 +1,30 @@
-"""Options that several commands share."""
+"""Options that several commands share, and how they write what `--json` asks for."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import click
 
+from kvtq_hw.codes import CacheCode, read_code
 from kvtq_hw.config import EngineConfig, load_config, preset_names
+from kvtq_hw.errors import UserError
 
-__all__ = ["PresetType", "model_option", "preset_option"]
+__all__ = [
+    "PresetType",
+    "cache_code",
+    "check_context",
+    "context_option",
+    "json_option",
+    "liberty_option",
+    "model_option",
+    "preset_option",
+    "quality_option",
+    "write_json",
+]
 
 
 class PresetType(click.ParamType):
@@ -46,3 +64,74 @@ model_option = click.option(
     metavar="NAME|PATH",
     help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
 )
+
+#: `--json FILE`, passed to the command as `json_file`; `write_json` writes it.
+json_option = click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the numbers.",
+)
+
+#: `--liberty FILE`, passed to the command as `library_file`.
+liberty_option = click.option(
+    "--liberty",
+    "library_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Library of cells (.lib or .lib.gz).  [default: the shipped areas of sky130_fd_sc_hd]",
+)
+
+#: `--quality FILE`, as often as wanted, passed to the command as `quality_files`.
+quality_option = click.option(
+    "--quality",
+    "quality_files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="Results of `kvtq-hw eval`, for the quality of each code.",
+)
+
+#: `--context TOKENS`, passed to the command as `tokens`; `check_context` knows what fits.
+context_option = click.option(
+    "--context", "tokens", type=click.IntRange(1), default=1024, show_default=True
+)
+
+
+def cache_code(text: str) -> CacheCode:
+    """The code that `--code` spells, where a table of codes by layer is of no use.
+
+    Raises
+    ------
+    UserError
+        For a table, or what is no code.
+    """
+    code = read_code(text)
+    if not isinstance(code, CacheCode):
+        raise UserError(f"--code: {text!r} is a table; allowed are codes such as balanced:3/2")
+    return code
+
+
+def check_context(tokens: int, *configs: EngineConfig) -> None:
+    """Raise `UserError` when an engine of `configs` holds fewer tokens than `--context` says."""
+    longest = min(config.max_context for config in configs)
+    if tokens > longest:
+        raise UserError(f"--context: {tokens} is more than max_context {longest}")
+
+
+def write_json(file: Path | None, report: Mapping[str, Any]) -> None:
+    """Write what `--json` asks for; without a file nothing.
+
+    Raises
+    ------
+    UserError
+        When it cannot be written.
+    """
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--json: {str(file)!r}: {error.strerror}") from None

@@ -77,7 +77,7 @@ def test_interrupted_sweep_measures_only_the_rest(tmp_path, monkeypatch) -> None
     with ThreadPoolExecutor(1) as pool:
         areas = sweep_areas(LANES, "packer", shipped_liberty(), store, pool, seen.append)
     kept = [area["um2"] for area in areas if "block" not in area]
-    assert kept == [float(lanes) for lanes in first.done][: len(kept)]
+    assert set(kept) <= {float(lanes) for lanes in first.done}
     assert len(kept) == seen[0].from_store
     assert [area["um2"] for area in areas] == [2.0, 4.0, 8.0]
     assert seen[-1] == Progress(3, 3, len(kept))

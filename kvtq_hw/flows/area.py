@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import json_option, liberty_option, preset_option, write_json
 
 __all__ = ["command"]
 
@@ -19,20 +17,8 @@ __all__ = ["command"]
 @click.command()
 @preset_option
 @click.option("--block", metavar="NAME", help="Only this block.  [default: the whole engine]")
-@click.option(
-    "--liberty",
-    "library_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Library of cells (.lib or .lib.gz).  [default: the shipped areas of sky130_fd_sc_hd]",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the numbers.",
-)
+@liberty_option
+@json_option
 def command(
     config: EngineConfig, block: str | None, library_file: Path | None, json_file: Path | None
 ) -> None:
@@ -66,13 +52,7 @@ def command(
         )
     Console().print(table)
     click.echo("Bits in RAM are apart: no area is counted for them. Transistors: of generic gates.")
-    if json_file is not None:
-        arguments = ["kvtq-hw area", f"--preset {config.name}"]
-        arguments += [f"--block {block}"] if block else []
-        arguments += [f"--liberty {library_file}"] if library_file else []
-        text = json.dumps({"command": " ".join(arguments)} | report.as_dict(), indent=2) + "\n"
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json: {str(json_file)!r}: {error.strerror}") from None
+    arguments = ["kvtq-hw area", f"--preset {config.name}"]
+    arguments += [f"--block {block}"] if block else []
+    arguments += [f"--liberty {library_file}"] if library_file else []
+    write_json(json_file, {"command": " ".join(arguments)} | report.as_dict())

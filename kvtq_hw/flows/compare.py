@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,10 +9,16 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from kvtq_hw.codes import CacheCode, read_code
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import (
+    cache_code,
+    check_context,
+    context_option,
+    json_option,
+    preset_option,
+    quality_option,
+    write_json,
+)
 
 __all__ = ["command"]
 
@@ -34,24 +39,11 @@ _CODES = (
     metavar="CODE",
     help="Ternary cache code; the first is the reference.  [default: K3/V2, K2/V2 and K2/V1]",
 )
-@click.option("--context", "tokens", type=click.IntRange(1), default=1024, show_default=True)
+@context_option
 @click.option("--memory-bits", type=click.IntRange(1), default=64, show_default=True,
               help="Bits that memory delivers a cycle.")  # fmt: skip
-@click.option(
-    "--quality",
-    "quality_files",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="Results of `kvtq-hw eval`, for the quality of each code.",
-)
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the numbers.",
-)
+@quality_option
+@json_option
 def command(
     config: EngineConfig,
     codes: Sequence[str],
@@ -75,15 +67,8 @@ def command(
         ternary,
     )
 
-    candidates = []
-    for text in codes:
-        code = read_code(text)
-        if not isinstance(code, CacheCode):
-            raise UserError(f"--code: {text!r} is a table; allowed are codes such as balanced:3/2")
-        candidates.append(ternary(config, code))
-    candidates += integers(config)
-    if tokens > config.max_context:
-        raise UserError(f"--context: {tokens} is more than max_context {config.max_context}")
+    check_context(tokens, config)
+    candidates = [ternary(config, cache_code(text)) for text in codes] + integers(config)
     lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
     speed = equal_speed(candidates, lanes[0], tokens, measure_area)
     bandwidth = equal_bandwidth(candidates, memory_bits, tokens, measure_area)
@@ -111,21 +96,16 @@ def command(
             )
         Console().print(table)
     click.echo("um2 is measured, cycles and bytes are derived, perplexity is measured.")
-    if json_file is not None:
-        report = {
-            "command": f"kvtq-hw compare --preset {config.name} --context {tokens} "
-            f"--memory-bits {memory_bits}" + "".join(f" --code {code}" for code in codes),
-            "config": config.model_dump(),
-            "tokens": tokens,
-            "ways": {
-                title: [
-                    row.as_dict() | {"quality": quality_of(row.code, quality_files)} for row in rows
-                ]
-                for title, rows in ways.items()
-            },
-        }
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json: {str(json_file)!r}: {error.strerror}") from None
+    report = {
+        "command": f"kvtq-hw compare --preset {config.name} --context {tokens} "
+        f"--memory-bits {memory_bits}" + "".join(f" --code {code}" for code in codes),
+        "config": config.model_dump(),
+        "tokens": tokens,
+        "ways": {
+            title: [
+                row.as_dict() | {"quality": quality_of(row.code, quality_files)} for row in rows
+            ]
+            for title, rows in ways.items()
+        },
+    }
+    write_json(json_file, report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import json_option, preset_option, write_json
 
 __all__ = ["command"]
 
@@ -27,13 +25,7 @@ __all__ = ["command"]
     help="ecp5, ice40 or xc7; several are allowed.  [default: all]",
 )
 @click.option("--block", default="engine", show_default=True, metavar="NAME")
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the numbers.",
-)
+@json_option
 def command(
     config: EngineConfig, families: Sequence[str], block: str, json_file: Path | None
 ) -> None:
@@ -54,16 +46,11 @@ def command(
     for result in results.values():
         table.add_row(result["family"], *(f"{result[kind]:,}" for kind in kinds))
     Console().print(table)
-    if json_file is not None:
-        chosen = "".join(f" --family {name}" for name in families)
-        report = {
-            "command": f"kvtq-hw fpga --preset {config.name} --block {block}{chosen}",
-            "config": config.model_dump(),
-            "generator": generator_version(),
-            "families": results,
-        }
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json: {str(json_file)!r}: {error.strerror}") from None
+    chosen = "".join(f" --family {name}" for name in families)
+    report = {
+        "command": f"kvtq-hw fpga --preset {config.name} --block {block}{chosen}",
+        "config": config.model_dump(),
+        "generator": generator_version(),
+        "families": results,
+    }
+    write_json(json_file, report)

@@ -13,10 +13,16 @@ from typing import Any
 
 import click
 
-from kvtq_hw.codes import CacheCode, read_code
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import (
+    cache_code,
+    check_context,
+    context_option,
+    liberty_option,
+    preset_option,
+    quality_option,
+)
 
 __all__ = ["command"]
 
@@ -39,23 +45,10 @@ __all__ = ["command"]
     metavar="CODE",
     help="Cache code; several are swept over.",
 )
-@click.option("--context", "tokens", type=click.IntRange(1), default=1024, show_default=True)
+@context_option
 @click.option("--block", metavar="NAME", help="Area of this block.  [default: the whole engine]")
-@click.option(
-    "--liberty",
-    "library_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Library of cells (.lib or .lib.gz).  [default: the shipped areas of sky130_fd_sc_hd]",
-)
-@click.option(
-    "--quality",
-    "quality_files",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE",
-    help="Results of `kvtq-hw eval`, for the quality of each code.",
-)
+@liberty_option
+@quality_option
 @click.option(
     "--scheduler",
     metavar="ADDRESS",
@@ -97,10 +90,9 @@ def command(
         check_block(block)
     values = dict(map(_axis, axes))
     configs = configurations(config, values)
-    if shortest := [c.max_context for c in configs if c.max_context < tokens]:
-        raise UserError(f"--context: {tokens} is more than max_context {min(shortest)}")
+    check_context(tokens, *configs)
     liberty = load_liberty(library_file)
-    read = [_code(text) for text in codes]
+    read = [cache_code(text) for text in codes]
 
     def report(progress: Progress) -> None:
         click.echo(
@@ -134,13 +126,6 @@ def _axis(text: str) -> tuple[str, list[int | str]]:
             f"configuration: {', '.join(EngineConfig.model_fields)}"
         )
     return field, [int(part) if part.lstrip("-").isdigit() else part for part in parts]
-
-
-def _code(text: str) -> CacheCode:
-    code = read_code(text)
-    if not isinstance(code, CacheCode):
-        raise UserError(f"--code: {text!r} is a table; allowed are codes such as balanced:3/2")
-    return code
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -10,8 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import json_option, preset_option, write_json
 
 __all__ = ["command"]
 
@@ -26,13 +24,7 @@ __all__ = ["command"]
     metavar="FILE",
     help="Library of cells with their delays (.lib or .lib.gz).",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Write the numbers.",
-)
+@json_option
 def command(config: EngineConfig, library_file: Path, json_file: Path | None) -> None:
     """Longest path and highest clock of each block, and of the whole engine.
 
@@ -58,17 +50,12 @@ def command(config: EngineConfig, library_file: Path, json_file: Path | None) ->
         style = "bold" if block == "total" else None
         table.add_row(block, f"{path.delay_ps:,.0f}", f"{path.fmax_mhz:,.0f}", style=style)
     Console().print(table)
-    if json_file is not None:
-        report = {
-            "command": f"kvtq-hw timing --preset {config.name} --liberty {library_file}",
-            "config": config.model_dump(),
-            "library": {"name": liberty.name, "source": liberty.source},
-            "tool": tool,
-            "generator": generator_version(),
-            "paths": {block: path.as_dict() for block, path in paths.items()},
-        }
-        try:
-            json_file.parent.mkdir(parents=True, exist_ok=True)
-            json_file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--json: {str(json_file)!r}: {error.strerror}") from None
+    report = {
+        "command": f"kvtq-hw timing --preset {config.name} --liberty {library_file}",
+        "config": config.model_dump(),
+        "library": {"name": liberty.name, "source": liberty.source},
+        "tool": tool,
+        "generator": generator_version(),
+        "paths": {block: path.as_dict() for block, path in paths.items()},
+    }
+    write_json(json_file, report)
