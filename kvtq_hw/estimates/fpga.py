@@ -1,6 +1,6 @@
 """Resources of an FPGA, after synthesis by Yosys: LUTs, flip-flops, memories, multipliers.
 
-After synthesis, not after place and route: there is no clock in these numbers.
+Before place and route (`kvtq_hw.estimates.place_and_route`): there is no clock in these numbers.
 """
 
 from __future__ import annotations

