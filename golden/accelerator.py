@@ -7,6 +7,7 @@ outputs back. It is the composition of the golden blocks, for one KV head withou
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,7 +60,7 @@ class KvHead:
             key = key - condition.key_centre[:, None]
         self.keys.append(condition.rotated(key))
         written = self.values.append(condition.rotated(value))
-        largest = int(torch.maximum(written.came, written.left).max())
+        largest = int(np.maximum(written.came, written.left).max())
         self.value_exponent = max(self.value_exponent, largest)
 
     def store(self, image: MemoryImage, layer: int, head: int) -> None:

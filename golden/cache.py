@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PlaneStore", "TernaryCache", "TernaryCacheLayer", "TieredStore"]
 
-_LEAST_ROOM = 8
+_LEAST_ROOM = 4
 
 
 class PlaneStore:
@@ -52,8 +53,10 @@ class PlaneStore:
     device : where the bytes live
     scale, ratio, feedback : how vectors are quantized; see `golden.quantizer.quantize`
 
+    most : tokens that will ever be stored, where that is known
+
     Bytes are kept plane by plane, ``[batch, kv_heads, plane, token, byte]``, so that one plane of
-    consecutive tokens is consecutive in memory. Room for more is a 32nd of what is stored.
+    consecutive tokens is consecutive in memory. Room for more is a 64th of what is stored.
     """
 
     def __init__(
@@ -67,12 +70,14 @@ class PlaneStore:
         scale: ScaleChoice = "absmean",
         ratio: float | None = None,
         feedback: Feedback | None = None,
+        most: int | None = None,
     ) -> None:
         self.config = config
         self.kind = kind
         self.digits = digits
         self.tokens = 0
         self._first = 0  # place of the first token in the buffers
+        self._most = most
         self._rounding = scale, ratio, feedback
         self._packed_quantizer = (
             PackedQuantizer(config, digits, ratio, feedback)
@@ -91,6 +96,7 @@ class PlaneStore:
             dtype=torch.uint8 if config.scale_bits <= 8 else torch.int16,
             device=device,
         )
+        self._map(lambda x: x)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +120,7 @@ class PlaneStore:
 
     def append_vectors(self, vectors: Tensor) -> None:
         """Quantize int64 vectors [batch, kv_heads, tokens, D] and pack them behind."""
-        if self._packed_quantizer is None or self.device.type != "cpu":
+        if self._packed_quantizer is None or self._arrays is None:
             scale, ratio, feedback = self._rounding
             self.append(
                 quantize(
@@ -129,17 +135,15 @@ class PlaneStore:
             )
             return
         start = self._make_room(vectors.shape[-2])
-        self._packed_quantizer.write(vectors, self._bytes, self._scales, start)
+        self._packed_quantizer.write(vectors, *self._arrays, start)
         self.tokens += vectors.shape[-2]
 
     def vectors(self, start: int, stop: int) -> Tensor:
         """What tokens from `start` to `stop` stand for: int64 [batch, kv_heads, tokens, D]."""
-        if self._packed_quantizer is None or self.device.type != "cpu":
+        if self._packed_quantizer is None or self._arrays is None:
             return dequantize(self.config, self.planes(start, stop))
         start, stop = start + self._first, stop + self._first
-        return self._packed_quantizer.read(
-            self._bytes, self._scales, start, stop, self.config.head_dim
-        )
+        return self._packed_quantizer.read(*self._arrays, start, stop, self.config.head_dim)
 
     def planes(self, start: int = 0, stop: int | None = None) -> Planes:
         """Unpack tokens from `start` to `stop`: Planes [batch, kv_heads, tokens, digits, D]."""
@@ -157,21 +161,29 @@ class PlaneStore:
             torch.nn.functional.pad(exponent, (0, absent)),
         )
 
-    def exponents(self, newest: int) -> Tensor:
-        """Largest scale exponent of each of the newest tokens: int64 [batch, kv_heads, newest]."""
+    def exponents(self, newest: int) -> np.ndarray:
+        """Largest scale exponent of each of the newest tokens: [batch, kv_heads, newest]."""
+        words = self._scales.cpu().numpy() if self._arrays is None else self._arrays[1]
         stop = self._first + self.tokens
-        words = self._scales[..., stop - newest : stop, 0]
-        return split_scale(self.config, words)[1].amax(-2)
+        newest_words = words[..., stop - newest : stop, 0]
+        return (newest_words >> self.config.scale_fraction_bits).max(-2).astype(np.uint8)
 
-    def buffers(self) -> tuple[Tensor, Tensor, int]:
-        """What is stored, as it is, with room before and behind.
+    def buffers(self) -> tuple[np.ndarray, np.ndarray, int]:
+        """What is stored on a CPU, as it is, with room before and behind.
 
         Returns
         -------
         Bytes [batch, kv_heads, planes, capacity, plane_bytes], scale words [batch, kv_heads,
         scales, capacity, 1], and the place of the first token.
+
+        Raises
+        ------
+        ValueError
+            When it is elsewhere.
         """
-        return self._bytes, self._scales, self._first
+        if self._arrays is None:
+            raise ValueError(f"stored on {self.device}, must be on a CPU")
+        return *self._arrays, self._first
 
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
@@ -181,8 +193,8 @@ class PlaneStore:
         """Forget the first `tokens` tokens, and give back room when most of it is unused."""
         self._first += tokens
         self.tokens -= tokens
-        if self._bytes.shape[-2] > 2 * _with_room(self.tokens):
-            self._resize(_with_room(self.tokens))
+        if self._bytes.shape[-2] > 2 * self._with_room(self.tokens):
+            self._resize(self._with_room(self.tokens))
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 to what is stored."""
@@ -203,7 +215,7 @@ class PlaneStore:
         """Place for tokens to come, at the end of the buffers' used part."""
         capacity, needed = self._bytes.shape[-2], self.tokens + tokens
         if self._first + needed > capacity:
-            self._resize(capacity if needed <= capacity else _with_room(needed))
+            self._resize(capacity if needed <= capacity else self._with_room(needed))
         return self._first + self.tokens
 
     def _resize(self, capacity: int) -> None:
@@ -214,24 +226,27 @@ class PlaneStore:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> None:
         self._bytes, self._scales = function(self._bytes), function(self._scales)
+        # for compiled loops, which take arrays: making one costs more than a token's loop
+        on_cpu = self.device.type == "cpu"
+        self._arrays = (self._bytes.numpy(), self._scales.numpy()) if on_cpu else None
 
-
-def _with_room(tokens: int) -> int:
-    return tokens + max(_LEAST_ROOM, tokens // 32)
+    def _with_room(self, tokens: int) -> int:
+        capacity = tokens + max(_LEAST_ROOM, tokens // 64)
+        return capacity if self._most is None else max(tokens, min(capacity, self._most))
 
 
 @dataclass(frozen=True)
 class Written:
     """What appending T tokens wrote.
 
-    came : int64 [batch, kv_heads, T], largest scale exponent of each token as it came
-    left : int64 [batch, kv_heads, T], that of the token that it made leave the window; 0 if none
+    came : uint8 [batch, kv_heads, T], largest scale exponent of each token as it came
+    left : uint8 [batch, kv_heads, T], that of the token that it made leave the window; 0 if none
     window : of several tokens, the window with them, before any left it; None where it is one,
         which sees what is stored afterwards, or the code has no window
     """
 
-    came: Tensor
-    left: Tensor
+    came: np.ndarray
+    left: np.ndarray
     window: Planes | None
 
 
@@ -265,7 +280,7 @@ class TieredStore:
         ratio = FEEDBACK_RATIOS[which][digits - 1] if feedback else None
         tier_digits = code.tier_digits(config.max_planes)
         shape = batch, kv_heads, device
-        self.sinks = PlaneStore(config, "balanced", tier_digits, *shape)
+        self.sinks = PlaneStore(config, "balanced", tier_digits, *shape, most=code.sinks)
         self.body = PlaneStore(
             config, code.kind, digits, *shape, code.scale_choice, ratio, feedback
         )
@@ -274,7 +289,7 @@ class TieredStore:
     @property
     def tokens(self) -> int:
         """Stored tokens."""
-        return sum(part.tokens for part in self._parts)
+        return self.sinks.tokens + self.body.tokens + self.window.tokens
 
     @property
     def settled(self) -> int:
@@ -304,8 +319,8 @@ class TieredStore:
         rest = self.window if self._code.window else self.body
         rest.append_vectors(vectors)
         written.append(rest.exponents(tokens - sinks))
-        came = torch.cat(written, -1)
-        left, before = torch.zeros_like(came), None
+        came = np.concatenate(written, -1)
+        left, before = np.zeros_like(came), None
         if self._code.window:
             before = self.window.planes() if tokens > 1 else None
             leaving = self.window.tokens - self._code.window
@@ -410,7 +425,7 @@ class TernaryCacheLayer(CacheLayerMixin):
         self.values = TieredStore(
             self.config, self.code, "value", condition.value_feedback if used else None, *shape
         )
-        self._value_exponents = ValueExponents(*shape)
+        self._value_exponents = ValueExponents(batch, kv_heads)
         self.is_initialized = True
 
     def update(
@@ -478,19 +493,19 @@ class TernaryCacheLayer(CacheLayerMixin):
         """
         if self._newest is not None:
             self._count_exponents(self._newest, visible)
-        return self._value_exponents.newest[..., -queries:]
+        return torch.from_numpy(self._value_exponents.newest[..., -queries:]).to(self.device).long()
 
     def _count_exponents(self, newest: Written, visible: Tensor | None) -> None:
         """Go on with the running maximum over what the newest update wrote."""
         came, left = newest.came, newest.left
         tokens, new = self.get_seq_length(), came.shape[-1]
         if visible is not None:
-            used = visible.any(-2)
-            came = torch.where(used[..., tokens - new :], came, 0)
+            used = visible.any(-2).cpu().numpy()
+            came = came * used[..., tokens - new :]
             # at first there are fewer tokens than a window in front of the new ones
-            known = torch.nn.functional.pad(used, (self.code.window, 0))
-            left = torch.where(known[..., tokens - new : tokens], left, 0)
-        self._value_exponents.write(torch.maximum(came, left), tokens)
+            known = np.pad(used, ((0, 0), (0, 0), (self.code.window, 0)))
+            left = left * known[..., tokens - new : tokens]
+        self._value_exponents.write(np.maximum(came, left), tokens)
         self._newest = None
 
     def take_vectors(self) -> tuple[Tensor, Tensor] | None:

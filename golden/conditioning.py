@@ -33,7 +33,7 @@ def to_integers(x: Tensor, exponent: int) -> tuple[Tensor, int]:
     ValueError
         When an element is not finite.
     """
-    exact = x.detach().cpu().double().contiguous().numpy()
+    exact = np.ascontiguousarray(x.double().numpy(force=True))
     integers = np.empty(exact.shape, np.int64)  # a tensor costs more to make than a token to round
     saturated = _round(exact.reshape(-1), 2.0**-exponent, integers.reshape(-1))
     if saturated < 0:

@@ -36,26 +36,32 @@ def hadamard_signs(head_dim: int) -> Tensor:
 def hadamard(x: Tensor) -> Tensor:
     """Transform [..., D] in the type it comes in, integer or float; floats in double precision."""
     dim = x.shape[-1]
-    return _transformed(x, hadamard_signs(dim).numpy(), _ones(dim))
+    return _transformed(x, _factors(dim), _ones(dim))
 
 
 def transposed_hadamard(y: Tensor) -> Tensor:
     """``s * (H y)``, int64 [..., D]: n times what `inverse_hadamard` gives, and so exact."""
     dim = y.shape[-1]
-    return _transformed(y, _ones(dim), hadamard_signs(dim).numpy())
+    return _transformed(y, _ones(dim), _factors(dim))
 
 
 def inverse_hadamard(y: Tensor) -> Tensor:
     """Undo `hadamard`, float [..., D]."""
     dim = y.shape[-1]
-    return _transformed(y, _ones(dim), hadamard_signs(dim).numpy() / (dim & -dim))
+    return _transformed(y, _ones(dim), _factors(dim, dim & -dim))
 
 
 def _transformed(x: Tensor, before: np.ndarray, after: np.ndarray) -> Tensor:
-    source = x.detach().cpu() if x.dtype == torch.int64 else x.detach().cpu().double()
-    result = np.array(source.numpy(), order="C")  # tensors cost more to make than a token to rotate
+    source = x if x.dtype in (torch.int64, torch.float64) else x.double()
+    # tensors cost more to make than a token to rotate
+    result = np.array(source.numpy(force=True), order="C")
     _transform(result.reshape(-1, len(before)), len(before) & -len(before), before, after)
     return torch.from_numpy(result).to(x)
+
+
+@cache
+def _factors(dim: int, divisor: int = 1) -> np.ndarray:
+    return hadamard_signs(dim).numpy() / divisor
 
 
 @cache

@@ -26,6 +26,7 @@ from kvtq_hw.packing import DIGITS_PER_BYTE
 __all__ = ["attend_one"]
 
 _LANES = 4
+numba.config.SLP_VECTORIZE = 1  # makes the four lanes of a table's entry one vector
 
 
 def attend_one(job: AttentionJob) -> Tensor:
@@ -67,7 +68,7 @@ def _runs(store: TieredStore) -> Iterator[tuple[int, tuple]]:
             data, words, first = part.buffers()
             place = first, part.tokens, part.config.scale_fraction_bits
             for run in _planes_of_scales(part):
-                yield start, (data.numpy(), words.numpy(), *run, *place)
+                yield start, (data, words, *run, *place)
         start += part.tokens
 
 

@@ -50,7 +50,7 @@ class PackedQuantizer:
         self._bytes_of_groups = encode_table(config.packing).numpy()
         self._trits_of_bytes = decode_table(config.packing).numpy()
 
-    def write(self, vectors: Tensor, data: Tensor, words: Tensor, start: int) -> None:
+    def write(self, vectors: Tensor, data: np.ndarray, words: np.ndarray, start: int) -> None:
         """Quantize and pack.
 
         Parameters
@@ -77,19 +77,21 @@ class PackedQuantizer:
             self._shifts,
             self._bytes_of_groups,
             self._trits_of_bytes.shape[1],
-            data.numpy(),
-            words.numpy(),
+            data,
+            words,
             start,
         )
         if largest > self._limit:
             raise ValueError(f"x holds {largest}; allowed are magnitudes up to {self._limit}")
 
-    def read(self, data: Tensor, words: Tensor, start: int, stop: int, head_dim: int) -> Tensor:
+    def read(
+        self, data: np.ndarray, words: np.ndarray, start: int, stop: int, head_dim: int
+    ) -> Tensor:
         """What tokens from `start` to `stop` stand for: int64 [batch, kv_heads, T, D]."""
         vectors = torch.empty(*data.shape[:2], stop - start, head_dim, dtype=torch.int64)
         _read(
-            data.numpy(),
-            words.numpy(),
+            data,
+            words,
             start,
             self._scale[2],
             self._trits_of_bytes,

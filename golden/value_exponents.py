@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,31 +19,32 @@ class ValueExponents:
     Parameters
     ----------
     batch, kv_heads : axes of everything here
-    device : where the exponents live
 
     Attributes
     ----------
-    newest : int64 [batch, kv_heads, n], the maximum when each of the newest n tokens had come
+    newest : uint8 [batch, kv_heads, n], the maximum when each of the newest n tokens had come
     """
 
-    def __init__(self, batch: int, kv_heads: int, device: torch.device) -> None:
-        self.newest = torch.zeros(batch, kv_heads, 1, dtype=torch.int64, device=device)
+    def __init__(self, batch: int, kv_heads: int) -> None:
+        self.newest = np.zeros((batch, kv_heads, 1), np.uint8)
         self._rises = [(0, self.newest)]
 
-    def write(self, exponents: Tensor, tokens: int) -> None:
+    def write(self, exponents: np.ndarray, tokens: int) -> None:
         """Go on over the newest tokens.
 
         Parameters
         ----------
-        exponents : int64 [batch, kv_heads, n], the largest that each of the newest tokens wrote
+        exponents : uint8 [batch, kv_heads, n], the largest that each of the newest tokens wrote
         tokens : how many there are with them
         """
-        running = torch.cat((self.newest[..., -1:], exponents), -1).cummax(-1).values
-        rises = (running[..., 1:] != running[..., :-1]).flatten(0, 1).any(0)
+        before = self._rises[-1][1]
+        running = np.maximum.accumulate(np.concatenate((before, exponents), -1), -1)
         self.newest = running[..., 1:]
-        first = tokens - exponents.shape[-1] + 1
-        for place in rises.nonzero().flatten().tolist():
-            self._rises.append((first + place, self.newest[..., place, None].clone()))
+        if (running[..., -1:] > before).any():
+            rises = (self.newest != running[..., :-1]).any((0, 1))
+            first = tokens - exponents.shape[-1] + 1
+            for place in rises.nonzero()[0].tolist():
+                self._rises.append((first + place, self.newest[..., place, None].copy()))
 
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
@@ -52,5 +54,7 @@ class ValueExponents:
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 to what is kept."""
-        self.newest = function(self.newest)
-        self._rises = [(tokens, function(maximum)) for tokens, maximum in self._rises]
+        self._rises = [
+            (tokens, function(torch.from_numpy(maximum)).numpy()) for tokens, maximum in self._rises
+        ]
+        self.newest = function(torch.from_numpy(self.newest)).numpy()

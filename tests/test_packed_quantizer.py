@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,7 +76,7 @@ def test_stores_the_bytes_of_quantize_and_pack(name, digits, make_feedback):
     assert found.tokens == expected.tokens == 68
     for stored, reference in zip(found.buffers()[:2], expected.buffers()[:2], strict=True):
         assert stored.dtype == reference.dtype
-        assert torch.equal(stored[..., :68, :], reference[..., :68, :])
+        assert np.array_equal(stored[..., :68, :], reference[..., :68, :])
     assert torch.equal(found.vectors(0, 68), dequantize(config, planes))
     assert torch.equal(found.vectors(7, 9), dequantize(config, planes)[:, :, 7:9])
 
@@ -91,7 +92,7 @@ def test_dropping_and_growing_leaves_the_newest_tokens():
         first = max(0, token - 32)
         assert torch.equal(store.vectors(0, store.tokens), expected[:, :, first : token + 1])
         assert torch.equal(dequantize(CONFIG, store.planes()), expected[:, :, first : token + 1])
-    assert store.buffers()[0].shape[-2] <= 42
+    assert store.buffers()[0].shape[-2] <= 38
     assert store.stored_bytes() == 2 * 33 * (5 * 13 + 1)
 
 
@@ -100,7 +101,7 @@ def test_a_window_that_a_long_chunk_passed_gives_its_room_back():
     vectors = corner_vectors(CONFIG, 1, 1).repeat(1, 1, 8, 1)
     store.append_vectors(vectors)
     store.drop(512)
-    assert store.buffers()[0].shape[-2] == 32 + 8
+    assert store.buffers()[0].shape[-2] == 32 + 4
     expected = dequantize(CONFIG, quantize(CONFIG, vectors, "balanced", 5, "absmean"))
     assert torch.equal(store.vectors(0, 32), expected[:, :, 512:])
 
