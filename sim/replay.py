@@ -12,8 +12,10 @@ from torch import Tensor
 from golden.capture import Captured, load_captured
 from golden.planes import Planes
 from kvtq_hw.cycle_model import job_cycles
-from sim.bench import Bench
+from rtl.blocks import create_block
+from sim.bench import Bench, bench_config
 from sim.benches.engine import Job, run
+from sim.recording import RECORD_VARIABLE, record
 from sim.stimulus import Vectors
 
 __all__ = ["FILE_VARIABLE", "replayed_cycles"]
@@ -33,6 +35,8 @@ def replayed_cycles(captured: Captured) -> int:
 @cocotb.test()
 async def captured(dut: HierarchyObject) -> None:
     """Outputs, counters and cycles of the captured job, streams never waiting."""
+    if file := os.environ.get(RECORD_VARIABLE):
+        cocotb.start_soon(record(dut, create_block("engine", bench_config()), Path(file)))
     bench = await Bench.start(dut, "engine")
     job = load_captured(Path(os.environ[FILE_VARIABLE]))
     counters = await run(
@@ -44,6 +48,7 @@ async def captured(dut: HierarchyObject) -> None:
                 _vectors(job.keys, job.key_depths),
                 _vectors(job.values, job.value_depths),
                 job.value_exponent,
+                written_zeros=True,
             )
         ],
     )

@@ -16,7 +16,13 @@ from golden.queries import Queries
 from kvtq_hw.cycle_model import uniform_job_cycles
 from rtl.layouts import counters_layout, slice_field
 from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, element_payloads, random_planes, random_vectors
+from sim.stimulus import (
+    Vectors,
+    element_payloads,
+    plain_trit_payloads,
+    random_planes,
+    random_vectors,
+)
 from sim.streams import unpack
 
 Payloads = list[dict[str, Any]]
@@ -26,7 +32,8 @@ Payloads = list[dict[str, Any]]
 class Job:
     """One job's inputs: queries [G, D] with exponents [G], keys and values.
 
-    `exponent` is the job's value exponent where it is larger than that of any value.
+    `exponent` is the job's value exponent where it is larger than that of any value. With
+    `written_zeros` zero digits come as hardware writes them, without it in both encodings.
     """
 
     queries: NDArray[np.int64]
@@ -34,6 +41,7 @@ class Job:
     keys: Vectors
     values: Vectors
     exponent: int | None = None
+    written_zeros: bool = False
 
     @property
     def tokens(self) -> int:
@@ -70,11 +78,15 @@ def random_job(
     return Job(queries, exponents, vectors[0], vectors[1])
 
 
-def slices(bench: Bench, vectors: Vectors, kind: str) -> Payloads:
+def slices(bench: Bench, vectors: Vectors, kind: str, written_zeros: bool = False) -> Payloads:
     """A job's key or value stream."""
     config = bench.config
     shape = (*vectors.unit.shape, config.slices, config.lanes)
-    digits = element_payloads(bench.rng, config, vectors.trits.reshape(shape))
+    elements = vectors.trits.reshape(shape)
+    if written_zeros and not config.integer_bits:
+        digits = plain_trit_payloads(elements)
+    else:
+        digits = element_payloads(bench.rng, config, elements)
     payloads = []
     for token, count in enumerate(vectors.planes.tolist()):
         order = range(count) if kind == "value" else reversed(range(count))
@@ -122,8 +134,12 @@ async def run(
             {"values": values[:, d].tolist(), "last": int(d == config.head_dim - 1)}
             for d in range(config.head_dim)
         ]
-    keys = [payload for job in jobs for payload in slices(bench, job.keys, "key")]
-    values_stream = [payload for job in jobs for payload in slices(bench, job.values, "value")]
+    keys = [
+        payload for job in jobs for payload in slices(bench, job.keys, "key", job.written_zeros)
+    ]
+    values_stream = [
+        payload for job in jobs for payload in slices(bench, job.values, "value", job.written_zeros)
+    ]
     bench.drive("job", descriptions, source)
     bench.drive("value_exponent", exponents, source)
     bench.drive("query", queries, source)

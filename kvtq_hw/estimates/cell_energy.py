@@ -1,0 +1,118 @@
+"""What a change of a pin costs, from a Liberty file: capacitances and tables of internal power."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.gates import pins_of
+from kvtq_hw.estimates.liberty import Group, Liberty
+
+__all__ = ["CellEnergy"]
+
+#: Slew at which tables are read, in the library's unit of time (nanoseconds): a typical gate's.
+_SLEW = 0.05
+
+
+@dataclass
+class CellEnergy:
+    """Energies of a library's cells.
+
+    Raises
+    ------
+    UserError
+        When the library does not say its voltage or its unit of capacitance.
+    """
+
+    liberty: Liberty
+    _curves: dict[tuple[str, str], list[tuple[list[float], list[float]]]] = field(
+        default_factory=dict
+    )
+
+    @cached_property
+    def voltage(self) -> float:
+        """Supply voltage, volts."""
+        voltage = float(self.liberty.root.get("nom_voltage") or 0)
+        if not voltage:
+            raise UserError(f"--liberty: {self.liberty.source!r} has no nom_voltage")
+        return voltage
+
+    @cached_property
+    def _unit(self) -> float:
+        """The unit of capacitance in picofarads; times volts squared, that of energy in pJ."""
+        size, name = self.liberty.root.attributes.get("capacitive_load_unit", ["1", ""])
+        if name.lower() not in ("pf", "ff"):
+            raise UserError(f"--liberty: {self.liberty.source!r} has no capacitive_load_unit")
+        return float(size) * (1.0 if name.lower() == "pf" else 1e-3)
+
+    def capacitance(self, cell: str, pin: str) -> float:
+        """Capacitance of an input, picofarads."""
+        group = pins_of(self.liberty.cells[cell])[pin]
+        return self._unit * float(group.get("capacitance") or 0.0)
+
+    def switching(self, load: float) -> float:
+        """Energy of one change of a net with a load in picofarads, C V^2 / 2, picojoules."""
+        return load * self.voltage**2 / 2
+
+    def internal(self, cell: str, pin: str, load: float = 0.0) -> float:
+        """Energy inside a cell of one change of a pin, picojoules.
+
+        The mean of rise and fall, of the conditions, and for an output of the inputs that may have
+        caused it, as nothing here says which; 0 in a library without tables.
+
+        Parameters
+        ----------
+        load : what an output drives, picofarads
+        """
+        if (curves := self._curves.get((cell, pin))) is None:
+            powers = list(pins_of(self.liberty.cells[cell])[pin].all("internal_power"))
+            # a table that is not there, for rise or for fall, is zero
+            self._curves[cell, pin] = curves = [
+                self._curve(table, 1 / (2 * len(powers)))
+                for power in powers
+                for table in (*power.all("rise_power"), *power.all("fall_power"))
+            ]
+        return self._unit * sum(_between(x, y, load / self._unit) for x, y in curves)
+
+    def _curve(self, table: Group, share: float) -> tuple[list[float], list[float]]:
+        """Loads and energies of a table at `_SLEW`, weighted."""
+        templates = {
+            template.names[0]: template
+            for kind in ("lu_table_template", "power_lut_template")
+            for template in self.liberty.root.all(kind)
+        }
+        rows = [_numbers(row) for row in table.attributes["values"]]
+        template = templates.get(table.names[0]) if table.names else None
+        if template is None:  # a scalar
+            return [0.0], [share * rows[0][0]]
+        variables = [template.get("variable_1"), template.get("variable_2")]
+        axes = [
+            _numbers(table.get(name) or template.get(name) or "") for name in ("index_1", "index_2")
+        ]
+        if variables[1] is None:
+            (values,) = rows
+            if variables[0] == "total_output_net_capacitance":
+                return axes[0], [share * value for value in values]
+            return [0.0], [share * _between(axes[0], values, _SLEW)]
+        if variables[0] == "total_output_net_capacitance":
+            return axes[0], [share * _between(axes[1], row, _SLEW) for row in rows]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        return axes[1], [share * _between(axes[0], column, _SLEW) for column in columns]
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.replace(",", " ").split()]
+
+
+def _between(x: Sequence[float], y: Sequence[float], at: float) -> float:
+    """Linear interpolation; beyond the ends, the end's value."""
+    if at <= x[0] or len(x) == 1:
+        return y[0]
+    if at >= x[-1]:
+        return y[-1]
+    right = bisect_right(x, at)
+    share = (at - x[right - 1]) / (x[right] - x[right - 1])
+    return y[right - 1] + share * (y[right] - y[right - 1])

@@ -1,0 +1,176 @@
+"""A mapped netlist for simulation: cells as gates, by the functions in Liberty."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.liberty import Group, Liberty, truth_table
+from rtl.yosys import run_yosys
+from sim.gates import ONE, ZERO, Gates, Node
+
+__all__ = ["Cell", "Mapped", "link", "pins_of"]
+
+_MEMORY = "kvtq_memory"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An instance: its path in the design, its cell of the library, nets of its pins.
+
+    clock : the pin of a flip-flop's clock; empty for a gate
+    """
+
+    name: str
+    kind: str
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+    clock: str
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """A flat netlist, and the library cells that it is made of."""
+
+    gates: Gates
+    cells: Sequence[Cell]
+
+
+def pins_of(cell: Group) -> dict[str, Group]:
+    """Pins of a library cell by name."""
+    return {pin.names[0]: pin for pin in cell.all("pin")}
+
+
+def link(netlists: Iterable[str], top: str, liberty: Liberty) -> Mapped:
+    """The netlist of a design whose modules are Verilog texts of library cells.
+
+    Raises
+    ------
+    UserError
+        For what the simulation knows nothing of: latches, asynchronous resets in use, memories
+        that are read without a clock, combinational loops.
+    """
+    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
+        directory = Path(folder)
+        for number, text in enumerate(netlists):
+            (directory / f"{number}.v").write_text(text, encoding="utf-8")
+        reads = [f"read_verilog {file.name}" for file in sorted(directory.glob("*.v"))]
+        commands = [*reads, f"hierarchy -top {top}", "flatten", "delete t:$scopeinfo", "opt_clean"]
+        run_yosys([*commands, "write_json flat.json"], directory)
+        module = json.loads((directory / "flat.json").read_text("utf-8"))["modules"][top]
+    return _Linker(liberty).mapped(module)
+
+
+@dataclass
+class _Linker:
+    """Turns Yosys's JSON of a flat module into gates."""
+
+    liberty: Liberty
+    numbers: dict[int | str, int] = field(
+        default_factory=lambda: {"0": ZERO, "1": ONE, "x": ZERO, "z": ZERO}
+    )
+    cells: list[Cell] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
+    states: list[Node] = field(default_factory=list)
+    memories: list[dict[str, list[int]]] = field(default_factory=list)
+
+    def mapped(self, module: Mapping[str, Any]) -> Mapped:
+        ports = {name: self._nets(port["bits"]) for name, port in module["ports"].items()}
+        for name, cell in sorted(module["cells"].items()):
+            nets = {pin: self._nets(bits) for pin, bits in cell["connections"].items()}
+            if cell["type"] == _MEMORY:
+                clocked = nets["RD_CLK"][0] not in (ZERO, ONE)
+                if not clocked or len(nets["WR_EN"]) != len(nets["RD_DATA"]):
+                    raise UserError(f"power: memory {name} has ports that are not simulated")
+                self.memories.append(nets)
+            elif cell["type"] not in self.liberty.cells:
+                raise UserError(f"power: {name}: no {cell['type']} in {self.liberty.name!r}")
+            else:
+                self._add(name, cell["type"], {pin: bits[0] for pin, bits in nets.items()})
+        count = len(self.numbers) - 2  # x and z share the net of zero
+        gates = Gates(count, ports, _sorted(self.nodes), self.states, self.memories)
+        return Mapped(gates, self.cells)
+
+    def _nets(self, bits: Sequence[int | str]) -> list[int]:
+        return [self._net(bit) for bit in bits]
+
+    def _net(self, bit: int | str) -> int:
+        return self.numbers.setdefault(bit, len(self.numbers) - 2)
+
+    def _add(self, name: str, kind: str, nets: Mapping[str, int]) -> None:
+        """Add an instance of a library cell."""
+        group = self.liberty.cells[kind]
+        pins = pins_of(group)
+        if any(group.all("latch")) or any(group.all("statetable")):
+            raise UserError(f"power: {name} is a latch, which is not simulated")
+        inputs = {pin: n for pin, n in nets.items() if pins[pin].get("direction") == "input"}
+        outputs = {pin: n for pin, n in nets.items() if pins[pin].get("direction") == "output"}
+        functions = {pin: str(pins[pin].get("function")) for pin in outputs}
+        operands, clock = dict(inputs), ""
+        for flip_flop in group.all("ff"):
+            clock = _clock(name, flip_flop, inputs)
+            state, inverse = flip_flop.names
+            # the net of a plain output is the state itself
+            plain = [pin for pin, function in functions.items() if function == state]
+            net = outputs[plain[0]] if plain else self._net(f"{name}.{state}")
+            operands[state] = net
+            self.states.append(_node(net, str(flip_flop.get("next_state")), operands))
+            functions = {
+                pin: f"!{state}" if function == inverse else function
+                for pin, function in functions.items()
+                if pin not in plain[:1]
+            }
+        for pin, function in functions.items():
+            self.nodes.append(_node(outputs[pin], function, operands))
+        self.cells.append(Cell(name, kind, inputs, outputs, clock))
+
+
+def _clock(name: str, flip_flop: Group, inputs: Mapping[str, int]) -> str:
+    """The clock pin of a flip-flop that nothing but its clock changes."""
+    for attribute in ("clear", "preset"):
+        if active := flip_flop.get(attribute):
+            node = _node(ZERO, active, inputs)
+            if set(node.inputs) - {ZERO, ONE}:
+                raise UserError(f"power: {name} has an asynchronous reset, which is not simulated")
+            row = 0
+            for net in node.inputs:
+                row = 2 * row + net
+            if node.table[row]:
+                raise UserError(f"power: {name} is reset for ever")
+    clock = str(flip_flop.get("clocked_on"))
+    if clock not in inputs:
+        raise UserError(f"power: {name} has no plain clock pin")
+    return clock
+
+
+def _node(net: int, function: str, operands: Mapping[str, int]) -> Node:
+    names = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", function))
+    used = [name for name in names if name in operands]
+    return Node(net, [operands[name] for name in used], truth_table(function, used))
+
+
+def _sorted(nodes: Sequence[Node]) -> list[Node]:
+    """Combinational nodes, each after those that drive its inputs."""
+    drivers = {node.net for node in nodes}
+    waiting = {node.net: sum(net in drivers for net in node.inputs) for node in nodes}
+    readers: dict[int, list[Node]] = {}
+    for node in nodes:
+        for net in node.inputs:
+            readers.setdefault(net, []).append(node)
+    order: list[Node] = []
+    ready = [node for node in nodes if not waiting[node.net]]
+    while ready:
+        order.append(ready.pop())
+        for reader in readers.get(order[-1].net, ()):
+            waiting[reader.net] -= 1
+            if not waiting[reader.net]:
+                ready.append(reader)
+    if len(order) != len(nodes):
+        raise UserError("power: the netlist has a combinational loop")
+    return order

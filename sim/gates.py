@@ -1,0 +1,231 @@
+"""Cycle simulation of a netlist of gates: how often each net changes.
+
+Between two clock edges every net takes one settled value: a change of that value is a toggle.
+Glitches within a cycle are not seen, so counts are a lower bound. Memories read and write at the
+clock edge; a read gives what was there before. Outputs are compared in every cycle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["ONE", "ZERO", "Gates", "Node", "simulate"]
+
+#: The two nets that never change.
+ZERO, ONE = 0, 1
+
+
+@dataclass(frozen=True)
+class Node:
+    """One net and what it follows from: `table` has its value for all values of the input nets.
+
+    The last input changes fastest in the table.
+    """
+
+    net: int
+    inputs: Sequence[int]
+    table: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """A flat netlist.
+
+    Parameters
+    ----------
+    nets : int
+        How many there are, `ZERO` and `ONE` included.
+    ports : Mapping[str, Sequence[int]]
+        Nets of each port, least significant bit first.
+    nodes : Sequence[Node]
+        Combinational ones, each after those that drive its inputs.
+    states : Sequence[Node]
+        Flip-flops: the node's value after the next clock edge.
+    memories : Sequence[Mapping[str, Sequence[int]]]
+        Nets of the ports RD_ADDR, RD_EN, RD_DATA, WR_ADDR, WR_DATA and WR_EN (one a bit).
+    """
+
+    nets: int
+    ports: Mapping[str, Sequence[int]]
+    nodes: Sequence[Node]
+    states: Sequence[Node]
+    memories: Sequence[Mapping[str, Sequence[int]]]
+
+
+def simulate(
+    gates: Gates,
+    stimulus: Mapping[str, NDArray[np.uint8]],
+    expected: Mapping[str, NDArray[np.uint8]],
+    first: int = 0,
+) -> NDArray[np.int64]:
+    """Run the netlist and count toggles.
+
+    Parameters
+    ----------
+    stimulus : bits of each input port in each cycle, [cycles, width]; all state starts at zero
+    expected : bits of output ports in each cycle, compared from cycle `first` on
+    first : cycle from which toggles count
+
+    Returns
+    -------
+    array of int64 [nets]
+        Toggles of each net.
+
+    Raises
+    ------
+    ValueError
+        When an output differs: the counts would be those of another circuit.
+    """
+    cycles = len(next(iter(stimulus.values())))
+    inputs, values = _columns(gates, stimulus, cycles)
+    outputs, wanted = _columns(gates, expected, cycles)
+    memories = [_memory_arrays(memory) for memory in gates.memories]
+    toggles = np.zeros(gates.nets, np.int64)
+    wrong = _run(
+        *_flat(gates.nodes),
+        *_flat(gates.states),
+        numba.typed.List(memories or [_memory_arrays(_NO_MEMORY)]),
+        inputs,
+        values,
+        outputs,
+        wanted,
+        first,
+        toggles,
+    )
+    if wrong >= 0:
+        names = [name for name, bits in expected.items() for _ in range(bits.shape[1])]
+        cycle, column = divmod(wrong, len(names))
+        raise ValueError(f"netlist: output {names[column]} differs in cycle {cycle}")
+    return toggles
+
+
+def _columns(
+    gates: Gates, ports: Mapping[str, NDArray[np.uint8]], cycles: int
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Nets of some ports' bits, and their values [cycles, bits]."""
+    nets = [net for name in ports for net in gates.ports[name]]
+    bits = [np.asarray(bits, np.uint8) for bits in ports.values()]
+    joined = np.concatenate(bits, axis=1) if bits else np.zeros((cycles, 0), np.uint8)
+    if joined.shape != (cycles, len(nets)):
+        raise ValueError(f"ports are {len(nets)} bits wide, the values {joined.shape}")
+    return np.array(nets, np.int32), np.ascontiguousarray(joined)
+
+
+def _flat(
+    nodes: Sequence[Node],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], Any]:
+    """Output nets, start of each node's inputs (and the end), inputs, start in tables, tables."""
+    tables: dict[tuple[bool, ...], int] = {}
+    size = 0
+    for table in (node.table for node in nodes):
+        if table not in tables:
+            tables[table] = size
+            size += len(table)
+    lengths = [len(node.inputs) for node in nodes]
+    return (
+        np.array([node.net for node in nodes], np.int32),
+        np.cumsum([0, *lengths]).astype(np.int32),
+        np.array([net for node in nodes for net in node.inputs], np.int32),
+        np.array([tables[node.table] for node in nodes], np.int32),
+        np.array([value for table in tables for value in table], np.uint8),
+    )
+
+
+_NO_MEMORY: Mapping[str, Sequence[int]] = {
+    "RD_ADDR": [ZERO],
+    "RD_EN": [ZERO],
+    "RD_DATA": [],
+    "WR_ADDR": [ZERO],
+    "WR_DATA": [],
+    "WR_EN": [],
+}
+
+
+def _memory_arrays(ports: Mapping[str, Sequence[int]]) -> tuple[NDArray[Any], ...]:
+    """Nets of a memory's ports, and its contents, all zero."""
+    names = ("RD_ADDR", "RD_EN", "RD_DATA", "WR_ADDR", "WR_DATA", "WR_EN")
+    nets = [np.array(ports[name], np.int32) for name in names]
+    words = 1 << max(len(ports["RD_ADDR"]), len(ports["WR_ADDR"]))
+    return (*nets, np.zeros((words, len(ports["RD_DATA"])), np.uint8))
+
+
+@numba.njit(cache=True)
+def _address(values: NDArray[np.uint8], nets: NDArray[np.int32]) -> int:
+    address = 0
+    for place in range(len(nets)):
+        address |= int(values[nets[place]]) << place
+    return address
+
+
+@numba.njit(cache=True)
+def _run(
+    node_net,
+    node_start,
+    node_inputs,
+    node_table,
+    node_tables,
+    state_net,
+    state_start,
+    state_inputs,
+    state_table,
+    state_tables,
+    memories,
+    inputs,
+    stimulus,
+    outputs,
+    expected,
+    first,
+    toggles,
+):
+    """All cycles; the place of the first wrong output in `expected`, flat, or -1."""
+    values = np.zeros(len(toggles), np.uint8)
+    values[1] = 1
+    following = np.zeros(len(state_net), np.uint8)
+    for cycle in range(len(stimulus)):
+        counted = cycle >= first
+        for column in range(len(inputs)):
+            net = inputs[column]
+            toggles[net] += counted and values[net] != stimulus[cycle, column]
+            values[net] = stimulus[cycle, column]
+        for node in range(len(node_net)):
+            row = 0
+            for place in range(node_start[node], node_start[node + 1]):
+                row = row * 2 + values[node_inputs[place]]
+            value = node_tables[node_table[node] + row]
+            net = node_net[node]
+            toggles[net] += counted and values[net] != value
+            values[net] = value
+        if counted:
+            for column in range(len(outputs)):
+                if values[outputs[column]] != expected[cycle, column]:
+                    return cycle * len(outputs) + column
+        for state in range(len(state_net)):
+            row = 0
+            for place in range(state_start[state], state_start[state + 1]):
+                row = row * 2 + values[state_inputs[place]]
+            following[state] = state_tables[state_table[state] + row]
+        for read_address, enable, data, write_address, written, writes, content in memories:
+            word = _address(values, read_address)
+            # taken before the write, put on the nets after it: a word's nets are no memory's input
+            reading = values[enable[0]]
+            old = content[word].copy()
+            word = _address(values, write_address)
+            for place in range(len(writes)):
+                if values[writes[place]]:
+                    content[word, place] = values[written[place]]
+            if reading:
+                for place in range(len(data)):
+                    net = data[place]
+                    toggles[net] += counted and values[net] != old[place]
+                    values[net] = old[place]
+        for state in range(len(state_net)):
+            net = state_net[state]
+            toggles[net] += counted and values[net] != following[state]
+            values[net] = following[state]
+    return -1

@@ -1,0 +1,254 @@
+"""Power: toggles of known circuits, energies by hand, and a captured attention by block."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from bench_matrix import FOLDER
+from tiny_model import prompt, save_tiny_model
+
+from golden.capture import load_captured
+from golden.job_variants import as_integers, without_zeros
+from golden.scale import decode_scale
+from kvtq_hw.cli import run
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.cell_energy import CellEnergy
+from kvtq_hw.estimates.gates import link
+from kvtq_hw.estimates.liberty import Liberty, parse_liberty, shipped_liberty
+from kvtq_hw.estimates.power import _energies
+from sim.gates import simulate
+
+LIBRARY = shipped_liberty()
+PREFIX = "sky130_fd_sc_hd__"
+
+
+def bits(*values: int, width: int = 1) -> np.ndarray:
+    return (np.array(values)[:, None] >> np.arange(width) & 1).astype(np.uint8)
+
+
+# --- the simulation -------------------------------------------------------------------------------
+
+# q counts up; carry is and of all
+COUNTER = f"""
+module top(input clk, output [1:0] q, output both);
+  wire n0, n1;
+  {PREFIX}inv_1 a (.A(q[0]), .Y(n0));
+  {PREFIX}xor2_1 b (.A(q[0]), .B(q[1]), .X(n1));
+  {PREFIX}dfxtp_1 c (.CLK(clk), .D(n0), .Q(q[0]));
+  {PREFIX}dfxtp_1 d (.CLK(clk), .D(n1), .Q(q[1]));
+  {PREFIX}and2_0 e (.A(q[0]), .B(q[1]), .X(both));
+endmodule
+"""
+
+
+def test_toggles_of_a_counter() -> None:
+    gates = link([COUNTER], "top", LIBRARY).gates
+    cycles = 9
+    wanted = {
+        "q": bits(*(n % 4 for n in range(cycles)), width=2),
+        "both": bits(*(n % 4 == 3 for n in range(cycles))),
+    }
+    toggles = simulate(gates, {"clk": bits(*[0] * cycles)}, wanted)
+    low, high = gates.ports["q"]
+    # an edge after each of nine cycles: the low bit changes at all, the high one at every second
+    assert (toggles[low], toggles[high], toggles[gates.ports["both"][0]]) == (9, 4, 4)
+    late = simulate(gates, {"clk": bits(*[0] * cycles)}, wanted, first=4)
+    assert (late[low], late[high]) == (5, 2)
+
+
+def test_an_output_that_differs_is_refused() -> None:
+    gates = link([COUNTER], "top", LIBRARY).gates
+    wanted = {"q": bits(0, 1, 2, 2, width=2), "both": bits(0, 0, 0, 1)}
+    with pytest.raises(ValueError, match=r"^netlist: output q differs in cycle 3$"):
+        simulate(gates, {"clk": bits(0, 0, 0, 0)}, wanted)
+
+
+def test_a_flip_flop_with_enable_keeps_its_value() -> None:
+    text = f"""
+module top(input clk, input d, input en, output q);
+  {PREFIX}edfxtp_1 a (.CLK(clk), .D(d), .DE(en), .Q(q));
+endmodule
+"""
+    gates = link([text], "top", LIBRARY).gates
+    stimulus = {"d": bits(1, 0, 1, 0, 0), "en": bits(1, 0, 0, 1, 0)}
+    simulate(gates, stimulus, {"q": bits(0, 1, 1, 1, 0)})
+
+
+def test_a_memory_reads_what_was_there_before_the_write() -> None:
+    text = """
+module top(input clk, input [1:0] ra, input en, input [1:0] wa, input [1:0] w, input we,
+           output [1:0] r);
+  kvtq_memory m (.RD_ADDR(ra), .RD_ARST(1'b0), .RD_CLK(clk), .RD_DATA(r), .RD_EN(en),
+    .RD_SRST(1'b0), .WR_ADDR(wa), .WR_CLK(clk), .WR_DATA(w), .WR_EN({we, we}));
+endmodule
+"""
+    gates = link([text], "top", LIBRARY).gates
+    stimulus = {
+        "ra": bits(1, 1, 1, 2, 2, width=2),
+        "en": bits(1, 1, 1, 0, 1),
+        "wa": bits(1, 1, 2, 0, 0, width=2),
+        "w": bits(3, 2, 1, 0, 0, width=2),
+        "we": bits(1, 1, 1, 0, 0),
+    }
+    toggles = simulate(gates, stimulus, {"r": bits(0, 0, 3, 2, 2, width=2)})
+    # 0 -> 3 -> 2 -> 1
+    assert [toggles[net] for net in gates.ports["r"]] == [3, 2]
+
+
+def test_a_loop_is_refused() -> None:
+    text = f"""
+module top(output q);
+  wire n;
+  {PREFIX}inv_1 a (.A(q), .Y(n));
+  {PREFIX}inv_1 b (.A(n), .Y(q));
+endmodule
+"""
+    with pytest.raises(UserError, match=r"^power: the netlist has a combinational loop$"):
+        link([text], "top", LIBRARY)
+
+
+# --- energies -------------------------------------------------------------------------------------
+
+
+def test_energy_of_a_net_and_of_a_clock_by_hand() -> None:
+    text = f"""
+module top(input clk, input i, output q);
+  wire n;
+  {PREFIX}inv_1 \\block.a (.A(i), .Y(n));
+  {PREFIX}dfxtp_1 c (.CLK(clk), .D(n), .Q(q));
+endmodule
+"""
+    mapped = link([text], "top", LIBRARY)
+    stimulus = {"i": bits(0, 1, 0, 1, 0, 1)}
+    toggles = simulate(mapped.gates, stimulus, {})
+    blocks = _energies(mapped, toggles.tolist(), 6, LIBRARY, {"block": "packer"})
+    assert blocks["packer"].toggles == 6
+    # C of dfxtp_1's D 1.678 fF, of its CLK 1.794 fF; 1.8 V; two changes a cycle
+    assert blocks["packer"].switching_pj == pytest.approx(6 * 0.001678 * 1.8**2 / 2)
+    assert blocks["packer"].clock_pj == blocks["packer"].internal_pj == 0
+    assert blocks["engine"].clock_pj == pytest.approx(6 * 0.001794 * 1.8**2)
+    assert blocks["engine"].switching_pj == 0  # nothing hangs on q
+
+
+TABLES = """
+library (l) {
+  nom_voltage : 2.0; capacitive_load_unit (1000, ff); time_unit : "1ns";
+  power_lut_template (one) { variable_1 : input_transition_time; index_1 ("0, 0.1"); }
+  power_lut_template (two) {
+    variable_1 : input_transition_time; variable_2 : total_output_net_capacitance;
+    index_1 ("0, 0.1"); index_2 ("0, 1");
+  }
+  cell (inv) {
+    area : 1;
+    pin (A) {
+      direction : input; capacitance : 0.5;
+      internal_power () { rise_power (one) { values ("1, 3"); } }
+    }
+    pin (Y) {
+      direction : output; function : "!A";
+      internal_power () {
+        related_pin : "A"; when : "B";
+        rise_power (two) { values ("0, 10", "2, 12"); }
+        fall_power (two) { values ("1, 1", "1, 1"); }
+      }
+      internal_power () {
+        related_pin : "A"; when : "!B";
+        rise_power (scalar) { values ("8"); }
+        fall_power (scalar) { values ("0"); }
+      }
+    }
+  }
+}
+"""
+
+
+def test_internal_energies_by_hand() -> None:
+    energy = CellEnergy(Liberty("x", TABLES, parse_liberty(TABLES)))
+    assert (energy.voltage, energy.capacitance("inv", "A")) == (2.0, 0.5)
+    assert energy.switching(0.5) == 1.0
+    # slew 0.05 is in the middle; fall has no table
+    assert energy.internal("inv", "A") == pytest.approx((2 + 0) / 2)
+    # load 0.25: rise (0+2)/2 + 0.25 * 10 = 3.5, fall 1; the other condition (8 + 0) / 2
+    assert energy.internal("inv", "Y", 0.25) == pytest.approx(((3.5 + 1) / 2 + 4) / 2)
+    assert energy.internal("inv", "Y", 7) == pytest.approx(((11 + 1) / 2 + 4) / 2)
+
+
+def test_without_a_voltage_it_is_one_line() -> None:
+    text = TABLES.replace("nom_voltage : 2.0;", "")
+    energy = CellEnergy(Liberty("x", text, parse_liberty(text)))
+    with pytest.raises(UserError, match=r"^--liberty: 'x' has no nom_voltage$"):
+        energy.switching(1.0)
+
+
+# --- a captured attention -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def captured(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("power")
+    model = save_tiny_model(folder / "model")
+    options = ["--preset", "tiny", "--model", str(model), "--prompt", prompt(20)]
+    assert run(["capture", *options, "-o", str(folder / "out")]) == 0
+    (file,) = (folder / "out").iterdir()
+    return file
+
+
+def test_integers_are_the_same_vectors(captured) -> None:
+    job = load_captured(captured)
+    other = as_integers(job, "int8")
+    assert other.config.cache_format == "int8" and torch.equal(other.golden(), other.expected)
+    for name in ("keys", "values"):
+        planes, integers = getattr(job, name), getattr(other, name)
+        weights = planes.run_weight() * decode_scale(job.config, *_first(planes))
+        exact = (planes.trits.long() * weights[..., None]).sum(-2)
+        scale = decode_scale(other.config, integers.fraction, integers.exponent)
+        found = (integers.trits.long() * scale[..., None])[:, 0]
+        assert ((found - exact).abs() * 2 <= scale).all()
+        # the whole range is used: the scale has few bits, and is rounded up
+        assert (integers.trits.abs().amax(-1) > 127 // 2)[exact.any(-1)].all()
+
+
+def _first(planes):
+    """Scale of the only run of a balanced code, for each of its planes."""
+    return planes.fraction[:, :1], planes.exponent[:, :1]
+
+
+def test_without_zeros_nothing_else_changes(captured) -> None:
+    job = load_captured(captured)
+    other = without_zeros(job, "values")
+    assert torch.equal(other.keys.trits, job.keys.trits)
+    digits = other.values.trits[:, :2]
+    assert digits.all()
+    there = job.values.trits[:, :2] != 0
+    assert torch.equal(digits[there], job.values.trits[:, :2][there])
+    assert torch.equal(other.golden(), other.expected)
+
+
+def test_command(captured, tmp_path, capsys) -> None:
+    file = tmp_path / "power.json"
+    arguments = ["power", str(captured), "--build-folder", str(FOLDER), "--json", str(file)]
+    variants = ["captured", "no-zero-keys", "no-zero-values"]
+    options = [option for name in variants for option in ("--variant", name)]
+    assert run([*arguments, *options, "--shape", "SmolLM2-135M"]) == 0
+    out = capsys.readouterr().out
+    assert "SmolLM2-135M: " in out and " uJ a token" in out
+    written = json.loads(file.read_text())
+    assert written["attentions_per_token"] == 90
+    plain, keys, values = (written["variants"][name] for name in variants)
+    assert plain["tags"]["energy"] == "projected" and not plain["internal_energies"]
+    rows = plain["blocks"]
+    assert set(rows) >= {"select_add", "select_accumulate", "normalizer", "engine"}
+    for row in (*rows.values(), plain["total"]):
+        parts = row["switching_pj"] + row["clock_pj"] + row["internal_pj"]
+        assert row["total_pj"] == pytest.approx(parts, abs=0.01) and row["toggles"] > 0
+    assert plain["total"]["toggles"] == sum(row["toggles"] for row in rows.values())
+    # other keys, other sums; other values leave what comes before them as it was
+    assert keys["blocks"]["select_add"]["toggles"] > rows["select_add"]["toggles"]
+    for block in ("select_add", "plane_scaler", "online_softmax"):
+        assert values["blocks"][block] == rows[block]
+    assert values["blocks"]["select_accumulate"] != rows["select_accumulate"]
+    assert keys["cycles"] == values["cycles"] == plain["cycles"]
