@@ -1,4 +1,8 @@
-"""Golden online softmax: base 2, over blocks of tokens, with an integer running maximum."""
+"""Golden online softmax: base 2, over blocks of tokens, with an integer running maximum.
+
+The maximum rises with the scores, and by one where the sum of weights has reached a limit: so the
+sum, and what is accumulated with the weights, stay bounded over any number of tokens.
+"""
 
 from __future__ import annotations
 
@@ -51,19 +55,20 @@ def online_softmax(config: EngineConfig, scores: Tensor, visible: Tensor) -> Blo
     blocks = torch.nn.functional.pad(scores, (0, padding)).unflatten(-1, (-1, config.block))
 
     largest = torch.where(seen, blocks, _ABSENT).amax(-1)
-    ceiling = -((-largest) >> fraction)
-    maximum = ceiling.cummax(-1).values
-    rise = maximum.diff(dim=-1, prepend=maximum[..., :1])
-    shifts = rise.clamp(max=config.accumulator_bits)
-
-    below = torch.where(seen, (maximum[..., None] << fraction) - blocks, 0)
-    # a weight of one shifted by more than W + 1 rounds to zero
-    shift = (below >> fraction).clamp(max=config.weight_bits + 2)
+    ceilings = -((-largest) >> fraction)
     table = exp2_table(config).to(scores.device)
-    weights = rshift_round(table[below & ((1 << fraction) - 1)], shift) * seen
-
-    block_sums = weights.sum(-1)
-    sums = torch.zeros_like(block_sums[..., 0])
-    for block in range(block_sums.shape[-1]):
-        sums = (sums >> shifts[..., block]) + block_sums[..., block]
+    sums = torch.zeros_like(ceilings[..., 0])
+    maximum = ceilings[..., 0]
+    weights, shifts = torch.zeros_like(blocks), torch.zeros_like(ceilings)
+    for block in range(blocks.shape[-2]):
+        here = seen[..., block, :]
+        full = (sums >= config.sum_limit) & here.any(-1)  # a query has no more blocks than tokens
+        raised = torch.maximum(maximum + full, ceilings[..., block])
+        shifts[..., block] = (raised - maximum).clamp(max=config.accumulator_bits)
+        maximum = raised
+        below = torch.where(here, (maximum[..., None] << fraction) - blocks[..., block, :], 0)
+        # a weight of one shifted by more than W + 1 rounds to zero
+        shift = (below >> fraction).clamp(max=config.weight_bits + 2)
+        weights[..., block, :] = rshift_round(table[below & ((1 << fraction) - 1)], shift) * here
+        sums = (sums >> shifts[..., block]) + weights[..., block, :].sum(-1)
     return BlockWeights(weights, shifts, sums)

@@ -127,12 +127,6 @@ class EngineConfig(BaseModel):
                 f"max_planes: {self.max_planes} planes of cache_format {self.cache_format!r}; "
                 "allowed is 1"
             )
-        if self.accumulator_bits + self.reciprocal_bits > 62:
-            raise ValueError(
-                f"max_context: {self.max_context} needs an accumulator of {self.accumulator_bits} "
-                f"bits; allowed are {62 - self.reciprocal_bits} bits "
-                "(the golden model is exact in int64)"
-            )
         return self
 
     # --- derived widths -------------------------------------------------------------------------
@@ -246,9 +240,21 @@ class EngineConfig(BaseModel):
         return (1 << (self.score_bits - 1)) - 1
 
     @property
+    def maximum_max(self) -> int:
+        """Largest integer running maximum; the smallest is that of a score.
+
+        It is ceil(score / 2**F), or raised above all scores. When it stands k above them a weight
+        is at most 2 * 2**(W-k), rounding included, and the next raise needs a sum of B * 2**W:
+        2**k <= 2 * max_context / B. A raise adds one to the largest such k.
+        """
+        ceiling = 1 << (self.score_bits - 1 - self.score_fraction_bits)
+        blocks = self.max_context // self.block
+        return ceiling + (blocks.bit_length() + 1 if blocks > 1 else 0)
+
+    @property
     def maximum_bits(self) -> int:
-        """Signed width of the integer running maximum, ceil(score / 2**F)."""
-        return self.score_bits - self.score_fraction_bits + 1
+        """Signed width of the integer running maximum."""
+        return signed_bits(self.maximum_max)
 
     @property
     def weight_width(self) -> int:
@@ -256,9 +262,23 @@ class EngineConfig(BaseModel):
         return self.weight_bits + 1
 
     @property
+    def sum_limit(self) -> int:
+        """Sum of weights from which on the next block raises the running maximum."""
+        return self.block << self.weight_bits
+
+    @property
+    def sum_of_weights_max(self) -> int:
+        """Largest softmax denominator.
+
+        A block adds at most B * 2**W = `sum_limit` to a sum below the limit, or to half of one that
+        is at most twice the limit: so it stays at most twice the limit.
+        """
+        return min(2 * self.block, self.max_context) << self.weight_bits
+
+    @property
     def sum_of_weights_bits(self) -> int:
-        """Unsigned width of the softmax denominator, <= max_context * 2**weight_bits."""
-        return (self.max_context << self.weight_bits).bit_length()
+        """Unsigned width of the softmax denominator."""
+        return self.sum_of_weights_max.bit_length()
 
     @property
     def scaled_weight_max(self) -> int:
@@ -283,12 +303,18 @@ class EngineConfig(BaseModel):
     def accumulator_bits(self) -> int:
         """Signed width of an output accumulator.
 
-        A token adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one run;
-        several shorter runs add less. A rescale shifts right and never grows |acc| by more than
-        rounding toward minus infinity allows, so
-        |acc| <= max_context * scaled_weight_max * code_max.
+        A token of weight p adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one
+        run; several shorter runs add less. Its scaled weight is ``w <= c * p + 1/2`` with
+        ``c = mantissa_max / 2**M``, and ``w <= 2 * p``. So while nothing is rescaled,
+        ``|acc| <= code_max * min(c * sum + tokens / 2, 2 * sum)``.
+
+        A rescale by s > 0 rounds the sum down and |acc| up: it turns ``|acc| <= a * (sum + x)``
+        into ``a * (sum' + 1 - 2**-s + x * 2**-s) + 1``, and ``x = 1 + 2 / a`` holds ever after.
         """
-        return signed_bits(self.max_context * self.scaled_weight_max * self.code_max)
+        weights = self.sum_of_weights_max + 1
+        rounded = -(-self.mantissa_max * weights >> self.scale_fraction_bits)
+        scaled = min(rounded + self.max_context // 2, 2 * weights)
+        return signed_bits(self.code_max * scaled + 2)
 
     @property
     def rescale_steps(self) -> int:

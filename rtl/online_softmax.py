@@ -19,8 +19,9 @@ class OnlineSoftmax(wiring.Component):
     """Weights ``2**(score - maximum)`` of one block while the scores of the next one come in.
 
     Two banks of `block` scores: one fills and tracks its maximum, one drains. When a bank is
-    complete the running maximum becomes ``max(maximum, ceil(bank maximum))``, and its rise is the
-    shift that rescales everything accumulated before (it travels with the block's first weight).
+    complete the running maximum becomes ``max(maximum + full, ceil(bank maximum))``, where `full`
+    is 1 if the sum of weights has reached `sum_limit`; its rise is the shift that rescales all that
+    was accumulated before (it travels with the block's first weight).
     After a job's last weight the denominators leave on `sums`.
 
     Throughput one score and one weight a cycle; `LATENCY` cycles from the last score of a block
@@ -161,15 +162,19 @@ class OnlineSoftmax(wiring.Component):
                     m.next = "RAISE"
             with m.State("RAISE"):
                 for g in heads:
+                    floor = Signal(signed(config.maximum_bits), name=f"floor_{g}")
                     rise = Signal(unsigned(config.maximum_bits), name=f"rise_{g}")
                     shift = Signal(unsigned(config.rescale_bits), name=f"shift_{g}")
-                    with m.If(~job_opens & (ceiling[g] > maximum[g])):
-                        m.d.comb += rise.eq(ceiling[g] - maximum[g])
+                    # the limit is a power of two
+                    reached = sums[g][config.sum_limit.bit_length() - 1 :].any()
+                    m.d.comb += floor.eq(maximum[g] + reached)
+                    raised = Mux(job_opens | (ceiling[g] > floor), ceiling[g], floor)
+                    with m.If(~job_opens):
+                        m.d.comb += rise.eq(raised - maximum[g])
                     m.d.comb += shift.eq(
                         Mux(rise > config.accumulator_bits, config.accumulator_bits, rise)
                     )
-                    with m.If(job_opens | (ceiling[g] > maximum[g])):
-                        m.d.sync += maximum[g].eq(ceiling[g])
+                    m.d.sync += maximum[g].eq(raised)
                     m.d.sync += [
                         shifts[g].eq(shift),
                         sums[g].eq(Mux(job_opens, 0, sums[g] >> shift)),

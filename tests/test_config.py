@@ -113,11 +113,6 @@ def test_integer_of_another_type_is_refused(field: str, value: object) -> None:
             "score_fraction_bits: 8 leaves fewer than 5 integer bits of score_bits 12; "
             "allowed are 3..7",
         ),
-        (
-            {"max_context": 1 << 20, "weight_bits": 16, "output_fraction_bits": 12},
-            "max_context: 1048576 needs an accumulator of 45 bits; "
-            "allowed are 44 bits (the golden model is exact in int64)",
-        ),
         ({"packing": "4bit"}, "packing: '4bit' is not allowed; must be '5in8' or '2bit'"),
         (
             {"cache_format": "int5", "max_planes": 1},
@@ -377,6 +372,16 @@ def test_sum_and_accumulator_bits_hold_the_longest_job(max_planes: int, max_cont
         -1,
     }
     assert config.accumulator_bits < 1 << config.rescale_bits
+
+
+def test_bounded_sums_keep_the_longest_context_in_int64() -> None:
+    """The golden model multiplies an accumulator by a reciprocal of R + 1 bits."""
+    widest = {"max_context": 1 << 20, "weight_bits": 16, "output_fraction_bits": 12, "block": 256}
+    config = small(**widest)
+    assert config.accumulator_bits + config.reciprocal_bits < 62
+    assert config.sum_of_weights_max == 512 << 16
+    # from two blocks on a longer context needs no wider sum
+    assert small(**widest | {"max_context": 512}).sum_of_weights_max == 512 << 16
 
 
 @pytest.mark.parametrize("score_bits", [10, 14, 16])

@@ -201,6 +201,20 @@ async def rising_maximum(dut: HierarchyObject) -> None:
 
 
 @cocotb.test()
+async def flat_scores(dut: HierarchyObject) -> None:
+    """Equal keys and the largest values of one sign, so many that sums reach their limit."""
+    bench = await Bench.start(dut, "engine")
+    config = bench.config
+    tokens = min(config.max_context, 7 * config.block)
+    job = random_job(bench, tokens, planes="fewest", spread=4)
+    job.keys.trits[:] = 0
+    job.values.trits[:, 0] = -1
+    job.values.fraction[:, 0] = (1 << config.scale_fraction_bits) - 1
+    job.values.exponent[:, 0] = 12
+    await run(bench, [job])
+
+
+@cocotb.test()
 async def zeros_and_one_sign(dut: HierarchyObject) -> None:
     """Keys, values and queries of zeros; all digits and queries of one sign; tiny scales."""
     bench = await Bench.start(dut, "engine")

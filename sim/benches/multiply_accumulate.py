@@ -22,10 +22,10 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(end=("smallest", "largest"))
 async def long_sum_of_one_sign(dut: HierarchyObject, end: str) -> None:
-    """The largest weights with integers at one end: as many as the context holds, up to 256."""
+    """The largest weights with integers at one end: as many as the denominator holds."""
     bench = await Bench.start(dut, "multiply_accumulate")
     config = bench.config
-    tokens = min(config.max_context, 256 // config.slices)
+    tokens = config.sum_of_weights_max >> config.weight_bits
     weights = np.full((1, tokens, config.query_group), config.scaled_weight_max)
     integer = -config.code_max if end == "smallest" else config.code_max - 1
     integers = np.full((1, tokens, config.head_dim), integer, np.int8)

@@ -42,7 +42,7 @@ def random_sums(bench: Bench, jobs: int) -> np.ndarray:
     """Denominators [J, G] of all magnitudes from the smallest to the largest."""
     config = bench.config
     shape = (jobs, config.query_group)
-    smallest, largest = 1 << (config.weight_bits - 1), config.max_context << config.weight_bits
+    smallest, largest = 1 << (config.weight_bits - 1), config.sum_of_weights_max
     sums = bench.rng.integers(0, largest + 1, shape)
     sums >>= bench.rng.integers(0, config.sum_of_weights_bits, shape)
     return np.clip(sums, smallest, largest)
@@ -72,7 +72,7 @@ async def corner_sums(dut: HierarchyObject) -> None:
     """Powers of two and their neighbours, the smallest and the largest denominator."""
     bench = await Bench.start(dut, "normalizer")
     config = bench.config
-    smallest, largest = 1 << (config.weight_bits - 1), config.max_context << config.weight_bits
+    smallest, largest = 1 << (config.weight_bits - 1), config.sum_of_weights_max
     powers = 1 << np.arange(config.weight_bits - 1, config.sum_of_weights_bits)
     corners = np.concatenate([powers - 1, powers, powers + 1, [smallest, largest]])
     corners = np.unique(np.clip(corners, smallest, largest))
@@ -90,7 +90,7 @@ async def corner_accumulators(dut: HierarchyObject, value: str) -> None:
     limit = 1 << (config.accumulator_bits - 1)
     number = {"zero": 0, "largest": limit - 1, "smallest": -limit}[value]
     sums = np.full((2, config.query_group), 1 << (config.weight_bits - 1))
-    sums[1] = config.max_context << config.weight_bits
+    sums[1] = config.sum_of_weights_max
     accumulators = np.full((2, config.query_group, config.head_dim), number)
     await run(bench, accumulators, sums)
 

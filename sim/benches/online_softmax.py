@@ -55,7 +55,8 @@ def random_scores(bench: Bench, count: int, kind: str = "random") -> np.ndarray:
     """Scores [T, G] of one job.
 
     "random" has scores of all magnitudes; "rising" and "falling" have a maximum that moves by
-    more than an octave with every block; "equal" has all scores the same.
+    more than an octave with every block; "equal" has all scores the same, "flat" nearly, and one of
+    a few later on an octave higher.
     """
     config, rng = bench.config, bench.rng
     shape = (count, config.query_group)
@@ -67,6 +68,8 @@ def random_scores(bench: Bench, count: int, kind: str = "random") -> np.ndarray:
         scores = -4 * octave + (scores % octave) + block * (octave + octave // 2)
     elif kind == "falling":
         scores = 4 * octave + (scores % octave) - block * (octave + octave // 2)
+    elif kind == "flat":
+        scores = (scores % 3) + np.where(np.arange(count) > count * 3 // 4, octave, 0)[:, None]
     elif kind == "equal":
         scores = np.broadcast_to(scores[:1], shape)
     return np.clip(scores, -config.score_max - 1, config.score_max)
@@ -104,6 +107,21 @@ async def maxima(dut: HierarchyObject, kind: str) -> None:
     block = bench.config.block
     jobs = [random_scores(bench, count, kind) for count in (block - 1, 4 * block, 2 * block + 1)]
     await run(bench, jobs)
+
+
+@cocotb.test()
+@cocotb.parametrize(kind=("equal", "flat"))
+async def full_sums(dut: HierarchyObject, kind: str) -> None:
+    """Contexts so long and so flat that the sum of weights raises the maximum several times."""
+    bench = await Bench.start(dut, "online_softmax")
+    config = bench.config
+    tokens = min(config.max_context, 16 * config.block)
+    job = random_scores(bench, tokens, kind)
+    job[:, 0] = 0  # at an integer every weight is one, and the sum meets its limit exactly
+    _, weights, _ = payloads(bench, [job])
+    raises = sum(payload.get("shifts", [0])[0] for payload in weights)
+    bench.check(raises >= 2, True, "the sum raised the maximum")
+    await run(bench, [job, random_scores(bench, 3)])
 
 
 @cocotb.test()

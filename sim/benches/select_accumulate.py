@@ -128,10 +128,10 @@ async def every_shift(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(sign=(1, -1))
 async def long_sum_of_one_sign(dut: HierarchyObject, sign: int) -> None:
-    """The largest weights with trits of one sign: as many as the context holds, up to 256."""
+    """The largest weights with trits of one sign, as many as fit in the largest denominator."""
     bench = await Bench.start(dut, "select_accumulate")
     config = bench.config
-    tokens = min(config.max_context, 256 // config.slices)
+    tokens = config.sum_of_weights_max >> config.weight_bits
     powers = 3 ** np.arange(config.max_planes)
     weights = np.tile(config.scaled_weight_max * powers, tokens)[None, :, None]
     weights = np.repeat(weights, config.query_group, axis=2)
