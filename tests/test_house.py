@@ -121,6 +121,7 @@ DISTRIBUTION = {
     "cocotb_tools": "cocotb",
     "cocotbext": "cocotbext-axi",
     "systemrdl": "systemrdl-compiler",
+    "vcd": "pyvcd",
 }
 
 #: The extras, beside the base install, that the files of a folder may rely on at import.

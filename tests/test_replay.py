@@ -52,7 +52,34 @@ def test_replay_compares_and_records(files, simulator):
     assert result.return_value == 0, result.output
     assert "16 outputs equal, 26 tokens in " in result.output
     waves = Path(result.output.partition("waves: ")[2].strip())
-    assert waves.stat().st_size > 1000
+    assert waves.suffix == (".fst" if simulator == "icarus" else ".vcd")
+    pywellen = pytest.importorskip("pywellen")
+    signals = {
+        signal.full_name.replace("\\", ""): signal
+        for signal in pywellen.Waveform(str(waves)).all_vars()
+    }
+    # states in the order in which an attention goes through them, one after the other
+    assert texts(signals["kvtq_engine.sequencer.fsm_state_text"])[:5] == [
+        *("IDLE", "QUERY", "KEYS", "VALUES", "KEYS")
+    ]
+    assert set(texts(signals["kvtq_engine.weight_scaler.operation_text"])) >= {"CLEAR", "DRAIN"}
+    fields = {name.rpartition(".")[2] for name in signals if ".keys__payload$" in name}
+    assert fields >= {"fraction", "exponent", "unit", "last", "trits"}
+    # the view shows what is there
+    view = waves.with_suffix(".gtkw").read_text()
+    assert f'[dumpfile] "{waves}"' in view
+    shown = [line for line in view.splitlines() if line.startswith("kvtq_engine.")]
+    assert len(shown) > 20 and set(shown) <= set(signals)
+
+
+def texts(signal) -> list[str]:
+    """The values of a signal that holds ASCII text."""
+    found = [value for _, value in signal.signal]
+    return [
+        value.to_bytes(-(-value.bit_length() // 8)).decode()
+        for value in found
+        if isinstance(value, int)
+    ]
 
 
 def test_other_outputs_are_refused(files, tmp_path):

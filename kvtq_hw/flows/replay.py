@@ -21,7 +21,11 @@ __all__ = ["command"]
     show_default=True,
     help="Simulator to run on.",
 )
-@click.option("--waves", is_flag=True, help="Record all signals (Verilator: VCD, Icarus: FST).")
+@click.option(
+    "--waves",
+    is_flag=True,
+    help="Record all signals (Verilator: VCD, Icarus: FST), with a view for GTKWave.",
+)
 @click.option(
     "--build-folder",
     type=click.Path(path_type=Path, file_okay=False),

@@ -31,7 +31,11 @@ __all__ = ["command"]
     help="Random seed: the same seed repeats a run.",
 )
 @click.option("--test", "testcase", metavar="NAME", help="Only tests whose name ends with this.")
-@click.option("--waves", is_flag=True, help="Record all signals (Verilator: VCD, Icarus: FST).")
+@click.option(
+    "--waves",
+    is_flag=True,
+    help="Record all signals (Verilator: VCD, Icarus: FST), with a view for GTKWave.",
+)
 @click.option(
     "--build-folder",
     type=click.Path(path_type=Path, file_okay=False),
