@@ -282,7 +282,7 @@ def test_a_code_with_more_digits_than_the_engine(tiny_folder, capsys):
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [("balanced:3/2", " paint. She had a "), ("residual:4/3", " play with her friends.")],
+    [("balanced:3/2", " paint. She had a "), ("residual:4/3", " paint. She had a big ")],
 )
 def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):  # noqa: F811
     report_file = tmp_path / "report.json"

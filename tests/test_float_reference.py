@@ -13,6 +13,14 @@ from golden.queries import quantize_queries
 from golden.query_conditioner import query_conditioner
 from kvtq_hw.config import load_config
 
+WIDE = {
+    "query_bits": 12,
+    "score_bits": 16,
+    "score_fraction_bits": 7,
+    "weight_bits": 14,
+    "output_fraction_bits": 10,
+}
+
 
 def gaussian(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -43,11 +51,19 @@ def test_a_row_that_sees_nothing_is_zero():
 
 @pytest.mark.parametrize("code", [("balanced", 3, 2), ("balanced", 5, 5), ("residual", 4, 3)])
 @pytest.mark.parametrize("tokens", [1, 33, 300])
-def test_integer_attention_stays_close_to_it(code, tokens):
-    """Relative rms error, with the widths of the smollm2 preset: measured 0.0013 to 0.0017 for
-    balanced codes, up to 0.0045 for the residual one, whose runs are each rounded."""
+@pytest.mark.parametrize("widths", ["preset", "wide"])
+def test_integer_attention_stays_close_to_it(code, tokens, widths):
+    """Relative rms error.
+
+    With wide widths 0.0013 to 0.0017 for balanced codes (measured), up to 0.0045 for the residual
+    one, whose runs are each rounded. With those of the smollm2 preset outputs are rounded to a 64th
+    of the largest scale: 0.02, and 0.063 for the residual code, whose first scale is the largest.
+    """
     config = load_config("smollm2")
     kind, key_digits, value_digits = code
+    limit = 0.025 if kind == "balanced" else 0.08
+    if widths == "wide":
+        config, limit = config.model_copy(update=WIDE), 0.006
     queries = 2 * gaussian(3, 3, 4, 64, seed=3)
     unit = 1 << 17
     raw_keys, raw_values = (gaussian(2, 3, tokens, 64, seed=4) * unit).long()
@@ -60,4 +76,4 @@ def test_integer_attention_stays_close_to_it(code, tokens):
     expected = float_reference.attend(queries / unit, real_keys, real_values)
     error = (found.to_float() - expected).square().mean().sqrt() / expected.square().mean().sqrt()
     print(f"{code} {tokens} tokens: relative rms error {error:.2g}")
-    assert error < 0.006
+    assert error < limit
