@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin
 
+from golden.cache_layer import StoredLayer
 from golden.conditioning import Conditioning, to_integers
 from golden.dequantizer import dequantize
 from golden.engine import Recent
@@ -370,7 +370,7 @@ class TieredStore:
         return self.sinks, self.body, self.window
 
 
-class TernaryCacheLayer(CacheLayerMixin):
+class TernaryCacheLayer(StoredLayer[TieredStore]):
     """One layer of a `TernaryCache`: conditions, quantizes, packs and appends.
 
     Attributes
@@ -385,9 +385,6 @@ class TernaryCacheLayer(CacheLayerMixin):
     """
 
     is_croppable = True
-    # of the base class, where they are tensors
-    keys: TieredStore
-    values: TieredStore
 
     def __init__(
         self,
@@ -517,14 +514,6 @@ class TernaryCacheLayer(CacheLayerMixin):
         vectors, self._vectors = self._vectors, None
         return vectors
 
-    def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        """Stored tokens."""
-        return self.keys.tokens if self.is_initialized else 0
-
     def get_max_length(self) -> int:
         """Most tokens that can be stored."""
         return self.config.max_context
@@ -533,10 +522,6 @@ class TernaryCacheLayer(CacheLayerMixin):
         """Forget everything."""
         if self.is_initialized:
             self.crop(-self.get_seq_length())
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rearrange the batch for beam search."""
-        self._map_batch(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last ``-tokens_to_remove`` tokens, and what they did to the value exponent.
@@ -560,14 +545,6 @@ class TernaryCacheLayer(CacheLayerMixin):
         self.values.crop(kept)
         self.revision += 1
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every sequence of the batch."""
-        self._map_batch(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some sequences of the batch."""
-        self._map_batch(lambda x: x[indices])
-
     def key_planes(self, start: int = 0) -> Planes:
         """Planes of the keys from token `start` on, [batch, kv_heads, tokens, digits, D]."""
         return self.keys.planes(start)
@@ -581,20 +558,10 @@ class TernaryCacheLayer(CacheLayerMixin):
         """Tokens whose planes do not change any more, whatever is appended."""
         return self.keys.settled if self.is_initialized else 0
 
-    def stored_bytes(self) -> int:
-        """Bytes of keys and values: planes, scales and padding."""
-        return self.keys.stored_bytes() + self.values.stored_bytes() if self.is_initialized else 0
-
-    def stored_elements(self) -> int:
-        """Numbers that those bytes stand for."""
-        if not self.is_initialized:
-            return 0
-        return self.keys.stored_elements() + self.values.stored_elements()
-
-    def _map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Rearrange what is stored, and the value exponents with it."""
+        super().map_batch(function)
         if self.is_initialized:
-            self.keys.map_batch(function)
-            self.values.map_batch(function)
             if self._newest is not None:
                 self._count_exponents(self._newest, None)
             self._value_exponents.map_batch(function)

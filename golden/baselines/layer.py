@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, Cache
-from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from golden.baselines.codecs import Codec
 from golden.baselines.tiers import TieredVectors
+from golden.cache_layer import StoredLayer
 from golden.conditioning import Conditioning
 from golden.versions import attend
 
@@ -46,11 +46,8 @@ class LayerRules:
     conditioning: Conditioning | None = None
 
 
-class BaselineLayer(CacheLayerMixin):
+class BaselineLayer(StoredLayer[TieredVectors]):
     """One layer: keys and values under a rule each, conditioned or as they come."""
-
-    keys: TieredVectors
-    values: TieredVectors
 
     def __init__(self, rules: LayerRules) -> None:
         super().__init__()
@@ -106,14 +103,6 @@ class BaselineLayer(CacheLayerMixin):
             outputs = self._conditioning.restore_outputs(outputs.double() / self._value_unit)
         return outputs.float()
 
-    def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""
-        return self.get_seq_length() + query_length, 0
-
-    def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        """Stored tokens."""
-        return self.keys.tokens if self.is_initialized else 0
-
     def get_max_length(self) -> int:
         """No limit."""
         return -1
@@ -121,28 +110,6 @@ class BaselineLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything."""
         self.is_initialized = False
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Rearrange the batch for beam search."""
-        self._map_batch(lambda x: x.index_select(0, beam_idx))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every sequence of the batch."""
-        self._map_batch(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some sequences of the batch."""
-        self._map_batch(lambda x: x[indices])
-
-    def stored_bytes(self) -> int:
-        """Bytes of keys and values, everything included."""
-        return self.keys.stored_bytes() + self.values.stored_bytes() if self.is_initialized else 0
-
-    def stored_elements(self) -> int:
-        """Numbers that those bytes stand for."""
-        if not self.is_initialized:
-            return 0
-        return self.keys.stored_elements() + self.values.stored_elements()
 
     @property
     def _key_unit(self) -> float:
@@ -152,11 +119,6 @@ class BaselineLayer(CacheLayerMixin):
     @property
     def _value_unit(self) -> float:
         return 0.0 if self._conditioning is None else 2.0**self._conditioning.value_exponent
-
-    def _map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        if self.is_initialized:
-            self.keys.map_batch(function)
-            self.values.map_batch(function)
 
 
 class BaselineCache(Cache):
