@@ -139,8 +139,8 @@ class Accelerator(wiring.Component):
             scheduler.read_error.eq(reader.error),
             scheduler.write_error.eq(writer.error),
             scheduler.idle.eq(reader.idle & writer.idle),
-            reader.cancel.eq(scheduler.abort),
-            writer.cancel.eq(scheduler.abort),
+            reader.cancel.eq(scheduler.cancel),
+            writer.cancel.eq(scheduler.cancel),
         ]
         self._connect_host(m, scheduler, key_path, value_path, conditioner, rotator, tables)
         self._count(m, control, scheduler, core, restart)
@@ -202,7 +202,7 @@ class Accelerator(wiring.Component):
         # a job whose outputs have been offered gives them all, whatever happens
         output = self.m_axis_output
         begun = Signal()
-        open_ = ~scheduler.abort | begun
+        open_ = ~scheduler.cancel | begun
         with m.If(output.tvalid):
             m.d.sync += begun.eq(~(output.tready & output.tlast))
         m.d.comb += [

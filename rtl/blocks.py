@@ -57,6 +57,8 @@ BLOCKS = (
     "record_unpacker",
     "record_reader",
     "record_writer",
+    "value_exponents",
+    "scheduler",
     "engine",
     "accelerator",
     "control",

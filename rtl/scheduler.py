@@ -61,7 +61,7 @@ class Scheduler(wiring.Component):
     vectors_owed, queries_owed : Out, the host owes elements of jobs that were handed out
     discard : Out, elements are taken and thrown away
     output_begun : In, a job's outputs have begun to leave
-    abort : Out, to reader and writer
+    cancel : Out, to reader and writer
     restart : Out, pulse: all other blocks start anew
     appending : Out, an append is in flight
     """
@@ -83,7 +83,7 @@ class Scheduler(wiring.Component):
             *("keys_written", "values_written", "job_read", "fetch_read", "attended", "idle"),
             *("vector_taken", "query_taken", "output_begun"),
         )
-        outputs = ("vectors_owed", "queries_owed", "discard", "abort", "restart", "appending")
+        outputs = ("vectors_owed", "queries_owed", "discard", "cancel", "restart", "appending")
         super().__init__(
             {
                 "jobs": In(stream.Signature(descriptor_layout(config))),
@@ -201,7 +201,7 @@ class Scheduler(wiring.Component):
                 )
                 m.next = "DRAIN"
             with m.State("DRAIN"):
-                m.d.comb += [self.abort.eq(1), self.discard.eq(1)]
+                m.d.comb += [self.cancel.eq(1), self.discard.eq(1)]
                 with m.If(self.idle & ~owed & ~self.output_begun):
                     m.d.comb += self.restart.eq(1)
                     m.next = "REPORT"
@@ -257,7 +257,7 @@ class Scheduler(wiring.Component):
         m.submodules.reads_copy = ResetInserter(self.restart)(copy)
         m.d.comb += [
             copy.w_data.eq(read),
-            self.reads.valid.eq(copy.r_rdy & ~self.abort),
+            self.reads.valid.eq(copy.r_rdy & ~self.cancel),
             self.reads.payload.eq(copy.r_data),
             copy.r_en.eq(self.reads.ready & self.reads.valid),
             self.fetches.payload.key_window.eq(job.key.window),
@@ -276,7 +276,7 @@ class Scheduler(wiring.Component):
         taken = []
         for name, wanted, valid, ready in offers:
             pending = Signal(name=f"{name}_pending")
-            m.d.comb += valid.eq(pending & ~self.abort)
+            m.d.comb += valid.eq(pending & ~self.cancel)
             with m.If(valid & ready):
                 m.d.sync += pending.eq(0)
             with m.If(enter):
@@ -301,11 +301,11 @@ class Scheduler(wiring.Component):
                 taken.append(left == 0)
                 tier = ~leaving & (windowed | sink)
                 if port is tasks:
-                    m.d.comb += port.valid.eq((left != 0) & ~self.abort)
+                    m.d.comb += port.valid.eq((left != 0) & ~self.cancel)
                     self._describe_append(m, port.payload, kind, job, leaving, tier)
                     continue
                 m.d.comb += [
-                    port.valid.eq((left != 0) & writable & fetched & ~self.abort),
+                    port.valid.eq((left != 0) & writable & fetched & ~self.cancel),
                     port.payload.planes.eq(Mux(tier, job.tier_digits, body_digits)),
                     port.payload.residual.eq(~tier & job.residual),
                     port.payload.base.eq(regions.body),

@@ -1,0 +1,132 @@
+"""Golden scheduler: what a job's descriptor asks of each block.
+
+As docs/contract.md ("Memory", "Tiers") and docs/registers.md say. When the blocks are asked is no
+matter of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.registers import JobStatus
+
+__all__ = ["job_parts", "job_problem"]
+
+Job = Mapping[str, Any]
+
+
+def job_problem(config: EngineConfig, job: Job) -> JobStatus:
+    """The status with which a descriptor is refused, OK if it is not."""
+    if job["tokens"] == 0:
+        return JobStatus.NO_TOKENS
+    if job["tokens"] > config.max_context:
+        return JobStatus.TOO_MANY_TOKENS
+    digits = (job["tier_digits"], job["key_digits"], job["value_digits"])
+    window = job["window_tokens"]
+    right = (
+        job["sink_tokens"] + job["body_tokens"] + window == job["tokens"]
+        and all(1 <= number <= config.max_planes for number in digits)
+        and job["table"] < config.table_heads
+        # rounding with feedback is for balanced codes, which have an absmean scale
+        and not (job["residual"] and job["feedback"])
+        and (job["residual"] or job["absmean"])
+        and (window == 0 or job["window_start"] < window)
+        and (not job["leaving"] or (job["append"] and window > 0 and job["body_tokens"] > 0))
+    )
+    return JobStatus.OK if right else JobStatus.BAD_CODE
+
+
+def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
+    """What each block is told of a job, by its stream: the payloads in their order.
+
+    Parameters
+    ----------
+    job : a descriptor that is right
+    appends_before : how many jobs before it append
+    """
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for kind in ("key", "value"):
+        records = _records(job)
+        parts[f"{kind}_tasks"] = [_task(job, kind, *record) for record in records]
+        parts[f"{kind}_places"] = [_place(job, kind, *record) for record in records]
+    parts["fetches"] = []
+    if job["leaving"]:
+        fetch = {
+            "key_window": job["key"]["window"],
+            "value_window": job["value"]["window"],
+            "slot": _newest_slot(job),
+            "digits": job["tier_digits"],
+            "appends": appends_before % 16,
+        }
+        parts["fetches"].append(fetch)
+    parts["exponents"] = [
+        {
+            "table": job["table"],
+            "first": job["first"],
+            "floor": job["value_exponent"],
+            "records": len(parts["value_places"]),
+            "attend": job["attend"],
+            "rotate": job["rotate"],
+        }
+    ]
+    read = {
+        name: job[name]
+        for name in (
+            *("key", "value", "tier_digits", "key_digits", "value_digits", "residual"),
+            *("sink_tokens", "body_tokens", "window_tokens", "window_start"),
+        )
+    }
+    attends = bool(job["attend"])
+    parts["reads"] = [read | {"appends": (appends_before + job["append"]) % 16}] * attends
+    query = {"rotate": job["rotate"], "query_exponent": job["query_exponent"]}
+    parts["queries"] = [query] * attends
+    parts["attends"] = [{"last_token": job["tokens"] - 1}] * attends
+    return parts
+
+
+def _records(job: Job) -> list[tuple[str, int, bool]]:
+    """Region, slot, and whether it has been quantized before, of each record that is written."""
+    if not job["append"]:
+        return []
+    if job["window_tokens"]:
+        newest = ("window", _newest_slot(job), False)
+    elif job["body_tokens"]:
+        newest = ("body", job["body_tokens"] - 1, False)
+    else:
+        newest = ("sinks", job["sink_tokens"] - 1, False)
+    return [newest, *[("body", job["body_tokens"] - 1, True)] * bool(job["leaving"])]
+
+
+def _newest_slot(job: Job) -> int:
+    """Slot of the window in which the newest token is, and in which the one that leaves was."""
+    return (job["window_start"] - 1) % job["window_tokens"]
+
+
+def _task(job: Job, kind: str, region: str, slot: int, leaving: bool) -> dict[str, Any]:
+    body = region == "body"
+    constants = job[f"{kind}_constants"]
+    code = {
+        "planes": job[f"{kind}_digits"] if body else job["tier_digits"],
+        "residual": body and job["residual"],
+        "absmean": not body or job["absmean"],
+        "constants": dict(enumerate(constants)) if body else {0: job["tier_constant"]},
+        "feedback": body and job["feedback"],
+        "table": job["table"],
+        "unit_first": kind == "value",
+    }
+    task: dict[str, Any] = {"leaving": leaving, "code": code}
+    if not leaving:
+        task |= {"rotate": job["rotate"], "centre": kind == "key" and job["centre"]}
+    return task
+
+
+def _place(job: Job, kind: str, region: str, slot: int, leaving: bool) -> dict[str, Any]:
+    body = region == "body"
+    return {
+        "base": job[kind][region],
+        "slot": slot,
+        "planes": job[f"{kind}_digits"] if body else job["tier_digits"],
+        "residual": body and job["residual"],
+    }
