@@ -56,7 +56,7 @@ def expected(tasks: Payloads, written: list[int]) -> list[tuple[int, int]]:
         numbers = [task["floor"], *(next(left) for _ in range(task["records"]))]
         head.write(np.array([[numbers]], np.uint8), len(numbers))
         if task["attend"]:
-            answers.append((int(head.newest[..., -1]), task["rotate"]))
+            answers.append((int(head.newest[0, 0, -1]), task["rotate"]))
     return answers
 
 
