@@ -4,7 +4,8 @@ Usage: python benchmarks/cache_speed.py [--context N] [--steps N] [--code CODE .
 
 Every cache is filled with the same tokens. Then decode steps are made on all of them in turn, one
 step each, again and again, so that whatever else the machine does hits all alike; the median step
-counts. Ternary codes are attended to in single precision, as the others are.
+counts, in processor time of the process, which is wall time for one thread on a quiet machine:
+set OMP_NUM_THREADS=1. Ternary codes are attended to in single precision, as the others are.
 
 Memory is measured on the filled cache, in two ways: the bytes of all tensors in the process that
 were not there before the cache (a census, so that a hidden copy would show), and what the cache
@@ -48,7 +49,7 @@ class Measured:
     """One cache.
 
     code : its spelling
-    tokens_per_second : of the median decode step
+    tokens_per_second : of the median decode step, in seconds of processor time
     resident_bytes : of all tensors that came with the filled cache, by census
     reported_bytes : what the cache says it stores
     bits_per_element : of the reported bytes
@@ -143,15 +144,15 @@ def _filled(
 def _decode_in_turn(
     language_model: LanguageModel, formats: list[CacheFormat], caches: list[Cache], steps: int
 ) -> list[list[float]]:
-    """Seconds of each decode step on each cache; the first step of each is not counted."""
+    """Processor seconds of each decode step on each cache; its first step is not counted."""
     seconds: list[list[float]] = [[] for _ in caches]
     token = torch.tensor([[1000]])
     for step in range(steps + 1):
         for cache_format, cache, times in zip(formats, caches, seconds, strict=True):
             with language_model.attending_with(cache_format.attention), torch.inference_mode():
-                start = time.perf_counter()
+                start = time.process_time()
                 language_model.model(token, past_key_values=cache)
-                elapsed = time.perf_counter() - start
+                elapsed = time.process_time() - start
             if step:
                 times.append(elapsed)
     return seconds
