@@ -38,7 +38,8 @@ class Target:
     Parameters
     ----------
     failing : number of the burst that fails
-    response : how; "slverr" by cocotbext-axi itself, which then writes nothing of the burst
+    response : how; "slverr" by cocotbext-axi itself, which then writes nothing of the burst;
+        "never": neither it nor those after it are answered
     """
 
     def __init__(
@@ -65,15 +66,22 @@ class Target:
                 channel.set_pause_generator(not go for go in pattern)
 
     async def write(self, address: int, data: bytes) -> None:
-        if self._bursts == self._failing:
+        if self._bursts == self._failing and self._response != "never":
             raise ValueError(f"burst {self._bursts} fails")
         self.writes += 1
         self.data[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
+    def heal(self) -> None:
+        """No burst fails any more."""
+        self._failing = None
+
     async def _respond(self, transaction: Any) -> None:
-        if self._bursts == self._failing:
-            transaction.bresp = RESPONSES[self._response]
         self._bursts += 1
+        if self._failing is not None and self._bursts > self._failing:
+            if self._response == "never":
+                return
+            if self._bursts == self._failing + 1:
+                transaction.bresp = RESPONSES[self._response]
         await self._send(transaction)
 
 
@@ -320,3 +328,25 @@ async def cancel_at_any_time(dut: HierarchyObject, mix: str) -> None:
         await ClockCycles(dut.clk, int(bench.rng.integers(1, 400)))
         await cancel(bench)
         await recover(bench, target, records)
+
+
+@cocotb.test()
+async def response_never_comes(dut: HierarchyObject) -> None:
+    """Without an answer nothing counts as written; `cancel` gives up after 65536 quiet cycles."""
+    bench = await Bench.start(dut, "record_writer")
+    target = Target(bench, failing=3, response="never")
+    records = random_records(bench, 16)
+    written = Written(bench)
+    drive(bench, records)
+    await ClockCycles(dut.clk, 5000)
+    bench.check(written.count <= 3, True, "records written before the memory fell silent")
+    bench.check(int(dut.error.value), 0, "error: the port waits as long as nobody cancels")
+    count = written.count
+    bench.withdraw()
+    dut.cancel.value = 1
+    await ClockCycles(dut.clk, 65_000)
+    bench.check(int(dut.idle.value), 0, "idle after 65000 cycles")
+    await cancel(bench)
+    bench.check(written.count, count, "records written after cancel")
+    target.heal()
+    await recover(bench, target, records)
