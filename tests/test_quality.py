@@ -136,7 +136,7 @@ def test_scores_by_hand_token_by_token(code):
 def test_integer_attention_is_close_to_float(code):
     """Rounding in the engine is small beside rounding in the cache.
 
-    The widths are the smallest whose rounding costs at most half a per cent of perplexity where the
+    The widths are the smallest whose rounding costs about half a per cent of perplexity where the
     shortest code costs twelve (docs/quality.md, "Widths of the engine"): a 24th. The divergence of
     predictions is linear in the energy of the error, as is what it costs, so a 24th it is here.
     """
