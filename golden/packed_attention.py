@@ -45,7 +45,7 @@ def attend_one(job: AttentionJob) -> Tensor:
     _fill_tables(queries.numpy(), 1 / math.sqrt(dim), digits, bytes_of_groups, tables)
     sums = np.zeros((*shape, _LANES, tokens), np.float32)
     for start, arguments in _runs(cache.keys):
-        _add_products(*arguments, tables, sums, start)
+        _add_run(True, *arguments, tables, sums, start)
     scores = torch.from_numpy(sums)
     if job.visible is not None:
         scores = scores.masked_fill(~job.visible[:, :, None], -math.inf)
@@ -54,14 +54,14 @@ def attend_one(job: AttentionJob) -> Tensor:
         weights = weights.nan_to_num(0.0)  # a sequence that sees nothing
     tables[:] = 0
     for start, arguments in _runs(cache.values):
-        _add_weights(*arguments, weights.numpy(), start, tables)
+        _add_run(False, *arguments, tables, weights.numpy(), start)
     outputs = np.empty(queries.shape)
     _empty_tables(tables, bytes_of_groups, outputs)
     return torch.from_numpy(outputs)
 
 
 def _runs(store: TieredStore) -> Iterator[tuple[int, tuple]]:
-    """For all planes under one scale: their first token, and what both loops need of them."""
+    """For all planes under one scale: their first token, and what `_add_run` needs of them."""
     start = 0
     for part in (store.sinks, store.body, store.window):
         if part.tokens:
@@ -123,48 +123,20 @@ def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
 
 
 @numba.njit(cache=True)
-def _add_products(
-    data, words, low, high, scale, first, tokens, fraction_bits, tables, scores, start
+def _add_run(
+    keys, data, words, low, high, scale, first, tokens, fraction_bits, tables, per_token, start
 ):
-    """Add products of planes and queries to scores [batch, kv_heads, chunks, 4, T]."""
+    """Go through planes under one scale, with scores or weights [batch, kv_heads, chunks, 4, T].
+
+    Of keys, entries are added up to products, and these times scales to scores; of values, weights
+    times scales are added to entries.
+    """
     batch, heads, chunks, places = tables.shape[:4]
     for b in range(batch):
         for h in range(heads):
             for chunk in range(chunks):
                 of_chunk = tables[b, h, chunk]
-                sums = scores[b, h, chunk, :, start : start + tokens]
-                scales = words[b, h, scale]
-                weight = np.float32(1)
-                for plane in range(low, high):
-                    of_plane = data[b, h, plane]
-                    for t in range(tokens):
-                        stored = np.uint64(first + t)  # unsigned: no check for an index below zero
-                        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
-                        for place in range(places):
-                            entry = of_chunk[place, of_plane[stored, place]]
-                            s0 += entry[0]
-                            s1 += entry[1]
-                            s2 += entry[2]
-                            s3 += entry[3]
-                        factor = weight * _scale(scales[stored, 0], fraction_bits)
-                        sums[0, t] += s0 * factor
-                        sums[1, t] += s1 * factor
-                        sums[2, t] += s2 * factor
-                        sums[3, t] += s3 * factor
-                    weight *= np.float32(3)
-
-
-@numba.njit(cache=True)
-def _add_weights(
-    data, words, low, high, scale, first, tokens, fraction_bits, weights, start, tables
-):
-    """Add weights [batch, kv_heads, chunks, 4, T] times scales at the entries of the bytes."""
-    batch, heads, chunks, places = tables.shape[:4]
-    for b in range(batch):
-        for h in range(heads):
-            for chunk in range(chunks):
-                of_chunk = tables[b, h, chunk]
-                of_tokens = weights[b, h, chunk, :, start : start + tokens]
+                of_tokens = per_token[b, h, chunk, :, start : start + tokens]
                 scales = words[b, h, scale]
                 weight = np.float32(1)
                 for plane in range(low, high):
@@ -172,14 +144,27 @@ def _add_weights(
                     for t in range(tokens):
                         stored = np.uint64(first + t)  # unsigned: no check for an index below zero
                         factor = weight * _scale(scales[stored, 0], fraction_bits)
-                        w0, w1 = of_tokens[0, t] * factor, of_tokens[1, t] * factor
-                        w2, w3 = of_tokens[2, t] * factor, of_tokens[3, t] * factor
-                        for place in range(places):
-                            entry = of_chunk[place, of_plane[stored, place]]
-                            entry[0] += w0
-                            entry[1] += w1
-                            entry[2] += w2
-                            entry[3] += w3
+                        if keys:
+                            s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+                            for place in range(places):
+                                entry = of_chunk[place, of_plane[stored, place]]
+                                s0 += entry[0]
+                                s1 += entry[1]
+                                s2 += entry[2]
+                                s3 += entry[3]
+                            of_tokens[0, t] += s0 * factor
+                            of_tokens[1, t] += s1 * factor
+                            of_tokens[2, t] += s2 * factor
+                            of_tokens[3, t] += s3 * factor
+                        else:
+                            w0, w1 = of_tokens[0, t] * factor, of_tokens[1, t] * factor
+                            w2, w3 = of_tokens[2, t] * factor, of_tokens[3, t] * factor
+                            for place in range(places):
+                                entry = of_chunk[place, of_plane[stored, place]]
+                                entry[0] += w0
+                                entry[1] += w1
+                                entry[2] += w2
+                                entry[3] += w3
                     weight *= np.float32(3)
 
 
