@@ -57,6 +57,9 @@ class EngineConfig(BaseModel):
     max_planes : int
         Largest number of ternary planes (digits) of one vector; 1 for integers, whose only "plane"
         holds the integers themselves.
+    key_planes_per_cycle, value_planes_per_cycle : int
+        Planes P of one run that a key or value slice holds. A run is filled up with planes of zeros
+        at its most significant end. The accelerator has one plane a slice; so have integers.
     block : int
         Tokens B of one online softmax block, a power of two.
     packing : str
@@ -93,6 +96,8 @@ class EngineConfig(BaseModel):
     scale_exponent_bits: Annotated[int, Field(ge=4, le=5)] = 5
     cache_format: Literal["ternary", "int8", "int4"] = "ternary"
     max_planes: Annotated[int, Field(ge=1, le=5)] = 5
+    key_planes_per_cycle: Annotated[int, Field(ge=1, le=5)] = 1
+    value_planes_per_cycle: Annotated[int, Field(ge=1, le=5)] = 1
     block: Annotated[int, Field(ge=4, le=256)] = 32
     packing: Literal["5in8", "2bit"] = "5in8"
     max_context: Annotated[int, Field(ge=2, le=1 << 20)] = 8192
@@ -127,6 +132,12 @@ class EngineConfig(BaseModel):
                 f"max_planes: {self.max_planes} planes of cache_format {self.cache_format!r}; "
                 "allowed is 1"
             )
+        for field in ("key_planes_per_cycle", "value_planes_per_cycle"):
+            if getattr(self, field) > self.max_planes:
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} is more than max_planes {self.max_planes}; "
+                    f"allowed are 1..{self.max_planes}"
+                )
         return self
 
     # --- derived widths -------------------------------------------------------------------------
@@ -158,12 +169,12 @@ class EngineConfig(BaseModel):
 
     @property
     def slice_code_max(self) -> int:
-        """Largest magnitude of an element of one slice: a trit's, or an integer's."""
-        return self.code_max if self.integer_bits else 1
+        """Largest magnitude of an element of one key slice: of its trits' sum, or of an integer."""
+        return self.code_max if self.integer_bits else (3**self.key_planes_per_cycle - 1) // 2
 
     @property
     def sum_bits(self) -> int:
-        """Signed width of one slice's sum: |sum| <= lanes * query_max * slice_code_max."""
+        """Signed width of one key slice's sum: |sum| <= lanes * query_max * slice_code_max."""
         return signed_bits(self.lanes * self.query_max * self.slice_code_max)
 
     @property
@@ -296,8 +307,9 @@ class EngineConfig(BaseModel):
 
     @property
     def tripled_weight_bits(self) -> int:
-        """Unsigned width of a scaled weight times 3**(max_planes - 1)."""
-        return (self.scaled_weight_max * 3 ** (self.max_planes - 1)).bit_length()
+        """Unsigned width of the weight of a slice's first plane: scaled, times a power of three."""
+        last = (self.max_planes - 1) // self.value_planes_per_cycle * self.value_planes_per_cycle
+        return (self.scaled_weight_max * 3**last).bit_length()
 
     @property
     def accumulator_bits(self) -> int:
@@ -340,6 +352,12 @@ class EngineConfig(BaseModel):
     def token_bits(self) -> int:
         """Unsigned width of a token index."""
         return (self.max_context - 1).bit_length()
+
+    @property
+    def has_accelerator(self) -> bool:
+        """Whether the accelerator can feed the engine: it has one ternary plane a slice."""
+        planes = max(self.key_planes_per_cycle, self.value_planes_per_cycle)
+        return not self.integer_bits and planes == 1
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of every field: the key of build caches."""

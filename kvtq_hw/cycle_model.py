@@ -11,7 +11,14 @@ from collections.abc import Sequence
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 
-__all__ = ["bound_cycles", "code_bound", "code_job_cycles", "job_cycles", "uniform_job_cycles"]
+__all__ = [
+    "bound_cycles",
+    "code_bound",
+    "code_job_cycles",
+    "job_cycles",
+    "token_slices",
+    "uniform_job_cycles",
+]
 
 # Latencies of the datapath, in cycles; tests tie each to the block that has it.
 _ADDER_LEVELS_PER_STAGE = 4
@@ -22,42 +29,65 @@ _NORMALIZER = 2
 
 
 def bound_cycles(config: EngineConfig, tokens: int, key_planes: int, value_planes: int) -> int:
-    """Cycles at one plane slice a cycle, which none can beat: T (N_k + N_v) ceil(D / lanes)."""
-    return tokens * (key_planes + value_planes) * config.slices
+    """Cycles at one slice a cycle, which none can beat, of keys and values of one run each.
+
+    ``T (ceil(N_k / P_k) + ceil(N_v / P_v)) ceil(D / lanes)`` with P planes a slice.
+    """
+    key_slices = token_slices(config.key_planes_per_cycle, key_planes)
+    value_slices = token_slices(config.value_planes_per_cycle, value_planes)
+    return tokens * (key_slices + value_slices) * config.slices
+
+
+def token_slices(planes_per_cycle: int, planes: int, runs: int = 1) -> int:
+    """Slices of lanes that a token's planes take, in `runs` runs of one length."""
+    return runs * -(-planes // (runs * planes_per_cycle))
 
 
 def uniform_job_cycles(
     config: EngineConfig, tokens: int, key_planes: int, value_planes: int
 ) -> int:
-    """Cycles of a job whose keys all have `key_planes` planes and whose values `value_planes`."""
+    """Cycles of a job whose keys have one run of `key_planes` each, values of `value_planes`."""
     full, rest = divmod(tokens, config.block)
     blocks = [config.block] * full + [rest] * (rest > 0)
     return job_cycles(
         config,
-        [n * key_planes * config.slices for n in blocks],
-        [n * value_planes * config.slices for n in blocks],
+        [n * token_slices(config.key_planes_per_cycle, key_planes) * config.slices for n in blocks],
+        [
+            n * token_slices(config.value_planes_per_cycle, value_planes) * config.slices
+            for n in blocks
+        ],
     )
 
 
 def code_bound(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """`bound_cycles` of a context in a code, its tiers in their own digits."""
-    tier, digits = code.tier_tokens(tokens), code.tier_digits(config.max_planes)
-    body = bound_cycles(config, tokens - tier, code.key_digits, code.value_digits)
-    return body + bound_cycles(config, tier, digits, digits)
+    return sum(sum(slices) for slices in _code_slices(config, code, tokens))
 
 
 def code_job_cycles(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """`job_cycles` of a context in a code, its tiers in their own digits."""
-    slices = []
-    for digits in (code.key_digits, code.value_digits):
-        planes = code.planes(digits, tokens, config.max_planes)
-        slices.append(
-            [
-                config.slices * sum(planes[start : start + config.block])
-                for start in range(0, tokens, config.block)
-            ]
-        )
-    return job_cycles(config, *slices)
+    keys, values = (
+        [sum(slices[start : start + config.block]) for start in range(0, tokens, config.block)]
+        for slices in _code_slices(config, code, tokens)
+    )
+    return job_cycles(config, keys, values)
+
+
+def _code_slices(config: EngineConfig, code: CacheCode, tokens: int) -> tuple[list[int], list[int]]:
+    """Slices of each token's key and of each token's value."""
+    tier = code.tier_tokens(tokens)
+
+    def of(digits: int, planes_per_cycle: int) -> list[int]:
+        body = token_slices(planes_per_cycle, digits, code.scales(digits))
+        in_tier = token_slices(planes_per_cycle, code.tier_digits(config.max_planes))
+        sinks = min(tokens, code.sinks)
+        slices = [in_tier] * sinks + [body] * (tokens - tier) + [in_tier] * (tier - sinks)
+        return [number * config.slices for number in slices]
+
+    return (
+        of(code.key_digits, config.key_planes_per_cycle),
+        of(code.value_digits, config.value_planes_per_cycle),
+    )
 
 
 def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Sequence[int]) -> int:
@@ -119,5 +149,6 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
 
 
 def _adder_latency(config: EngineConfig) -> int:
-    multiplier = 1 if config.integer_bits else 0
-    return multiplier + -(-(config.lanes - 1).bit_length() // _ADDER_LEVELS_PER_STAGE)
+    # a register behind the multipliers, or where the planes of a slice come together
+    more = bool(config.integer_bits) or config.key_planes_per_cycle > 1
+    return more + -(-(config.lanes - 1).bit_length() // _ADDER_LEVELS_PER_STAGE)

@@ -64,6 +64,8 @@ BLOCKS = (
     "control",
 )
 
+_OF_ENGINE = BLOCKS.index(INTEGER_LANES[-1]) + 1
+
 
 def check_block(name: str) -> None:
     """Raise `UserError` for a name that is not in `BLOCKS`."""
@@ -72,11 +74,13 @@ def check_block(name: str) -> None:
 
 
 def blocks_of(config: EngineConfig) -> tuple[str, ...]:
-    """The blocks that exist in a configuration: an integer cache format has the engine alone."""
-    if config.integer_bits:
-        engine = BLOCKS[: BLOCKS.index(INTEGER_LANES[-1]) + 1]
-        return (*(name for name in engine if name not in TERNARY_LANES), "engine")
-    return tuple(name for name in BLOCKS if name not in INTEGER_LANES)
+    """The blocks that exist in a configuration.
+
+    Where the accelerator cannot feed the engine (`EngineConfig.has_accelerator`) it is alone.
+    """
+    lanes = TERNARY_LANES if config.integer_bits else INTEGER_LANES
+    blocks = BLOCKS if config.has_accelerator else (*BLOCKS[:_OF_ENGINE], "engine")
+    return tuple(name for name in blocks if name not in lanes)
 
 
 def create_block(name: str, config: EngineConfig) -> wiring.Component:
@@ -89,7 +93,10 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     """
     check_block(name)
     if name not in blocks_of(config):
-        raise UserError(f"block: {name!r} does not exist in cache_format {config.cache_format!r}")
+        where = f"cache_format {config.cache_format!r}"
+        if not config.integer_bits and name not in INTEGER_LANES:
+            where = "configurations of several planes a cycle"
+        raise UserError(f"block: {name!r} does not exist in {where}")
     block = getattr(importlib.import_module(f"rtl.{name}"), name.title().replace("_", ""))
     return block(config)
 

@@ -10,11 +10,12 @@ from kvtq_hw.config import EngineConfig
 from rtl.layouts import (
     counters_layout,
     job_layout,
+    key_input_layout,
     output_layout,
-    plane_slice_layout,
     query_layout,
     slice_field,
     value_exponent_layout,
+    value_input_layout,
 )
 from rtl.multiply_accumulate import MultiplyAccumulate
 from rtl.multiply_add import MultiplyAdd
@@ -43,21 +44,20 @@ class Engine(wiring.Component):
     job : stream In, `job_layout`
     value_exponent : stream In, `value_exponent_layout`, one a job, needed before its first value
     query : stream In, one element of every head, D transfers a job
-    keys, values : stream In, `plane_slice_layout`
+    keys, values : stream In, `key_input_layout` and `value_input_layout`
     output : stream Out, `output_layout`, D transfers a job
     counters : Out, `counters_layout`
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        slices = stream.Signature(plane_slice_layout(config))
         super().__init__(
             {
                 "job": In(stream.Signature(job_layout(config))),
                 "value_exponent": In(stream.Signature(value_exponent_layout(config))),
                 "query": In(stream.Signature(query_layout(config))),
-                "keys": In(slices),
-                "values": In(slices),
+                "keys": In(stream.Signature(key_input_layout(config))),
+                "values": In(stream.Signature(value_input_layout(config))),
                 "output": Out(stream.Signature(output_layout(config))),
                 "counters": Out(counters_layout()),
             }

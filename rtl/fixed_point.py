@@ -49,8 +49,11 @@ def add_selected(total: Value, trit: data.View, value: Value) -> Value:
     return result[1 : len(total) + 1].as_signed()
 
 
-def triple(value: ValueLike) -> Value:
-    """3 * value by one add."""
+def triple(value: ValueLike, times: int = 1) -> Value:
+    """3**times * value, by one add for each factor of nine and for one of three."""
     value = Value.cast(value)
-    result = ((value << 1) + value)[: len(value) + 2]
+    result = value
+    for shift in (3,) * (times // 2) + (1,) * (times % 2):
+        result = (result << shift) + result
+    result = result[: len(value) + (3**times - 1).bit_length()]
     return result.as_signed() if value.shape().signed else result

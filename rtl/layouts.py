@@ -27,6 +27,7 @@ __all__ = [
     "factors_signature",
     "host_query_layout",
     "job_layout",
+    "key_input_layout",
     "key_slice_layout",
     "key_sums_layout",
     "load_layout",
@@ -47,6 +48,7 @@ __all__ = [
     "sum_layout",
     "value_exponent_layout",
     "value_exponent_task_layout",
+    "value_input_layout",
     "value_slice_layout",
     "vector_code_layout",
     "vector_layout",
@@ -73,15 +75,25 @@ def slice_field(config: EngineConfig) -> str:
     return "integers" if config.integer_bits else "trits"
 
 
-def _slice_elements(config: EngineConfig) -> dict[str, data.ArrayLayout]:
-    """The elements of one slice under their name."""
+def _slice_elements(config: EngineConfig, planes: int) -> dict[str, data.ArrayLayout]:
+    """The elements of one slice under their name: plane after plane, the lowest first."""
     element = signed(config.integer_bits) if config.integer_bits else Trit
-    return {slice_field(config): data.ArrayLayout(element, config.lanes)}
+    return {slice_field(config): data.ArrayLayout(element, planes * config.lanes)}
 
 
-def plane_slice_layout(config: EngineConfig) -> data.StructLayout:
-    """One slice of a plane at the engine's edge (docs/contract.md)."""
-    return data.StructLayout({**_slice_elements(config), **_scale_fields(config)})
+def plane_slice_layout(config: EngineConfig, planes: int = 1) -> data.StructLayout:
+    """One slice of `planes` planes at the engine's edge (docs/contract.md)."""
+    return data.StructLayout({**_slice_elements(config, planes), **_scale_fields(config)})
+
+
+def key_input_layout(config: EngineConfig) -> data.StructLayout:
+    """A key slice at the engine's edge."""
+    return plane_slice_layout(config, config.key_planes_per_cycle)
+
+
+def value_input_layout(config: EngineConfig) -> data.StructLayout:
+    """A value slice at the engine's edge."""
+    return plane_slice_layout(config, config.value_planes_per_cycle)
 
 
 def plane_layout(config: EngineConfig) -> data.StructLayout:
@@ -118,7 +130,8 @@ def _key_tag(config: EngineConfig) -> data.StructLayout:
 
 def key_slice_layout(config: EngineConfig) -> data.StructLayout:
     """A key slice with its tag."""
-    return data.StructLayout({**_slice_elements(config), "tag": _key_tag(config)})
+    elements = _slice_elements(config, config.key_planes_per_cycle)
+    return data.StructLayout({**elements, "tag": _key_tag(config)})
 
 
 def element_layout() -> data.StructLayout:
@@ -319,7 +332,7 @@ def select_add_layout(config: EngineConfig) -> data.StructLayout:
     """Input of select-add or multiply-add: a key slice beside the query slice it meets."""
     return data.StructLayout(
         {
-            **_slice_elements(config),
+            **_slice_elements(config, config.key_planes_per_cycle),
             "queries": queries_layout(config),
             "tag": _key_tag(config),
         }
@@ -370,7 +383,7 @@ def value_slice_layout(config: EngineConfig) -> data.StructLayout:
     """A value slice with its number within the plane."""
     return data.StructLayout(
         {
-            **_slice_elements(config),
+            **_slice_elements(config, config.value_planes_per_cycle),
             **_scale_fields(config),
             "slice": range(config.slices),
         }
@@ -391,7 +404,7 @@ def accumulate_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout(
         {
             "operation": Operation,
-            **_slice_elements(config),
+            **_slice_elements(config, config.value_planes_per_cycle),
             "slice": range(config.slices),
             "weights": data.ArrayLayout(unsigned(config.tripled_weight_bits), config.query_group),
             "shifts": data.ArrayLayout(unsigned(config.rescale_bits), config.query_group),

@@ -17,9 +17,9 @@ __all__ = ["PlaneScaler"]
 class PlaneScaler(wiring.Component):
     """Horner's rule over the planes of a run, one scale multiply at its unit plane.
 
-    ``t = 3 * t + sum`` from the most significant plane on; the unit plane closes the run, which
-    contributes ``sat(round(t * (2**M + fraction) * 2**(exponent - query_exponent)))`` to the score.
-    With power-of-two scales (M = 0) there is no multiplier, only a shifter.
+    ``t = 3**P * t + sum`` from the most significant planes on, P a slice; the unit plane closes the
+    run, which contributes ``sat(round(t * (2**M + fraction) * 2**(exponent - query_exponent)))`` to
+    the score. With power-of-two scales (M = 0) there is no multiplier, only a shifter.
 
     Throughput one slice a cycle, latency `LATENCY` cycles from a token's last slice to its score.
 
@@ -57,7 +57,8 @@ class PlaneScaler(wiring.Component):
         plane_ends = tag.slice == config.slices - 1
         with m.If(pipe.moving):
             for g in heads:
-                kept = Mux(tag.slice == 0, Mux(run_opens, 0, triple(runs[g])), runs[g])
+                tripled = triple(runs[g], config.key_planes_per_cycle)
+                kept = Mux(tag.slice == 0, Mux(run_opens, 0, tripled), runs[g])
                 m.d.sync += runs[g].eq(kept + self.i.payload.sums[g])
             with m.If(plane_ends):
                 m.d.sync += run_opens.eq(tag.unit)

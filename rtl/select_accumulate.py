@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
 from rtl.accumulator_bank import AccumulatorBank
-from rtl.fixed_point import select
+from rtl.fixed_point import select, triple
 from rtl.layouts import Trit, accumulate_layout, accumulator_layout
 
 __all__ = ["SelectAccumulate"]
@@ -17,8 +17,9 @@ __all__ = ["SelectAccumulate"]
 class SelectAccumulate(wiring.Component):
     """``acc[g][d] += weights[g] * trits[d]`` for the D elements of G heads.
 
-    A lane passes, inverts or blocks a weight. Operations and their cycles are those of
-    `rtl.accumulator_bank.AccumulatorBank`.
+    A lane passes, inverts or blocks a weight; for two planes together it chooses among the weight
+    times one to four, of which three times is made once for all lanes. Operations and their cycles
+    are those of `rtl.accumulator_bank.AccumulatorBank`.
 
     Attributes
     ----------
@@ -39,16 +40,60 @@ class SelectAccumulate(wiring.Component):
         m = Module()
         beat = self.i.payload
         bank = AccumulatorBank(m, self._config, self.i, self.o)
+        config = self._config
         # blocked lanes add nothing: so the bank's accumulators keep their value
         trits = [
             data.View(Trit, Cat(trit.nonzero & bank.adding, trit.negative)) for trit in beat.trits
         ]
-        bank.add(
-            bank.adding,
-            beat.slice,
-            [
-                [select(trit, weight) + (trit.nonzero & trit.negative) for trit in trits]
-                for weight in beat.weights
-            ],
-        )
+        lanes, planes = config.lanes, config.value_planes_per_cycle
+        terms: list[list[Value]] = [[Const(0)] * lanes for _ in beat.weights]
+        for first in range(0, planes - 1, 2):
+            pairs = [
+                _Pair(m, trits[first * lanes + lane], trits[(first + 1) * lanes + lane])
+                for lane in range(lanes)
+            ]
+            for g, weight in enumerate(beat.weights):
+                multiples = _multiples(triple(weight, first))
+                terms[g] = [
+                    term + pair.select(multiples)
+                    for term, pair in zip(terms[g], pairs, strict=True)
+                ]
+        if planes % 2:
+            for g, weight in enumerate(beat.weights):
+                top = triple(weight, planes - 1)
+                terms[g] = [
+                    term + select(trit, top) + (trit.nonzero & trit.negative)
+                    for term, trit in zip(terms[g], trits[-lanes:], strict=True)
+                ]
+        bank.add(bank.adding, beat.slice, terms)
         return m
+
+
+class _Pair:
+    """Two trits as a number u = low + 3 * high: its sign, and which of 1, 2, 3, 4 it is."""
+
+    def __init__(self, m: Module, low: data.View, high: data.View) -> None:
+        differ = low.negative ^ high.negative
+        self._negative = Signal()
+        self._is = [Signal() for _ in range(4)]
+        m.d.comb += [
+            self._negative.eq(Mux(high.nonzero, high.negative, low.nonzero & low.negative)),
+            self._is[0].eq(low.nonzero & ~high.nonzero),
+            self._is[1].eq(low.nonzero & high.nonzero & differ),
+            self._is[2].eq(~low.nonzero & high.nonzero),
+            self._is[3].eq(low.nonzero & high.nonzero & ~differ),
+        ]
+
+    def select(self, multiples: list[Value]) -> Value:
+        """u * weight, from the weight times 1, 2, 3 and 4."""
+        bits = len(multiples[-1]) + 1
+        chosen: Value = Const(0, bits)
+        for multiple, is_it in zip(multiples, self._is, strict=True):
+            extended = Cat(multiple, Const(0, bits - len(multiple)))
+            chosen = chosen | (extended & is_it.replicate(bits))
+        return (chosen ^ self._negative.replicate(bits)).as_signed() + self._negative
+
+
+def _multiples(weight: Value) -> list[Value]:
+    """weight times 1, 2, 3 and 4: one add."""
+    return [weight, Cat(0, weight), triple(weight), Cat(0, 0, weight)]

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.config import EngineConfig
 from rtl.adder_tree import add_levels, tree_stages
-from rtl.fixed_point import select
+from rtl.fixed_point import select, triple
 from rtl.layouts import key_sums_layout, select_add_layout
 from rtl.pipeline import Pipeline
 
@@ -20,7 +20,8 @@ class SelectAdd(wiring.Component):
 
     A lane passes, inverts or blocks a query element. The ones that two's complement negation adds
     are the number of negative digits, counted once for all heads. Operands are added as unsigned
-    numbers, 2**(query_bits-1) too large each: no adder then extends a sign.
+    numbers, 2**(query_bits-1) too large each: no adder then extends a sign. A slice of P planes has
+    a tree for each; one more stage makes ``sum_c 3**c * sums_c`` of them.
 
     Throughput one slice a cycle, latency `latency` cycles. The tag passes along unchanged.
 
@@ -42,7 +43,7 @@ class SelectAdd(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from an input transfer to the output's first valid cycle."""
-        return tree_stages(self._config.lanes)
+        return tree_stages(self._config.lanes) + (self._config.key_planes_per_cycle > 1)
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -51,30 +52,43 @@ class SelectAdd(wiring.Component):
         pipe = Pipeline(m, self.i.valid, self.o)
         m.d.comb += self.i.ready.eq(pipe.advance)
 
+        planes, lanes = range(config.key_planes_per_cycle), range(config.lanes)
+        trits = [[slice_.trits[c * config.lanes + d] for d in lanes] for c in planes]
         operands = [
-            [_offset(select(slice_.trits[d], slice_.queries[g][d])) for d in range(config.lanes)]
+            [[_offset(select(plane[d], slice_.queries[g][d])) for d in lanes] for plane in trits]
             for g in range(config.query_group)
         ]
-        negatives: list[Value] = [
-            slice_.trits[d].nonzero & slice_.trits[d].negative for d in range(config.lanes)
-        ]
+        negatives: list[list[Value]] = [[t.nonzero & t.negative for t in plane] for plane in trits]
         tag = slice_.tag
-        for _ in range(self.latency):
+        for _ in range(tree_stages(config.lanes)):
             stage = pipe.stage(
-                operands=[add_levels(terms) for terms in operands],
-                negatives=add_levels(negatives),
+                operands=[[add_levels(terms) for terms in head] for head in operands],
+                negatives=[add_levels(terms) for terms in negatives],
                 tag=tag,
             )
             operands, negatives, tag = stage.operands, stage.negatives, stage.tag
 
-        offset = config.lanes << (config.query_bits - 1)
+        ones = _weighted([terms[0] for terms in negatives])
+        totals = [_weighted([terms[0] for terms in head]) for head in operands]
+        if len(planes) > 1:
+            stage = pipe.stage(totals=totals, ones=ones, tag=tag)
+            totals, ones, tag = stage.totals, stage.ones, stage.tag
+        offset = config.slice_code_max * config.lanes << (config.query_bits - 1)
         sums = []
         for g in range(config.query_group):
             total = Signal(signed(config.sum_bits), name=f"sum_{g}")
-            m.d.comb += total.eq(operands[g][0] + negatives[0] - offset)
+            m.d.comb += total.eq(totals[g] + ones - offset)
             sums.append(total)
         pipe.finish(sums=sums, tag=tag)
         return m
+
+
+def _weighted(planes: list[Value]) -> Value:
+    """sum_c 3**c * planes[c], by Horner's rule."""
+    total = planes[-1]
+    for plane in reversed(planes[:-1]):
+        total = triple(total) + plane
+    return total
 
 
 def _offset(value: Value) -> Value:

@@ -9,10 +9,11 @@ from amaranth.lib.wiring import In, Out
 from kvtq_hw.config import EngineConfig
 from rtl.layouts import (
     job_layout,
+    key_input_layout,
     key_slice_layout,
-    plane_slice_layout,
     slice_field,
     value_exponent_layout,
+    value_input_layout,
     value_slice_layout,
 )
 
@@ -30,7 +31,7 @@ class Sequencer(wiring.Component):
     jobs : stream In, `job_layout`
     value_exponents : stream In, `value_exponent_layout`, one a job: taken any time after the job,
         and waited for before the job's first value slice
-    keys, values : stream In, `plane_slice_layout`
+    keys, values : stream In, `key_input_layout` and `value_input_layout`
     key_slices : stream Out, `key_slice_layout`: numbered, with the ends of block and job marked
     value_slices : stream Out, `value_slice_layout`
     query_start : Out, pulse: load the queries
@@ -46,8 +47,8 @@ class Sequencer(wiring.Component):
             {
                 "jobs": In(stream.Signature(job_layout(config))),
                 "value_exponents": In(stream.Signature(value_exponent_layout(config))),
-                "keys": In(stream.Signature(plane_slice_layout(config))),
-                "values": In(stream.Signature(plane_slice_layout(config))),
+                "keys": In(stream.Signature(key_input_layout(config))),
+                "values": In(stream.Signature(value_input_layout(config))),
                 "key_slices": Out(stream.Signature(key_slice_layout(config))),
                 "value_slices": Out(stream.Signature(value_slice_layout(config))),
                 "query_start": Out(1),

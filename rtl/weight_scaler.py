@@ -24,8 +24,9 @@ class WeightScaler(wiring.Component):
     """Joins softmax weights with value slices into the operations of the value lanes.
 
     A unit plane takes ``round(p * (2**M + fraction) * 2**(exponent - value_exponent - M))``, every
-    further plane of its run three times the weight before. A token that opens a block is preceded
-    by CLEAR (first of a job) or SHIFT, the last token of a job is followed by DRAIN.
+    further slice of its run 3**P times the weight before, P planes a slice. A token that opens a
+    block is preceded by CLEAR (first of a job) or SHIFT, the last token of a job is followed by
+    DRAIN.
     With power-of-two scales (M = 0) there is no multiplier, only a shifter.
 
     Throughput one slice a cycle, latency `LATENCY` cycles.
@@ -133,7 +134,7 @@ class WeightScaler(wiring.Component):
                 with m.If(s2.first):
                     m.d.sync += weight.eq(s2.scaled[g])
                 with m.Elif(s2.next_plane):
-                    m.d.sync += weight.eq(triple(weight))
+                    m.d.sync += weight.eq(triple(weight, config.value_planes_per_cycle))
             weights.append(weight)
         fields = {**vars(s3), "weights": weights, slice_field(config): s3.elements}
         del fields["elements"]

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import cocotb
+import numpy as np
 from cocotb.handle import HierarchyObject
 from torch import Tensor
 
@@ -27,8 +28,13 @@ FILE_VARIABLE = "KVTQ_REPLAY_FILE"
 def replayed_cycles(captured: Captured) -> int:
     """Cycles that the model gives for a captured job."""
     config, slices = captured.config, []
-    for depths in (captured.key_depths, captured.value_depths):
-        slices.append([config.slices * int(block.sum()) for block in depths.split(config.block)])
+    for planes, depths, together in (
+        (captured.keys, captured.key_depths, config.key_planes_per_cycle),
+        (captured.values, captured.value_depths, config.value_planes_per_cycle),
+    ):
+        counts = _vectors(planes, depths).together(together).counts
+        starts = np.arange(0, len(counts), config.block)
+        slices.append((config.slices * np.add.reduceat(counts, starts)).tolist())
     return job_cycles(config, *slices)
 
 

@@ -123,17 +123,19 @@ class RtlBackend:
         packed_values = _pack_heads(config, "value", values, value_depths)
         for index, head in enumerate(memory.heads):
             head.truncate(memory.settled)
-            head.keys.extend(packed_keys[index], key_depths * config.slices)
-            head.values.extend(packed_values[index], value_depths * config.slices)
+            head.keys.extend(*packed_keys[index])
+            head.values.extend(*packed_values[index])
         memory.settled = layer.settled
         return memory
 
 
 def _pack_heads(
     config: EngineConfig, kind: Kind, planes: Planes, depths: NDArray[np.int64]
-) -> NDArray[np.uint32]:
-    """Slices of the KV heads of the only sequence, packed at once: [kv_heads, slices, words]."""
+) -> list[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """What `pack_slices` gives for each KV head of the only sequence, packed at once."""
     heads = planes.unit.shape[1]
     flat = planes.map_tokens(lambda x, axis: x[0].flatten(0, 1))
-    words, _ = pack_slices(config, kind, flat, np.tile(depths, heads))
-    return words.reshape(heads, -1, words.shape[-1])
+    words, slices = pack_slices(config, kind, flat, np.tile(depths, heads))
+    of_heads = slices.reshape(heads, -1)
+    ends = of_heads.sum(1).cumsum()[:-1]
+    return list(zip(np.split(words, ends), of_heads, strict=True))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from amaranth.lib import data
 from numpy.typing import NDArray
 
 from golden.planes import Planes
 from kvtq_hw.config import EngineConfig
-from rtl.layouts import plane_slice_layout, slice_field
+from rtl.layouts import key_input_layout, slice_field, value_input_layout
 from sim.words import pack_words, words_of
 
-__all__ = ["Kind", "SliceBuffer", "pack_slices"]
+__all__ = ["Kind", "SliceBuffer", "pack_slices", "planes_together"]
 
 Kind = Literal["key", "value"]
 """Keys send a run's most significant plane first, values its unit plane."""
@@ -34,7 +35,7 @@ class SliceBuffer:
             raise ValueError(f"kind must be 'key' or 'value', not {kind!r}")
         self._config = config
         self._kind = kind
-        self._buffer = np.zeros((64, words_of(plane_slice_layout(config))), np.uint32)
+        self._buffer = np.zeros((64, words_of(_layout(config, kind))), np.uint32)
         self._ends: list[int] = []
 
     @property
@@ -98,8 +99,10 @@ def pack_slices(
         raise ValueError(f"trits have {dim} elements, must be head_dim = {config.head_dim}")
     if depth > config.max_planes:
         raise ValueError(f"trits have {depth} planes, at most max_planes = {config.max_planes}")
-    unit = planes.unit.numpy()
     sent = np.full(count, depth) if digits is None else np.asarray(digits)
+    per_slice = config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
+    trits, unit, first, sent = planes_together(trits, planes.unit.numpy(), sent, per_slice)
+    depth = unit.shape[1]
     position = np.arange(depth)
     absent = position >= sent[:, None]
 
@@ -108,21 +111,62 @@ def pack_slices(
     order = np.argsort(run * 2 * depth + within + absent * 4 * depth * depth, axis=-1)
 
     def arrange(field: NDArray[np.generic]) -> NDArray[np.generic]:
-        """The sent planes in stream order, each repeated for its slices."""
+        """What is sent in stream order, each repeated for its slices."""
         rows = np.take_along_axis(field, order, axis=-1)[~absent]
         return rows.repeat(config.slices)
 
-    ordered = np.take_along_axis(trits, order[..., None], axis=-2)[~absent]
-    lanes = ordered.reshape(-1, config.lanes)
+    def scale(field: NDArray[np.int64]) -> NDArray[np.generic]:
+        return arrange(np.where(unit, np.take_along_axis(field, first, axis=-1), 0))
+
+    ordered = np.take_along_axis(trits, order[..., None, None], axis=1)[~absent]
+    sliced = ordered.reshape(-1, per_slice, config.slices, config.lanes).swapaxes(1, 2)
+    lanes = sliced.reshape(-1, per_slice * config.lanes)
     elements = lanes if config.integer_bits else {"nonzero": lanes != 0, "negative": lanes < 0}
     words = pack_words(
-        plane_slice_layout(config),
+        _layout(config, kind),
         {
             slice_field(config): elements,
-            "fraction": arrange(np.where(unit, planes.fraction.numpy(), 0)),
-            "exponent": arrange(np.where(unit, planes.exponent.numpy(), 0)),
+            "fraction": scale(planes.fraction.numpy()),
+            "exponent": scale(planes.exponent.numpy()),
             "unit": arrange(unit),
             "last": (position == sent[:, None] - 1)[~absent].repeat(config.slices),
         },
     )
     return words, sent * config.slices
+
+
+def planes_together(
+    trits: NDArray[np.int8], unit: NDArray[np.bool_], counts: NDArray[np.int64], planes: int
+) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Up to `planes` planes of one run together, as a slice holds them.
+
+    Parameters
+    ----------
+    trits, unit : [n, P, D] and [n, P], a run's unit plane first
+    counts : [n], planes of each vector
+
+    Returns
+    -------
+    trits [n, Q, planes, D], zeros where a run has no more; unit [n, Q]; the index of each first
+    plane [n, Q]; how many of the Q each vector has [n]
+    """
+    vectors, depth, dim = trits.shape
+    index = np.arange(depth)
+    place = (index - np.maximum.accumulate(np.where(unit, index, 0), axis=1)) % planes
+    present = index < counts[:, None]
+    opens = present & (place == 0)
+    number = np.cumsum(opens, axis=1) - 1
+    sent = opens.sum(1)
+    most = int(sent.max(initial=1))
+    found = np.zeros((vectors, most, planes, dim), trits.dtype)
+    row, plane = np.nonzero(present)
+    found[row, number[row, plane], place[row, plane]] = trits[row, plane]
+    first = np.zeros((vectors, most), np.int64)
+    row, plane = np.nonzero(opens)
+    first[row, number[row, plane]] = plane
+    is_unit = np.take_along_axis(unit, first, 1) & (np.arange(most) < sent[:, None])
+    return found, is_unit, first, sent
+
+
+def _layout(config: EngineConfig, kind: Kind) -> data.StructLayout:
+    return key_input_layout(config) if kind == "key" else value_input_layout(config)

@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from golden.planes import Planes
 from kvtq_hw.config import EngineConfig
+from sim.slices import planes_together
 
 __all__ = [
+    "Together",
     "Vectors",
     "element_payloads",
     "plain_trit_payloads",
@@ -82,6 +84,30 @@ def _nest(packed: np.ndarray) -> Any:
 
 
 @dataclass(frozen=True)
+class Together:
+    """T vectors as Q slices' planes each: up to P planes of one run together, its unit plane first.
+
+    trits : int8 [T, Q, P, D], planes of zeros where a run has no more
+    unit, fraction, exponent : [T, Q]
+    first : int64 [T, Q], the index of each first plane
+    counts : int64 [T], how many of the Q are there
+    """
+
+    trits: NDArray[np.int8]
+    unit: NDArray[np.bool_]
+    fraction: NDArray[np.int64]
+    exponent: NDArray[np.int64]
+    first: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def elements(self, config: EngineConfig) -> NDArray[np.int8]:
+        """The elements of each slice, [T, Q, S, P * L]."""
+        tokens, most, planes, _ = self.trits.shape
+        sliced = self.trits.reshape(tokens, most, planes, config.slices, config.lanes)
+        return sliced.swapaxes(2, 3).reshape(tokens, most, config.slices, planes * config.lanes)
+
+
+@dataclass(frozen=True)
 class Vectors:
     """T vectors as ternary planes, as numpy arrays, with the number of planes of each.
 
@@ -111,6 +137,15 @@ class Vectors:
     def present(self) -> NDArray[np.bool_]:
         """Whether a plane is one of its vector's, bool [T, P]."""
         return np.arange(self.unit.shape[1]) < self.planes[:, None]
+
+    def together(self, planes: int) -> Together:
+        """Planes as slices of several of them hold them."""
+        trits, unit, first, counts = planes_together(self.trits, self.unit, self.planes, planes)
+        fraction, exponent = (
+            np.where(unit, np.take_along_axis(field, first, 1), 0)
+            for field in (self.fraction, self.exponent)
+        )
+        return Together(trits, unit, fraction, exponent, first, counts)
 
     @property
     def largest_exponent(self) -> int:

@@ -21,10 +21,11 @@ from kvtq_hw.config import EngineConfig
 from rtl.layouts import (
     counters_layout,
     job_layout,
+    key_input_layout,
     output_layout,
-    plane_slice_layout,
     query_layout,
     value_exponent_layout,
+    value_input_layout,
 )
 from sim.slices import SliceBuffer
 from sim.verilated_library import SimulationError, build_library
@@ -137,8 +138,8 @@ class VerilatedEngine:
             job_layout(config),
             value_exponent_layout(config),
             query_layout(config),
-            plane_slice_layout(config),
-            plane_slice_layout(config),
+            key_input_layout(config),
+            value_input_layout(config),
             output_layout(config),
         )
         self._counters = np.zeros(6, np.uint32)

@@ -48,6 +48,21 @@ INTEGER_CONFIGS = {
     ),
 }
 
+#: Several planes a slice, never as many for keys as for values or as the vectors have.
+PLANES_CONFIGS = {
+    name: base.model_copy(
+        update={"name": name, "key_planes_per_cycle": keys, "value_planes_per_cycle": values}
+    )
+    for name, base, keys, values in (
+        # two slices a plane
+        ("planes-2-3", TINY, 2, 3),
+        # one slice a plane: five key planes in two slices, five value planes in three
+        ("planes-3-2", CONFIGS["full-width"], 3, 2),
+        # one head, at most three planes, and all of a value's in one slice
+        ("planes-2-3-odd", CONFIGS["odd"], 2, 3),
+    )
+}
+
 #: For blocks that only packing and head dimension concern.
 PACKED_CONFIGS = {
     "tiny": TINY,
@@ -89,7 +104,12 @@ every_integer_config = pytest.mark.parametrize(
     "config", INTEGER_CONFIGS.values(), ids=INTEGER_CONFIGS
 )
 every_format = pytest.mark.parametrize(
-    "config", [*CONFIGS.values(), *INTEGER_CONFIGS.values()], ids=[*CONFIGS, *INTEGER_CONFIGS]
+    "config",
+    [*CONFIGS.values(), *INTEGER_CONFIGS.values(), *PLANES_CONFIGS.values()],
+    ids=[*CONFIGS, *INTEGER_CONFIGS, *PLANES_CONFIGS],
+)
+every_ternary_lane = pytest.mark.parametrize(
+    "config", [*CONFIGS.values(), *PLANES_CONFIGS.values()], ids=[*CONFIGS, *PLANES_CONFIGS]
 )
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 

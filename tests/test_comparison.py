@@ -14,12 +14,14 @@ from kvtq_hw.cycle_model import uniform_job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import Area, AreaReport
 from kvtq_hw.estimates.comparison import (
+    Row,
     equal_bandwidth,
     equal_lanes,
     equal_speed,
     integer,
     integers,
     quality_of,
+    smallest,
     ternary,
 )
 
@@ -40,6 +42,10 @@ def measure(config: EngineConfig) -> AreaReport:
     return AreaReport(config, "x", "x", {"select_add": lanes, "engine": area(100.0)})
 
 
+def planes(row: Row) -> tuple[int, int]:
+    return row.key_planes, row.value_planes
+
+
 def test_cycles_and_bytes_of_a_code() -> None:
     assert K3V2.cycles(TINY, 10) == uniform_job_cycles(TINY, 10, 3, 2)
     # a plane of 8 trits takes 2 bytes, a scale of 3 + 5 bits 1
@@ -52,7 +58,9 @@ def test_engines_with_multipliers() -> None:
     int8, int4 = integers(TINY)
     assert [(c.name, c.config.max_planes) for c in (int8, int4)] == [("INT8", 1), ("INT4", 1)]
     assert int8.bytes(10) - int4.bytes(10) == 10 * 2 * 4
-    assert int8.with_lanes(8).lanes == 8
+    assert [c.config.query_bits for c in (int8, int4)] == [8, 8]
+    # lanes are all there is to choose
+    assert [config.lanes for config in int8.engines()] == [2, 4, 8]
 
 
 def test_tiers_count_in_planes_and_bytes() -> None:
@@ -75,15 +83,28 @@ def test_equal_lanes() -> None:
     assert rows[0].cycles > rows[1].cycles
 
 
-def test_equal_speed_takes_the_fewest_lanes() -> None:
-    (reference,) = equal_lanes([K3V2], 8, 32, measure)
-    slow, fast = equal_speed([K3V2, K1V1], reference, 32, measure)
-    assert slow == reference
-    assert fast.lanes == 4  # 1 + 1 planes in two slices, against 3 + 2 in one
-    assert fast.cycles <= reference.cycles
-    assert K1V1.cycles(K1V1.with_lanes(2), 32) > reference.cycles
+def test_equal_speed_takes_the_fewest_lanes_then_the_fewest_planes() -> None:
+    wanted = uniform_job_cycles(K3V2.engine(8, 3, 2), 32, 3, 2)
+    several, one = equal_speed([K3V2, K1V1], wanted, 32, measure)
+    # one slice a vector and no less does it for three key planes; 5 % more would not be enough
+    assert (several.lanes, *planes(several), several.cycles) == (8, 3, 2, wanted)
+    assert (one.lanes, *planes(one)) == (8, 1, 1)
+    assert K1V1.cycles(K1V1.engine(4), 32) > wanted * 1.05
+    # half the speed: half the lanes
+    slow = uniform_job_cycles(K3V2.engine(4, 3, 2), 32, 3, 2)
+    (row,) = equal_speed([K3V2], slow, 32, measure)
+    assert (row.lanes, *planes(row)) == (4, 3, 2)
     # what cannot get there is left out
-    assert equal_speed([K3V2], fast, 32, measure) == []
+    assert equal_speed([K3V2], wanted // 2, 32, measure) == []
+
+
+def test_runs_of_one_plane_come_one_by_one() -> None:
+    residual = ternary(TINY, CacheCode("residual", 3, 2, sinks=1))
+    wide = residual.engine(8, 3, 2)
+    # a sink in five digits of one run: two slices of keys, three of values
+    assert residual.slices(wide, 10) == ([2 + 9 * 3], [3 + 9 * 2])
+    assert K3V2.slices(wide, 10) == ([10], [10])
+    assert smallest(residual, 10, 1) is None
 
 
 def test_equal_bandwidth_takes_the_lanes_that_keep_up() -> None:
@@ -91,9 +112,9 @@ def test_equal_bandwidth_takes_the_lanes_that_keep_up() -> None:
     assert row.memory_cycles == 32 * 6  # a byte a cycle
     assert row.lanes == 4  # 4 slices a token within 6 cycles; 2 lanes would take 8
     (row,) = equal_bandwidth([K3V2], memory_bits=4096, tokens=32, measure=measure)
-    assert (row.lanes, row.effective_cycles) == (8, row.cycles)
+    assert (row.lanes, *planes(row), row.effective_cycles) == (8, 5, 5, row.cycles)
     (row,) = equal_bandwidth([K3V2], memory_bits=1, tokens=32, measure=measure)
-    assert (row.lanes, row.effective_cycles) == (2, 32 * 12 * 8)
+    assert (row.lanes, *planes(row), row.effective_cycles) == (2, 1, 1, 32 * 12 * 8)
 
 
 def test_json_says_what_is_measured_and_what_derived() -> None:

@@ -44,6 +44,8 @@ INTEGERS = {
     "scale_fraction_bits": "0..8",
     "scale_exponent_bits": "4..5",
     "max_planes": "1..5",
+    "key_planes_per_cycle": "1..5",
+    "value_planes_per_cycle": "1..5",
     "block": "4..256",
     "max_context": "2..1048576",
     "memory_bits": "32..1024",
@@ -112,6 +114,14 @@ def test_integer_of_another_type_is_refused(field: str, value: object) -> None:
             {"score_bits": 12, "score_fraction_bits": 8},
             "score_fraction_bits: 8 leaves fewer than 5 integer bits of score_bits 12; "
             "allowed are 3..7",
+        ),
+        (
+            {"max_planes": 2, "key_planes_per_cycle": 3},
+            "key_planes_per_cycle: 3 is more than max_planes 2; allowed are 1..2",
+        ),
+        (
+            {"cache_format": "int4", "max_planes": 1, "value_planes_per_cycle": 2},
+            "value_planes_per_cycle: 2 is more than max_planes 1; allowed are 1..1",
         ),
         ({"packing": "4bit"}, "packing: '4bit' is not allowed; must be '5in8' or '2bit'"),
         (
@@ -259,6 +269,8 @@ def test_digest_tells_every_field_apart() -> None:
                 "scale_fraction_bits": 1,
                 "scale_exponent_bits": -1,
                 "max_planes": -1,
+                "key_planes_per_cycle": 1,
+                "value_planes_per_cycle": 1,
                 "block": base.block,
                 "max_context": base.max_context,
                 "memory_bits": base.memory_bits,
@@ -324,6 +336,17 @@ def test_sum_bits_holds_every_slice_sum(lanes: int, query_bits: int) -> None:
     assert_signed_width(config.sum_bits, (min(sums), max(sums)))
 
 
+@pytest.mark.parametrize("planes", [1, 2, 3])
+def test_sum_bits_holds_every_sum_of_a_slice_of_several_planes(planes: int) -> None:
+    config = small(lanes=2, query_bits=8, key_planes_per_cycle=planes)
+    codes = [
+        sum(3**c * t for c, t in enumerate(ts)) for ts in itertools.product((-1, 1), repeat=planes)
+    ]
+    products = [query * code for query in (-127, 127) for code in codes]
+    sums = [a + b for a in products for b in products]
+    assert_signed_width(config.sum_bits, (min(sums), max(sums)))
+
+
 @pytest.mark.parametrize("max_planes", range(1, 6))
 @pytest.mark.parametrize("scale_fraction_bits", [0, 1, 3, 8])
 def test_run_and_product_bits_hold_every_run(max_planes: int, scale_fraction_bits: int) -> None:
@@ -354,6 +377,14 @@ def test_scaled_weight_bits_hold_every_weight(weight_bits: int, scale_fraction_b
     assert config.scaled_weight_bits == len(f"{largest:b}")
     assert config.tripled_weight_bits == len(f"{3 * 3 * largest:b}")
     assert config.weight_width == len(f"{1 << weight_bits:b}")
+
+
+@pytest.mark.parametrize(("planes", "last"), [(1, 81), (2, 81), (3, 27), (4, 81), (5, 1)])
+def test_tripled_weight_bits_hold_the_weight_of_a_run_of_most_planes(
+    planes: int, last: int
+) -> None:
+    config = small(value_planes_per_cycle=planes)
+    assert config.tripled_weight_bits == len(f"{last * config.scaled_weight_max:b}")
 
 
 @pytest.mark.parametrize("max_planes", [1, 2, 5])

@@ -26,26 +26,33 @@ def variant(**fields: object) -> EngineConfig:
         variant(lanes=8),
         variant(lanes=2, block=8),
         variant(head_dim=24, lanes=12, query_group=1),
+        variant(lanes=8, key_planes_per_cycle=3, value_planes_per_cycle=2),
+        variant(key_planes_per_cycle=2, value_planes_per_cycle=4),
         variant(lanes=8, scale_fraction_bits=0, max_context=32, output_fraction_bits=9),
     ],
-    ids=lambda c: f"D{c.head_dim}-L{c.lanes}-B{c.block}-R{c.reciprocal_bits}",
+    ids=lambda c: (
+        f"D{c.head_dim}-L{c.lanes}-B{c.block}-R{c.reciprocal_bits}"
+        f"-P{c.key_planes_per_cycle}{c.value_planes_per_cycle}"
+    ),
 )
 def test_uniform_digits(config: EngineConfig) -> None:
     """Every number of tokens around block boundaries, every pair of digits from few to most."""
     with VerilatedEngine(config) as engine:
         for tokens in (1, 2, 3, 4, 5, 7, 8, 9, 12, 13, 16, 17, 31, 32):
             for key_planes, value_planes in ((1, 1), (3, 2), (1, 5), (5, 1), (2, 4)):
-                case = random_case(tokens, config, [key_planes] * tokens, [value_planes] * tokens)
+                planes = [key_planes] * tokens, [value_planes] * tokens
+                case = random_case(tokens, config, *planes, code="balanced")
                 cycles = engine.run([case.job]).cycles
                 model = uniform_job_cycles(config, tokens, key_planes, value_planes)
                 assert cycles == model, (tokens, key_planes, value_planes)
                 assert cycles > bound_cycles(config, tokens, key_planes, value_planes)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_mixed_digits(seed: int) -> None:
+@pytest.mark.parametrize("planes_per_cycle", [1, 2])
+@pytest.mark.parametrize("seed", range(10))
+def test_mixed_digits(seed: int, planes_per_cycle: int) -> None:
     rng = np.random.default_rng(seed)
-    config = variant(lanes=8)
+    config = variant(lanes=8, key_planes_per_cycle=planes_per_cycle)
     tokens = int(rng.integers(1, 40))
     case = random_case(seed, config, rng.integers(1, 6, tokens), rng.integers(1, 6, tokens))
     with VerilatedEngine(config) as engine:

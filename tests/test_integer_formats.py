@@ -109,6 +109,11 @@ def test_a_configuration_has_the_lanes_of_its_format() -> None:
         "multiply_accumulate",
         "engine",
     )
+    several = tiny.model_copy(update={"key_planes_per_cycle": 2})
+    assert {"select_add", "select_accumulate", "engine"} < set(blocks_of(several))
+    message = "^block: 'accelerator' does not exist in configurations of several planes a cycle$"
+    with pytest.raises(UserError, match=message):
+        create_block("accelerator", several)
     message = "^block: 'select_add' does not exist in cache_format 'int8'$"
     with pytest.raises(UserError, match=message):
         create_block("select_add", integer)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bench_matrix import check_bench, every_config
+from bench_matrix import check_bench, every_ternary_lane
 
 from kvtq_hw.config import EngineConfig
 
 
-@every_config
+@every_ternary_lane
 def test_bench(config: EngineConfig, simulator: str) -> None:
     check_bench("select_accumulate", config, simulator)

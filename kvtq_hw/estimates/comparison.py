@@ -2,7 +2,7 @@
 
 A ternary lane takes a cycle for each plane where an integer lane takes one for the whole element,
 and reads fewer bits. So lanes alone do not compare: each way fixes one thing and lets the number of
-lanes, a divisor of the head dimension, follow from it.
+lanes, a divisor of the head dimension, and the planes that a lane takes a cycle follow from it.
 
 Areas are measured on netlists. Cycles are derived from the cycle model, which equals the RTL's own
 counter, bytes from the layout of stored vectors. One clock for all engines.
@@ -10,6 +10,7 @@ counter, bytes from the layout of stored vectors. One clock for all engines.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,7 @@ from typing import Any
 
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import job_cycles
+from kvtq_hw.cycle_model import job_cycles, token_slices
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import AreaReport
 from kvtq_hw.packing import scale_bytes, vector_bytes
@@ -29,12 +30,16 @@ __all__ = [
     "equal_bandwidth",
     "equal_lanes",
     "equal_speed",
-    "fewest_lanes",
     "integer",
     "integers",
     "quality_of",
+    "smallest",
     "ternary",
 ]
+
+#: Share of the reference's cycles that an engine of equal speed may take more: sinks and window are
+#: in more digits than the planes of one cycle, and no number of lanes hides them.
+SPEED_TOLERANCE = 0.05
 
 #: Blocks that hold lanes: their area divided by lanes and heads is the area of a lane.
 LANE_BLOCKS = ("select_add", "select_accumulate", "multiply_add", "multiply_accumulate")
@@ -52,8 +57,12 @@ class Candidate:
         The engine; its lanes are a starting point.
     code : str
         The cache code or baseline whose quality it stands for, as `kvtq-hw eval` spells it.
+    digits : tuple
+        Planes of a key and of a value in the body.
     key_planes, value_planes : Callable
         Planes of each of T tokens, from T. An integer format has one a token.
+    key_runs, value_runs : int
+        Runs that a body vector's planes are in; a tier's are in one.
     key_bytes, value_bytes : Callable
         Stored bytes of all of T tokens' keys or values of one KV head.
     """
@@ -61,26 +70,55 @@ class Candidate:
     name: str
     config: EngineConfig
     code: str
+    digits: tuple[int, int]
     key_planes: Callable[[int], Sequence[int]]
     value_planes: Callable[[int], Sequence[int]]
     key_bytes: Callable[[int], int]
     value_bytes: Callable[[int], int]
+    key_runs: int = 1
+    value_runs: int = 1
 
-    def with_lanes(self, lanes: int) -> EngineConfig:
-        """Its configuration with another number of lanes."""
-        return EngineConfig.model_validate(self.config.model_dump() | {"lanes": lanes})
+    def engine(self, lanes: int, key_planes: int = 1, value_planes: int = 1) -> EngineConfig:
+        """Its configuration with so many lanes, and planes a cycle."""
+        fields = {
+            "lanes": lanes,
+            "key_planes_per_cycle": key_planes,
+            "value_planes_per_cycle": value_planes,
+        }
+        return EngineConfig.model_validate(self.config.model_dump() | fields)
 
-    def lane_choices(self) -> list[int]:
-        """The numbers of lanes that its head dimension allows, ascending."""
-        dim = self.config.head_dim
-        return [lanes for lanes in range(2, dim + 1) if dim % lanes == 0]
+    def engines(self) -> list[EngineConfig]:
+        """What its head dimension and planes allow: fewest lanes first, then fewest planes a cycle.
+
+        Lanes come first: each has the adder of an accumulator, which all planes of a cycle share.
+        """
+        dim, most = self.config.head_dim, self.config.max_planes
+        planes = itertools.product(range(1, most + 1), repeat=2)
+        by_cost = sorted(planes, key=lambda pair: (sum(pair), pair))
+        lanes = [number for number in range(2, dim + 1) if dim % number == 0]
+        return [self.engine(number, *pair) for number in lanes for pair in by_cost]
 
     def cycles(self, config: EngineConfig, tokens: int) -> int:
         """Cycles of the attention of one KV head over `tokens` tokens."""
-        return job_cycles(
-            config,
-            _by_block(self.key_planes(tokens), config),
-            _by_block(self.value_planes(tokens), config),
+        return job_cycles(config, *self.slices(config, tokens))
+
+    def slices(self, config: EngineConfig, tokens: int) -> tuple[list[int], list[int]]:
+        """Slices of each block of keys and of values."""
+
+        def of(planes: Sequence[int], digits: int, runs: int, together: int) -> list[int]:
+            slices = [
+                config.slices * token_slices(together, n, runs if n == digits else 1)
+                for n in planes
+            ]
+            return [
+                sum(slices[start : start + config.block])
+                for start in range(0, len(slices), config.block)
+            ]
+
+        keys, values = self.digits
+        return (
+            of(self.key_planes(tokens), keys, self.key_runs, config.key_planes_per_cycle),
+            of(self.value_planes(tokens), values, self.value_runs, config.value_planes_per_cycle),
         )
 
     def bytes(self, tokens: int) -> int:
@@ -115,10 +153,13 @@ def ternary(config: EngineConfig, code: CacheCode) -> Candidate:
         name=f"ternary K{code.key_digits}/V{code.value_digits}",
         config=config,
         code=str(code),
+        digits=(code.key_digits, code.value_digits),
         key_planes=planes(code.key_digits),
         value_planes=planes(code.value_digits),
         key_bytes=stored(code.key_digits),
         value_bytes=stored(code.value_digits),
+        key_runs=code.scales(code.key_digits),
+        value_runs=code.scales(code.value_digits),
     )
 
 
@@ -131,15 +172,16 @@ def integer(config: EngineConfig, name: str, code: str, bits: int, scale_bytes: 
     def stored(tokens: int) -> int:
         return tokens * (-(-config.head_dim * bits // 8) + scale_bytes)
 
-    return Candidate(name, config, code, planes, planes, stored, stored)
+    return Candidate(name, config, code, (1, 1), planes, planes, stored, stored)
 
 
 def integers(config: EngineConfig) -> list[Candidate]:
-    """The candidates with multipliers: INT8 and INT4.
+    """The candidates with multipliers: INT8 and INT4, against queries of 8 bits.
 
     Their quality is that of plain integers, one scale a vector: no rotation, no feedback.
     """
-    fields = config.model_dump() | {"max_planes": 1}
+    one = {"max_planes": 1, "key_planes_per_cycle": 1, "value_planes_per_cycle": 1}
+    fields = config.model_dump() | one | {"query_bits": 8}
     return [
         integer(
             EngineConfig.model_validate(fields | {"cache_format": name}),
@@ -152,14 +194,6 @@ def integers(config: EngineConfig) -> list[Candidate]:
     ]
 
 
-def _by_block(planes: Sequence[int], config: EngineConfig) -> list[int]:
-    """Plane slices of each block of tokens."""
-    return [
-        sum(planes[start : start + config.block]) * config.slices
-        for start in range(0, len(planes), config.block)
-    ]
-
-
 @dataclass(frozen=True)
 class Row:
     """One engine in a comparison.
@@ -169,6 +203,8 @@ class Row:
     name, code : str
         As in `Candidate`.
     lanes : int
+    key_planes, value_planes : int
+        Planes of a key and of a value that a lane takes a cycle.
     um2 : float
         Area of the engine, memories aside (measured).
     lane_um2 : float
@@ -184,6 +220,8 @@ class Row:
     name: str
     code: str
     lanes: int
+    key_planes: int
+    value_planes: int
     um2: float
     lane_um2: float
     cycles: int
@@ -211,73 +249,77 @@ Measure = Callable[[EngineConfig], AreaReport]
 def equal_lanes(
     candidates: Iterable[Candidate], lanes: int, tokens: int, measure: Measure
 ) -> list[Row]:
-    """Every candidate with the same number of lanes."""
-    return [_row(candidate, lanes, tokens, measure) for candidate in candidates]
+    """Every candidate with the same number of lanes, and one plane a cycle."""
+    return [_row(candidate, candidate.engine(lanes), tokens, measure) for candidate in candidates]
 
 
 def equal_speed(
-    candidates: Iterable[Candidate], reference: Row, tokens: int, measure: Measure
+    candidates: Iterable[Candidate], cycles: int, tokens: int, measure: Measure
 ) -> list[Row]:
-    """Every candidate with the fewest lanes that take no more cycles than `reference` does.
+    """Every candidate with the first of its `engines` that takes `cycles`, within the tolerance.
 
-    One that does not get there with a lane an element is left out.
+    One that does not get there is left out.
     """
     rows = []
     for candidate in candidates:
-        lanes = fewest_lanes(candidate, tokens, reference.cycles)
-        if lanes is not None:
-            rows.append(_row(candidate, lanes, tokens, measure))
+        config = smallest(candidate, tokens, int(cycles * (1 + SPEED_TOLERANCE)))
+        if config is not None:
+            rows.append(_row(candidate, config, tokens, measure))
     return rows
 
 
 def equal_bandwidth(
     candidates: Iterable[Candidate], memory_bits: int, tokens: int, measure: Measure
 ) -> list[Row]:
-    """Every candidate with the fewest lanes that keep up with a memory of a width a cycle.
+    """Every candidate with the first of its `engines` that keeps up with a memory.
 
     Parameters
     ----------
     memory_bits : bits that memory delivers each cycle, to this engine
 
-    One that cannot keep up gets a lane an element, and its row says what it reaches.
+    One that cannot keep up gets its fastest engine, and its row says what that reaches.
     """
     rows = []
     for candidate in candidates:
         needed = -(-candidate.bytes(tokens) * 8 // memory_bits)
         # what is not streaming (queries in, outputs out) is not hidden by any number of lanes
         idle = _cycles_without_slices(candidate, tokens)
-        lanes = fewest_lanes(candidate, tokens, needed + idle)
-        lanes = candidate.lane_choices()[-1] if lanes is None else lanes
-        rows.append(_row(candidate, lanes, tokens, measure, needed))
+        config = smallest(candidate, tokens, needed + idle)
+        rows.append(_row(candidate, config or candidate.engines()[-1], tokens, measure, needed))
     return rows
 
 
-def fewest_lanes(candidate: Candidate, tokens: int, cycles: int) -> int | None:
-    """The fewest lanes with which an attention takes at most `cycles`; None if none do."""
-    for lanes in candidate.lane_choices():
-        if candidate.cycles(candidate.with_lanes(lanes), tokens) <= cycles:
-            return lanes
+def smallest(candidate: Candidate, tokens: int, cycles: int) -> EngineConfig | None:
+    """The first of its `engines` with which an attention takes at most `cycles`; None if none."""
+    for config in candidate.engines():
+        if candidate.cycles(config, tokens) <= cycles:
+            return config
     return None
 
 
 def _cycles_without_slices(candidate: Candidate, tokens: int) -> int:
-    config = candidate.with_lanes(candidate.lane_choices()[-1])
-    planes = sum(candidate.key_planes(tokens)) + sum(candidate.value_planes(tokens))
-    return candidate.cycles(config, tokens) - planes * config.slices
+    config = candidate.engines()[-1]
+    keys, values = candidate.slices(config, tokens)
+    return candidate.cycles(config, tokens) - sum(keys) - sum(values)
 
 
 def _row(
-    candidate: Candidate, lanes: int, tokens: int, measure: Measure, memory_cycles: int = 0
+    candidate: Candidate,
+    config: EngineConfig,
+    tokens: int,
+    measure: Measure,
+    memory_cycles: int = 0,
 ) -> Row:
-    config = candidate.with_lanes(lanes)
     report = measure(config)
     in_lanes = sum(report.blocks[name].um2 for name in LANE_BLOCKS if name in report.blocks)
     return Row(
         name=candidate.name,
         code=candidate.code,
-        lanes=lanes,
+        lanes=config.lanes,
+        key_planes=config.key_planes_per_cycle,
+        value_planes=config.value_planes_per_cycle,
         um2=report.total.um2,
-        lane_um2=round(in_lanes / (lanes * config.query_group), 2),
+        lane_um2=round(in_lanes / (config.lanes * config.query_group), 2),
         cycles=candidate.cycles(config, tokens),
         memory_cycles=memory_cycles,
         bytes=candidate.bytes(tokens),

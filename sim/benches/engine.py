@@ -81,20 +81,22 @@ def random_job(
 def slices(bench: Bench, vectors: Vectors, kind: str, written_zeros: bool = False) -> Payloads:
     """A job's key or value stream."""
     config = bench.config
-    shape = (*vectors.unit.shape, config.slices, config.lanes)
-    elements = vectors.trits.reshape(shape)
+    together = vectors.together(
+        config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
+    )
+    elements = together.elements(config)
     if written_zeros and not config.integer_bits:
         digits = plain_trit_payloads(elements)
     else:
         digits = element_payloads(bench.rng, config, elements)
     payloads = []
-    for token, count in enumerate(vectors.planes.tolist()):
+    for token, count in enumerate(together.counts.tolist()):
         order = range(count) if kind == "value" else reversed(range(count))
         for sent, plane in enumerate(order):
             scale = {
-                "fraction": int(vectors.fraction[token, plane]),
-                "exponent": int(vectors.exponent[token, plane]),
-                "unit": int(vectors.unit[token, plane]),
+                "fraction": int(together.fraction[token, plane]),
+                "exponent": int(together.exponent[token, plane]),
+                "unit": int(together.unit[token, plane]),
                 "last": int(sent == count - 1),
             }
             payloads += [{slice_field(config): part, **scale} for part in digits[token][plane]]
@@ -249,7 +251,9 @@ async def cycle_model(dut: HierarchyObject, key_planes: int, value_planes: int) 
     tokens = 2 * config.block + 1
     job = random_job(bench, tokens, spread=4)
     vectors = [
-        random_vectors(bench.rng, config, np.full(tokens, planes), exponents=(10, 12))
+        random_vectors(
+            bench.rng, config, np.full(tokens, planes), code="balanced", exponents=(10, 12)
+        )
         for planes in (min(key_planes, config.max_planes), min(value_planes, config.max_planes))
     ]
     counters = await run(bench, [Job(job.queries, job.query_exponent, vectors[0], vectors[1])])

@@ -17,7 +17,7 @@ Payloads = list[dict[str, Any]]
 
 
 def slice_sums(bench: Bench, keys: Vectors) -> np.ndarray:
-    """Sums of every slice of every plane, int64 [T, P, S, G], of all magnitudes; 0 where absent."""
+    """Sums of each plane over each slice, int64 [T, P, S, G], of all magnitudes; 0 where absent."""
     config = bench.config
     shape = (*keys.unit.shape, config.slices, config.query_group)
     limit = config.lanes * config.query_max
@@ -35,21 +35,25 @@ def payloads(
     scores, saturated = plane_scaler(
         config, plane_sums, keys.golden(), torch.from_numpy(exponents)[:, None]
     )
+    together = keys.together(config.key_planes_per_cycle)
     flags = rng.integers(0, 2, (len(sums), 2)).tolist()
     inputs, outputs = [], []
     for token, (block_end, job_end) in enumerate(flags):
-        for plane in reversed(range(keys.planes[token])):
+        ends = [*together.first[token, 1 : together.counts[token]], keys.planes[token]]
+        for plane in reversed(range(together.counts[token])):
+            planes = sums[token, together.first[token, plane] : ends[plane]]
+            weighted = np.tensordot(3 ** np.arange(len(planes)), planes, 1)
             for index in range(config.slices):
                 tag = {
-                    "fraction": int(keys.fraction[token, plane]),
-                    "exponent": int(keys.exponent[token, plane]),
-                    "unit": int(keys.unit[token, plane]),
+                    "fraction": int(together.fraction[token, plane]),
+                    "exponent": int(together.exponent[token, plane]),
+                    "unit": int(together.unit[token, plane]),
                     "last": int(plane == 0),
                     "slice": index,
                     "block_end": block_end,
                     "job_end": job_end,
                 }
-                inputs.append({"sums": sums[token, plane, index].tolist(), "tag": tag})
+                inputs.append({"sums": weighted[index].tolist(), "tag": tag})
         clipped = sum(int(saturated[g, 0, token]) << g for g in range(config.query_group))
         outputs.append(
             {
@@ -116,7 +120,8 @@ async def largest_sums(dut: HierarchyObject, sign: int) -> None:
     counts = random_planes(bench.rng, config, 12, "most")
     keys = random_vectors(bench.rng, config, counts, code="balanced")
     shape = (*keys.unit.shape, config.slices, config.query_group)
-    sums = np.full(shape, sign * config.lanes * config.query_max * config.slice_code_max)
+    largest = config.code_max if config.integer_bits else 1
+    sums = np.full(shape, sign * config.lanes * config.query_max * largest)
     exponents = np.resize([config.product_bits - config.score_bits + 8, 0], config.query_group)
     inputs, outputs = payloads(bench, keys, sums, exponents)
     bench.set("query_exponent", exponents.tolist())
@@ -134,6 +139,6 @@ async def full_throughput(dut: HierarchyObject) -> None:
     await run(bench, keys, random_exponents(bench), "none", "none")
     taken = bench.drivers["i"].cycles
     bench.check(taken, list(range(taken[0], taken[0] + len(taken))), "cycles of the slices")
-    last = np.cumsum(keys.planes) * config.slices - 1
+    last = np.cumsum(keys.together(config.key_planes_per_cycle).counts) * config.slices - 1
     expected = [taken[index] + bench.component.LATENCY for index in last]
     bench.check(bench.sinks["o"].cycles, expected, "cycles of the scores")

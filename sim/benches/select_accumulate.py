@@ -11,6 +11,7 @@ from cocotb.handle import HierarchyObject
 
 from golden.multiply_accumulate import multiply_accumulate
 from golden.select_accumulate import select_accumulate
+from kvtq_hw.config import EngineConfig
 from rtl.layouts import Operation, slice_field
 from sim.bench import STALL_MIXES, Bench
 from sim.stimulus import element_payloads, random_elements
@@ -23,19 +24,21 @@ def job(
 ) -> tuple[Payloads, Payloads]:
     """Operations of one job, and the accumulators that the golden model computes.
 
-    trits (or integers) [N, A, D] and weights [N, A, G] of A plane additions in each of N blocks;
-    shifts [N, G], the first unused.
+    trits (or integers) [N, A, P * D] and weights [N, A, G] of A additions of P planes, the one of
+    the weight itself first, in each of N blocks; shifts [N, G], the first unused.
     """
     config = bench.config
     shifts = np.concatenate([np.zeros_like(shifts[:1]), shifts[1:]])
     golden = multiply_accumulate if config.integer_bits else select_accumulate
+    planes = trits.reshape(*trits.shape[:2], -1, config.head_dim)
+    powers = 3 ** torch.arange(planes.shape[2])
     accumulators = golden(
-        torch.from_numpy(trits)[:, :, None, :],
-        torch.from_numpy(weights).movedim(-1, 0)[:, None, :, :, None],
+        torch.from_numpy(planes),
+        torch.from_numpy(weights).movedim(-1, 0)[:, None, :, :, None] * powers,
         torch.from_numpy(shifts.T.copy())[:, None],
     )[:, 0]  # [G, D]
-    shape = (*trits.shape[:2], config.slices, config.lanes)
-    digits = element_payloads(bench.rng, config, trits.reshape(shape))
+    sliced = planes.reshape(*planes.shape[:3], config.slices, config.lanes).swapaxes(2, 3)
+    digits = element_payloads(bench.rng, config, sliced.reshape(*sliced.shape[:3], -1))
     operations: Payloads = []
     for block in range(len(trits)):
         if block == 0:
@@ -62,15 +65,21 @@ def drained(accumulators: np.ndarray) -> Payloads:
     return [{"values": accumulators[:, d].tolist(), "last": int(d == dim - 1)} for d in range(dim)]
 
 
+def slice_powers(config: EngineConfig) -> np.ndarray:
+    """Powers of three of the first planes of the slices of a run of most planes."""
+    return 3 ** np.arange(0, config.max_planes, config.value_planes_per_cycle)
+
+
 def random_job(bench: Bench, blocks: int, additions: int) -> tuple[Payloads, Payloads]:
     """A job of random trits, weights and shifts, of all magnitudes."""
     config, rng = bench.config, bench.rng
-    top = config.scaled_weight_max * 3 ** (config.max_planes - 1)
+    top = config.scaled_weight_max * slice_powers(config)[-1]
     weights = rng.integers(0, top + 1, (blocks, additions, config.query_group))
     weights >>= rng.integers(0, config.tripled_weight_bits + 1, weights.shape)
     shifts = rng.integers(0, config.accumulator_bits + 1, (blocks, config.query_group))
     shifts >>= rng.integers(0, config.rescale_bits + 1, shifts.shape)
-    trits = random_elements(rng, config, (blocks, additions, config.head_dim))
+    elements = config.value_planes_per_cycle * config.head_dim
+    trits = random_elements(rng, config, (blocks, additions, elements))
     return job(bench, trits, weights, shifts)
 
 
@@ -114,10 +123,11 @@ async def every_shift(dut: HierarchyObject) -> None:
     """Every shift from none to the whole width, of accumulators of both signs."""
     bench = await Bench.start(dut, "select_accumulate")
     config, rng = bench.config, bench.rng
-    top = config.scaled_weight_max * 3 ** (config.max_planes - 1)
+    top = config.scaled_weight_max * slice_powers(config)[-1]
+    elements = config.value_planes_per_cycle * config.head_dim
     jobs = []
     for shift in range(config.accumulator_bits + 1):
-        trits = rng.choice([-1, 1], size=(2, 1, config.head_dim)).astype(np.int8)
+        trits = rng.choice([-1, 1], size=(2, 1, elements)).astype(np.int8)
         weights = np.full((2, 1, config.query_group), top)
         weights[1] = 1
         shifts = (shift + np.arange(config.query_group)) % (config.accumulator_bits + 1)
@@ -132,10 +142,12 @@ async def long_sum_of_one_sign(dut: HierarchyObject, sign: int) -> None:
     bench = await Bench.start(dut, "select_accumulate")
     config = bench.config
     tokens = config.sum_of_weights_max >> config.weight_bits
-    powers = 3 ** np.arange(config.max_planes)
+    powers, together = slice_powers(config), config.value_planes_per_cycle
     weights = np.tile(config.scaled_weight_max * powers, tokens)[None, :, None]
     weights = np.repeat(weights, config.query_group, axis=2)
-    trits = np.full((1, weights.shape[1], config.head_dim), sign, np.int8)
+    planes = np.full((len(powers) * together, config.head_dim), sign, np.int8)
+    planes[config.max_planes :] = 0
+    trits = np.tile(planes.reshape(len(powers), -1), (tokens, 1))[None]
     shifts = np.zeros((1, config.query_group), np.int64)
     await run(bench, [job(bench, trits, weights, shifts)], "none", "none")
 

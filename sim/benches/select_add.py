@@ -20,8 +20,9 @@ Beats = list[dict[str, Any]]
 
 
 def corner_slices(config: EngineConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair of an extreme plane and extreme queries: trits [N, L], queries [N, G, L]."""
-    lanes, group, top = config.lanes, config.query_group, config.query_max
+    """Every pair of extreme planes and extreme queries: trits [N, P * L], queries [N, G, L]."""
+    group, top = config.query_group, config.query_max
+    lanes = config.lanes * config.key_planes_per_cycle
     alternating = np.where(np.arange(lanes) % 2, -1, 1)
     one_hot = (np.arange(lanes) == lanes - 1).astype(int)
     planes = [np.zeros(lanes), np.ones(lanes), -np.ones(lanes), alternating, one_hot, -one_hot]
@@ -29,24 +30,28 @@ def corner_slices(config: EngineConfig) -> tuple[np.ndarray, np.ndarray]:
     queries = [np.stack([sign * row for sign in np.resize([1, -1], group)]) for row in rows]
     pairs = [(plane, query) for plane in planes for query in queries]
     trits, rows_of_heads = zip(*pairs, strict=True)
-    return np.stack(trits).astype(np.int8), np.stack(rows_of_heads).astype(np.int64)
+    of_lanes = np.stack(rows_of_heads)[..., : config.lanes]
+    return np.stack(trits).astype(np.int8), of_lanes.astype(np.int64)
 
 
 def random_slices(bench: Bench, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random trits or integers [N, L] and queries [N, G, L]."""
+    """Random trits or integers [N, P * L] and queries [N, G, L]."""
     config = bench.config
     shape = (count, config.query_group, config.lanes)
     queries = bench.rng.integers(-config.query_max, config.query_max + 1, shape)
-    return random_elements(bench.rng, config, (count, config.lanes)), queries
+    elements = config.lanes * config.key_planes_per_cycle
+    return random_elements(bench.rng, config, (count, elements)), queries
 
 
 def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, Beats]:
     """Input payloads with random tags, and the outputs that the golden model computes."""
     config, rng = bench.config, bench.rng
     golden = multiply_add if config.integer_bits else select_add
-    sums = golden(
-        torch.from_numpy(trits)[:, None, None, :], torch.from_numpy(queries)[:, :, None, :]
-    )
+    planes = trits.reshape(len(trits), -1, config.lanes)
+    of_planes = golden(torch.from_numpy(planes)[:, None], torch.from_numpy(queries)[:, :, None, :])[
+        :, :, 0, 0
+    ]  # [N, G, P]
+    sums = (of_planes * 3 ** torch.arange(planes.shape[1])).sum(-1)
     limits = {
         "fraction": 1 << config.scale_fraction_bits,
         "exponent": 1 << config.scale_exponent_bits,
@@ -63,9 +68,7 @@ def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, 
             element_payloads(rng, config, trits), queries.tolist(), tags, strict=True
         )
     ]
-    outputs = [
-        {"sums": row, "tag": tag} for row, tag in zip(sums.flatten(1).tolist(), tags, strict=True)
-    ]
+    outputs = [{"sums": row, "tag": tag} for row, tag in zip(sums.tolist(), tags, strict=True)]
     return inputs, outputs
 
 

@@ -30,19 +30,21 @@ class Stream:
 def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
     """The slices of one job's keys or values, and what docs/contract.md makes of them."""
     config = bench.config
-    shape = (*vectors.unit.shape, config.slices, config.lanes)
-    digits = element_payloads(bench.rng, config, vectors.trits.reshape(shape))
+    together = vectors.together(
+        config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
+    )
+    digits = element_payloads(bench.rng, config, together.elements(config))
     elements = slice_field(config)
     inputs, outputs, blocks = [], [], []
-    tokens = len(vectors.planes)
-    for token, count in enumerate(vectors.planes.tolist()):
+    tokens = len(together.counts)
+    for token, count in enumerate(together.counts.tolist()):
         order = range(count) if kind == "value" else reversed(range(count))
         for sent, plane in enumerate(order):
             for number in range(config.slices):
                 scale = {
-                    "fraction": int(vectors.fraction[token, plane]),
-                    "exponent": int(vectors.exponent[token, plane]),
-                    "unit": int(vectors.unit[token, plane]),
+                    "fraction": int(together.fraction[token, plane]),
+                    "exponent": int(together.exponent[token, plane]),
+                    "unit": int(together.unit[token, plane]),
                     "last": int(sent == count - 1),
                 }
                 trits = digits[token][plane][number]

@@ -31,8 +31,8 @@ def payloads(
         values.golden(),
         torch.tensor([value_exponent]),
     )[:, 0].numpy()  # [G, T, P]
-    shape = (*values.unit.shape, config.slices, config.lanes)
-    digits = element_payloads(bench.rng, config, values.trits.reshape(shape))
+    together = values.together(config.value_planes_per_cycle)
+    digits = element_payloads(bench.rng, config, together.elements(config))
     tokens, slices, operations = [], [], []
     place = [(index, size) for size in jobs for index in range(size)]
     for token, (index, size) in enumerate(place):
@@ -51,23 +51,24 @@ def payloads(
             operations.append({"operation": Operation.CLEAR})
         elif opens:
             operations.append({"operation": Operation.SHIFT, "shifts": shifts})
-        for plane in range(values.planes[token]):
+        for plane in range(together.counts[token]):
+            weight = scaled[:, token, together.first[token, plane]].tolist()
             for number in range(config.slices):
                 common = {slice_field(config): digits[token][plane][number], "slice": number}
                 slices.append(
                     {
                         **common,
-                        "fraction": int(values.fraction[token, plane]),
-                        "exponent": int(values.exponent[token, plane]),
-                        "unit": int(values.unit[token, plane]),
-                        "last": int(plane == values.planes[token] - 1),
+                        "fraction": int(together.fraction[token, plane]),
+                        "exponent": int(together.exponent[token, plane]),
+                        "unit": int(together.unit[token, plane]),
+                        "last": int(plane == together.counts[token] - 1),
                     }
                 )
                 operations.append(
                     {
                         **common,
                         "operation": Operation.ADD,
-                        "weights": scaled[:, token, plane].tolist(),
+                        "weights": weight,
                     }
                 )
         if ends:
