@@ -1,7 +1,7 @@
 """Golden online softmax: base 2, over blocks of tokens, with an integer running maximum.
 
 The maximum rises with the scores, and by one where the sum of weights has reached a limit: so the
-sum, and what is accumulated with the weights, stay bounded over any number of tokens.
+sum, and what is accumulated with the weights, stay bounded.
 """
 
 from __future__ import annotations

@@ -255,12 +255,12 @@ class EngineConfig(BaseModel):
         """Largest integer running maximum; the smallest is that of a score.
 
         It is ceil(score / 2**F), or raised above all scores. When it stands k above them a weight
-        is at most 2 * 2**(W-k), rounding included, and the next raise needs a sum of B * 2**W:
-        2**k <= 2 * max_context / B. A raise adds one to the largest such k.
+        is at most 2 * 2**(W-k), rounding included, and the next raise needs a sum of `sum_limit`:
+        2**k <= 2 * max_context * 2**W / sum_limit. A raise adds one to the largest such k.
         """
         ceiling = 1 << (self.score_bits - 1 - self.score_fraction_bits)
-        blocks = self.max_context // self.block
-        return ceiling + (blocks.bit_length() + 1 if blocks > 1 else 0)
+        ratio = self.max_context // (self.sum_limit >> self.weight_bits)
+        return ceiling + (ratio.bit_length() + 1 if ratio > 1 else 0)
 
     @property
     def maximum_bits(self) -> int:
@@ -274,17 +274,20 @@ class EngineConfig(BaseModel):
 
     @property
     def sum_limit(self) -> int:
-        """Sum of weights from which on the next block raises the running maximum."""
-        return self.block << self.weight_bits
+        """Sum of weights from which on the next block raises the running maximum.
+
+        At least a block's; so large that each of `max_context` equal weights keeps W - 8 bits.
+        """
+        return max(self.block, self.max_context >> 8) << self.weight_bits
 
     @property
     def sum_of_weights_max(self) -> int:
         """Largest softmax denominator.
 
-        A block adds at most B * 2**W = `sum_limit` to a sum below the limit, or to half of one that
-        is at most twice the limit: so it stays at most twice the limit.
+        A block adds at most B * 2**W <= `sum_limit` to a sum below the limit, or to half of one
+        that is at most twice the limit: so it stays at most twice the limit.
         """
-        return min(2 * self.block, self.max_context) << self.weight_bits
+        return min(2 * self.sum_limit, self.max_context << self.weight_bits)
 
     @property
     def sum_of_weights_bits(self) -> int:

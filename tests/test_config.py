@@ -410,9 +410,10 @@ def test_bounded_sums_keep_the_longest_context_in_int64() -> None:
     widest = {"max_context": 1 << 20, "weight_bits": 16, "output_fraction_bits": 12, "block": 256}
     config = small(**widest)
     assert config.accumulator_bits + config.reciprocal_bits < 62
-    assert config.sum_of_weights_max == 512 << 16
-    # from two blocks on a longer context needs no wider sum
-    assert small(**widest | {"max_context": 512}).sum_of_weights_max == 512 << 16
+    assert config.sum_of_weights_max == 2 * 4096 << 16
+    # from two blocks to 256 blocks a longer context needs no wider sum
+    for tokens in (512, 1 << 16):
+        assert small(**widest | {"max_context": tokens}).sum_of_weights_max == 2 * 256 << 16
 
 
 @pytest.mark.parametrize("score_bits", [10, 14, 16])

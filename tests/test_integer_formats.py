@@ -38,7 +38,7 @@ def attention(config: EngineConfig, case: Any, keys: Any, values: Any) -> list[l
         for start in range(0, len(scores), config.block):
             block = scores[start : start + config.block]
             ceiling = max(-(-score // (1 << fraction)) for score in block)
-            full = total >= config.block << config.weight_bits
+            full = total >= max(config.block, config.max_context // 256) << config.weight_bits
             raised = ceiling if maximum is None else max(maximum + full, ceiling)
             shift = 0 if maximum is None else min(raised - maximum, config.accumulator_bits)
             maximum = raised
