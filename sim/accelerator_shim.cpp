@@ -7,15 +7,9 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
-#include <memory>
-#include <vector>
 
 #include "Vkvtq_accelerator.h"
 #include "shim.h"
-#include "verilated.h"
-#if KVTQ_TRACE
-#include "verilated_vcd_c.h"
-#endif
 
 extern "C" {
 
@@ -245,45 +239,23 @@ constexpr uint32_t words_of() {
     return (sizeof(Port) + 3) / 4;
 }
 
+// The accelerator and the memory behind it.
 class Simulation {
 public:
-    Simulation(const char* waves, uint32_t word_bytes) {
-        context_.traceEverOn(waves != nullptr);
-        model_ = std::make_unique<Model>(&context_);
-        memory_ = std::make_unique<MemoryModel>(*model_, word_bytes);
-#if KVTQ_TRACE
-        if (waves) {
-            trace_ = std::make_unique<VerilatedVcdC>();
-            model_->trace(trace_.get(), 99);
-            trace_->open(waves);
-        }
-#endif
-        model_->rst = 1;
-        cycle();
-        cycle();
-        model_->rst = 0;
-    }
-    ~Simulation() {
-#if KVTQ_TRACE
-        if (trace_) trace_->close();
-#endif
-        model_->final();
-    }
+    Simulation(const char* waves, uint32_t word_bytes)
+        : clocked_{waves}, memory_{clocked_.model(), word_bytes} {}
 
     void run(const Memory& memory, Run& run) {
-        Model& m = *model_;
-        memory_->configure(memory);
+        Model& m = clocked_.model();
+        memory_.configure(memory);
         Program program{m, run.accesses, run.access_count};
         Source pairs{run.key_value, words_of<decltype(m.s_axis_key_value_tdata)>()};
         Source queries{run.query, words_of<decltype(m.s_axis_query_tdata)>()};
         Source tables{run.table, words_of<decltype(m.s_axis_table_tdata)>()};
         constexpr uint32_t kOutputWords = words_of<decltype(m.m_axis_output_tdata)>();
-        // A few cycles beyond the end catch what should not have come.
-        constexpr uint64_t kWatch = 64;
-        uint64_t watched = 0;
         run.received = 0;
-        for (run.cycles = 0; run.cycles < run.cycle_limit && watched < kWatch; ++run.cycles) {
-            memory_->show();
+        run.cycles = clocked_.run(run.cycle_limit, 64, [&](uint64_t) {
+            memory_.show();
             program.show();
             pairs.show(m.s_axis_key_value_tvalid, m.s_axis_key_value_tlast, m.s_axis_key_value_tdata);
             queries.show(m.s_axis_query_tvalid, m.s_axis_query_tlast, m.s_axis_query_tdata);
@@ -298,38 +270,20 @@ public:
                 }
                 ++run.received;
             }
-            memory_->step();
+            memory_.step();
             program.step();
             pairs.step(m.s_axis_key_value_tvalid, m.s_axis_key_value_tready);
             queries.step(m.s_axis_query_tvalid, m.s_axis_query_tready);
             tables.step(m.s_axis_table_tvalid, m.s_axis_table_tready);
-            cycle();
+            clocked_.cycle();
             run.unsent = pairs.left() + queries.left() + tables.left() + program.left();
-            watched += run.unsent == 0 && run.received >= run.output_beats;
-        }
+            return run.unsent == 0 && run.received >= run.output_beats;
+        });
     }
 
 private:
-    void cycle() {
-        model_->clk = 1;
-        model_->eval();
-        dump();
-        model_->clk = 0;
-        model_->eval();
-        dump();
-    }
-    void dump() {
-        context_.timeInc(5);
-#if KVTQ_TRACE
-        if (trace_) trace_->dump(context_.time());
-#endif
-    }
-    VerilatedContext context_;
-    std::unique_ptr<Model> model_;
-    std::unique_ptr<MemoryModel> memory_;
-#if KVTQ_TRACE
-    std::unique_ptr<VerilatedVcdC> trace_;
-#endif
+    kvtq::Clocked<Model> clocked_;
+    MemoryModel memory_;
 };
 
 }  // namespace

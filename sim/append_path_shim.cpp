@@ -5,14 +5,9 @@
 // it.
 
 #include <cstdint>
-#include <memory>
 
 #include "Vkvtq_append_path.h"
 #include "shim.h"
-#include "verilated.h"
-
-// Verilator spells the double underscore of a port's name so.
-#define PORT(stream, field) stream##___05F##field
 
 extern "C" {
 
@@ -71,63 +66,40 @@ void receive(Stream& stream, const Port& payload, bool transferred, uint64_t cyc
     ++stream.done;
 }
 
-class Simulation {
-public:
-    Simulation() : model_{std::make_unique<Vkvtq_append_path>(&context_)} {
-        model_->rst = 1;
-        cycle();
-        cycle();
-        model_->rst = 0;
-    }
-    ~Simulation() { model_->final(); }
+using Simulation = kvtq::Clocked<Vkvtq_append_path>;
 
-    void run(Run& run) {
-        auto& m = *model_;
-        Stalls stalls{run.seed};
-        // A few cycles beyond the last output catch what should not have been sent.
-        constexpr uint64_t kWatch = 200;
-        uint64_t watched = 0;
-        for (run.cycles = 0; run.cycles < run.cycle_limit && watched < kWatch; ++run.cycles) {
-            offer(run.task, m.PORT(task, payload), m.PORT(task, valid), stalls);
-            offer(run.vectors, m.PORT(vectors, payload), m.PORT(vectors, valid), stalls);
-            offer(run.leaving, m.PORT(leaving, payload), m.PORT(leaving, valid), stalls);
-            m.PORT(records, ready) = !stalls.wait(run.records.stall);
-            m.PORT(written, ready) = !stalls.wait(run.written.stall);
-            m.eval();
-            const bool task = m.PORT(task, valid) && m.PORT(task, ready);
-            const bool vectors = m.PORT(vectors, valid) && m.PORT(vectors, ready);
-            const bool leaving = m.PORT(leaving, valid) && m.PORT(leaving, ready);
-            receive(run.records, m.PORT(records, payload),
-                    m.PORT(records, valid) && m.PORT(records, ready), run.cycles);
-            receive(run.written, m.PORT(written, payload),
-                    m.PORT(written, valid) && m.PORT(written, ready), run.cycles);
-            const uint32_t word = m.PORT(factors, word) % run.matrix_words;
-            const uint32_t row = m.PORT(factors, row) % run.head_dim;
-            const uint32_t element = m.PORT(centres, element) % run.head_dim;
-            cycle();
-            kvtq::load(m.PORT(factors, factors), run.factors + word * run.factor_words);
-            m.PORT(factors, shift) = run.shifts[row];
-            m.PORT(centres, value) = run.centre[element];
-            taken(run.task, m.PORT(task, valid), task, run.cycles);
-            taken(run.vectors, m.PORT(vectors, valid), vectors, run.cycles);
-            taken(run.leaving, m.PORT(leaving, valid), leaving, run.cycles);
-            if (run.records.done >= run.records.count && run.written.done >= run.written.count)
-                ++watched;
-        }
-        m.PORT(task, valid) = m.PORT(vectors, valid) = m.PORT(leaving, valid) = 0;
-        m.PORT(records, ready) = m.PORT(written, ready) = 0;
-    }
-
-private:
-    void cycle() {
-        model_->clk = 1;
-        model_->eval();
-        model_->clk = 0;
-        model_->eval();
-    }
-    VerilatedContext context_;
-    std::unique_ptr<Vkvtq_append_path> model_;
-};
+void run_tasks(Simulation& simulation, Run& run) {
+    auto& m = simulation.model();
+    Stalls stalls{run.seed};
+    run.cycles = simulation.run(run.cycle_limit, 200, [&](uint64_t now) {
+        offer(run.task, m.PORT(task, payload), m.PORT(task, valid), stalls);
+        offer(run.vectors, m.PORT(vectors, payload), m.PORT(vectors, valid), stalls);
+        offer(run.leaving, m.PORT(leaving, payload), m.PORT(leaving, valid), stalls);
+        m.PORT(records, ready) = !stalls.wait(run.records.stall);
+        m.PORT(written, ready) = !stalls.wait(run.written.stall);
+        m.eval();
+        const bool task = m.PORT(task, valid) && m.PORT(task, ready);
+        const bool vectors = m.PORT(vectors, valid) && m.PORT(vectors, ready);
+        const bool leaving = m.PORT(leaving, valid) && m.PORT(leaving, ready);
+        receive(run.records, m.PORT(records, payload),
+                m.PORT(records, valid) && m.PORT(records, ready), now);
+        receive(run.written, m.PORT(written, payload),
+                m.PORT(written, valid) && m.PORT(written, ready), now);
+        const uint32_t word = m.PORT(factors, word) % run.matrix_words;
+        const uint32_t row = m.PORT(factors, row) % run.head_dim;
+        const uint32_t element = m.PORT(centres, element) % run.head_dim;
+        simulation.cycle();
+        kvtq::load(m.PORT(factors, factors), run.factors + word * run.factor_words);
+        m.PORT(factors, shift) = run.shifts[row];
+        m.PORT(centres, value) = run.centre[element];
+        taken(run.task, m.PORT(task, valid), task, now);
+        taken(run.vectors, m.PORT(vectors, valid), vectors, now);
+        taken(run.leaving, m.PORT(leaving, valid), leaving, now);
+        return run.records.done >= run.records.count && run.written.done >= run.written.count;
+    });
+    m.PORT(task, valid) = m.PORT(vectors, valid) = m.PORT(leaving, valid) = 0;
+    m.PORT(records, ready) = m.PORT(written, ready) = 0;
+}
 
 }  // namespace
 
@@ -135,6 +107,8 @@ extern "C" {
 
 // Create a simulation, reset.
 void* kvtq_open() { return new Simulation{}; }
-void kvtq_run(void* simulation, Run* run) { static_cast<Simulation*>(simulation)->run(*run); }
+void kvtq_run(void* simulation, Run* run) {
+    run_tasks(*static_cast<Simulation*>(simulation), *run);
+}
 void kvtq_close(void* simulation) { delete static_cast<Simulation*>(simulation); }
 }

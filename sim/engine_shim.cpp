@@ -3,18 +3,9 @@
 // Compiled together with Verilator's model of one configuration; sim/verilated.py calls it.
 
 #include <cstdint>
-#include <cstring>
-#include <memory>
 
 #include "Vkvtq_engine.h"
 #include "shim.h"
-#include "verilated.h"
-#if KVTQ_TRACE
-#include "verilated_vcd_c.h"
-#endif
-
-// Verilator spells the double underscore of a port's name so.
-#define PORT(stream, field) stream##___05F##field
 
 using kvtq::load;
 using kvtq::Stalls;
@@ -92,99 +83,53 @@ private:
     bool offered_ = false;
 };
 
-class Simulation {
-public:
-    explicit Simulation(const char* waves) {
-        context_.traceEverOn(waves != nullptr);
-        model_ = std::make_unique<Vkvtq_engine>(&context_);
-#if KVTQ_TRACE
-        if (waves) {
-            trace_ = std::make_unique<VerilatedVcdC>();
-            model_->trace(trace_.get(), 99);
-            trace_->open(waves);
-        }
-#endif
-        model_->rst = 1;
-        cycle();
-        cycle();
-        model_->rst = 0;
-    }
-    ~Simulation() {
-#if KVTQ_TRACE
-        if (trace_) trace_->close();
-#endif
-        model_->final();
-    }
+using Simulation = kvtq::Clocked<Vkvtq_engine>;
 
-    void run(Run& run) {
-        auto& m = *model_;
-        Stalls stalls{run.seed};
-        Source<decltype(m.PORT(job, payload))> job{run.job, run.segments, run.words[0], run.stall[0]};
-        Source<decltype(m.PORT(value_exponent, payload))> exponent{run.value_exponent, run.segments,
-                                                             run.words[1], run.stall[1]};
-        Source<decltype(m.PORT(query, payload))> query{run.query, run.segments, run.words[2],
-                                                 run.stall[2]};
-        Source<decltype(m.PORT(keys, payload))> keys{run.keys, run.segments, run.words[3], run.stall[3]};
-        Source<decltype(m.PORT(values, payload))> values{run.values, run.segments, run.words[4],
-                                                   run.stall[4]};
-        // A few cycles beyond the last output catch what the engine should not have sent.
-        constexpr uint64_t kWatch = 64;
-        uint64_t watched = 0;
-        run.received = 0;
-        for (run.cycles = 0; run.cycles < run.cycle_limit && watched < kWatch; ++run.cycles) {
-            job.offer(m.PORT(job, payload), m.PORT(job, valid), stalls);
-            exponent.offer(m.PORT(value_exponent, payload), m.PORT(value_exponent, valid), stalls);
-            query.offer(m.PORT(query, payload), m.PORT(query, valid), stalls);
-            keys.offer(m.PORT(keys, payload), m.PORT(keys, valid), stalls);
-            values.offer(m.PORT(values, payload), m.PORT(values, valid), stalls);
-            m.PORT(output, ready) = !stalls.wait(run.stall[5]);
-            m.eval();
-            const bool job_taken = m.PORT(job, valid) && m.PORT(job, ready);
-            const bool exponent_taken = m.PORT(value_exponent, valid) && m.PORT(value_exponent, ready);
-            const bool query_taken = m.PORT(query, valid) && m.PORT(query, ready);
-            const bool key_taken = m.PORT(keys, valid) && m.PORT(keys, ready);
-            const bool value_taken = m.PORT(values, valid) && m.PORT(values, ready);
-            if (m.PORT(output, valid) && m.PORT(output, ready)) {
-                if (run.received < run.output_count)
-                    store(m.PORT(output, payload), run.output + run.received * run.words[5]);
-                ++run.received;
-            }
-            cycle();
-            if (job_taken) job.taken();
-            if (exponent_taken) exponent.taken();
-            if (query_taken) query.taken();
-            if (key_taken) keys.taken();
-            if (value_taken) values.taken();
-            if (run.received >= run.output_count) ++watched;
+void run_jobs(Simulation& simulation, Run& run) {
+    auto& m = simulation.model();
+    Stalls stalls{run.seed};
+    Source<decltype(m.PORT(job, payload))> job{run.job, run.segments, run.words[0], run.stall[0]};
+    Source<decltype(m.PORT(value_exponent, payload))> exponent{run.value_exponent, run.segments,
+                                                               run.words[1], run.stall[1]};
+    Source<decltype(m.PORT(query, payload))> query{run.query, run.segments, run.words[2],
+                                                   run.stall[2]};
+    Source<decltype(m.PORT(keys, payload))> keys{run.keys, run.segments, run.words[3],
+                                                 run.stall[3]};
+    Source<decltype(m.PORT(values, payload))> values{run.values, run.segments, run.words[4],
+                                                     run.stall[4]};
+    run.received = 0;
+    run.cycles = simulation.run(run.cycle_limit, 64, [&](uint64_t) {
+        job.offer(m.PORT(job, payload), m.PORT(job, valid), stalls);
+        exponent.offer(m.PORT(value_exponent, payload), m.PORT(value_exponent, valid), stalls);
+        query.offer(m.PORT(query, payload), m.PORT(query, valid), stalls);
+        keys.offer(m.PORT(keys, payload), m.PORT(keys, valid), stalls);
+        values.offer(m.PORT(values, payload), m.PORT(values, valid), stalls);
+        m.PORT(output, ready) = !stalls.wait(run.stall[5]);
+        m.eval();
+        const bool job_taken = m.PORT(job, valid) && m.PORT(job, ready);
+        const bool exponent_taken = m.PORT(value_exponent, valid) && m.PORT(value_exponent, ready);
+        const bool query_taken = m.PORT(query, valid) && m.PORT(query, ready);
+        const bool key_taken = m.PORT(keys, valid) && m.PORT(keys, ready);
+        const bool value_taken = m.PORT(values, valid) && m.PORT(values, ready);
+        if (m.PORT(output, valid) && m.PORT(output, ready)) {
+            if (run.received < run.output_count)
+                store(m.PORT(output, payload), run.output + run.received * run.words[5]);
+            ++run.received;
         }
-        m.PORT(value_exponent, valid) = 0;
-        m.PORT(job, valid) = m.PORT(query, valid) = m.PORT(keys, valid) = m.PORT(values, valid) = 0;
-        m.PORT(output, ready) = 0;
-        run.unsent = job.left() + exponent.left() + query.left() + keys.left() + values.left();
-        store(m.counters, run.counters);
-    }
-
-private:
-    void cycle() {
-        model_->clk = 1;
-        model_->eval();
-        dump();
-        model_->clk = 0;
-        model_->eval();
-        dump();
-    }
-    void dump() {
-        context_.timeInc(5);
-#if KVTQ_TRACE
-        if (trace_) trace_->dump(context_.time());
-#endif
-    }
-    VerilatedContext context_;
-    std::unique_ptr<Vkvtq_engine> model_;
-#if KVTQ_TRACE
-    std::unique_ptr<VerilatedVcdC> trace_;
-#endif
-};
+        simulation.cycle();
+        if (job_taken) job.taken();
+        if (exponent_taken) exponent.taken();
+        if (query_taken) query.taken();
+        if (key_taken) keys.taken();
+        if (value_taken) values.taken();
+        return run.received >= run.output_count;
+    });
+    m.PORT(value_exponent, valid) = 0;
+    m.PORT(job, valid) = m.PORT(query, valid) = m.PORT(keys, valid) = m.PORT(values, valid) = 0;
+    m.PORT(output, ready) = 0;
+    run.unsent = job.left() + exponent.left() + query.left() + keys.left() + values.left();
+    store(m.counters, run.counters);
+}
 
 }  // namespace
 
@@ -192,6 +137,8 @@ extern "C" {
 
 // Create a simulation, reset; waves are written to the file unless it is null.
 void* kvtq_open(const char* waves) { return new Simulation{waves}; }
-void kvtq_run(void* simulation, Run* run) { static_cast<Simulation*>(simulation)->run(*run); }
+void kvtq_run(void* simulation, Run* run) {
+    run_jobs(*static_cast<Simulation*>(simulation), *run);
+}
 void kvtq_close(void* simulation) { delete static_cast<Simulation*>(simulation); }
 }
