@@ -12,7 +12,7 @@ from tiny_model import save_tiny_model
 
 from golden.result_store import ResultStore
 from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
+from kvtq_hw.config import EngineConfig, load_config
 from kvtq_hw.errors import UserError
 from kvtq_hw.flows.report import command
 from kvtq_hw.report import collect as collect_module
@@ -22,6 +22,7 @@ from kvtq_hw.report.page import html as html_page
 from kvtq_hw.report.page import markdown
 from kvtq_hw.report.plots import svg
 from kvtq_hw.report.sections import SECTIONS, area, cycles, headline, multipliers, quality, zeros
+from rtl.verilog import source_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = load_config("tiny")
@@ -173,6 +174,72 @@ def test_zeros_of_a_model(tmp_path):
         for tensor, digits in (("key", code.key_digits), ("value", code.value_digits))
         for plane in range(digits)
     ]
+
+
+# --- what other commands have recorded ------------------------------------------------------------
+
+
+def record(folder: Path, kind: str, config: EngineConfig = TINY, **fields) -> Inputs:
+    """Inputs of a report whose results hold one file of a command."""
+    data = {"command": f"kvtq-hw {kind} --preset x", "config": config.model_dump()} | fields
+    (folder / f"{kind}-{config.name}.json").write_text(json.dumps(data))
+    return Inputs(TINY, CODES, "m", folder)
+
+
+COMMITTED = {name: SECTIONS[name](INPUTS) for name in ("timing", "power", "fpga", "sweep")}
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_committed_results_make_a_section(name):
+    section = COMMITTED[name]
+    assert section is not None and section.tables
+    for table in section.tables:
+        assert table.rows and f"kvtq-hw {name} " in table.command
+        assert "(recorded in " in table.command
+
+
+@pytest.mark.parametrize("name", ["comparison", *COMMITTED])
+def test_without_results_there_is_no_section(name, tmp_path):
+    assert SECTIONS[name](Inputs(TINY, CODES, "m", tmp_path)) is None
+
+
+def test_a_section_without_content_is_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(collect_module, "SECTIONS", {"a": lambda inputs: None})
+    store = ResultStore(tmp_path / "store.sqlite")
+    assert collect(INPUTS, lambda name: None, store)["sections"] == []
+
+
+def test_recorded_results_of_the_configuration_come_alone(tmp_path):
+    path = {"delay_ps": 2000.4, "fmax_mhz": 499.9, "tool": "abc"}
+    fields = {"library": {"name": "lib"}, "paths": {"engine": path, "total": path}}
+    other = TINY.model_copy(update={"name": "other", "lanes": 8})
+    inputs = record(tmp_path, "timing", other, **fields)
+    [table] = SECTIONS["timing"](inputs).tables
+    assert table.title == "Longest paths of other in lib"
+    assert table.rows[-1] == ("total", 2000, 500, "abc")
+    assert table.note == "Recorded with earlier sources of the hardware."
+    record(tmp_path, "timing", sources=source_digest(), **fields)
+    [table] = SECTIONS["timing"](inputs).tables
+    assert (table.title, table.note) == ("Longest paths of tiny in lib", "")
+
+
+def test_comparison_shows_every_way(tmp_path):
+    row = {"name": "a", "lanes": 4, "um2": 200.0, "lane_um2": 10.0, "effective_cycles": 100}
+    row |= {"bytes": 64, "quality": {"perplexity_ratio": 1.01}}
+    half = row | {"name": "b", "um2": 300.0, "effective_cycles": 50, "quality": None}
+    ways = {"equal lanes: 4": [row, half], "equal speed": [row]}
+    inputs = record(tmp_path, "compare", tokens=64, ways=ways)
+    first, second = SECTIONS["comparison"](inputs).tables
+    assert first.title == "tiny, 64 tokens, equal lanes: 4"
+    assert first.rows[0] == ("a", 4, 200, 1.0, 10, 100, 1.0, 64, 1.01)
+    assert first.rows[1] == ("b", 4, 300, 1.5, 10, 50, 2.0, 64, None)
+    assert len(second.rows) == 1
+
+
+def test_a_broken_result_is_one_clear_line(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match=r"^results: '.*x\.json' cannot be read: "):
+        SECTIONS["fpga"](Inputs(TINY, CODES, "m", tmp_path))
 
 
 def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):

@@ -74,6 +74,15 @@ def test_opensta(parts, analyser, monkeypatch, tmp_path) -> None:
     assert measure_timing(TINY, liberty, analyser, store) == long
 
 
+def test_netlist_in_what_opensta_reads(tmp_path) -> None:
+    lines = ["module top(input signed [1:0] i, output [1:0] o);", "wire signed [2:0] a;"]
+    lines += ["  assign { a[2], a[0] } = i;", "  assign o = { a[0], a[2] };", "endmodule"]
+    (tmp_path / "mapped.v").write_text("\n".join(lines))
+    timing._write_plain(tmp_path, "top")
+    plain = (tmp_path / "netlist.v").read_text()
+    assert "signed" not in plain and "assign {" not in plain and "assign o" in plain
+
+
 def test_abc_without_opensta(parts, tmp_path) -> None:
     liberty = load_liberty(full_library())
     paths = measure_timing(TINY, liberty, None, EstimateStore(tmp_path))

@@ -20,7 +20,7 @@ from rtl.blocks import create_block, module_name
 from rtl.verilog import emit_rtlil, generator_version, source_digest
 from rtl.yosys import run_yosys
 
-__all__ = ["FAMILIES", "Family", "fpga_resources"]
+__all__ = ["FAMILIES", "Family", "fpga_resources", "synthesis_commands"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def fpga_resources(
     key = {
         "what": "fpga",
         "config": config.model_dump() | {"name": ""},
-        "command": chosen.command,
+        "commands": synthesis_commands(chosen.command, ""),
         "block": block,
         "sources": source_digest(),
         "generator": generator_version(),
@@ -119,6 +119,16 @@ def fpga_resources(
     return {"tag": "measured", "family": chosen.title, **counts, "cells_by_type": cells}
 
 
+def synthesis_commands(command: str, top: str) -> list[str]:
+    """Yosys's commands for a family, the hierarchy flattened.
+
+    Names that nothing reads go first: with a wire ``x`` beside one that is called ``x[0]`` Yosys
+    0.70 mixes them up when it takes the netlist back from abc, and fails an assertion.
+    """
+    first = [f"hierarchy -top {top}", "proc", "flatten", "opt_clean -purge"]
+    return [*first, f"{command} -flatten -top {top}"]
+
+
 def _synthesize(rtlil: str, top: str, command: str) -> dict[str, int]:
     """Cells by type after a synthesis command, the hierarchy flattened."""
     with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
@@ -127,7 +137,7 @@ def _synthesize(rtlil: str, top: str, command: str) -> dict[str, int]:
         run_yosys(
             [
                 "read_rtlil design.il",
-                f"{command} -flatten -top {top}",
+                *synthesis_commands(command, top),
                 "tee -q -o cells.json stat -json",
             ],
             directory,

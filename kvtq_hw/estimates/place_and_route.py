@@ -21,7 +21,7 @@ from typing import Any
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.estimates.fpga import FAMILIES
+from kvtq_hw.estimates.fpga import FAMILIES, synthesis_commands
 from kvtq_hw.estimates.harness import Harness
 from kvtq_hw.estimates.store import EstimateStore
 from rtl.blocks import create_block
@@ -134,7 +134,10 @@ def place_and_route(
     key = {
         "what": "place and route",
         "config": config.model_dump() | {"name": ""},
-        "commands": [FAMILIES[family].command, *router.options],
+        "commands": [
+            *synthesis_commands(FAMILIES[family].command, _TOP),
+            *router.options,
+        ],
         "devices": [device.title for device in router.devices],
         "seed": _SEED,
         "tool": tool,
@@ -158,7 +161,7 @@ def _run(rtlil: str, family: str, block: str, seconds: int) -> dict[str, Any]:
         run_yosys(
             [
                 "read_rtlil design.il",
-                f"{FAMILIES[family].command} -flatten -top {_TOP}",
+                *synthesis_commands(FAMILIES[family].command, _TOP),
                 "tee -q -o cells.json stat -json",
                 "write_json design.json",
             ],

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.cell_energy import CellEnergy
 from kvtq_hw.estimates.gates import Mapped, link
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.estimates.synthesis import map_part, mapped_netlist
-from rtl.verilog import generator_version
+from kvtq_hw.estimates.synthesis import mapped_netlist
 
 if TYPE_CHECKING:
     from sim.recording import Recording
@@ -98,7 +98,6 @@ class PowerReport:
             "config": self.config.model_dump(),
             "library": {"name": self.library, "source": self.library_source},
             "internal_energies": self.internal,
-            "generator": generator_version(),
             "cycles": self.cycles,
             "blocks": {name: row.as_dict() for name, row in self.blocks.items()},
             "total": self.total.as_dict(),
@@ -128,8 +127,7 @@ def measure_power(
 
     liberty, store = liberty or shipped_liberty(), store or EstimateStore()
     parts = engine_parts(config)
-    for part in parts:
-        map_part(part, liberty, store)
+    measure_area(config, None, liberty, store)  # maps the parts beside each other
     top = parts[-1].top
     netlists = [mapped_netlist(part, liberty, store) for part in parts]
     mapped = link(netlists, top, liberty)

@@ -21,6 +21,7 @@ from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import OUTPUT_LOAD_FF, map_part, mapped_netlist, mapping_key
 from kvtq_hw.toolchain import Tool
+from rtl.yosys import run_yosys
 
 __all__ = ["LongestPath", "measure_timing"]
 
@@ -129,16 +130,24 @@ def _analyse(
         with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
             directory = Path(folder)
             (directory / "cells.lib").write_text(liberty.text, encoding="utf-8")
-            (directory / "netlist.v").write_text(_plain(netlist), encoding="utf-8")
+            (directory / "mapped.v").write_text(netlist, encoding="utf-8")
+            _write_plain(directory, top)
             (directory / "timing.tcl").write_text(script, encoding="utf-8")
             found = asdict(_run(analyser, directory))
         store.put(key, found)
     return LongestPath(**found)
 
 
-def _plain(netlist: str) -> str:
-    """The netlist in what OpenSTA's reader knows of Verilog."""
-    return re.sub(r"\b(wire|input|output) signed\b", r"\1", netlist)
+def _write_plain(directory: Path, top: str) -> None:
+    """Write mapped.v as netlist.v, in what OpenSTA's reader knows of Verilog.
+
+    It knows neither signed wires nor an assignment to several of them at once.
+    """
+    read = ["read_verilog mapped.v", f"hierarchy -top {top}"]
+    run_yosys([*read, "splitnets", "opt_clean", "write_verilog -noattr plain.v"], directory)
+    text = (directory / "plain.v").read_text("utf-8")
+    plain = re.sub(r"\b(wire|input|output) signed\b", r"\1", text)
+    (directory / "netlist.v").write_text(plain, encoding="utf-8")
 
 
 def _script(top: str, liberty: Liberty) -> str:

@@ -66,6 +66,7 @@ def command(
         quality_of,
         ternary,
     )
+    from rtl.verilog import generator_version, source_digest
 
     check_context(tokens, config)
     candidates = [ternary(config, cache_code(text)) for text in codes] + integers(config)
@@ -102,6 +103,8 @@ def command(
         "command": f"kvtq-hw compare --preset {config.name} --context {tokens} "
         f"--memory-bits {memory_bits}" + "".join(f" --code {code}" for code in codes),
         "config": config.model_dump(),
+        "generator": generator_version(),
+        "sources": source_digest(),
         "tokens": tokens,
         "ways": {
             title: [

@@ -55,7 +55,7 @@ def command(
     """
     from kvtq_hw.estimates.fpga import FAMILIES, fpga_resources
     from kvtq_hw.estimates.place_and_route import ROUTED, place_and_route
-    from rtl.verilog import generator_version
+    from rtl.verilog import generator_version, source_digest
 
     results = {name: fpga_resources(config, name, block) for name in families or FAMILIES}
     click.echo(f"{config.name}, {block}: resources after synthesis (measured)")
@@ -93,6 +93,7 @@ def command(
         + (" --place-and-route" if routed else ""),
         "config": config.model_dump(),
         "generator": generator_version(),
+        "sources": source_digest(),
         "families": results,
         "place_and_route": places,
     }

@@ -67,6 +67,7 @@ def command(
     from golden.capture import load_captured
     from kvtq_hw.estimates.liberty import load_liberty
     from kvtq_hw.estimates.power import measure_power
+    from rtl.verilog import generator_version, source_digest
 
     captured, liberty = load_captured(file), load_liberty(library_file)
     model = MODELS[shape] if shape else None
@@ -105,6 +106,9 @@ def command(
         json_file,
         {
             "command": " ".join(arguments),
+            "config": captured.config.model_dump(),
+            "generator": generator_version(),
+            "sources": source_digest(),
             **place,
             "tokens": len(captured.key_depths),
             "attentions_per_token": model.layers * model.kv_heads if model else None,

@@ -82,7 +82,7 @@ def command(
     from kvtq_hw.estimates.store import EstimateStore
     from kvtq_hw.estimates.sweep import Progress, configurations, sweep_areas, table
     from rtl.blocks import check_block
-    from rtl.verilog import generator_version
+    from rtl.verilog import generator_version, source_digest
 
     if output.suffix not in (".csv", ".json"):
         raise UserError(f"--output: {str(output)!r} is not allowed; must end in .csv or .json")
@@ -103,12 +103,19 @@ def command(
     with _executor(scheduler) as executor:
         areas = sweep_areas(configs, block, liberty, EstimateStore(), executor, report)
     rows = table(configs, areas, read, list(values), tokens, quality_files)
+    command_line = [f"kvtq-hw sweep --preset {config.name} --context {tokens}"]
+    command_line += [f"--set {axis}" for axis in axes] + [f"--code {text}" for text in codes]
+    command_line += [f"--block {block}"] if block else []
+    command_line += [f"--liberty {library_file}"] if library_file else []
+    command_line += [f"--quality {file}" for file in quality_files]
     head = {
+        "command": " ".join([*command_line, f"-o {output}"]),
         "config": config.model_dump(),
         "tokens": tokens,
         "block": block,
         "library": {"name": liberty.name, "source": liberty.source},
         "generator": generator_version(),
+        "sources": source_digest(),
         "tags": {"area": "measured", "cycles": "derived", "bytes": "derived"}
         | {"bits_per_element": "derived", "perplexity_ratio": "measured"},
     }

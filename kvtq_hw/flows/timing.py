@@ -35,7 +35,7 @@ def command(config: EngineConfig, library_file: Path, json_file: Path | None) ->
     from kvtq_hw.estimates.liberty import load_liberty
     from kvtq_hw.estimates.timing import measure_timing
     from kvtq_hw.toolchain import opensta
-    from rtl.verilog import generator_version
+    from rtl.verilog import generator_version, source_digest
 
     liberty = load_liberty(library_file)
     analyser = opensta()
@@ -56,6 +56,7 @@ def command(config: EngineConfig, library_file: Path, json_file: Path | None) ->
         "library": {"name": liberty.name, "source": liberty.source},
         "tool": tool,
         "generator": generator_version(),
+        "sources": source_digest(),
         "paths": {block: path.as_dict() for block, path in paths.items()},
     }
     write_json(json_file, report)

@@ -50,7 +50,9 @@ def collect(
         of_section = key | {"section": name}
         section = None if name == "tools" else store.get(of_section)  # tools come and go
         if section is None:
-            section = build(inputs).as_dict()
+            if (built := build(inputs)) is None:
+                continue
+            section = built.as_dict()
             store.put(of_section, section)
         sections.append(section)
     config = inputs.config

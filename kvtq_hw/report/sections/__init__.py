@@ -1,7 +1,7 @@
 """One section a module: `build(inputs)` gives a `kvtq_hw.report.content.Section`.
 
-`SECTIONS` is their order on the page. Imports of torch, simulators and synthesis belong inside
-functions.
+None for one that has nothing to show. `SECTIONS` is their order on the page. Imports of torch,
+simulators and synthesis belong inside functions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from collections.abc import Callable
 from kvtq_hw.report.content import Inputs, Section
 from kvtq_hw.report.sections import (
     area,
+    comparison,
     cycles,
+    fpga,
     headline,
     multipliers,
+    power,
     quality,
     roofline,
+    sweep,
+    timing,
     tools,
     traffic,
     zeros,
@@ -23,13 +28,18 @@ from kvtq_hw.report.sections import (
 
 __all__ = ["SECTIONS"]
 
-SECTIONS: dict[str, Callable[[Inputs], Section]] = {
+SECTIONS: dict[str, Callable[[Inputs], Section | None]] = {
     "headline": headline.build,
     "quality": quality.build,
+    "comparison": comparison.build,
     "area": area.build,
     "cycles": cycles.build,
     "roofline": roofline.build,
+    "timing": timing.build,
+    "power": power.build,
+    "fpga": fpga.build,
     "multipliers": multipliers.build,
+    "sweep": sweep.build,
     "traffic": traffic.build,
     "zeros": zeros.build,
     "tools": tools.build,
