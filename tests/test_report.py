@@ -186,7 +186,7 @@ def record(folder: Path, kind: str, config: EngineConfig = TINY, **fields) -> In
     return Inputs(TINY, CODES, "m", folder)
 
 
-COMMITTED = {name: SECTIONS[name](INPUTS) for name in ("timing", "power", "fpga", "sweep")}
+COMMITTED = {name: SECTIONS[name](INPUTS) for name in ("timing", "fpga", "sweep")}
 
 
 @pytest.mark.parametrize("name", COMMITTED)
@@ -198,7 +198,7 @@ def test_committed_results_make_a_section(name):
         assert "(recorded in " in table.command
 
 
-@pytest.mark.parametrize("name", ["comparison", *COMMITTED])
+@pytest.mark.parametrize("name", ["comparison", "power", *COMMITTED])
 def test_without_results_there_is_no_section(name, tmp_path):
     assert SECTIONS[name](Inputs(TINY, CODES, "m", tmp_path)) is None
 
@@ -234,6 +234,29 @@ def test_comparison_shows_every_way(tmp_path):
     assert first.rows[0] == ("a", 4, 200, 1.0, 10, 100, 1.0, 64, 1.01)
     assert first.rows[1] == ("b", 4, 300, 1.5, 10, 50, 2.0, 64, None)
     assert len(second.rows) == 1
+
+
+def test_power_by_block_and_of_the_lanes(tmp_path):
+    row = {"toggles": 10, "switching_pj": 1.2, "clock_pj": 2.4, "internal_pj": 0.0}
+    row |= {"total_pj": 3.6}
+    library = {"name": "lib", "source": "shipped"}
+    blocks = {"select_add": row, "normalizer": row}
+    variant = {"cycles": 7, "library": library, "blocks": blocks, "total": row | {"toggles": 20}}
+    place = {"layer": 1, "head": 2, "step": 0, "tokens": 5, "attentions_per_token": 90}
+    variants = {"captured": variant, "no-zero-keys": variant}
+    inputs = record(tmp_path, "power", variants=variants, **place)
+    by_block, lanes = SECTIONS["power"](inputs).tables
+    assert by_block.tag == lanes.tag == "projected"
+    assert by_block.title == (
+        "Energy of one attention in pJ: tiny, layer 1, KV head 2, 5 tokens, lib"
+    )
+    assert by_block.rows[0] == ("select_add", 10, 1, 2, 0, 4)
+    assert by_block.rows[-1] == ("all", 20, 1, 2, 0, 4)
+    assert by_block.note.startswith("7 cycles. All 90 attentions of a token alike: 0.00 uJ")
+    assert lanes.rows[2:] == (
+        ("no-zero-keys", "select_add", 7, 10, 4),
+        ("no-zero-keys", "all", 7, 20, 4),
+    )
 
 
 def test_a_broken_result_is_one_clear_line(tmp_path):
