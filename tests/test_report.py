@@ -198,6 +198,11 @@ def test_committed_results_make_a_section(name):
         assert "(recorded in " in table.command
 
 
+def test_a_sweep_shows_what_was_swept():
+    [table] = COMMITTED["sweep"].tables
+    assert table.columns[:4] == ("lanes", "query_group", "code", "um2")
+
+
 @pytest.mark.parametrize("name", ["comparison", "power", *COMMITTED])
 def test_without_results_there_is_no_section(name, tmp_path):
     assert SECTIONS[name](Inputs(TINY, CODES, "m", tmp_path)) is None

@@ -32,7 +32,8 @@ def build(inputs: Inputs) -> Section | None:
 
 
 def _table(entry: Recorded) -> Table:
-    axes = [name for name in entry.data["rows"][0] if name in entry.data["config"]]
+    names = list(entry.data["rows"][0])
+    axes = names[: names.index("code")]  # what is swept comes first
     return Table(
         f"From {entry.config}, {entry.data['tokens']} tokens",
         "measured",
