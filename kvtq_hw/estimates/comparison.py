@@ -91,10 +91,11 @@ class Candidate:
         """What its head dimension and planes allow: fewest lanes first, then fewest planes a cycle.
 
         Lanes come first: each has the adder of an accumulator, which all planes of a cycle share.
+        Of as many planes those have the fewest of values.
         """
         dim, most = self.config.head_dim, self.config.max_planes
         planes = itertools.product(range(1, most + 1), repeat=2)
-        by_cost = sorted(planes, key=lambda pair: (sum(pair), pair))
+        by_cost = sorted(planes, key=lambda pair: (sum(pair), pair[1]))
         lanes = [number for number in range(2, dim + 1) if dim % number == 0]
         return [self.engine(number, *pair) for number in lanes for pair in by_cost]
 
