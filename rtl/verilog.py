@@ -42,6 +42,13 @@ _PASSES = (
 )
 
 _MODULE_NAME = re.compile(r"^(module|  cell) \\(\S+)", re.MULTILINE)
+# Zeros with which Amaranth fills every memory, spelled out. Memories start with anything here, as
+# SRAM does: nothing that is read before it has been written counts.
+_ZEROED_MEMORY = re.compile(
+    r"^  cell \$meminit_v2 [^\n]*\n"
+    r"(?:    [^\n]*\n)*?    connect \\DATA \d+'0*\n(?:    [^\n]*\n)*  end\n",
+    re.MULTILINE,
+)
 
 
 def generator_version() -> str:
@@ -128,6 +135,7 @@ def emit_rtlil(component: wiring.Component, name: str) -> str:
 
     # Verilog knows no wire without bits: such a port of the top module would come out with two
     text = re.sub(r"^(  wire width 0) (?:input|output) \d+ ", r"\1 ", text, flags=re.MULTILINE)
+    text = _ZEROED_MEMORY.sub("", text)
     return _MODULE_NAME.sub(rename, _with_bus_names(text, component))
 
 
