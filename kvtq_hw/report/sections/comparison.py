@@ -23,6 +23,7 @@ def build(inputs: Inputs) -> Section | None:
                     (
                         "engine",
                         "lanes",
+                        "planes a cycle",
                         "um2",
                         "area, first = 1",
                         "um2 a lane",
@@ -35,6 +36,7 @@ def build(inputs: Inputs) -> Section | None:
                         (
                             row["name"],
                             row["lanes"],
+                            f"{row['key_planes']}/{row['value_planes']}",
                             round(row["um2"]),
                             round(row["um2"] / first["um2"], 2),
                             round(row["lane_um2"]),
