@@ -19,8 +19,15 @@ CONFIGS = {
         }
     ),
 }
+#: Too large for Icarus: five slices a plane, five blocks of the rotation, feedback that saturates.
+LARGE = TINY.model_copy(update={"name": "D80", "head_dim": 80, "lanes": 16, "query_group": 3})
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_bench(config, simulator):
     check_bench("accelerator", config, simulator)
+
+
+@pytest.mark.parametrize("simulator", ["verilator"], indirect=True)
+def test_bench_of_longer_vectors(simulator):
+    check_bench("accelerator", LARGE, simulator)
