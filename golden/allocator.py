@@ -229,8 +229,14 @@ def digits_for_cycles(
     Raises
     ------
     UserError
-        When one digit each is too much.
+        When one digit each is too much, or the engine takes several planes a slice: digits of
+        different tensors are then no longer worth the same.
     """
+    if max(config.key_planes_per_cycle, config.value_planes_per_cycle) > 1:
+        raise UserError(
+            f"--cycles: {config.name} takes {config.key_planes_per_cycle} planes of keys and "
+            f"{config.value_planes_per_cycle} of values a cycle; allowed is one of each"
+        )
     tier = code.tier_tokens(tokens)
     slices = kv_heads * config.slices
     fixed = 2 * layers * tier * code.tier_digits(config.max_planes) * slices

@@ -89,6 +89,9 @@ def test_digits_for_cycles_are_the_most_that_fit():
         assert bound(digits) <= cycles < bound(digits + 1)
     with pytest.raises(UserError, match=r"^--cycles: 10 is too small for balanced:1/1,sinks=2,wi"):
         digits_for_cycles(TINY, CODE, 2, 3, 10, tokens)
+    several = TINY.model_copy(update={"value_planes_per_cycle": 2})
+    with pytest.raises(UserError, match=r"^--cycles: tiny takes 1 planes of keys and 2 of values"):
+        digits_for_cycles(several, CODE, 2, 3, 8000, tokens)
 
 
 def test_sensitivity_falls_with_digits():
