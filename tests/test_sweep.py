@@ -137,6 +137,12 @@ def test_rows_by_configuration_and_code() -> None:
     assert rows[0]["perplexity_ratio"] is None
 
 
+def test_a_swept_port_width_stands_beside_the_bits_of_ram() -> None:
+    area = dict.fromkeys(("um2", "nand2", "cells", "flip_flops", "memory_bits", "transistors"), 7)
+    row = table([TINY], [area], [CacheCode("balanced", 3, 2)], ["memory_bits"], 32, [])[0]
+    assert (row["memory_bits"], row["ram_bits"]) == (TINY.memory_bits, 7)
+
+
 # --- who does the work ----------------------------------------------------------------------------
 
 
@@ -144,7 +150,7 @@ def test_dask_cluster_gives_the_same_table(tmp_path, monkeypatch) -> None:
     distributed = pytest.importorskip("distributed")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "client"))
     arguments = ["sweep", "--preset", "tiny", "--context", "32", "--block", "packer"]
-    arguments += ["--set", "packing=5in8,2bit"]
+    arguments += ["--set", "packing=5in8,2bit", "--code", "balanced:3/2"]
     with distributed.LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
     ) as cluster:
@@ -156,7 +162,8 @@ def test_dask_cluster_gives_the_same_table(tmp_path, monkeypatch) -> None:
     assert run([*arguments, "-o", str(local)]) == 0
     tables = [json.loads(file.read_text()) for file in (remote, local)]
     assert [table.pop("command") for table in tables] == [
-        f"kvtq-hw sweep --preset tiny --context 64 --set lanes=4,8 --code balanced:3/2 -o {file}"
+        "kvtq-hw sweep --preset tiny --context 32 --set packing=5in8,2bit "
+        f"--code balanced:3/2 --block packer -o {file}"
         for file in (remote, local)
     ]
     assert tables[0] == tables[1]

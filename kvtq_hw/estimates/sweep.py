@@ -27,8 +27,16 @@ from rtl.verilog import generator_version, source_digest
 
 __all__ = ["Progress", "configurations", "sweep_areas", "table"]
 
-#: What a row takes over of a configuration's total area.
-_AREA_FIELDS = ("um2", "nand2", "cells", "flip_flops", "memory_bits", "transistors")
+#: What a row takes over of a configuration's total area. `memory_bits` is a field of the
+#: configuration as well, the port's width, and may be swept: the row has RAM bits by another name.
+_AREA_FIELDS = {
+    "um2": "um2",
+    "nand2": "nand2",
+    "cells": "cells",
+    "flip_flops": "flip_flops",
+    "ram_bits": "memory_bits",
+    "transistors": "transistors",
+}
 
 
 @dataclass(frozen=True)
@@ -148,7 +156,7 @@ def table(
             rows.append(
                 {field: getattr(config, field) for field in fields}
                 | {"code": str(code)}
-                | {field: area[field] for field in _AREA_FIELDS}
+                | {name: area[field] for name, field in _AREA_FIELDS.items()}
                 | {
                     "cycles": candidate.cycles(config, tokens),
                     "bytes": stored,
