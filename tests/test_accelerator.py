@@ -19,8 +19,19 @@ CONFIGS = {
         }
     ),
 }
-#: Too large for Icarus: five slices a plane, five blocks of the rotation, feedback that saturates.
-LARGE = TINY.model_copy(update={"name": "D80", "head_dim": 80, "lanes": 16, "query_group": 3})
+#: Too large for Icarus: up to five slices a plane and five blocks of the rotation, feedback that
+#: saturates, as many query heads as a KV head may have.
+LARGE = {
+    name: TINY.model_copy(
+        update={"name": name, "head_dim": head_dim, "lanes": lanes, "query_group": query_group}
+    )
+    for name, head_dim, lanes, query_group in (
+        ("D16-G8", 16, 8, 8),
+        ("D80-G3", 80, 16, 3),
+        ("D96-G1", 96, 32, 1),
+        ("D128-G2", 128, 64, 2),
+    )
+}
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -29,5 +40,6 @@ def test_bench(config, simulator):
 
 
 @pytest.mark.parametrize("simulator", ["verilator"], indirect=True)
-def test_bench_of_longer_vectors(simulator):
-    check_bench("accelerator", LARGE, simulator)
+@pytest.mark.parametrize("config", LARGE.values(), ids=LARGE)
+def test_bench_of_larger_ones(config, simulator):
+    check_bench("accelerator", config, simulator)
