@@ -20,7 +20,7 @@ from rtl.blocks import create_block, module_name
 from rtl.verilog import emit_rtlil, generator_version, source_digest
 from rtl.yosys import run_yosys
 
-__all__ = ["FAMILIES", "Family", "fpga_resources", "synthesis_commands"]
+__all__ = ["FAMILIES", "Family", "fpga_resources", "synthesis_commands", "synthesize"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,13 @@ class Family:
     title: str
     command: str
     kinds: Mapping[str, str]
+
+    def count(self, cells: Mapping[str, int]) -> dict[str, int]:
+        """Cells by kind of resource, from cells by type."""
+        return {
+            kind: sum(n for name, n in cells.items() if re.fullmatch(pattern, name))
+            for kind, pattern in self.kinds.items()
+        }
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -110,13 +117,15 @@ def fpga_resources(
     cells = store.get(key)
     if cells is None:
         top = module_name(block)
-        cells = _synthesize(emit_rtlil(component, top), top, chosen.command)
+        with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
+            cells = synthesize(emit_rtlil(component, top), top, chosen.command, Path(folder))
         store.put(key, cells)
-    counts = {
-        kind: sum(n for name, n in cells.items() if re.fullmatch(pattern, name))
-        for kind, pattern in chosen.kinds.items()
+    return {
+        "tag": "measured",
+        "family": chosen.title,
+        **chosen.count(cells),
+        "cells_by_type": cells,
     }
-    return {"tag": "measured", "family": chosen.title, **counts, "cells_by_type": cells}
 
 
 def synthesis_commands(command: str, top: str) -> list[str]:
@@ -129,19 +138,24 @@ def synthesis_commands(command: str, top: str) -> list[str]:
     return [*first, f"{command} -flatten -top {top}"]
 
 
-def _synthesize(rtlil: str, top: str, command: str) -> dict[str, int]:
-    """Cells by type after a synthesis command, the hierarchy flattened."""
-    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-        directory = Path(folder)
-        (directory / "design.il").write_text(rtlil, encoding="utf-8")
-        run_yosys(
-            [
-                "read_rtlil design.il",
-                *synthesis_commands(command, top),
-                "tee -q -o cells.json stat -json",
-            ],
-            directory,
-        )
-        statistics = json.loads((directory / "cells.json").read_text("utf-8"))
+def synthesize(rtlil: str, top: str, command: str, directory: Path, *more: str) -> dict[str, int]:
+    """Cells by type after a family's synthesis command, the hierarchy flattened.
+
+    Parameters
+    ----------
+    directory : working directory of Yosys
+    more : commands for the mapped netlist
+    """
+    (directory / "design.il").write_text(rtlil, encoding="utf-8")
+    run_yosys(
+        [
+            "read_rtlil design.il",
+            *synthesis_commands(command, top),
+            "tee -q -o cells.json stat -json",
+            *more,
+        ],
+        directory,
+    )
+    statistics = json.loads((directory / "cells.json").read_text("utf-8"))
     found: dict[str, int] = statistics["modules"][f"\\{top}"]["num_cells_by_type"]
     return {name: count for name, count in sorted(found.items()) if name != "$scopeinfo"}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -21,12 +20,11 @@ from typing import Any
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.estimates.fpga import FAMILIES, synthesis_commands
+from kvtq_hw.estimates.fpga import FAMILIES, synthesis_commands, synthesize
 from kvtq_hw.estimates.harness import Harness
 from kvtq_hw.estimates.store import EstimateStore
 from rtl.blocks import create_block
 from rtl.verilog import emit_rtlil, generator_version, source_digest
-from rtl.yosys import run_yosys
 
 __all__ = ["ROUTED", "place_and_route"]
 
@@ -51,6 +49,7 @@ class _Router:
     module, function : the pip package's module, and what runs nextpnr in it
     options : besides the device's own; the clock asked for is out of reach, so that it tries
     logic, bram, dsp : names of resources in nextpnr's report
+    carry_sites : LUT sites that a carry cell takes beside those of LUTs
     devices : smallest first
     """
 
@@ -60,6 +59,7 @@ class _Router:
     logic: str
     bram: str
     dsp: str
+    carry_sites: int
     devices: tuple[_Device, ...]
 
 
@@ -71,6 +71,7 @@ _ROUTERS: Mapping[str, _Router] = {
         "TRELLIS_COMB",
         "DP16KD",
         "MULT18X18D",
+        2,
         (
             _Device("LFE5U-25F", ("--25k",), 24288, 28),
             _Device("LFE5U-45F", ("--45k",), 43848, 72),
@@ -84,6 +85,7 @@ _ROUTERS: Mapping[str, _Router] = {
         "ICESTORM_LC",
         "ICESTORM_RAM",
         "ICESTORM_DSP",
+        0,  # it shares its logic cell with a LUT
         (_Device("iCE40UP5K", ("--up5k",), 5280, 8),),
     ),
 }
@@ -153,26 +155,12 @@ def place_and_route(
 
 
 def _run(rtlil: str, family: str, block: str, seconds: int) -> dict[str, Any]:
-    router = _ROUTERS[family]
+    router, chosen = _ROUTERS[family], FAMILIES[family]
     # nextpnr's WebAssembly sees the working directory, and no other temporary folder
     with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
         directory = Path(folder)
-        (directory / "design.il").write_text(rtlil, encoding="utf-8")
-        run_yosys(
-            [
-                "read_rtlil design.il",
-                *synthesis_commands(FAMILIES[family].command, _TOP),
-                "tee -q -o cells.json stat -json",
-                "write_json design.json",
-            ],
-            directory,
-        )
-        statistics = json.loads((directory / "cells.json").read_text("utf-8"))
-        cells = statistics["modules"][f"\\{_TOP}"]["num_cells_by_type"]
-        counts = {
-            kind: sum(n for name, n in cells.items() if re.fullmatch(pattern, name))
-            for kind, pattern in FAMILIES[family].kinds.items()
-        }
+        cells = synthesize(rtlil, _TOP, chosen.command, directory, "write_json design.json")
+        counts = chosen.count(cells)
         device = _smallest(router, family, block, counts)
         report = _nextpnr(router, device, block, seconds, directory)
     (clock,) = report["fmax"].values()
@@ -192,8 +180,7 @@ def _run(rtlil: str, family: str, block: str, seconds: int) -> dict[str, Any]:
 
 def _smallest(router: _Router, family: str, block: str, counts: Mapping[str, int]) -> _Device:
     """The smallest device that may hold a synthesized design."""
-    # a carry cell of ECP5 takes two LUT sites; one of iCE40 shares its logic cell with a LUT
-    needed = counts["lut"] + (2 * counts["carry"] if family == "ecp5" else 0)
+    needed = counts["lut"] + router.carry_sites * counts["carry"]
     for device in router.devices:
         if needed <= device.logic and counts["dsp"] <= device.dsp:
             return device
