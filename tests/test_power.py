@@ -68,12 +68,16 @@ def test_an_output_that_differs_is_refused() -> None:
 
 
 def test_a_flip_flop_with_enable_keeps_its_value() -> None:
-    text = f"""
+    library = """library (l) { cell (hold) { area : 1;
+  ff (IQ, IQ_N) { clocked_on : "CLK"; next_state : "(DE&D) | (IQ&!DE)"; }
+  pin (CLK) { direction : input; clock : true; } pin (D) { direction : input; }
+  pin (DE) { direction : input; } pin (Q) { direction : output; function : "IQ"; } } }"""
+    text = """
 module top(input clk, input d, input en, output q);
-  {PREFIX}edfxtp_1 a (.CLK(clk), .D(d), .DE(en), .Q(q));
+  hold a (.CLK(clk), .D(d), .DE(en), .Q(q));
 endmodule
 """
-    gates = link([text], "top", LIBRARY).gates
+    gates = link([text], "top", Liberty("x", library, parse_liberty(library))).gates
     stimulus = {"d": bits(1, 0, 1, 0, 0), "en": bits(1, 0, 0, 1, 0)}
     simulate(gates, stimulus, {"q": bits(0, 1, 1, 1, 0)})
 
