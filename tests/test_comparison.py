@@ -8,28 +8,27 @@ from pathlib import Path
 import pytest
 
 from kvtq_hw.cli import run
-from kvtq_hw.codes import CacheCode
+from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig, load_config
 from kvtq_hw.cycle_model import uniform_job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import Area, AreaReport
+from kvtq_hw.estimates.candidates import integers, ternary
 from kvtq_hw.estimates.comparison import (
     Row,
     equal_bandwidth,
     equal_lanes,
     equal_speed,
-    integer,
-    integers,
     quality_of,
     smallest,
-    ternary,
 )
 
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
 TINY = load_config("tiny").model_copy(update={"block": 32})
 K3V2 = ternary(TINY, CacheCode("balanced", 3, 2))
 K1V1 = ternary(TINY, CacheCode("balanced", 1, 1))
-INT4 = integer(TINY, "int4", "int4", bits=4, scale_bytes=1)
+INT4 = integers(TINY)[1]
+MIXED = CodeTable("mix.toml", (CacheCode("balanced", 3, 2), CacheCode("balanced", 1, 1)))
 
 
 def measure(config: EngineConfig) -> AreaReport:
@@ -44,35 +43,6 @@ def measure(config: EngineConfig) -> AreaReport:
 
 def planes(row: Row) -> tuple[int, int]:
     return row.key_planes, row.value_planes
-
-
-def test_cycles_and_bytes_of_a_code() -> None:
-    assert K3V2.cycles(TINY, 10) == uniform_job_cycles(TINY, 10, 3, 2)
-    # a plane of 8 trits takes 2 bytes, a scale of 3 + 5 bits 1
-    assert K3V2.bytes(10) == 10 * (3 * 2 + 1 + 2 * 2 + 1)
-    assert INT4.cycles(TINY, 10) == uniform_job_cycles(TINY, 10, 1, 1)
-    assert INT4.bytes(10) == 10 * 2 * (4 + 1)
-
-
-def test_engines_with_multipliers() -> None:
-    int8, int4 = integers(TINY)
-    assert [(c.name, c.config.max_planes) for c in (int8, int4)] == [("INT8", 1), ("INT4", 1)]
-    assert int8.bytes(10) - int4.bytes(10) == 10 * 2 * 4
-    assert [c.config.query_bits for c in (int8, int4)] == [8, 8]
-    # lanes are all there is to choose
-    assert [config.lanes for config in int8.engines()] == [2, 4, 8]
-
-
-def test_tiers_count_in_planes_and_bytes() -> None:
-    tiered = ternary(TINY, CacheCode("balanced", 2, 1, sinks=1, window=2))
-    assert tiered.key_planes(6) == [5, 2, 2, 2, 5, 5]
-    assert tiered.value_planes(2) == [5, 5]
-    assert tiered.key_bytes(6) == 3 * (5 * 2 + 1) + 3 * (2 * 2 + 1)
-    assert tiered.cycles(TINY, 6) > ternary(TINY, CacheCode("balanced", 2, 1)).cycles(TINY, 6)
-
-
-def test_a_residual_code_stores_a_scale_a_plane() -> None:
-    assert ternary(TINY, CacheCode("residual", 3, 2)).bytes(1) == 5 * 2 + 5
 
 
 def test_equal_lanes() -> None:
@@ -96,15 +66,7 @@ def test_equal_speed_takes_the_fewest_lanes_then_the_fewest_planes() -> None:
     assert (row.lanes, *planes(row)) == (4, 3, 2)
     # what cannot get there is left out
     assert equal_speed([K3V2], wanted // 2, 32, measure) == []
-
-
-def test_runs_of_one_plane_come_one_by_one() -> None:
-    residual = ternary(TINY, CacheCode("residual", 3, 2, sinks=1))
-    wide = residual.engine(8, 3, 2)
-    # a sink in five digits of one run: two slices of keys, three of values
-    assert residual.slices(wide, 10) == ([2 + 9 * 3], [3 + 9 * 2])
-    assert K3V2.slices(wide, 10) == ([10], [10])
-    assert smallest(residual, 10, 1) is None
+    assert smallest(K3V2, 32, 1) is None
 
 
 def test_equal_bandwidth_takes_the_lanes_that_keep_up() -> None:
@@ -115,6 +77,44 @@ def test_equal_bandwidth_takes_the_lanes_that_keep_up() -> None:
     assert (row.lanes, *planes(row), row.effective_cycles) == (8, 5, 5, row.cycles)
     (row,) = equal_bandwidth([K3V2], memory_bits=1, tokens=32, measure=measure)
     assert (row.lanes, *planes(row), row.effective_cycles) == (2, 1, 1, 32 * 12 * 8)
+
+
+def test_a_tables_row_is_of_the_mean_layer() -> None:
+    mixed = ternary(TINY, MIXED)
+    (row,) = equal_lanes([mixed], 4, 10, measure)
+    config = mixed.engine(4)
+    both = K3V2.cycles(config, 10) + K1V1.cycles(config, 10)
+    assert both % 2 == 0 and (row.layers, row.cycles) == (2, both // 2)
+    # 120 and 60 bytes; 24 bits a cycle, 40 and 20 cycles, which the engine takes longer than
+    assert row.bytes == 90
+    (row,) = equal_bandwidth([mixed], memory_bits=24, tokens=10, measure=measure)
+    assert (row.memory_cycles, row.effective_cycles) == (30, row.cycles)
+    # half a cycle is rounded up: 120 bytes at 88 bits a cycle are 11 cycles, 60 are 6
+    (row,) = equal_bandwidth([mixed], memory_bits=88, tokens=10, measure=measure)
+    assert row.memory_cycles == 9
+
+
+def test_a_table_keeps_up_when_its_layers_do_together() -> None:
+    mixed = ternary(TINY, MIXED)
+    # two bytes a cycle: six cycles a token of K3/V2, three of K1/V1
+    bound = 64 * (6 + 3) + K3V2.fixed_cycles(64) + K1V1.fixed_cycles(64)
+    (row,) = equal_bandwidth([mixed], memory_bits=16, tokens=64, measure=measure)
+    assert (row.lanes, *planes(row)) == (8, 1, 1)
+    config = mixed.engine(8)
+    assert row.effective_cycles * 2 == mixed.cycles(config, 64, 16) <= bound
+    # with four lanes the short layer takes longer than its bytes, and the long one has to wait
+    narrow = mixed.engine(4, 3, 2)
+    assert mixed.cycles(narrow, 64) <= bound < mixed.cycles(narrow, 64, 16)
+    engines = mixed.engines()
+    for smaller in engines[: engines.index(config)]:
+        assert mixed.cycles(smaller, 64, 16) > bound
+
+
+def test_a_table_at_equal_speed() -> None:
+    mixed = ternary(TINY, MIXED)
+    wanted = mixed.cycles(mixed.engine(4), 64)
+    (row,) = equal_speed([mixed], wanted // 2, 64, measure)
+    assert (row.lanes, *planes(row), row.cycles) == (4, 1, 1, wanted // 2)
 
 
 def test_json_says_what_is_measured_and_what_derived() -> None:
@@ -139,6 +139,11 @@ def test_quality_comes_from_results(tmp_path: Path) -> None:
         "bits_per_element": 4.25,
     }
     assert quality_of("int8", [file]) is None
+    table = row | {"code": "docs/tables/mix.toml"}
+    file.write_text(json.dumps({"rows": [row, table | {"perplexity_ratio": 1.5}]}))
+    found = quality_of(str(MIXED), [file])
+    assert found is not None and found["perplexity_ratio"] == 1.5
+    assert quality_of("ix.toml@12345678", [file]) is None
     file.write_text("[]")
     with pytest.raises(UserError, match=r"^--quality: '.*q.json' is no result of kvtq-hw eval$"):
         quality_of("int4", [file])
@@ -152,9 +157,30 @@ def test_command(monkeypatch, capsys, tmp_path) -> None:
     assert run(arguments) == 0
     assert "ternary K2/V1" in capsys.readouterr().out
     ways = json.loads(file.read_text())["ways"]
-    others = len(integers(TINY))
-    assert [len(rows) for rows in ways.values()] == [2 + others] * 3
+    names = [candidate.name for candidate in integers(TINY)]
+    for rows in ways.values():
+        assert [row["name"] for row in rows] == ["ternary K3/V2", "ternary K2/V1", *names]
     assert run(["compare", "--preset", "tiny", "--context", "65"]) == 1
     assert capsys.readouterr().err == (
         "kvtq-hw: error: --context: 65 is more than max_context 64\n"
     )
+
+
+def test_command_takes_a_table_and_its_quality(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr("kvtq_hw.estimates.area.measure_area", measure)
+    table, file, quality = (tmp_path / name for name in ("mix.toml", "c.json", "q.json"))
+    table.write_text(MIXED.to_toml())
+    row = {"code": f"elsewhere/{table.name}", "perplexity_ratio": 1.25, "bits_per_element": 3.0}
+    quality.write_text(json.dumps({"rows": [row]}))
+    arguments = ["compare", "--preset", "tiny", "--context", "32", "--code", str(table)]
+    assert run([*arguments, "--quality", str(quality), "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "ternary mix" in printed and "x1.2500" in printed
+    assert "A table's cycles and bytes are the mean of its layers" in printed
+    written = json.loads(file.read_text())
+    assert written["command"].endswith(f" --code {table} --quality {quality}")
+    for rows in written["ways"].values():
+        assert (rows[0]["code"], rows[0]["layers"]) == (str(MIXED), 2)
+        assert rows[0]["quality"]["perplexity_ratio"] == 1.25
+    assert run([*arguments[:-1], str(tmp_path / "no.toml")]) == 1
+    assert capsys.readouterr().err.startswith("kvtq-hw: error: code table ")

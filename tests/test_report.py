@@ -229,17 +229,20 @@ def test_recorded_results_of_the_configuration_come_alone(tmp_path):
 
 
 def test_comparison_shows_every_way(tmp_path):
-    row = {"name": "a", "lanes": 4, "um2": 200.0, "lane_um2": 10.0, "effective_cycles": 100}
+    row = {"name": "INT8", "lanes": 4, "um2": 200.0, "lane_um2": 10.0, "effective_cycles": 100}
     row |= {"bytes": 64, "quality": {"perplexity_ratio": 1.01}}
     row |= {"key_planes": 3, "value_planes": 2}
     half = row | {"name": "b", "um2": 300.0, "effective_cycles": 50, "quality": None}
-    ways = {"equal lanes: 4": [row, half], "equal speed": [row]}
+    ways = {"equal lanes: 4": [row, half], "equal speed": [half, row]}
     inputs = record(tmp_path, "compare", tokens=64, ways=ways)
     first, second = SECTIONS["comparison"](inputs).tables
     assert first.title == "tiny, 64 tokens, equal lanes: 4"
-    assert first.rows[0] == ("a", 4, "3/2", 200, 1.0, 10, 100, 1.0, 64, 1.01)
+    assert first.rows[0] == ("INT8", 4, "3/2", 200, 1.0, 10, 100, 1.0, 64, 1.01)
     assert first.rows[1] == ("b", 4, "3/2", 300, 1.5, 10, 50, 2.0, 64, None)
-    assert len(second.rows) == 1
+    # INT8 is one wherever it stands
+    assert "area, INT8 = 1" in second.columns and "tokens/s, INT8 = 1" in second.columns
+    assert second.rows == (first.rows[1], first.rows[0])
+    assert second.note.startswith("Areas and perplexity are measured; cycles")
 
 
 def test_power_by_block_and_of_the_lanes(tmp_path):

@@ -17,12 +17,14 @@ from typing import Any
 
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig, config_from_fields
+from kvtq_hw.cycle_model import code_job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import measure_area
-from kvtq_hw.estimates.comparison import quality_of, ternary
+from kvtq_hw.estimates.comparison import quality_of
 from kvtq_hw.estimates.liberty import Liberty, parse_liberty
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import DELAY_TARGET_PS
+from kvtq_hw.packing import bits_per_element, cache_bytes
 from rtl.verilog import generator_version, source_digest
 
 __all__ = ["Progress", "configurations", "sweep_areas", "table"]
@@ -151,16 +153,14 @@ def table(
     for code in codes:
         quality = quality_of(str(code), quality_files)
         for config, area in zip(configs, areas, strict=True):
-            candidate = ternary(config, code)
-            stored = candidate.bytes(tokens)
             rows.append(
                 {field: getattr(config, field) for field in fields}
                 | {"code": str(code)}
                 | {name: area[field] for name, field in _AREA_FIELDS.items()}
                 | {
-                    "cycles": candidate.cycles(config, tokens),
-                    "bytes": stored,
-                    "bits_per_element": round(8 * stored / (2 * config.head_dim * tokens), 4),
+                    "cycles": code_job_cycles(config, code, tokens),
+                    "bytes": cache_bytes(config, code, tokens),
+                    "bits_per_element": round(bits_per_element(config, code, tokens), 4),
                     "perplexity_ratio": quality and quality["perplexity_ratio"],
                 }
             )

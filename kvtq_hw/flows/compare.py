@@ -9,9 +9,9 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from kvtq_hw.codes import read_code
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.options import (
-    cache_code,
     check_context,
     context_option,
     json_option,
@@ -37,7 +37,8 @@ _CODES = (
     multiple=True,
     default=_CODES,
     metavar="CODE",
-    help="Ternary cache code.  [default: K3/V2, K2/V2 and K2/V1]",
+    help="Ternary cache code, or the .toml file of a table with digits for each layer.  "
+    "[default: K3/V2, K2/V2 and K2/V1]",
 )
 @context_option
 @click.option("--memory-bits", type=click.IntRange(1), default=64, show_default=True,
@@ -55,21 +56,21 @@ def command(
     """Engines side by side at equal lanes, equal tokens a second and equal memory bandwidth.
 
     One KV head at one context, one clock for all. Areas are measured on netlists, memories aside;
-    cycles and bytes are derived from the cycle model and the layout of stored vectors.
+    cycles and bytes are derived from the cycle model and the layout of stored vectors. A table's
+    are those of the mean layer.
     """
     from kvtq_hw.estimates.area import measure_area
+    from kvtq_hw.estimates.candidates import integers, ternary
     from kvtq_hw.estimates.comparison import (
         equal_bandwidth,
         equal_lanes,
         equal_speed,
-        integers,
         quality_of,
-        ternary,
     )
     from rtl.verilog import generator_version, source_digest
 
     check_context(tokens, config)
-    candidates = [ternary(config, cache_code(text)) for text in codes] + integers(config)
+    candidates = [ternary(config, read_code(text)) for text in codes] + integers(config)
     lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
     int8 = next(row.cycles for row in lanes if row.name == "INT8")
     speed = equal_speed(candidates, int8, tokens, measure_area)
@@ -81,7 +82,7 @@ def command(
     }
     for title, rows in ways.items():
         click.echo(f"{config.name}, {tokens} tokens, {title}")
-        table = Table(box=None)
+        table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column("engine", no_wrap=True)
         for name in ("lanes", "planes", "um2", "um2 a lane", "cycles", "bytes", "perplexity"):
             table.add_column(name, justify="right")
@@ -95,13 +96,17 @@ def command(
                 f"{row.lane_um2:,.0f}",
                 f"{row.effective_cycles:,}",
                 f"{row.bytes:,}",
-                f"x{quality['perplexity_ratio']:.3f}" if quality else "-",
+                f"x{quality['perplexity_ratio']:.4f}" if quality else "-",
             )
         Console().print(table)
     click.echo("um2 is measured, cycles and bytes are derived, perplexity is measured.")
+    if any(row.layers > 1 for row in lanes):
+        click.echo("A table's cycles and bytes are the mean of its layers, rounded up.")
     report = {
         "command": f"kvtq-hw compare --preset {config.name} --context {tokens} "
-        f"--memory-bits {memory_bits}" + "".join(f" --code {code}" for code in codes),
+        f"--memory-bits {memory_bits}"
+        + "".join(f" --code {code}" for code in codes)
+        + "".join(f" --quality {file}" for file in quality_files),
         "config": config.model_dump(),
         "generator": generator_version(),
         "sources": source_digest(),
