@@ -22,6 +22,7 @@ from kvtq_hw.estimates.comparison import (
     quality_of,
     smallest,
 )
+from kvtq_hw.flows.compare import DEFAULT_CODES
 
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
 TINY = load_config("tiny").model_copy(update={"block": 32})
@@ -74,7 +75,7 @@ def test_equal_bandwidth_takes_the_lanes_that_keep_up() -> None:
     assert row.memory_cycles == 32 * 6  # a byte a cycle
     assert row.lanes == 4  # 4 slices a token within 6 cycles; 2 lanes would take 8
     (row,) = equal_bandwidth([K3V2], memory_bits=4096, tokens=32, measure=measure)
-    assert (row.lanes, *planes(row), row.effective_cycles) == (8, 5, 5, row.cycles)
+    assert (row.lanes, *planes(row), row.effective_cycles) == (8, 3, 2, row.cycles)
     (row,) = equal_bandwidth([K3V2], memory_bits=1, tokens=32, measure=measure)
     assert (row.lanes, *planes(row), row.effective_cycles) == (2, 1, 1, 32 * 12 * 8)
 
@@ -115,6 +116,16 @@ def test_a_table_at_equal_speed() -> None:
     wanted = mixed.cycles(mixed.engine(4), 64)
     (row,) = equal_speed([mixed], wanted // 2, 64, measure)
     assert (row.lanes, *planes(row), row.cycles) == (4, 1, 1, wanted // 2)
+
+
+def test_the_default_codes_are_worth_it() -> None:
+    config = load_config("smollm2")
+    candidates = [ternary(config, CacheCode.parse(code)) for code in DEFAULT_CODES]
+    rows = equal_bandwidth([*candidates, *integers(config)], 64, 1024, measure)
+    cycles = {row.name: row.effective_cycles for row in rows}
+    assert [row.name for row in rows[:3]] == ["ternary K3/V2", "ternary K2/V2", "ternary K2/V1"]
+    assert all(cycles["INT8"] >= 1.9 * row.effective_cycles for row in rows[:3])
+    assert cycles["INT4"] > cycles["ternary K2/V2"]
 
 
 def test_json_says_what_is_measured_and_what_derived() -> None:

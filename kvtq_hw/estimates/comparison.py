@@ -128,12 +128,17 @@ def equal_bandwidth(
     ----------
     memory_bits : bits that memory delivers each cycle, to this engine
 
-    One that cannot keep up gets its fastest engine, and its row says what that reaches.
+    One that cannot keep up gets the first of its fastest engines, and its row says what that
+    reaches.
     """
     rows = []
     for candidate in candidates:
         cycles = candidate.memory_cycles(memory_bits, tokens) + candidate.fixed_cycles(tokens)
-        config = smallest(candidate, tokens, cycles, memory_bits) or candidate.engines()[-1]
+        config = smallest(candidate, tokens, cycles, memory_bits)
+        if config is None:  # the first of those that take the fewest
+            config = min(
+                candidate.engines(), key=lambda each: candidate.cycles(each, tokens, memory_bits)
+            )
         rows.append(_row(candidate, config, tokens, measure, memory_bits))
     return rows
 
