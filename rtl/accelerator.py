@@ -226,6 +226,7 @@ class Accelerator(wiring.Component):
             m.d.comb += control.counters[name].eq(before + core.counters[name])
 
         zeros = Signal(range(self._config.lanes + 1))
+        m.d.sync += zeros.eq(0)
         for port in (core.keys, core.values):  # at most one moves in a cycle
             with m.If(port.valid & port.ready):
                 m.d.sync += zeros.eq(sum(~trit.nonzero for trit in port.payload.trits))
