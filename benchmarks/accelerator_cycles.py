@@ -17,6 +17,7 @@ import numpy as np
 
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.layout import MemoryLayout, TierCounts
 from kvtq_hw.options import preset_option
 from sim.descriptors import HeadDescriptors
@@ -32,6 +33,8 @@ from sim.verilated_accelerator import (
 LATENCIES = (30, 100, 200)
 CONTEXTS = (64, 256, 1024)
 HEADS = 3
+#: Planes of keys and of values a cycle, beside one of each.
+PLANES = (3, 2)
 
 
 def bounds(
@@ -40,19 +43,18 @@ def bounds(
     """Cycles that a job's plane slices take at least, and those that its words take."""
     counts = TierCounts.of(code, tokens)
     head = MemoryLayout(config, [code], 1, tokens).heads[0][0]
-    slices = size = 0
+    size = 0
     for vectors in (head.key, head.value):
         for region, count in (
             (vectors.sinks, counts.sinks),
             (vectors.body, counts.body),
             (vectors.window, counts.window),
         ):
-            slices += count * region.digits * config.slices
             size += count * region.record_bytes
     words = -(-size // (config.memory_bits // 8)) / settings.words_per_cycle
     if settings.refresh_interval:
         words /= 1 - settings.refresh_cycles / settings.refresh_interval
-    return slices, round(words)
+    return code_bound(config, code, tokens), round(words)
 
 
 def cycles(
@@ -112,6 +114,26 @@ def main(config: EngineConfig, code_text: str, widths: tuple[int, ...]) -> None:
             click.echo(
                 f"{width:5} {name:>8} {settings.latency:8} {taken:8.0f} {slices:8} {words:8} "
                 f"{ratio:13.4f}"
+            )
+
+    click.echo(f"\nAttention with several planes a cycle, {IDEAL.latency} cycles of latency")
+    click.echo(
+        f"{'bits':>5} {'planes':>8} {'cycles':>8} {'slices':>8} {'words':>8} {'bound/cycles':>13}"
+    )
+    for width in (width for width in widths if width >= 128):
+        for keys, values in ((1, 1), PLANES):
+            wide = config.model_copy(
+                update={
+                    "memory_bits": width,
+                    "key_planes_per_cycle": keys,
+                    "value_planes_per_cycle": values,
+                }
+            )
+            taken = cycles(wide, code, contexts[-1], IDEAL, append=False)
+            slices, words = bounds(wide, code, contexts[-1], IDEAL)
+            click.echo(
+                f"{width:5} {f'{keys}/{values}':>8} {taken:8.0f} {slices:8} {words:8} "
+                f"{max(slices, words) / taken:13.4f}"
             )
 
     click.echo(f"\nWhat an append adds, {widths[-1]} bits, {IDEAL.latency} cycles of latency")

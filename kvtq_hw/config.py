@@ -59,7 +59,7 @@ class EngineConfig(BaseModel):
         holds the integers themselves.
     key_planes_per_cycle, value_planes_per_cycle : int
         Planes P of one run that a key or value slice holds. A run is filled up with planes of zeros
-        at its most significant end. The accelerator has one plane a slice; so have integers.
+        at its most significant end. Integers have one.
     block : int
         Tokens B of one online softmax block, a power of two.
     packing : str
@@ -355,12 +355,6 @@ class EngineConfig(BaseModel):
     def token_bits(self) -> int:
         """Unsigned width of a token index."""
         return (self.max_context - 1).bit_length()
-
-    @property
-    def has_accelerator(self) -> bool:
-        """Whether the accelerator can feed the engine: it has one ternary plane a slice."""
-        planes = max(self.key_planes_per_cycle, self.value_planes_per_cycle)
-        return not self.integer_bits and planes == 1
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of every field: the key of build caches."""

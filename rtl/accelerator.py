@@ -225,7 +225,9 @@ class Accelerator(wiring.Component):
                 m.d.sync += before.eq(before + core.counters[name])
             m.d.comb += control.counters[name].eq(before + core.counters[name])
 
-        zeros = Signal(range(self._config.lanes + 1))
+        config = self._config
+        planes = max(config.key_planes_per_cycle, config.value_planes_per_cycle)
+        zeros = Signal(range(planes * config.lanes + 1))
         m.d.sync += zeros.eq(0)
         for port in (core.keys, core.values):  # at most one moves in a cycle
             with m.If(port.valid & port.ready):

@@ -74,12 +74,9 @@ def check_block(name: str) -> None:
 
 
 def blocks_of(config: EngineConfig) -> tuple[str, ...]:
-    """The blocks that exist in a configuration.
-
-    Where the accelerator cannot feed the engine (`EngineConfig.has_accelerator`) it is alone.
-    """
+    """The blocks that exist in a configuration: of integers the engine's alone."""
     lanes = TERNARY_LANES if config.integer_bits else INTEGER_LANES
-    blocks = BLOCKS if config.has_accelerator else (*BLOCKS[:_OF_ENGINE], "engine")
+    blocks = (*BLOCKS[:_OF_ENGINE], "engine") if config.integer_bits else BLOCKS
     return tuple(name for name in blocks if name not in lanes)
 
 
@@ -93,10 +90,7 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     """
     check_block(name)
     if name not in blocks_of(config):
-        where = f"cache_format {config.cache_format!r}"
-        if not config.integer_bits and name not in INTEGER_LANES:
-            where = "configurations of several planes a cycle"
-        raise UserError(f"block: {name!r} does not exist in {where}")
+        raise UserError(f"block: {name!r} does not exist in cache_format {config.cache_format!r}")
     block = getattr(importlib.import_module(f"rtl.{name}"), name.title().replace("_", ""))
     return block(config)
 

@@ -35,7 +35,6 @@ __all__ = [
     "output_task_layout",
     "packed_plane_layout",
     "plane_layout",
-    "plane_slice_layout",
     "queries_layout",
     "query_exponents_layout",
     "query_layout",
@@ -81,19 +80,19 @@ def _slice_elements(config: EngineConfig, planes: int) -> dict[str, data.ArrayLa
     return {slice_field(config): data.ArrayLayout(element, planes * config.lanes)}
 
 
-def plane_slice_layout(config: EngineConfig, planes: int = 1) -> data.StructLayout:
+def _plane_slice_layout(config: EngineConfig, planes: int) -> data.StructLayout:
     """One slice of `planes` planes at the engine's edge (docs/contract.md)."""
     return data.StructLayout({**_slice_elements(config, planes), **_scale_fields(config)})
 
 
 def key_input_layout(config: EngineConfig) -> data.StructLayout:
     """A key slice at the engine's edge."""
-    return plane_slice_layout(config, config.key_planes_per_cycle)
+    return _plane_slice_layout(config, config.key_planes_per_cycle)
 
 
 def value_input_layout(config: EngineConfig) -> data.StructLayout:
     """A value slice at the engine's edge."""
-    return plane_slice_layout(config, config.value_planes_per_cycle)
+    return _plane_slice_layout(config, config.value_planes_per_cycle)
 
 
 def plane_layout(config: EngineConfig) -> data.StructLayout:
@@ -251,10 +250,10 @@ def factors_signature(config: EngineConfig) -> wiring.Signature:
     )
 
 
-def coded_plane_layout(config: EngineConfig) -> data.StructLayout:
-    """One whole plane with its scale and flags."""
+def coded_plane_layout(config: EngineConfig, planes: int = 1) -> data.StructLayout:
+    """One whole plane, or `planes` of one run, with scale and flags."""
     return data.StructLayout(
-        {"trits": data.ArrayLayout(Trit, config.head_dim), **_scale_fields(config)}
+        {"trits": data.ArrayLayout(Trit, planes * config.head_dim), **_scale_fields(config)}
     )
 
 

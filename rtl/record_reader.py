@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from kvtq_hw.config import EngineConfig
 from rtl.axi import Axi4Read, Response, drive_attributes
 from rtl.burst_splitter import BurstSplitter, burst_layout
-from rtl.layouts import coded_plane_layout, plane_slice_layout
+from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
 from rtl.leaving_fetcher import LeavingFetcher
 from rtl.memory_layouts import (
     APPEND_BITS,
@@ -49,7 +49,7 @@ class RecordReader(wiring.Component):
     keys_appended, values_appended : In, how many appends are in memory, modulo ``2**APPEND_BITS``.
         A job's newest records, and a fetch, are requested when these are at most half the range
         ahead of `appends`.
-    keys, values : stream Out, `plane_slice_layout`
+    keys, values : stream Out, `key_input_layout` and `value_input_layout`
     leaving_keys, leaving_values : stream Out, `coded_plane_layout`, in the order of the record
     job_read : Out, pulse: all words of a job have come, its records may be overwritten
     fetch_read : Out, pulse: the same for a fetch
@@ -63,7 +63,6 @@ class RecordReader(wiring.Component):
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        slices = stream.Signature(plane_slice_layout(config))
         planes = stream.Signature(coded_plane_layout(config))
         super().__init__(
             {
@@ -71,8 +70,8 @@ class RecordReader(wiring.Component):
                 "fetches": In(stream.Signature(fetch_layout(config))),
                 "keys_appended": In(APPEND_BITS),
                 "values_appended": In(APPEND_BITS),
-                "keys": Out(slices),
-                "values": Out(slices),
+                "keys": Out(stream.Signature(key_input_layout(config))),
+                "values": Out(stream.Signature(value_input_layout(config))),
                 "leaving_keys": Out(planes),
                 "leaving_values": Out(planes),
                 "job_read": Out(1),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value
+from collections.abc import Sequence
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.packing import plane_bytes, scale_bytes
-from rtl.layouts import coded_plane_layout, plane_slice_layout
+from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
 from rtl.memory_layouts import piece_layout, word_layout
 from rtl.pipeline import Pipeline
 from rtl.unpacker import decode_plane
@@ -22,34 +25,36 @@ class RecordUnpacker(wiring.Component):
     A *piece* is records that follow one another. Its words come one after the other; its first and
     last word may hold bytes that are not its own. Records start at any byte.
 
-    A plane and, where it opens a run, the scale before it leave in one cycle: one plane a cycle, or
-    one slice a cycle where lanes < D, also over the end of a piece, as long as words come fast
-    enough; and one word a cycle where they are narrower than that. From a plane's last word to its
-    first slice it takes `latency` cycles.
+    The planes of a slice and, where they open a run, the scale before them leave in one cycle: one
+    slice a cycle, also over the end of a piece, as long as words come fast enough; and one word a
+    cycle where they are narrower than that. From the planes' last word to their first slice it
+    takes `latency` cycles.
+
+    A run whose number of planes is no multiple of a slice's has its incomplete slice at its most
+    significant end: values end with it, keys, whose unit plane comes last, begin with it.
 
     Attributes
     ----------
     pieces : stream In, `piece_layout`
     words : stream In, `word_layout`
-    keys, values : stream Out, `plane_slice_layout`; fraction and exponent of planes that are no
-        unit planes mean nothing
+    keys, values : stream Out, `key_input_layout` and `value_input_layout`; fraction and exponent of
+        slices without a unit plane mean nothing
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        slices = stream.Signature(plane_slice_layout(config))
         super().__init__(
             {
                 "pieces": In(stream.Signature(piece_layout(config))),
                 "words": In(stream.Signature(word_layout(config))),
-                "keys": Out(slices),
-                "values": Out(slices),
+                "keys": Out(stream.Signature(key_input_layout(config))),
+                "values": Out(stream.Signature(value_input_layout(config))),
             }
         )
 
     @property
     def latency(self) -> int:
-        """Cycles from a plane's last word to its first slice; one more where words are gathered."""
+        """Cycles from planes' last word to their first slice; one more where words are gathered."""
         return 3 + (self._config.memory_bits // 8 < _chunk_bytes(self._config))
 
     def elaborate(self, platform: object) -> Module:
@@ -63,14 +68,14 @@ class RecordUnpacker(wiring.Component):
 
         # --- bytes to trits ---------------------------------------------------------------------
         planes = stream.Signature(
-            data.StructLayout({"plane": coded_plane_layout(config), "value": 1})
+            data.StructLayout({"plane": coded_plane_layout(config, _most(config)), "value": 1})
         ).create(path=("plane",))
         pipe = Pipeline(m, aligner.o.valid, planes)
         m.d.comb += aligner.o.ready.eq(pipe.advance)
         packed = aligner.o.payload
         stage = pipe.stage(packed=packed)
         packed = stage.packed
-        trits = decode_plane(config, (packed.bytes[i] for i in range(len(packed.bytes))))
+        trits = Cat(decode_plane(config, plane) for plane in _lowest_first(config, packed))
         scale_bits = config.scale_fraction_bits
         stage = pipe.stage(
             plane=Cat(
@@ -88,7 +93,10 @@ class RecordUnpacker(wiring.Component):
         slice_number = Signal(range(config.slices))
         last_slice = slice_number == config.slices - 1
         plane, value = planes.payload.plane, planes.payload.value
-        slice_trits = _word(plane.trits.as_value(), 2 * config.lanes, slice_number)
+        slice_trits = Cat(
+            _word(trits, 2 * config.lanes, slice_number)
+            for trits in _words(plane.trits.as_value(), 2 * config.head_dim)
+        )
         taken = planes.valid & Mux(value, self.values.ready, self.keys.ready)
         for port, chosen in ((self.keys, ~value), (self.values, value)):
             m.d.comb += [
@@ -105,11 +113,64 @@ class RecordUnpacker(wiring.Component):
         return m
 
 
+def _most(config: EngineConfig) -> int:
+    """Most planes of a slice."""
+    return max(config.key_planes_per_cycle, config.value_planes_per_cycle)
+
+
+def _planes_bytes(config: EngineConfig) -> int:
+    """Bytes of as many planes."""
+    return _most(config) * plane_bytes(config.packing, config.head_dim)
+
+
 def _chunk_bytes(config: EngineConfig) -> int:
-    """Bytes of a chunk: a power of two that a scale and a plane fit in."""
-    return (
-        1 << (plane_bytes(config.packing, config.head_dim) + scale_bytes(config) - 1).bit_length()
+    """Bytes of a chunk: a power of two that a scale and the planes of a slice fit in."""
+    return 1 << (_planes_bytes(config) + scale_bytes(config) - 1).bit_length()
+
+
+def _packed_layout(config: EngineConfig) -> data.StructLayout:
+    """The planes of a slice as they lie in memory, and their scale.
+
+    more : number of planes beyond the first; bytes behind them are anything
+    """
+    return data.StructLayout(
+        {
+            "bytes": data.ArrayLayout(8, _planes_bytes(config)),
+            "scale": 8 * scale_bytes(config),
+            "more": range(_most(config)),
+            "unit": 1,
+            "last": 1,
+            "value": 1,
+        }
     )
+
+
+def _lowest_first(config: EngineConfig, packed: Any) -> list[list[Value]]:
+    """Bytes of each plane of a slice, the lowest first; zeros, which are zero trits, behind them.
+
+    Values lie in memory in this order, keys the other way round.
+    """
+    stored = _words(packed.bytes.as_value(), 8 * plane_bytes(config.packing, config.head_dim))
+    planes = stored
+    if len(stored) > 1:
+        planes = [
+            Mux(
+                packed.value,
+                Array(stored[place] if more >= place else 0 for more in range(len(stored)))[
+                    packed.more
+                ],
+                Array([0] * place + stored[: len(stored) - place])[packed.more],
+            )
+            for place in range(len(stored))
+        ]
+    return [_words(plane, 8) for plane in planes]
+
+
+def _more_planes(planes_per_cycle: int, left: int, value: bool) -> int:
+    """Planes beyond the first in the next slice of a run of which `left` planes are to come."""
+    if value:
+        return max(min(left, planes_per_cycle) - 1, 0)
+    return (left - 1) % planes_per_cycle  # what is left behind it fills slices
 
 
 def _chunk_layout(config: EngineConfig) -> data.StructLayout:
@@ -210,27 +271,18 @@ class _Chunker(wiring.Component):
 class _Aligner(wiring.Component):
     """Chunks to packed planes: a window over two chunks, and a third one so that it stays full.
 
-    The barrel shifter is on the side of the plane, not of the memory word: its size does not depend
-    on the memory's width.
+    The barrel shifter is on the side of the planes, not of the memory word: its size does not
+    depend on the memory's width.
     """
 
     _DEPTH = 3
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        packed = data.StructLayout(
-            {
-                "bytes": data.ArrayLayout(8, plane_bytes(config.packing, config.head_dim)),
-                "scale": 8 * scale_bytes(config),
-                "unit": 1,
-                "last": 1,
-                "value": 1,
-            }
-        )
         super().__init__(
             {
                 "chunks": In(stream.Signature(_chunk_layout(config))),
-                "o": Out(stream.Signature(packed)),
+                "o": Out(stream.Signature(_packed_layout(config))),
             }
         )
 
@@ -239,7 +291,7 @@ class _Aligner(wiring.Component):
         config = self._config
         chunk = _chunk_bytes(config)
         of_plane = plane_bytes(config.packing, config.head_dim)
-        of_scale = scale_bytes(config)
+        of_planes, of_scale = _planes_bytes(config), scale_bytes(config)
 
         # --- queue of chunks: head first; up to two leave and one enters in a cycle ---------------
         queue = [
@@ -259,7 +311,7 @@ class _Aligner(wiring.Component):
         for index, register in enumerate(queue):
             m.d.sync += register.eq(Mux(kept > index, moved[index], self.chunks.payload))
 
-        # --- where the next plane starts, and how much is taken -----------------------------------
+        # --- where the next planes start, and how many are taken ----------------------------------
         head = queue[0]
         started = Signal()  # the head's piece has been: the registers below hold where it stands
         counted_place = Signal(range(chunk))
@@ -269,18 +321,36 @@ class _Aligner(wiring.Component):
         place = Mux(fresh, head.offset, counted_place)
         records = Mux(fresh, head.records, counted_records)
 
-        last_plane, last_record = plane == head.planes - 1, records == 1
+        numbers = range(1, _most(config) + 1)
+        more = self.o.payload.more
+        if len(numbers) > 1:
+            left = Signal(range(config.max_planes + 1))
+            of_keys, of_values = (
+                Array(_more_planes(planes, n, value) for n in range(config.max_planes + 1))[left]
+                for planes, value in (
+                    (config.key_planes_per_cycle, False),
+                    (config.value_planes_per_cycle, True),
+                )
+            )
+            m.d.comb += [
+                left.eq(head.planes - plane),
+                more.eq(Mux(head.residual, 0, Mux(head.value, of_values, of_keys))),
+            ]
+        taken = _choice(numbers, more)
+        last_plane, last_record = plane == head.planes - taken, records == 1
         opens = head.residual | (plane == 0)
-        end = Signal(range(chunk + of_plane + of_scale))
-        both = Signal()  # the plane reaches into the second chunk
+        end = Signal(range(chunk + of_planes + of_scale))
+        both = Signal()  # the planes reach into the second chunk
+        with_scale = _choice([of_plane * number + of_scale for number in numbers], more)
+        without = _choice([of_plane * number for number in numbers], more)
         m.d.comb += [
-            end.eq(place + Mux(opens, of_plane + of_scale, of_plane)),
+            end.eq(place + Mux(opens, with_scale, without)),
             both.eq(end > chunk),
             self.o.valid.eq(Mux(both, count >= 2, count != 0)),
         ]
         with m.If(self.o.valid & self.o.ready):
             m.d.comb += leaving.eq(end >= chunk)
-            m.d.sync += [started.eq(1), counted_place.eq(end), plane.eq(plane + 1)]
+            m.d.sync += [started.eq(1), counted_place.eq(end), plane.eq(plane + taken)]
             with m.If(last_plane):
                 m.d.sync += [plane.eq(0), counted_records.eq(records - 1)]
                 with m.If(last_record):
@@ -289,9 +359,9 @@ class _Aligner(wiring.Component):
             with m.Else():
                 m.d.sync += counted_records.eq(records)
 
-        # --- the plane ----------------------------------------------------------------------------
+        # --- the planes ---------------------------------------------------------------------------
         window: Value = Cat(head.data, queue[1].data)
-        length = of_plane + of_scale
+        length = of_planes + of_scale
         for level in reversed(range(_log2(chunk))):
             # after this level the start is off by less than 2**level bytes
             kept_bytes = length + (1 << level) - 1
@@ -302,7 +372,7 @@ class _Aligner(wiring.Component):
         with m.If(self.o.ready & opens):
             m.d.sync += scale.eq(window)
         m.d.comb += [
-            self.o.payload.bytes.eq(Mux(opens, window[8 * of_scale :], window[: 8 * of_plane])),
+            self.o.payload.bytes.eq(Mux(opens, window[8 * of_scale :], window[: 8 * of_planes])),
             self.o.payload.scale.eq(Mux(opens, window, scale)),
             self.o.payload.unit.eq(head.residual | Mux(head.value, plane == 0, last_plane)),
             self.o.payload.last.eq(last_plane),
@@ -313,8 +383,17 @@ class _Aligner(wiring.Component):
 
 def _word(value: Value, width: int, index: Value) -> Value:
     """Word number `index` of a value, by multiplexers."""
-    words = [value[start : start + width] for start in range(0, len(value), width)]
-    return Array(words)[index] if len(words) > 1 else words[0]
+    return _choice(_words(value, width), index)
+
+
+def _words(value: Value, width: int) -> list[Value]:
+    """The words of a value, lowest first."""
+    return [value[start : start + width] for start in range(0, len(value), width)]
+
+
+def _choice(options: Sequence[ValueLike], index: Value) -> Any:
+    """Option number `index`, by multiplexers."""
+    return Array(options)[index] if len(options) > 1 else options[0]
 
 
 def _log2(power: int) -> int:

@@ -12,7 +12,7 @@ from golden.record_packer import pack_record
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.layout import VectorKind
 from kvtq_hw.packing import vector_bytes
-from sim.stimulus import Vectors, plain_trit_payloads, random_vectors
+from sim.stimulus import Together, Vectors, plain_trit_payloads, random_vectors
 
 __all__ = ["Records", "random_records"]
 
@@ -44,33 +44,47 @@ class Records:
 
         Scales are given for unit planes alone: those of other planes mean nothing.
         """
-        shape = (*self.vectors.unit.shape, config.slices, config.lanes)
+        together = self.vectors.together(self._planes_per_cycle(config))
         return [
             {"trits": trits, **flags}
-            for plane, flags in self._stream(self.vectors.trits.reshape(shape))
-            for trits in plane
+            for group, flags in self._stream(together, together.elements(config))
+            for trits in group
         ]
+
+    def slice_counts(self, config: EngineConfig) -> list[int]:
+        """How many slices each record is."""
+        counts = self.vectors.together(self._planes_per_cycle(config)).counts
+        return (counts * config.slices).tolist()
+
+    def _planes_per_cycle(self, config: EngineConfig) -> int:
+        return config.key_planes_per_cycle if self.kind == "key" else config.value_planes_per_cycle
 
     def coded_planes(self) -> list[dict[str, Any]]:
         """Their planes whole, in the same order."""
-        return [{"trits": trits, **flags} for trits, flags in self._stream(self.vectors.trits)]
+        single = self.vectors.together(1)
+        return [
+            {"trits": trits, **flags}
+            for trits, flags in self._stream(single, single.trits[:, :, 0])
+        ]
 
-    def _stream(self, trits: NDArray[np.int8]) -> list[tuple[Any, dict[str, int]]]:
-        """Trits of each plane as payloads, and its other fields."""
+    def _stream(
+        self, together: Together, trits: NDArray[np.int8]
+    ) -> list[tuple[Any, dict[str, int]]]:
+        """Trits of all planes that come together as payloads, and their other fields."""
         digits = plain_trit_payloads(trits) if len(self) else []
-        planes: list[tuple[Any, dict[str, int]]] = []
-        for record in range(len(self)):
-            order = list(range(self.planes))
+        stream: list[tuple[Any, dict[str, int]]] = []
+        for record, count in enumerate(together.counts.tolist()):
+            order = list(range(count))
             if self.kind == "key" and not self.residual:
                 order.reverse()
-            for plane in order:
-                unit = self.residual or plane == 0
-                flags = {"unit": int(unit), "last": int(plane == order[-1])}
+            for number in order:
+                unit = self.residual or number == 0
+                flags = {"unit": int(unit), "last": int(number == order[-1])}
                 if unit:
-                    flags["fraction"] = int(self.vectors.fraction[record, plane])
-                    flags["exponent"] = int(self.vectors.exponent[record, plane])
-                planes.append((digits[record][plane], flags))
-        return planes
+                    flags["fraction"] = int(together.fraction[record, number])
+                    flags["exponent"] = int(together.exponent[record, number])
+                stream.append((digits[record][number], flags))
+        return stream
 
 
 def random_records(

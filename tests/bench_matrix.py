@@ -92,6 +92,12 @@ MEMORY_CONFIGS = {
     ),
     # what decoding runs on
     "smollm2": CONFIGS["smollm2"],
+    # two slices a plane, the planes of one slice in up to three words
+    "planes-2-3": PLANES_CONFIGS["planes-2-3"],
+    # one slice a plane, several of them in a word, scales of two bytes
+    "planes-3-2": PLANES_CONFIGS["planes-3-2"].model_copy(
+        update={"memory_bits": 128, "scale_fraction_bits": 6}
+    ),
 }
 
 #: Build cache of the tests, shared by parallel workers.

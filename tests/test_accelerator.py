@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from bench_matrix import TINY, check_bench
+from bench_matrix import PLANES_CONFIGS, TINY, check_bench
 
 CONFIGS = {
     "tiny": TINY,
@@ -18,6 +18,8 @@ CONFIGS = {
             "memory_bits": 128,
         }
     ),
+    # several planes a slice
+    "planes-3-2": PLANES_CONFIGS["planes-3-2"],
 }
 #: Too large for Icarus: up to five slices a plane and five blocks of the rotation, feedback that
 #: saturates, as many query heads as a KV head may have.

@@ -10,7 +10,7 @@ import pytest
 from amaranth.hdl import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from bench_matrix import CONFIGS
+from bench_matrix import CONFIGS, PLANES_CONFIGS
 
 from kvtq_hw.config import EngineConfig
 from rtl.blocks import create_block
@@ -56,6 +56,11 @@ def block(name: str, config: EngineConfig = TINY) -> wiring.Component:
 @pytest.mark.parametrize("name", WITH_STREAMS)
 def test_streams_hold_what_they_offer(name):
     assert stream_rules(block(name)).check().proved
+
+
+def test_record_unpacker_of_several_planes_holds_what_it_offers():
+    config = PLANES_CONFIGS["planes-2-3"]
+    assert stream_rules(block("record_unpacker", config)).check().proved
 
 
 @pytest.mark.parametrize("packing", ["5in8", "2bit"])

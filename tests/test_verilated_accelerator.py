@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from bench_matrix import TINY
+from bench_matrix import PLANES_CONFIGS, TINY
 
 from golden.accelerator import KvHead
 from golden.conditioning import Conditioning
@@ -13,6 +13,8 @@ from golden.feedback import Feedback
 from golden.memory_image import MemoryImage
 from golden.tables import load_words
 from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.layout import MemoryLayout
 from sim.descriptors import HeadDescriptors
 from sim.verilated_accelerator import (
@@ -25,7 +27,6 @@ from sim.verilated_accelerator import (
 )
 from sim.verilated_library import SimulationError
 
-DIM, GROUP = TINY.head_dim, TINY.query_group
 SLOW = MemorySettings(7, 0.3, refresh_interval=50, refresh_cycles=11, outstanding=1)
 CODES = [
     "balanced:2/1,sinks=2,window=3,feedback",
@@ -37,24 +38,31 @@ CODES = [
 class Heads:
     """Golden KV heads beside those of an accelerator."""
 
-    def __init__(self, code: str, settings: MemorySettings, count: int = 2) -> None:
+    def __init__(
+        self,
+        code: str,
+        settings: MemorySettings,
+        config: EngineConfig = TINY,
+        count: int = 2,
+    ) -> None:
+        self.config, self.code = config, code
         self.random = torch.Generator().manual_seed(5)
         parsed = CacheCode.parse(code)
-        self.layout = MemoryLayout(TINY, [parsed], count, 20, base=0x100)
+        self.layout = MemoryLayout(config, [parsed], count, 20, base=0x100)
         self.memory = np.zeros(self.layout.bytes, np.uint8)
-        centres = self.integers((count, DIM))
+        centres = self.integers((count, config.head_dim))
         feedback = [
             Feedback(
-                torch.randint(-4, 5, (count, DIM, DIM), generator=self.random)
+                torch.randint(-4, 5, (count, *[config.head_dim] * 2), generator=self.random)
                 .to(torch.int8)
                 .triu(1),
-                torch.randint(0, 8, (count, DIM), generator=self.random),
+                torch.randint(0, 8, (count, config.head_dim), generator=self.random),
             )
             for _ in range(2)
         ]
         self.golden = [
             KvHead(
-                TINY,
+                config,
                 parsed,
                 Conditioning(
                     True,
@@ -74,22 +82,29 @@ class Heads:
             for head in range(count)
         ]
         self.accelerator = VerilatedAccelerator(
-            TINY, self.memory, base=self.layout.base, settings=settings
+            config, self.memory, base=self.layout.base, settings=settings
         )
-        packets = load_words(TINY, centres, feedback[0], feedback[1])
+        packets = load_words(config, centres, feedback[0], feedback[1])
         self.accelerator.load_tables([np.array(packet, np.uint32) for packet in packets])
 
     def integers(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randint(-15000, 15001, shape, generator=self.random)
 
     def steps(self, first: int, last: int):
-        """Jobs of the tokens from `first` to `last`, all heads in turn, and what must come out."""
+        """Jobs of the tokens from `first` to `last`, all heads in turn, and what must come out.
+
+        Notes the nonzero digits that they read.
+        """
         jobs, expected = [], []
+        dim, group = self.config.head_dim, self.config.query_group
+        self.nonzeros = 0
         for tokens in range(first, last + 1):
             for head, descriptors in zip(self.golden, self.descriptors, strict=True):
-                vectors, queries = self.integers((2, DIM)), self.integers((GROUP, DIM))
-                exponents = torch.randint(20, 28, (GROUP,), generator=self.random)
+                vectors, queries = self.integers((2, dim)), self.integers((group, dim))
+                exponents = torch.randint(20, 28, (group,), generator=self.random)
                 head.append(*vectors)
+                for vectors_of in (head.keys, head.values):
+                    self.nonzeros += int(vectors_of.planes().trits.count_nonzero())
                 expected.append(head.attend(queries, exponents))
                 descriptor = descriptors.job(
                     tokens, append=True, query_exponent=exponents.tolist(), first=tokens == 1
@@ -110,7 +125,18 @@ class Heads:
 @pytest.mark.parametrize("code", CODES)
 def test_heads_live(code, settings):
     """Jobs back to back and one after the other: outputs, exponents and memory, to the bit."""
-    heads = Heads(code, settings)
+    live(Heads(code, settings))
+
+
+@pytest.mark.parametrize("settings", [IDEAL, SLOW], ids=["ideal", "slow"])
+@pytest.mark.parametrize("code", CODES)
+def test_heads_live_on_several_planes_a_slice(code, settings):
+    live(Heads(code, settings, PLANES_CONFIGS["planes-3-2"]))
+
+
+def live(heads: Heads) -> None:
+    """Run a few steps; everything must be as the golden heads have it, counters of digits too."""
+    config, code = heads.config, CacheCode.parse(heads.code)
     for first, last in ((1, 1), (2, 2), (3, 12), (13, 16)):
         jobs, expected = heads.steps(first, last)
         run = heads.accelerator.run(jobs)
@@ -119,7 +145,16 @@ def test_heads_live(code, settings):
         assert np.array_equal(run.outputs, outputs)
         assert run.exponents.tolist() == exponents
         assert heads.memory_differences() == 0
-        assert run.counters["saturated_scores"] == sum(int(a.saturated) for a in expected)
+        counters = run.counters
+        assert counters["saturated_scores"] == sum(int(a.saturated) for a in expected)
+        slices = counters["key_slices"] + counters["value_slices"]
+        bound = sum(code_bound(config, code, tokens) for tokens in range(first, last + 1))
+        assert slices == len(heads.golden) * bound
+        digits = config.lanes * (
+            counters["key_slices"] * config.key_planes_per_cycle
+            + counters["value_slices"] * config.value_planes_per_cycle
+        )
+        assert counters["zero_digits"] == digits - heads.nonzeros
 
 
 def test_a_job_that_ends_badly_is_an_error():

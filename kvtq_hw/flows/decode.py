@@ -79,7 +79,7 @@ class DecodeReport:
     memory_bytes_compared, memory_differences : bytes of the cache that the accelerator's memory
         holds at the end, compared with the golden cache's, and how many differ
     rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
-    bound_cycles : the same jobs at one plane slice a cycle, T (N_k + N_v) ceil(D / lanes) each,
+    bound_cycles : the same jobs at one plane slice a cycle (`kvtq_hw.cycle_model.bound_cycles`),
         tokens in tiers with their own digits
     tokens_per_second : decode steps a second of wall time, prefill not counted
     bits_per_element : stored bits per cached number, scales and padding included
@@ -447,7 +447,7 @@ def _summary(report: DecodeReport) -> Table:
                 "RTL cycles",
                 f"{report.rtl_cycles / steps:,.0f} per token, all layers and heads; "
                 f"{report.rtl_cycles / report.bound_cycles:.3f} of the bound "
-                f"T (Nk + Nv) ceil(D / lanes) = {report.bound_cycles / steps:,.0f}",
+                f"of one plane slice a cycle, {report.bound_cycles / steps:,.0f}",
             )
         )
     if report.outputs_compared:

@@ -16,7 +16,7 @@ from cocotbext.axi import AxiReadBus, AxiSlaveRead
 from numpy.typing import NDArray
 
 from kvtq_hw.layout import VectorKind
-from rtl.layouts import plane_slice_layout
+from rtl.layouts import key_input_layout, value_input_layout
 from rtl.memory_layouts import APPEND_BITS, read_job_layout
 from sim.axi_memory import RESPONSES, Fault, ReadMemory
 from sim.bench import Bench
@@ -145,9 +145,9 @@ def order(bench: Bench, jobs: list[Job]) -> list[str]:
         slices: dict[str, list[int]] = {}
         for kind in KINDS:
             each = [
-                records.planes * bench.config.slices
+                count
                 for records in job.records[kind]
-                for _ in range(len(records))
+                for count in records.slice_counts(bench.config)
             ]
             step = bench.config.block
             slices[kind] = [sum(each[i : i + step]) for i in range(0, job.tokens, step)]
@@ -304,9 +304,9 @@ async def fences(dut: HierarchyObject) -> None:
         # K 0, K 1 and V 0 have passed: with two sinks the body ends in block 2
         for kind, tokens in (("key", 2 * config.block), ("value", config.block)):
             sinks, body, _ = job.records[kind]  # type: ignore[index]
-            planes = 2 * sinks.planes + (tokens - 2) * body.planes
+            counts = sinks.slice_counts(config) + body.slice_counts(config)
             came = len(bench.sinks[f"{kind}s"].payloads)
-            bench.check(came, planes * config.slices, f"{kind} slices before the append")
+            bench.check(came, sum(counts[:tokens]), f"{kind} slices before the append")
             bench.check(len(bench.sinks[f"leaving_{kind}s"].payloads), 0, "leaving planes")
         for place, data in zip(places, contents, strict=True):
             memory.data[place] = data
@@ -327,8 +327,8 @@ def drain_slices(bench: Bench) -> None:
 
 def take_slices(bench: Bench, job: Job) -> None:
     """See that the slices which came are the first ones of the job, and forget them."""
-    shape = plane_slice_layout(bench.config)
-    for kind in KINDS:
+    layouts = (key_input_layout(bench.config), value_input_layout(bench.config))
+    for kind, shape in zip(KINDS, layouts, strict=True):
         sink = bench.sinks[f"{kind}s"]
         Scoreboard(f"{kind}s", shape, job.slices(bench, kind)).compare(sink.payloads)
         sink.payloads.clear()
