@@ -25,6 +25,7 @@ _ADDER_LEVELS_PER_STAGE = 4
 _PLANE_SCALER = 4
 _SOFTMAX = 7  # last score of a block, or last weight of the one before, to the first weight
 _WEIGHT_SCALER = 3
+_DRAIN = 3  # an accumulator's way from the bank, once its DRAIN was taken
 _NORMALIZER = 2
 
 
@@ -129,7 +130,7 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
         key_ends += key_slices[1]
     values_end = max(key_ends, scores_end + _SOFTMAX) + value_slices[0]
     reciprocal = values_end + config.reciprocal_bits + 4
-    drain = values_end + 1 + _WEIGHT_SCALER + 1
+    drain = values_end + 1 + _WEIGHT_SCALER + _DRAIN
     for block in range(1, last + 1):
         scores_end = key_ends + score_latency
         weights = max(scores_end, values_end) + _SOFTMAX
@@ -144,7 +145,7 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
         if value_slices[block] > early:
             values_end = rescaled + value_slices[block]
         reciprocal = values_end + config.reciprocal_bits + 4
-        drain = rescaled + value_slices[block] + 1 + _WEIGHT_SCALER + 1
+        drain = rescaled + value_slices[block] + 1 + _WEIGHT_SCALER + _DRAIN
     return max(reciprocal, drain) + config.head_dim + _NORMALIZER
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.lib.wiring import connect, flipped
 
 from kvtq_hw.config import EngineConfig
-from rtl.layouts import Operation
+from rtl.drain_queue import DrainQueue
+from rtl.layouts import Operation, accumulator_layout
 
 __all__ = ["AccumulatorBank"]
 
@@ -18,7 +20,11 @@ class AccumulatorBank:
     The module connects what its lanes add with `add`. Operations, in the order of the stream: ADD
     takes one cycle; CLEAR one; SHIFT, an arithmetic right shift of every accumulator by
     ``shifts[g]``, takes ``1 + slices * rescale_steps`` cycles, whatever the shift: one bit a cycle,
-    so that a lane has no barrel shifter; DRAIN sends all elements out, one index a cycle.
+    so that a lane has no barrel shifter; DRAIN ``1 + D``, and sends all elements out, one index a
+    cycle, the first `DRAIN_LATENCY` cycles after it was taken.
+
+    What an operation does to the accumulators happens a cycle after it was decided: all of them
+    obey registers, and lanes have a cycle to prepare what they add.
 
     With one slice a plane an accumulator goes through its adder in every cycle and keeps its value
     by adding nothing: it then needs neither an enable nor a multiplexer behind the adder.
@@ -28,7 +34,7 @@ class AccumulatorBank:
     m : Module
         Receives the registers.
     config : EngineConfig
-    i : stream interface, In, whose payload has `operation` and `shifts`
+    i : stream interface, In, whose payload has `operation`, `slice` and `shifts`
     o : stream interface, Out, `accumulator_layout`
 
     Attributes
@@ -36,6 +42,8 @@ class AccumulatorBank:
     adding : Signal
         An ADD is taken in this cycle.
     """
+
+    DRAIN_LATENCY = 3
 
     def __init__(self, m: Module, config: EngineConfig, i: Any, o: Any) -> None:
         self._m = m
@@ -51,16 +59,32 @@ class AccumulatorBank:
         ]
         self._clearing = Signal(name="clearing")
         self._moving = Signal(name="moving")  # every element to the place of the one before it
-        self._shifting = Signal(name="shifting")
-        self._step_slice = Signal(range(config.slices), name="step_slice")
+        self._by_one = [Signal(name=f"by_one_{g}") for g in heads]
+        self._enable = Signal(name="enable")  # accumulators of slice `active` take their result
+        self._active = Signal(range(config.slices), name="active")
+        moving_last = Signal()
+
+        # what the operation in hand does in the next cycle
+        clear, move, shifting = Signal(), Signal(), Signal()
+        step_slice = Signal(range(config.slices))
         step = Signal(range(config.rescale_steps))
         shifts = Signal(i.payload.shifts.shape(), reset_less=True)
-        self._by_one = [self._shifting & (step < shifts[g]) for g in heads]
         index = Signal(range(config.head_dim))
+        m.d.sync += [
+            self._clearing.eq(clear),
+            self._moving.eq(move),
+            moving_last.eq(index == config.head_dim - 1),
+            self._enable.eq(self.adding | shifting),
+            self._active.eq(Mux(shifting, step_slice, i.payload.slice)),
+            *(self._by_one[g].eq(shifting & (step < shifts[g])) for g in heads),
+        ]
 
-        m.d.comb += o.payload.last.eq(index == config.head_dim - 1)
+        m.submodules.queue = queue = DrainQueue(accumulator_layout(config))
+        m.d.comb += [queue.push.eq(self._moving), queue.element.last.eq(moving_last)]
         for g in heads:
-            m.d.comb += o.payload.values[g].eq(self._accumulators[g][0])
+            m.d.comb += queue.element.values[g].eq(self._accumulators[g][0])
+        connect(m, queue.o, flipped(o))
+
         with m.FSM():
             with m.State("TAKE"):
                 m.d.comb += i.ready.eq(1)
@@ -69,40 +93,36 @@ class AccumulatorBank:
                         with m.Case(Operation.ADD):
                             m.d.comb += self.adding.eq(1)
                         with m.Case(Operation.CLEAR):
-                            m.d.comb += self._clearing.eq(1)
+                            m.d.comb += clear.eq(1)
                         with m.Case(Operation.SHIFT):
                             m.d.sync += shifts.eq(i.payload.shifts)
                             m.next = "SHIFT"
                         with m.Case(Operation.DRAIN):
                             m.next = "DRAIN"
             with m.State("SHIFT"):
-                m.d.comb += self._shifting.eq(1)
+                m.d.comb += shifting.eq(1)
                 m.d.sync += step.eq(step + 1)
                 with m.If(step == config.rescale_steps - 1):
-                    m.d.sync += [step.eq(0), self._step_slice.eq(self._step_slice + 1)]
-                    with m.If(self._step_slice == config.slices - 1):
-                        m.d.sync += self._step_slice.eq(0)
+                    m.d.sync += [step.eq(0), step_slice.eq(step_slice + 1)]
+                    with m.If(step_slice == config.slices - 1):
+                        m.d.sync += step_slice.eq(0)
                         m.next = "TAKE"
             with m.State("DRAIN"):
-                m.d.comb += [o.valid.eq(1), self._moving.eq(o.ready)]
-                with m.If(o.ready):
+                m.d.comb += move.eq(queue.room)
+                with m.If(queue.room):
                     m.d.sync += index.eq(index + 1)
                     with m.If(index == config.head_dim - 1):
                         m.d.sync += index.eq(0)
                         m.next = "TAKE"
 
-    def add(self, enable: Value, slice_: Value, terms: list[list[Value]]) -> None:
-        """Add ``terms[g][lane]`` to the accumulators of slice `slice_` where `enable` is high.
-
-        Terms are zero where it is low. The operation that they belong to was taken in this cycle,
-        or in the one before.
-        """
+    def add(self, terms: list[list[Value]]) -> None:
+        """Add ``terms[g][lane]``: those of an ADD in the cycle after it was taken, else zero."""
         for g in range(self._config.query_group):
             for lane in range(self._config.lanes):
                 if self._config.slices == 1:
                     self._add_always(g, lane, terms[g][lane])
                 else:
-                    self._add_to_slice(g, lane, enable, slice_, terms[g][lane])
+                    self._add_to_slice(g, lane, terms[g][lane])
 
     def _add_always(self, g: int, lane: int, term: Value) -> None:
         accumulator = self._accumulators[g][lane]
@@ -115,18 +135,17 @@ class AccumulatorBank:
         )
         self._m.d.sync += accumulator.eq(kept.as_signed() + term)
 
-    def _add_to_slice(self, g: int, lane: int, enable: Value, slice_: Value, term: Value) -> None:
+    def _add_to_slice(self, g: int, lane: int, term: Value) -> None:
         lanes = self._config.lanes
         accumulators = self._accumulators[g][lane::lanes]
-        active = Mux(self._shifting, self._step_slice, slice_)
-        chosen = Array(accumulators)[active]
+        chosen = Array(accumulators)[self._active]
         result = Mux(self._by_one[g], chosen >> 1, chosen) + term
         for number, accumulator in enumerate(accumulators):
             with self._m.If(self._clearing):
                 self._m.d.sync += accumulator.eq(0)
             with self._m.Elif(self._moving):
                 self._m.d.sync += accumulator.eq(self._following(g, number * lanes + lane))
-            with self._m.Elif((enable | self._shifting) & (active == number)):
+            with self._m.Elif(self._enable & (self._active == number)):
                 self._m.d.sync += accumulator.eq(result)
 
     def _following(self, g: int, element: int) -> Value:

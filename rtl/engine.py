@@ -110,7 +110,7 @@ class Engine(wiring.Component):
         return m
 
     def _count(self, m: Module, starved: Value, scores: stream.Interface) -> None:
-        """The event counters."""
+        """The event counters, a cycle late."""
         # a job is taken before the one before it has left, and a third while neither has
         in_flight = Signal(range(4))
         enters = self.job.valid & self.job.ready
@@ -118,7 +118,12 @@ class Engine(wiring.Component):
         m.d.sync += in_flight.eq(in_flight + enters - leaves)
 
         def count(name: str, amount: Value) -> None:
-            m.d.sync += self.counters[name].eq(self.counters[name] + amount)
+            # in a register first: what is counted ends at the paths of ready, which are long
+            event = Signal.like(amount, name=f"{name}_event")
+            m.d.sync += [
+                event.eq(amount),
+                self.counters[name].eq(self.counters[name] + event),
+            ]
 
         count("busy_cycles", enters | (in_flight != 0))
         count("key_slices", self.keys.valid & self.keys.ready)

@@ -17,7 +17,7 @@ class MultiplyAccumulate(wiring.Component):
     """``acc[g][d] += weights[g] * integers[d]`` for the D elements of G heads.
 
     One multiplier a lane and head, and a register between it and the accumulator. Operations and
-    their cycles are those of `rtl.accumulator_bank.AccumulatorBank`: the register adds none.
+    their cycles are those of `rtl.accumulator_bank.AccumulatorBank`, which counts it in.
 
     Attributes
     ----------
@@ -43,9 +43,6 @@ class MultiplyAccumulate(wiring.Component):
             (integer.as_unsigned() & bank.adding.replicate(len(integer))).as_signed()
             for integer in beat.integers
         ]
-        added = Signal()
-        slice_ = Signal.like(beat.slice, reset_less=True)
-        m.d.sync += [added.eq(bank.adding), slice_.eq(beat.slice)]
         products = []
         for g, weight in enumerate(beat.weights):
             row = []
@@ -56,5 +53,5 @@ class MultiplyAccumulate(wiring.Component):
                 m.d.sync += product.eq(Cat(weight, 0).as_signed() * integer)
                 row.append(product)
             products.append(row)
-        bank.add(added, slice_, products)
+        bank.add(products)
         return m

@@ -107,18 +107,20 @@ class Normalizer(wiring.Component):
                 with m.If(self.i.valid & self.i.ready & self.i.payload.last):
                     m.next = "WAIT"
 
+        # The shift right, R + k - Fo, is at least R - Fo + W - 1, for the smallest denominator. All
+        # of that but one bit, which decides how it rounds, falls off before the shifter.
+        dropped = config.reciprocal_bits - config.output_fraction_bits + smallest - 1
         products = []
         for g in heads:
             bits = config.accumulator_bits + config.reciprocal_bits + 1
             product = Signal(signed(bits), name=f"product_{g}")
             m.d.comb += product.eq(self.i.payload.values[g] * Cat(reciprocals[g], 0).as_signed())
-            products.append(product)
-        # k = width - 1 - left_shift: the shift right is smallest where left_shift is largest
+            products.append(product[dropped:].as_signed())
         right_shifts = []
-        base = config.reciprocal_bits - config.output_fraction_bits + smallest
         for g in heads:
-            right_shift = Signal(range(base + spread + 1), name=f"right_shift_{g}")
-            m.d.comb += right_shift.eq(base + spread - left_shifts[g])
+            # k = width - 1 - left_shift
+            right_shift = Signal(range(1, spread + 2), name=f"right_shift_{g}")
+            m.d.comb += right_shift.eq(1 + spread - left_shifts[g])
             right_shifts.append(right_shift)
         s1 = pipe.stage(products=products, right_shifts=right_shifts, last=self.i.payload.last)
         rounded = [rshift_round(s1.products[g], s1.right_shifts[g]) for g in heads]

@@ -64,8 +64,10 @@ class PlaneScaler(wiring.Component):
                 m.d.sync += run_opens.eq(tag.unit)
         s1 = pipe.stage(keep=tag.unit & plane_ends, tag=tag)
 
-        # 2: times the scale's mantissa
-        products = []
+        # 2: times the scale's mantissa; meanwhile, how far the scale's exponent shifts that
+        left = config.score_bits  # any further shift to the left saturates what is not zero
+        right = config.product_bits + 1  # any further shift to the right gives zero
+        products, shifts = [], []
         for g in heads:
             product = Signal(signed(config.product_bits), name=f"product_{g}")
             if config.scale_fraction_bits:
@@ -74,15 +76,8 @@ class PlaneScaler(wiring.Component):
             else:
                 m.d.comb += product.eq(runs[g])
             products.append(product)
-        s2 = pipe.stage(products=products, tag=s1.tag)
-
-        # 3: times the scale's exponent: a shift, right or left, rounded and saturated
-        left = config.score_bits  # any further shift to the left saturates what is not zero
-        right = config.product_bits + 1  # any further shift to the right gives zero
-        contributions, clipped = [], []
-        for g in heads:
             wanted = Signal(signed(config.query_exponent_bits + 2), name=f"wanted_shift_{g}")
-            m.d.comb += wanted.eq(self.query_exponent[g] - s2.tag.exponent)
+            m.d.comb += wanted.eq(self.query_exponent[g] - s1.tag.exponent)
             amount = Signal(range(left + right + 1), name=f"shift_{g}")
             with m.If(wanted < -left):
                 m.d.comb += amount.eq(0)
@@ -90,8 +85,14 @@ class PlaneScaler(wiring.Component):
                 m.d.comb += amount.eq(left + right)
             with m.Else():
                 m.d.comb += amount.eq(wanted + left)
+            shifts.append(amount)
+        s2 = pipe.stage(products=products, shifts=shifts, tag=s1.tag)
+
+        # 3: times the scale's exponent: a shift, right or left, rounded and saturated
+        contributions, clipped = [], []
+        for g in heads:
             shifted = Signal(signed(config.product_bits + left), name=f"shifted_{g}")
-            m.d.comb += shifted.eq(rshift_round(s2.products[g] << left, amount))
+            m.d.comb += shifted.eq(rshift_round(s2.products[g] << left, s2.shifts[g]))
             value, overflow = saturate(shifted, config.score_bits)
             contributions.append(value)
             clipped.append(overflow)

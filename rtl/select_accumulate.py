@@ -18,8 +18,9 @@ class SelectAccumulate(wiring.Component):
     """``acc[g][d] += weights[g] * trits[d]`` for the D elements of G heads.
 
     A lane passes, inverts or blocks a weight; for two planes together it chooses among the weight
-    times one to four, of which three times is made once for all lanes. Operations and their cycles
-    are those of `rtl.accumulator_bank.AccumulatorBank`.
+    times one to four, of which three times is made once for all lanes. Digits and weights wait a
+    cycle in registers; operations and their cycles are those of
+    `rtl.accumulator_bank.AccumulatorBank`, which counts it in.
 
     Attributes
     ----------
@@ -40,12 +41,11 @@ class SelectAccumulate(wiring.Component):
         m = Module()
         beat = self.i.payload
         bank = AccumulatorBank(m, self._config, self.i, self.o)
-        config = self._config
+        lanes, planes = self._config.lanes, self._config.value_planes_per_cycle
         # blocked lanes add nothing: so the bank's accumulators keep their value
         trits = [
             data.View(Trit, Cat(trit.nonzero & bank.adding, trit.negative)) for trit in beat.trits
         ]
-        lanes, planes = config.lanes, config.value_planes_per_cycle
         terms: list[list[Value]] = [[Const(0)] * lanes for _ in beat.weights]
         for first in range(0, planes - 1, 2):
             pairs = [
@@ -53,35 +53,42 @@ class SelectAccumulate(wiring.Component):
                 for lane in range(lanes)
             ]
             for g, weight in enumerate(beat.weights):
-                multiples = _multiples(triple(weight, first))
+                multiples = _multiples(m, triple(weight, first))
                 terms[g] = [
                     term + pair.select(multiples)
                     for term, pair in zip(terms[g], pairs, strict=True)
                 ]
         if planes % 2:
+            selects = [data.View(Trit, _registered(m, trit.as_value())) for trit in trits[-lanes:]]
             for g, weight in enumerate(beat.weights):
-                top = triple(weight, planes - 1)
+                top = _registered(m, triple(weight, planes - 1))
                 terms[g] = [
                     term + select(trit, top) + (trit.nonzero & trit.negative)
-                    for term, trit in zip(terms[g], trits[-lanes:], strict=True)
+                    for term, trit in zip(terms[g], selects, strict=True)
                 ]
-        bank.add(bank.adding, beat.slice, terms)
+        bank.add(terms)
         return m
 
 
 class _Pair:
-    """Two trits as a number u = low + 3 * high: its sign, and which of 1, 2, 3, 4 it is."""
+    """Two trits as a number u = low + 3 * high: its sign, and which of 1, 2, 3, 4 it is.
+
+    Registers hold what the lane adds by.
+    """
 
     def __init__(self, m: Module, low: data.View, high: data.View) -> None:
         differ = low.negative ^ high.negative
-        self._negative = Signal()
-        self._is = [Signal() for _ in range(4)]
-        m.d.comb += [
-            self._negative.eq(Mux(high.nonzero, high.negative, low.nonzero & low.negative)),
-            self._is[0].eq(low.nonzero & ~high.nonzero),
-            self._is[1].eq(low.nonzero & high.nonzero & differ),
-            self._is[2].eq(~low.nonzero & high.nonzero),
-            self._is[3].eq(low.nonzero & high.nonzero & ~differ),
+        self._negative = _registered(
+            m, Mux(high.nonzero, high.negative, low.nonzero & low.negative)
+        )
+        self._is = [
+            _registered(m, is_it)
+            for is_it in (
+                low.nonzero & ~high.nonzero,
+                low.nonzero & high.nonzero & differ,
+                ~low.nonzero & high.nonzero,
+                low.nonzero & high.nonzero & ~differ,
+            )
         ]
 
     def select(self, multiples: list[Value]) -> Value:
@@ -94,6 +101,13 @@ class _Pair:
         return (chosen ^ self._negative.replicate(bits)).as_signed() + self._negative
 
 
-def _multiples(weight: Value) -> list[Value]:
-    """weight times 1, 2, 3 and 4: one add."""
-    return [weight, Cat(0, weight), triple(weight), Cat(0, 0, weight)]
+def _multiples(m: Module, weight: Value) -> list[Value]:
+    """weight times 1, 2, 3 and 4, from registers: one add."""
+    once, thrice = _registered(m, weight), _registered(m, triple(weight))
+    return [once, Cat(0, once), thrice, Cat(0, 0, once)]
+
+
+def _registered(m: Module, value: Value) -> Signal:
+    register = Signal(value.shape(), reset_less=True)
+    m.d.sync += register.eq(value)
+    return register

@@ -13,7 +13,7 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.estimates.synthesis import DELAY_TARGET_PS, Mapping, map_part, mapping_key
+from kvtq_hw.estimates.synthesis import CLOCK_MHZ, Mapping, map_part, mapping_key
 from rtl.verilog import generator_version, source_digest
 
 __all__ = ["Area", "AreaReport", "measure_area", "processors"]
@@ -102,7 +102,7 @@ class AreaReport:
             "tag": "measured",
             "config": self.config.model_dump(),
             "library": {"name": self.library, "source": self.library_source},
-            "delay_target_ps": DELAY_TARGET_PS,
+            "clock_mhz": CLOCK_MHZ,
             "generator": generator_version(),
             "blocks": {name: area.as_dict() for name, area in self.blocks.items()},
             "total": self.total.as_dict(),

@@ -23,7 +23,7 @@ from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.comparison import quality_of
 from kvtq_hw.estimates.liberty import Liberty, parse_liberty
 from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.estimates.synthesis import DELAY_TARGET_PS
+from kvtq_hw.estimates.synthesis import CLOCK_MHZ
 from kvtq_hw.packing import bits_per_element, cache_bytes
 from rtl.verilog import generator_version, source_digest
 
@@ -115,7 +115,7 @@ def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str,
         "config": config.model_dump() | {"name": ""},
         "block": block,
         "liberty": liberty.digest,
-        "delay_target_ps": DELAY_TARGET_PS,
+        "clock_mhz": CLOCK_MHZ,
         "sources": source_digest(),
         "generator": generator_version(),
     }

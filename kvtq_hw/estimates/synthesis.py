@@ -21,11 +21,11 @@ from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import EstimateStore
 from rtl.yosys import run_yosys, yosys_version
 
-__all__ = ["DELAY_TARGET_PS", "Mapping", "map_part", "mapped_netlist", "mapping_key"]
+__all__ = ["CLOCK_MHZ", "Mapping", "delay_target_ps", "map_part", "mapped_netlist", "mapping_key"]
 
-#: Delay that abc sizes gates for, in picoseconds: 100 MHz, which every block meets on sky130, so
-#: that areas are areas at one and the same clock.
-DELAY_TARGET_PS = 10_000
+#: Clock that gates are sized for: every engine meets it on sky130, so that areas are areas at one
+#: and the same clock.
+CLOCK_MHZ = 100
 
 #: Load at each output of a block, in femtofarads: a few gates' inputs.
 OUTPUT_LOAD_FF = 10
@@ -111,7 +111,17 @@ class Mapping:
     delay_ps: float
 
 
-def map_part(part: Part, liberty: Liberty, store: EstimateStore) -> Mapping:
+def delay_target_ps(clock_mhz: int = CLOCK_MHZ) -> int:
+    """Delay that abc sizes gates for, in picoseconds: four fifths of the clock's period.
+
+    The rest is for what abc does not see: flip-flops' delays and set-up times, slow edges.
+    """
+    return 800_000 // clock_mhz
+
+
+def map_part(
+    part: Part, liberty: Liberty, store: EstimateStore, clock_mhz: int = CLOCK_MHZ
+) -> Mapping:
     """Map a part to a library's cells; what `store` has under the same content is not done again.
 
     Raises
@@ -119,39 +129,41 @@ def map_part(part: Part, liberty: Liberty, store: EstimateStore) -> Mapping:
     UserError
         When Yosys or abc fail, or the library lacks a cell that the part needs.
     """
-    key = mapping_key(part, liberty)
+    key = mapping_key(part, liberty, clock_mhz)
     if (found := store.get(key)) is not None:
         return Mapping(**found)
-    mapping, netlist = _map(part, liberty)
+    mapping, netlist = _map(part, liberty, clock_mhz)
     store.put_netlist(key, netlist)
     store.put(key, asdict(mapping))
     return mapping
 
 
-def mapped_netlist(part: Part, liberty: Liberty, store: EstimateStore) -> str:
+def mapped_netlist(
+    part: Part, liberty: Liberty, store: EstimateStore, clock_mhz: int = CLOCK_MHZ
+) -> str:
     """Verilog of a part after `map_part`: instances of the library's cells."""
-    key = mapping_key(part, liberty)
+    key = mapping_key(part, liberty, clock_mhz)
     netlist = store.get_netlist(key)
     if netlist is None:
-        mapping, netlist = _map(part, liberty)
+        mapping, netlist = _map(part, liberty, clock_mhz)
         store.put_netlist(key, netlist)
         store.put(key, asdict(mapping))
     return netlist
 
 
-def mapping_key(part: Part, liberty: Liberty) -> dict[str, Any]:
+def mapping_key(part: Part, liberty: Liberty, clock_mhz: int = CLOCK_MHZ) -> dict[str, Any]:
     """All that a mapping depends on."""
     return {
         "what": "mapping",
         "part": part.digest,
         "liberty": liberty.digest,
-        "commands": [*_COARSE, *_MEMORIES, *_GENERIC, *_library_commands(liberty)],
+        "commands": [*_COARSE, *_MEMORIES, *_GENERIC, *_library_commands(liberty, clock_mhz)],
         "constraints": _constraints(liberty),
         "yosys": yosys_version(),
     }
 
 
-def _library_commands(liberty: Liberty) -> list[str]:
+def _library_commands(liberty: Liberty, clock_mhz: int) -> list[str]:
     avoid = " ".join(f"-dont_use {cell}" for cell in liberty.cells_to_avoid)
     # abc keeps what it reads under the file's name: the name says what is inside
     file = f"{liberty.digest[:16]}.lib"
@@ -159,7 +171,8 @@ def _library_commands(liberty: Liberty) -> list[str]:
         "design -load gates",
         f"dfflibmap {avoid} -liberty {file}",
         "opt -fast",
-        f"abc {avoid} -liberty {file} -D {DELAY_TARGET_PS} -constr abc.constr -script {_SCRIPT}",
+        f"abc {avoid} -liberty {file} -D {delay_target_ps(clock_mhz)} -constr abc.constr "
+        f"-script {_SCRIPT}",
         "opt_clean -purge",
         f"tee -q -o mapped.json stat -json -liberty {file}",
         # timing tools read no Verilog of memories: each becomes an instance of an unknown module
@@ -173,7 +186,7 @@ def _constraints(liberty: Liberty) -> str:
     return f"set_driving_cell {liberty.inverter}\nset_load {OUTPUT_LOAD_FF} [all_outputs]\n"
 
 
-def _map(part: Part, liberty: Liberty) -> tuple[Mapping, str]:
+def _map(part: Part, liberty: Liberty, clock_mhz: int) -> tuple[Mapping, str]:
     if not any(any(cell.all("ff")) for cell in liberty.cells.values()):
         raise UserError(
             f"--liberty: {liberty.source!r} has no flip-flop; allowed are libraries of standard "
@@ -185,7 +198,8 @@ def _map(part: Part, liberty: Liberty) -> tuple[Mapping, str]:
         (directory / f"{liberty.digest[:16]}.lib").write_text(liberty.text, encoding="utf-8")
         (directory / "abc.constr").write_text(_constraints(liberty), encoding="utf-8")
         commands = ["read_rtlil part.il", f"hierarchy -top {part.top}", *_COARSE]
-        log = run_yosys([*commands, *_MEMORIES, *_GENERIC, *_library_commands(liberty)], directory)
+        commands += [*_MEMORIES, *_GENERIC, *_library_commands(liberty, clock_mhz)]
+        log = run_yosys(commands, directory)
         memories, generic, mapped = (
             _statistics(directory / f"{name}.json", part.top)
             for name in ("memories", "generic", "mapped")

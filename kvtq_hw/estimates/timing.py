@@ -19,7 +19,13 @@ from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.blocks import Part, engine_parts
 from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.estimates.synthesis import OUTPUT_LOAD_FF, map_part, mapped_netlist, mapping_key
+from kvtq_hw.estimates.synthesis import (
+    CLOCK_MHZ,
+    OUTPUT_LOAD_FF,
+    map_part,
+    mapped_netlist,
+    mapping_key,
+)
 from kvtq_hw.toolchain import Tool
 from rtl.yosys import run_yosys
 
@@ -62,6 +68,7 @@ def measure_timing(
     liberty: Liberty,
     analyser: Tool | None,
     store: EstimateStore | None = None,
+    clock_mhz: int = CLOCK_MHZ,
 ) -> dict[str, LongestPath]:
     """Longest path of each block, and of the whole engine under "total".
 
@@ -75,6 +82,7 @@ def measure_timing(
     liberty : library with the delays of a process
     analyser : OpenSTA; without it abc's delays are taken
     store : results so far; without one, those in the user's cache folder
+    clock_mhz : clock that gates are sized for
 
     Raises
     ------
@@ -90,14 +98,14 @@ def measure_timing(
     parts = engine_parts(config)
     paths: dict[str, LongestPath] = {}
     for part in parts:
-        path = _path_of_part(part, liberty, analyser, store)
+        path = _path_of_part(part, liberty, analyser, store, clock_mhz)
         known = paths.get(part.block)
         paths[part.block] = max(path, known, key=_delay) if known else path
     if analyser is None:
         paths["total"] = max(paths.values(), key=_delay)
     else:
-        netlist = "\n".join(mapped_netlist(part, liberty, store) for part in parts)
-        keys = [mapping_key(part, liberty) for part in parts]
+        netlist = "\n".join(mapped_netlist(part, liberty, store, clock_mhz) for part in parts)
+        keys = [mapping_key(part, liberty, clock_mhz) for part in parts]
         paths["total"] = _analyse(parts[-1].top, netlist, keys, liberty, analyser, store)
     return paths
 
@@ -107,13 +115,14 @@ def _delay(path: LongestPath) -> float:
 
 
 def _path_of_part(
-    part: Part, liberty: Liberty, analyser: Tool | None, store: EstimateStore
+    part: Part, liberty: Liberty, analyser: Tool | None, store: EstimateStore, clock_mhz: int
 ) -> LongestPath:
-    mapping = map_part(part, liberty, store)
+    mapping = map_part(part, liberty, store, clock_mhz)
     if analyser is None:
         return LongestPath(mapping.delay_ps, "", "", "abc")
-    netlist = mapped_netlist(part, liberty, store)
-    return _analyse(part.top, netlist, [mapping_key(part, liberty)], liberty, analyser, store)
+    netlist = mapped_netlist(part, liberty, store, clock_mhz)
+    keys = [mapping_key(part, liberty, clock_mhz)]
+    return _analyse(part.top, netlist, keys, liberty, analyser, store)
 
 
 def _analyse(

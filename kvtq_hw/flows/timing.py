@@ -24,8 +24,12 @@ __all__ = ["command"]
     metavar="FILE",
     help="Library of cells with their delays (.lib or .lib.gz).",
 )
+@click.option("--clock-mhz", type=click.IntRange(1, 10_000), default=100, show_default=True,
+              help="Clock that gates are sized for.")  # fmt: skip
 @json_option
-def command(config: EngineConfig, library_file: Path, json_file: Path | None) -> None:
+def command(
+    config: EngineConfig, library_file: Path, clock_mhz: int, json_file: Path | None
+) -> None:
     """Longest path and highest clock of each block, and of the whole engine.
 
     By OpenSTA, `sta` on PATH (Debian and Ubuntu: sudo apt install opensta). Without it the delays
@@ -39,9 +43,12 @@ def command(config: EngineConfig, library_file: Path, json_file: Path | None) ->
 
     liberty = load_liberty(library_file)
     analyser = opensta()
-    paths = measure_timing(config, liberty, analyser)
+    paths = measure_timing(config, liberty, analyser, clock_mhz=clock_mhz)
     tool = analyser.description if analyser else "abc, combinational logic alone"
-    click.echo(f"{config.name}: longest paths in {liberty.name}, measured by {tool}")
+    click.echo(
+        f"{config.name}: longest paths in {liberty.name}, gates sized for {clock_mhz} MHz, "
+        f"measured by {tool}"
+    )
     table = Table(box=None)
     table.add_column("block", no_wrap=True)
     for name in ("ps", "MHz"):
@@ -51,7 +58,9 @@ def command(config: EngineConfig, library_file: Path, json_file: Path | None) ->
         table.add_row(block, f"{path.delay_ps:,.0f}", f"{path.fmax_mhz:,.0f}", style=style)
     Console().print(table)
     report = {
-        "command": f"kvtq-hw timing --preset {config.name} --liberty {library_file}",
+        "command": f"kvtq-hw timing --preset {config.name} --liberty {library_file} "
+        f"--clock-mhz {clock_mhz}",
+        "clock_mhz": clock_mhz,
         "config": config.model_dump(),
         "library": {"name": liberty.name, "source": liberty.source},
         "tool": tool,

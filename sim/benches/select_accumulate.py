@@ -105,7 +105,7 @@ async def check_cycles(bench: Bench, jobs: list[tuple[Payloads, Payloads]]) -> N
     expected = np.cumsum([taken[0], *[duration[o] for o in operations[:-1]]]).tolist()
     bench.check(taken, expected, "cycles of the operations")
     drains = [c for c, o in zip(taken, operations, strict=True) if o is Operation.DRAIN]
-    expected = [drain + 1 + d for drain in drains for d in range(config.head_dim)]
+    expected = [drain + 3 + d for drain in drains for d in range(config.head_dim)]
     bench.check(bench.sinks["o"].cycles, expected, "cycles of the outputs")
 
 
