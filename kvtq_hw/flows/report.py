@@ -15,7 +15,7 @@ from kvtq_hw.options import model_option, preset_option
 __all__ = ["command"]
 
 CODES = tuple(
-    f"balanced:{digits},sinks=4,window=32,feedback" for digits in ("3/2", "2/2", "2/1", "1/1")
+    f"balanced:{digits},sinks=4,window=24,feedback" for digits in ("3/2", "2/2", "2/1", "1/1")
 )
 
 

@@ -30,8 +30,8 @@ __all__ = ["SECTIONS"]
 
 SECTIONS: dict[str, Callable[[Inputs], Section | None]] = {
     "headline": headline.build,
-    "quality": quality.build,
     "comparison": comparison.build,
+    "quality": quality.build,
     "area": area.build,
     "cycles": cycles.build,
     "roofline": roofline.build,
