@@ -22,9 +22,13 @@ __all__ = [
     "liberty_option",
     "model_option",
     "preset_option",
+    "preset_text",
     "quality_option",
     "write_json",
 ]
+
+
+_PRESET_TEXT = "kvtq_hw.preset_text"
 
 
 class PresetType(click.ParamType):
@@ -41,7 +45,16 @@ class PresetType(click.ParamType):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> EngineConfig:
-        return value if isinstance(value, EngineConfig) else load_config(value)
+        if isinstance(value, EngineConfig):
+            return value
+        if ctx is not None:
+            ctx.meta[_PRESET_TEXT] = value
+        return load_config(value)
+
+
+def preset_text() -> str:
+    """The preset or file that the running command was given, as it was spelled."""
+    return str(click.get_current_context().meta[_PRESET_TEXT])
 
 
 #: `--preset NAME|FILE.toml`, passed to the command as `config`.

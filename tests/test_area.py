@@ -231,6 +231,14 @@ def cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
+def test_command_beside_the_numbers_names_the_file(cache, tmp_path) -> None:
+    preset, file = tmp_path / "mine.toml", tmp_path / "area.json"
+    preset.write_text('name = "other"\n')
+    assert run(["area", "--preset", str(preset), "--block", "unpacker", "--json", str(file)]) == 0
+    command = json.loads(file.read_text())["command"]
+    assert command == f"kvtq-hw area --preset {preset} --block unpacker"
+
+
 def test_command(cache, tmp_path, capsys) -> None:
     file = tmp_path / "area.json"
     arguments = ["area", "--preset", "tiny", "--block", "unpacker", "--json", str(file)]

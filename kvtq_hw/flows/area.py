@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.options import json_option, liberty_option, preset_option, write_json
+from kvtq_hw.options import json_option, liberty_option, preset_option, preset_text, write_json
 
 __all__ = ["command"]
 
@@ -52,7 +52,7 @@ def command(
         )
     Console().print(table)
     click.echo("Bits in RAM are apart: no area is counted for them. Transistors: of generic gates.")
-    arguments = ["kvtq-hw area", f"--preset {config.name}"]
+    arguments = ["kvtq-hw area", f"--preset {preset_text()}"]
     arguments += [f"--block {block}"] if block else []
     arguments += [f"--liberty {library_file}"] if library_file else []
     write_json(json_file, {"command": " ".join(arguments)} | report.as_dict())

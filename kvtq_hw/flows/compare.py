@@ -16,6 +16,7 @@ from kvtq_hw.options import (
     context_option,
     json_option,
     preset_option,
+    preset_text,
     quality_option,
     write_json,
 )
@@ -102,7 +103,7 @@ def command(
     if any(row.layers > 1 for row in lanes):
         click.echo("A table's cycles and bytes are the mean of its layers, rounded up.")
     report = {
-        "command": f"kvtq-hw compare --preset {config.name} --context {tokens} "
+        "command": f"kvtq-hw compare --preset {preset_text()} --context {tokens} "
         f"--memory-bits {memory_bits}"
         + "".join(f" --code {code}" for code in codes)
         + "".join(f" --quality {file}" for file in quality_files),

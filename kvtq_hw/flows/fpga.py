@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.options import json_option, preset_option, write_json
+from kvtq_hw.options import json_option, preset_option, preset_text, write_json
 
 __all__ = ["command"]
 
@@ -89,7 +89,7 @@ def command(
         click.echo("With the harness: a flip-flop for each bit of the ports.")
     chosen = "".join(f" --family {name}" for name in families)
     report = {
-        "command": f"kvtq-hw fpga --preset {config.name} --block {block}{chosen}"
+        "command": f"kvtq-hw fpga --preset {preset_text()} --block {block}{chosen}"
         + (" --place-and-route" if routed else ""),
         "config": config.model_dump(),
         "generator": generator_version(),

@@ -21,6 +21,7 @@ from kvtq_hw.options import (
     context_option,
     liberty_option,
     preset_option,
+    preset_text,
     quality_option,
 )
 
@@ -103,7 +104,7 @@ def command(
     with _executor(scheduler) as executor:
         areas = sweep_areas(configs, block, liberty, EstimateStore(), executor, report)
     rows = table(configs, areas, read, list(values), tokens, quality_files)
-    command_line = [f"kvtq-hw sweep --preset {config.name} --context {tokens}"]
+    command_line = [f"kvtq-hw sweep --preset {preset_text()} --context {tokens}"]
     command_line += [f"--set {axis}" for axis in axes] + [f"--code {text}" for text in codes]
     command_line += [f"--block {block}"] if block else []
     command_line += [f"--liberty {library_file}"] if library_file else []

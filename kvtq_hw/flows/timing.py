@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.options import json_option, preset_option, write_json
+from kvtq_hw.options import json_option, preset_option, preset_text, write_json
 
 __all__ = ["command"]
 
@@ -58,7 +58,7 @@ def command(
         table.add_row(block, f"{path.delay_ps:,.0f}", f"{path.fmax_mhz:,.0f}", style=style)
     Console().print(table)
     report = {
-        "command": f"kvtq-hw timing --preset {config.name} --liberty {library_file} "
+        "command": f"kvtq-hw timing --preset {preset_text()} --liberty {library_file} "
         f"--clock-mhz {clock_mhz}",
         "clock_mhz": clock_mhz,
         "config": config.model_dump(),
