@@ -3,6 +3,7 @@
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 
 import pytest
 from amaranth.hdl import Module, Signal
@@ -233,7 +234,7 @@ def cache(monkeypatch, tmp_path):
 
 def test_command_beside_the_numbers_names_the_file(cache, tmp_path) -> None:
     preset, file = tmp_path / "mine.toml", tmp_path / "area.json"
-    preset.write_text('name = "other"\n')
+    preset.write_text((files("kvtq_hw") / "presets" / "tiny.toml").read_text())
     assert run(["area", "--preset", str(preset), "--block", "unpacker", "--json", str(file)]) == 0
     command = json.loads(file.read_text())["command"]
     assert command == f"kvtq-hw area --preset {preset} --block unpacker"
