@@ -18,6 +18,7 @@ __all__ = [
     "CodeKind",
     "CodeTable",
     "ScaleChoice",
+    "by_token",
     "read_code",
 ]
 
@@ -147,10 +148,7 @@ class CacheCode:
 
     def planes(self, digits: int, tokens: int, max_planes: int) -> list[int]:
         """Planes of each token of a context: sinks, a body of so many digits, window."""
-        tier = self.tier_digits(max_planes)
-        sinks = min(tokens, self.sinks)
-        window = min(tokens - sinks, self.window)
-        return [tier] * sinks + [digits] * (tokens - sinks - window) + [tier] * window
+        return by_token(tokens, self.sinks, self.window, self.tier_digits(max_planes), digits)
 
     def with_digits(self, key_digits: int, value_digits: int) -> CacheCode:
         """The same with other digits in the body."""
@@ -249,6 +247,13 @@ class CodeTable:
                 f"code table {self.name!r} has {len(self.codes)} layers; the model has {layers}"
             )
         return self.codes
+
+
+def by_token(tokens: int, sinks: int, window: int, tier: int, body: int) -> list[int]:
+    """A number for each token of a context: `tier` in the sinks and the window, else `body`."""
+    sinks = min(tokens, sinks)
+    window = min(tokens - sinks, window)
+    return [tier] * sinks + [body] * (tokens - sinks - window) + [tier] * window
 
 
 def read_code(text: str) -> CacheCode | CodeTable:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvtq_hw.codes import CacheCode
+from kvtq_hw.codes import CacheCode, by_token
 from kvtq_hw.config import EngineConfig
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "code_bound",
     "code_job_cycles",
     "job_cycles",
+    "token_job_cycles",
     "token_slices",
     "uniform_job_cycles",
 ]
@@ -48,16 +49,9 @@ def uniform_job_cycles(
     config: EngineConfig, tokens: int, key_planes: int, value_planes: int
 ) -> int:
     """Cycles of a job whose keys have one run of `key_planes` each, values of `value_planes`."""
-    full, rest = divmod(tokens, config.block)
-    blocks = [config.block] * full + [rest] * (rest > 0)
-    return job_cycles(
-        config,
-        [n * token_slices(config.key_planes_per_cycle, key_planes) * config.slices for n in blocks],
-        [
-            n * token_slices(config.value_planes_per_cycle, value_planes) * config.slices
-            for n in blocks
-        ],
-    )
+    keys = token_slices(config.key_planes_per_cycle, key_planes) * config.slices
+    values = token_slices(config.value_planes_per_cycle, value_planes) * config.slices
+    return token_job_cycles(config, [keys] * tokens, [values] * tokens)
 
 
 def code_bound(config: EngineConfig, code: CacheCode, tokens: int) -> int:
@@ -67,22 +61,27 @@ def code_bound(config: EngineConfig, code: CacheCode, tokens: int) -> int:
 
 def code_job_cycles(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """`job_cycles` of a context in a code, its tiers in their own digits."""
+    return token_job_cycles(config, *_code_slices(config, code, tokens))
+
+
+def token_job_cycles(
+    config: EngineConfig, key_slices: Sequence[int], value_slices: Sequence[int]
+) -> int:
+    """`job_cycles`, from the slices of each token's key and of each token's value."""
     keys, values = (
-        [sum(slices[start : start + config.block]) for start in range(0, tokens, config.block)]
-        for slices in _code_slices(config, code, tokens)
+        [sum(slices[start : start + config.block]) for start in range(0, len(slices), config.block)]
+        for slices in (key_slices, value_slices)
     )
     return job_cycles(config, keys, values)
 
 
 def _code_slices(config: EngineConfig, code: CacheCode, tokens: int) -> tuple[list[int], list[int]]:
     """Slices of each token's key and of each token's value."""
-    tier = code.tier_tokens(tokens)
 
     def of(digits: int, planes_per_cycle: int) -> list[int]:
         body = token_slices(planes_per_cycle, digits, code.scales(digits))
-        in_tier = token_slices(planes_per_cycle, code.tier_digits(config.max_planes))
-        sinks = min(tokens, code.sinks)
-        slices = [in_tier] * sinks + [body] * (tokens - tier) + [in_tier] * (tier - sinks)
+        tier = token_slices(planes_per_cycle, code.tier_digits(config.max_planes))
+        slices = by_token(tokens, code.sinks, code.window, tier, body)
         return [number * config.slices for number in slices]
 
     return (

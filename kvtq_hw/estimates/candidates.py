@@ -12,9 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvtq_hw.codes import CacheCode, CodeTable
+from kvtq_hw.codes import CacheCode, CodeTable, by_token
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import code_bound, code_job_cycles, job_cycles
+from kvtq_hw.cycle_model import code_bound, code_job_cycles, token_job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import cache_bytes, scale_bytes
 
@@ -85,10 +85,7 @@ class IntegerLayer:
     def cycles(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`."""
         slices = [config.slices * number for number in self._passes(tokens)]
-        blocks = [
-            sum(slices[start : start + config.block]) for start in range(0, tokens, config.block)
-        ]
-        return job_cycles(config, blocks, blocks)
+        return token_job_cycles(config, slices, slices)
 
     def slices(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`."""
@@ -104,10 +101,7 @@ class IntegerLayer:
 
     def _passes(self, tokens: int) -> list[int]:
         """Slices of each token's vector, by slice of the head dimension."""
-        tier = -(-TIER_BITS // self.bits)
-        sinks = min(tokens, self.sinks)
-        window = min(tokens - sinks, self.window)
-        return [tier] * sinks + [1] * (tokens - sinks - window) + [tier] * window
+        return by_token(tokens, self.sinks, self.window, -(-TIER_BITS // self.bits), 1)
 
 
 @dataclass(frozen=True)

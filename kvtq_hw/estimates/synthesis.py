@@ -21,7 +21,7 @@ from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import EstimateStore
 from rtl.yosys import run_yosys, yosys_version
 
-__all__ = ["CLOCK_MHZ", "Mapping", "delay_target_ps", "map_part", "mapped_netlist", "mapping_key"]
+__all__ = ["CLOCK_MHZ", "Mapping", "map_part", "mapped_netlist", "mapping_key"]
 
 #: Clock that gates are sized for: every engine meets it on sky130, so that areas are areas at one
 #: and the same clock.
@@ -111,7 +111,7 @@ class Mapping:
     delay_ps: float
 
 
-def delay_target_ps(clock_mhz: int = CLOCK_MHZ) -> int:
+def _delay_target_ps(clock_mhz: int) -> int:
     """Delay that abc sizes gates for, in picoseconds: four fifths of the clock's period.
 
     The rest is for what abc does not see: flip-flops' delays and set-up times, slow edges.
@@ -171,7 +171,7 @@ def _library_commands(liberty: Liberty, clock_mhz: int) -> list[str]:
         "design -load gates",
         f"dfflibmap {avoid} -liberty {file}",
         "opt -fast",
-        f"abc {avoid} -liberty {file} -D {delay_target_ps(clock_mhz)} -constr abc.constr "
+        f"abc {avoid} -liberty {file} -D {_delay_target_ps(clock_mhz)} -constr abc.constr "
         f"-script {_SCRIPT}",
         "opt_clean -purge",
         f"tee -q -o mapped.json stat -json -liberty {file}",

@@ -10,13 +10,12 @@ import click
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from kvtq_hw.flows.compare import DEFAULT_CODES
 from kvtq_hw.options import model_option, preset_option
 
 __all__ = ["command"]
 
-CODES = tuple(
-    f"balanced:{digits},sinks=4,window=24,feedback" for digits in ("3/2", "2/2", "2/1", "1/1")
-)
+CODES = (*DEFAULT_CODES, "balanced:1/1,sinks=4,window=24,feedback")
 
 
 @click.command()
