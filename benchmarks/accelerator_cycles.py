@@ -103,7 +103,7 @@ def main(config: EngineConfig, code_text: str, widths: tuple[int, ...]) -> None:
         f"{'bound/cycles':>13}"
     )
     for width in widths:
-        wide = config.model_copy(update={"memory_bits": width})
+        wide = config.replace(memory_bits=width)
         rows = [("ideal", replace(IDEAL, latency=latency)) for latency in LATENCIES]
         if width == 256:  # the port that these are meant for
             rows += [("DDR4", DDR4), ("LPDDR4", LPDDR4)]
@@ -122,12 +122,8 @@ def main(config: EngineConfig, code_text: str, widths: tuple[int, ...]) -> None:
     )
     for width in (width for width in widths if width >= 128):
         for keys, values in ((1, 1), PLANES):
-            wide = config.model_copy(
-                update={
-                    "memory_bits": width,
-                    "key_planes_per_cycle": keys,
-                    "value_planes_per_cycle": values,
-                }
+            wide = config.replace(
+                memory_bits=width, key_planes_per_cycle=keys, value_planes_per_cycle=values
             )
             taken = cycles(wide, code, contexts[-1], IDEAL, append=False)
             slices, words = bounds(wide, code, contexts[-1], IDEAL)
@@ -138,7 +134,7 @@ def main(config: EngineConfig, code_text: str, widths: tuple[int, ...]) -> None:
 
     click.echo(f"\nWhat an append adds, {widths[-1]} bits, {IDEAL.latency} cycles of latency")
     click.echo(f"{'tokens':>8} {'attend':>8} {'both':>8} {'added':>8}")
-    wide = config.model_copy(update={"memory_bits": widths[-1]})
+    wide = config.replace(memory_bits=widths[-1])
     for tokens in contexts:
         alone, both = (cycles(wide, code, tokens, IDEAL, append) for append in (False, True))
         click.echo(f"{tokens:8} {alone:8.0f} {both:8.0f} {both / alone - 1:8.2%}")

@@ -65,7 +65,7 @@ def cycles_to(run: AppendRun, stream: str) -> int:
 def main(config: EngineConfig, code_text: str) -> None:
     """Print a table a tensor, and the append's part of a step over contexts."""
     code = CacheCode.parse(code_text)
-    config = config.model_copy(update={"table_heads": 1})
+    config = config.replace(table_heads=1)
     path = VerilatedAppendPath(config)
     click.echo(f"{config.name}, {code}: {STEPS} steps of one KV head")
     click.echo(f"{'':8} {'to scales':>16} {'to bytes':>16} {'documented':>12} {'back to back':>14}")

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTra
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.utils import logging as transformers_logging
 
-from kvtq_hw.config import EngineConfig, config_from_fields, load_config
+from kvtq_hw.config import EngineConfig, load_config
 from kvtq_hw.errors import UserError
 from kvtq_hw.toolchain import tools_folder
 
@@ -107,7 +107,7 @@ class LanguageModel:
         }
         if all(getattr(base, field) == value for field, value in shape.items()):
             return base
-        return config_from_fields({**base.model_dump(), **shape, "name": "fitted"})
+        return base.replace(**shape, name="fitted")
 
     def check_fits(self, config: EngineConfig) -> None:
         """Check that an engine of this configuration can compute this model's attention.

@@ -26,6 +26,7 @@ __all__ = ["EXTRA_OF_MODULE", "cli", "main", "run"]
 EXTRA_OF_MODULE = {
     "accelerate": "golden",
     "cocotb": "sim",
+    "cocotb_coverage": "sim",
     "cocotb_tools": "sim",
     "cocotbext": "sim",
     "distributed": "cluster",

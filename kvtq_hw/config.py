@@ -10,7 +10,7 @@ import hashlib
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -355,6 +355,22 @@ class EngineConfig(BaseModel):
     def token_bits(self) -> int:
         """Unsigned width of a token index."""
         return (self.max_context - 1).bit_length()
+
+    def replace(self, **changes: object) -> EngineConfig:
+        """Return this configuration with some fields changed, checked like a new one.
+
+        Raises
+        ------
+        ConfigError
+            One line that names the field, its value and what is allowed.
+        """
+        return config_from_fields({**self.model_dump(), **changes})
+
+    def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
+        """Raise `TypeError`: pydantic's copy with changes checks nothing, `replace` does."""
+        if update is not None:
+            raise TypeError("model_copy(update=...) checks nothing; use replace(...)")
+        return super().model_copy(deep=deep)
 
     def digest(self) -> str:
         """Hexadecimal SHA-256 of every field: the key of build caches."""

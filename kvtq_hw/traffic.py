@@ -96,7 +96,7 @@ def traffic(
     if context < 1:
         raise ValueError(f"context: {context} is not allowed; must be at least 1")
     vectors = 2 * context
-    fitting = config.model_copy(update={"head_dim": shape.head_dim, "lanes": shape.head_dim})
+    fitting = config.replace(head_dim=shape.head_dim, lanes=shape.head_dim)
     of_a_head = {
         "fp16": vectors * 2 * shape.head_dim,
         "int8": vectors * (shape.head_dim + 2),

@@ -15,9 +15,9 @@ CONFIGS = {
     # two slices a plane
     "tiny": TINY,
     # one slice a plane
-    "full-width": TINY.model_copy(update={"name": "full-width", "lanes": TINY.head_dim}),
+    "full-width": TINY.replace(name="full-width", lanes=TINY.head_dim),
     # power-of-two scales: no multiplier on a token's path
-    "power-of-two": TINY.model_copy(update={"name": "power-of-two", "scale_fraction_bits": 0}),
+    "power-of-two": TINY.replace(name="power-of-two", scale_fraction_bits=0),
     # one head, widths that are no multiples of anything, an adder tree with odd terms
     "odd": EngineConfig(
         name="odd",
@@ -42,17 +42,13 @@ CONFIGS = {
 
 #: The comparison engines' formats: two slices a vector, and one.
 INTEGER_CONFIGS = {
-    "int8": TINY.model_copy(update={"name": "int8", "cache_format": "int8", "max_planes": 1}),
-    "int4": TINY.model_copy(
-        update={"name": "int4", "cache_format": "int4", "max_planes": 1, "lanes": TINY.head_dim}
-    ),
+    "int8": TINY.replace(name="int8", cache_format="int8", max_planes=1),
+    "int4": TINY.replace(name="int4", cache_format="int4", max_planes=1, lanes=TINY.head_dim),
 }
 
 #: Several planes a slice, never as many for keys as for values or as the vectors have.
 PLANES_CONFIGS = {
-    name: base.model_copy(
-        update={"name": name, "key_planes_per_cycle": keys, "value_planes_per_cycle": values}
-    )
+    name: base.replace(name=name, key_planes_per_cycle=keys, value_planes_per_cycle=values)
     for name, base, keys, values in (
         # two slices a plane
         ("planes-2-3", TINY, 2, 3),
@@ -66,7 +62,7 @@ PLANES_CONFIGS = {
 #: For blocks that only packing and head dimension concern.
 PACKED_CONFIGS = {
     "tiny": TINY,
-    "two-bit": TINY.model_copy(update={"name": "two-bit", "packing": "2bit"}),
+    "two-bit": TINY.replace(name="two-bit", packing="2bit"),
     "smollm2": CONFIGS["smollm2"],
 }
 
@@ -74,7 +70,7 @@ PACKED_CONFIGS = {
 SHAPES = {
     "D8": TINY,
     "D12": CONFIGS["odd"],
-    "D80": TINY.model_copy(update={"name": "D80", "head_dim": 80, "lanes": 40}),
+    "D80": TINY.replace(name="D80", head_dim=80, lanes=40),
     "D64": CONFIGS["smollm2"],
 }
 
@@ -83,21 +79,15 @@ MEMORY_CONFIGS = {
     # a plane and its scale fit in a word, two slices a plane
     "tiny": TINY,
     # one slice a plane, words that hold several planes, scales of two bytes
-    "wide": TINY.model_copy(
-        update={"name": "wide", "lanes": 8, "memory_bits": 128, "scale_fraction_bits": 6}
-    ),
+    "wide": TINY.replace(name="wide", lanes=8, memory_bits=128, scale_fraction_bits=6),
     # planes of four words, residual codes' scales between them
-    "narrow": CONFIGS["smollm2"].model_copy(
-        update={"name": "narrow", "memory_bits": 32, "block": 8}
-    ),
+    "narrow": CONFIGS["smollm2"].replace(name="narrow", memory_bits=32, block=8),
     # what decoding runs on
     "smollm2": CONFIGS["smollm2"],
     # two slices a plane, the planes of one slice in up to three words
     "planes-2-3": PLANES_CONFIGS["planes-2-3"],
     # one slice a plane, several of them in a word, scales of two bytes
-    "planes-3-2": PLANES_CONFIGS["planes-3-2"].model_copy(
-        update={"memory_bits": 128, "scale_fraction_bits": 6}
-    ),
+    "planes-3-2": PLANES_CONFIGS["planes-3-2"].replace(memory_bits=128, scale_fraction_bits=6),
 }
 
 #: Build cache of the tests, shared by parallel workers.

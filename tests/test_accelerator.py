@@ -8,15 +8,8 @@ from bench_matrix import PLANES_CONFIGS, TINY, check_bench
 CONFIGS = {
     "tiny": TINY,
     # one head, a rotation of blocks of four, words wider than a record
-    "odd": TINY.model_copy(
-        update={
-            "name": "odd",
-            "head_dim": 12,
-            "query_group": 1,
-            "lanes": 12,
-            "packing": "2bit",
-            "memory_bits": 128,
-        }
+    "odd": TINY.replace(
+        name="odd", head_dim=12, query_group=1, lanes=12, packing="2bit", memory_bits=128
     ),
     # several planes a slice
     "planes-3-2": PLANES_CONFIGS["planes-3-2"],
@@ -24,9 +17,7 @@ CONFIGS = {
 #: Too large for Icarus: up to five slices a plane and five blocks of the rotation, feedback that
 #: saturates, as many query heads as a KV head may have.
 LARGE = {
-    name: TINY.model_copy(
-        update={"name": name, "head_dim": head_dim, "lanes": lanes, "query_group": query_group}
-    )
+    name: TINY.replace(name=name, head_dim=head_dim, lanes=lanes, query_group=query_group)
     for name, head_dim, lanes, query_group in (
         ("D16-G8", 16, 8, 8),
         ("D80-G3", 80, 16, 3),

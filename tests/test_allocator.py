@@ -56,7 +56,7 @@ def test_digits_for_bits_are_the_most_that_fit(tokens, bits):
     """By storing tokens and counting bytes."""
     layers = 2
     conditioning = calibrate(tiny_model(), TEXT, tokens=50)
-    wide = TINY.model_copy(update={"max_context": 1024})
+    wide = TINY.replace(max_context=1024)
 
     def measured(digits: list[int]) -> float:
         cache = make_cache(wide, code_table("t", CODE, digits), conditioning, GoldenBackend())
@@ -89,7 +89,7 @@ def test_digits_for_cycles_are_the_most_that_fit():
         assert bound(digits) <= cycles < bound(digits + 1)
     with pytest.raises(UserError, match=r"^--cycles: 10 is too small for balanced:1/1,sinks=2,wi"):
         digits_for_cycles(TINY, CODE, 2, 3, 10, tokens)
-    several = TINY.model_copy(update={"value_planes_per_cycle": 2})
+    several = TINY.replace(value_planes_per_cycle=2)
     with pytest.raises(UserError, match=r"^--cycles: tiny takes 1 planes of keys and 2 of values"):
         digits_for_cycles(several, CODE, 2, 3, 8000, tokens)
 
@@ -114,7 +114,7 @@ def test_sensitivity_is_the_divergence_of_one_short_tensor():
     """
     language_model = tiny_model()
     calibration = calibrate(language_model, TEXT, tokens=50)
-    wide = TINY.model_copy(update={"max_context": 256})
+    wide = TINY.replace(max_context=256)
     code = CacheCode.parse("balanced:1/1,sinks=2,window=3,feedback")
     tokens = 4096
     found = measure_sensitivity(language_model, calibration, wide, code, tokens)

@@ -61,7 +61,7 @@ def test_ten_thousand_vectors_of_every_kind(
     config: EngineConfig, stalls: tuple[float, ...]
 ) -> None:
     """Every rule with every number of digits, new and leaving, in a random order: equal bytes."""
-    config = config.model_copy(update={"table_heads": 1})
+    config = config.replace(table_heads=1)
     rng = np.random.default_rng(1)
     matrices = random_matrices(rng, config)
     centre = rng.integers(-(1 << 15), 1 << 15, config.head_dim)

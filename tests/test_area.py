@@ -203,8 +203,7 @@ def test_another_library_is_another_result(store, tmp_path) -> None:
 )
 def test_area_grows_with(store, block: str, field: str, values: tuple[int, ...]) -> None:
     areas = [
-        measure_area(TINY.model_copy(update={field: value}), block, store=store).total
-        for value in values
+        measure_area(TINY.replace(**{field: value}), block, store=store).total for value in values
     ]
     assert [a.um2 for a in areas] == sorted({a.um2 for a in areas})
     assert [a.transistors for a in areas] == sorted({a.transistors for a in areas})

@@ -23,9 +23,7 @@ from golden.models import LanguageModel
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
 
-TINY = load_config("tiny").model_copy(
-    update={"query_bits": 16, "score_bits": 24, "weight_bits": 16}
-)
+TINY = load_config("tiny").replace(query_bits=16, score_bits=24, weight_bits=16)
 CODE = CacheCode("balanced", 5, 5, scale="max")
 CONDITIONING = [Conditioning(True, torch.arange(-4000, 4000, 500).reshape(2, 8), -12, -12)] * 2
 

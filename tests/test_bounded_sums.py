@@ -13,11 +13,11 @@ from kvtq_hw.config import EngineConfig, load_config
 TINY = load_config("tiny")
 CONFIGS = {
     "tiny": TINY,
-    "few-weight-bits": TINY.model_copy(update={"weight_bits": 6, "max_context": 512}),
-    "power-of-two": TINY.model_copy(update={"scale_fraction_bits": 0, "max_planes": 1}),
-    "one-block": TINY.model_copy(update={"block": 64}),
-    "long-context": TINY.model_copy(update={"weight_bits": 6, "max_context": 2048}),
-    "int8": TINY.model_copy(update={"cache_format": "int8", "max_planes": 1, "max_context": 512}),
+    "few-weight-bits": TINY.replace(weight_bits=6, max_context=512),
+    "power-of-two": TINY.replace(scale_fraction_bits=0, max_planes=1),
+    "one-block": TINY.replace(block=64),
+    "long-context": TINY.replace(weight_bits=6, max_context=2048),
+    "int8": TINY.replace(cache_format="int8", max_planes=1, max_context=512),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 

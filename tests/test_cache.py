@@ -50,7 +50,7 @@ def assert_holds(layer: TernaryCacheLayer, keys: torch.Tensor, values: torch.Ten
 @pytest.mark.parametrize("packing", ["5in8", "2bit"])
 @pytest.mark.parametrize("fraction_bits", [0, 3, 8])
 def test_appending_in_pieces_is_quantizing_at_once(code, packing, fraction_bits):
-    config = TINY.model_copy(update={"packing": packing, "scale_fraction_bits": fraction_bits})
+    config = TINY.replace(packing=packing, scale_fraction_bits=fraction_bits)
     keys, values = states(2, 30)
     layer = layer_for(code, config)
     for start, stop in ((0, 7), (7, 8), (8, 9), (9, 30)):

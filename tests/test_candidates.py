@@ -21,7 +21,7 @@ from kvtq_hw.estimates.candidates import (
 
 ROOT = Path(__file__).resolve().parent.parent
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
-TINY = load_config("tiny").model_copy(update={"block": 32})
+TINY = load_config("tiny").replace(block=32)
 K3V2 = ternary(TINY, CacheCode("balanced", 3, 2))
 TABLE = CodeTable("mix.toml", tuple(CacheCode("balanced", *pair) for pair in ((3, 2), (1, 1)) * 2))
 
@@ -92,7 +92,7 @@ def test_a_committed_table() -> None:
 
 
 def test_more_digits_than_planes() -> None:
-    few = TINY.model_copy(update={"max_planes": 2})
+    few = TINY.replace(max_planes=2)
     with pytest.raises(UserError, match=r"^--code: 'mix\.toml@\w+' has 3 digits; configuration"):
         ternary(few, TABLE)
 

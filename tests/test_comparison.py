@@ -25,7 +25,7 @@ from kvtq_hw.estimates.comparison import (
 from kvtq_hw.flows.compare import DEFAULT_CODES
 
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
-TINY = load_config("tiny").model_copy(update={"block": 32})
+TINY = load_config("tiny").replace(block=32)
 K3V2 = ternary(TINY, CacheCode("balanced", 3, 2))
 K1V1 = ternary(TINY, CacheCode("balanced", 1, 1))
 INT4 = integers(TINY)[1]

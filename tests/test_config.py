@@ -257,7 +257,7 @@ def test_digest_tells_every_field_apart() -> None:
         small(query_group=3),
         small(lanes=8),
         small(packing="2bit"),
-        base.model_copy(update={"cache_format": "int8"}),
+        base.replace(cache_format="int8", max_planes=1),
         *(
             small(**{field: getattr(base, field) + step})
             for field, step in {
@@ -478,3 +478,17 @@ def test_no_width_shrinks_when_a_field_grows(field: str, values) -> None:
     for narrow, wide in itertools.pairwise(rows):
         assert all(a <= b for a, b in zip(narrow, wide, strict=True))
     assert rows[0] != rows[-1]  # the field counts for something
+
+
+def test_a_changed_configuration_is_checked_like_a_new_one() -> None:
+    config = load_config("tiny")
+    changed = config.replace(lanes=8, max_planes=3)
+    assert changed == config_from_fields({**config.model_dump(), "lanes": 8, "max_planes": 3})
+    with pytest.raises(ConfigError, match=r"^max_planes: 99 is not allowed; must be"):
+        config.replace(max_planes=99)
+    with pytest.raises(ConfigError, match=r"^lanes: 7 does not divide head_dim 8; allowed are"):
+        config.replace(lanes=7)
+    with pytest.raises(ConfigError, match=r"^colour: unknown field; allowed are name, "):
+        config.replace(colour="red")
+    with pytest.raises(TypeError, match=r"checks nothing; use replace"):
+        config.model_copy(update={"lanes": 7, "max_planes": 99})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvtq_hw.config import EngineConfig, config_from_fields, load_config
+from kvtq_hw.config import EngineConfig, load_config
 from kvtq_hw.cycle_model import bound_cycles, job_cycles, uniform_job_cycles
 from rtl.plane_scaler import PlaneScaler
 from rtl.select_add import SelectAdd
@@ -16,7 +16,7 @@ TINY = load_config("tiny")
 
 
 def variant(**fields: object) -> EngineConfig:
-    return config_from_fields({**TINY.model_dump(), **fields})
+    return TINY.replace(**fields)
 
 
 @pytest.mark.parametrize(

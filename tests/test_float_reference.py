@@ -63,7 +63,7 @@ def test_integer_attention_stays_close_to_it(code, tokens, widths):
     kind, key_digits, value_digits = code
     limit = 0.025 if kind == "balanced" else 0.08
     if widths == "wide":
-        config, limit = config.model_copy(update=WIDE), 0.006
+        config, limit = config.replace(**WIDE), 0.006
     queries = 2 * gaussian(3, 3, 4, 64, seed=3)
     unit = 1 << 17
     raw_keys, raw_values = (gaussian(2, 3, tokens, 64, seed=4) * unit).long()

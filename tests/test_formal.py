@@ -65,7 +65,7 @@ def test_record_unpacker_of_several_planes_holds_what_it_offers():
 
 @pytest.mark.parametrize("packing", ["5in8", "2bit"])
 def test_unpacker_undoes_packer(packing):
-    config = TINY.model_copy(update={"packing": packing})
+    config = TINY.replace(packing=packing)
     assert packer_inverse(block("packer", config), block("unpacker", config)).check().proved
 
 

@@ -109,7 +109,7 @@ def test_a_configuration_has_the_lanes_of_its_format() -> None:
         "multiply_accumulate",
         "engine",
     )
-    several = tiny.model_copy(update={"key_planes_per_cycle": 2})
+    several = tiny.replace(key_planes_per_cycle=2)
     assert blocks_of(several) == blocks_of(tiny)
     message = "^block: 'accelerator' does not exist in cache_format 'int8'$"
     with pytest.raises(UserError, match=message):

@@ -67,7 +67,7 @@ def test_bytes_of_a_record(
 
 
 def test_scale_of_two_bytes() -> None:
-    config = TINY.model_copy(update={"scale_fraction_bits": 6})
+    config = TINY.replace(scale_fraction_bits=6)
     layout = MemoryLayout(config, [CacheCode.parse("balanced:1/1")], kv_heads=1, tokens=4)
     image = MemoryImage(layout)
     planes = some_planes([True])

@@ -24,7 +24,7 @@ def test_multipliers_by_block(config: EngineConfig) -> None:
 def test_expected_numbers() -> None:
     smollm2 = load_config("smollm2")
     scaled = expected_multipliers(smollm2)
-    shifted = expected_multipliers(smollm2.model_copy(update={"scale_fraction_bits": 0}))
+    shifted = expected_multipliers(smollm2.replace(scale_fraction_bits=0))
     assert {name: number for name, number in scaled.items() if number} == {
         "plane_scaler": 3,
         "weight_scaler": 3,
@@ -45,7 +45,7 @@ def test_expected_numbers() -> None:
 @every_config
 def test_the_write_side_multiplies_nowhere(config: EngineConfig, block: str) -> None:
     # a head's place in the tables is an address: three heads are as good as all of a model
-    config = config.model_copy(update={"table_heads": 3})
+    config = config.replace(table_heads=3)
     verilog = cached_verilog(block, config, FOLDER / "verilog")
     assert count_multipliers(verilog, module_name(block)) == dict.fromkeys(BLOCKS, 0)
 

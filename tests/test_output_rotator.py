@@ -41,9 +41,7 @@ def test_a_rotated_vector_comes_back(config):
 @pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_the_stream_is_wide_enough(head_dim):
     """The widest outputs that a configuration allows, after the largest rotation: below 32 bits."""
-    config = SHAPES["D64"].model_copy(
-        update={"head_dim": head_dim, "lanes": head_dim, "output_fraction_bits": 12}
-    )
+    config = SHAPES["D64"].replace(head_dim=head_dim, lanes=head_dim, output_fraction_bits=12)
     largest = torch.full((head_dim,), -1 << (config.output_bits - 1))  # all add up in one element
     values, _ = output_rotator(config, largest, torch.tensor(0), True)
     assert values.abs().max() == (1 << (config.output_bits - 1)) * head_dim < 1 << 31

@@ -31,7 +31,7 @@ def filled(config: EngineConfig, code: str, batch: int, heads: int) -> TernaryCa
 @pytest.mark.parametrize("packing", ["5in8", "2bit"])
 @pytest.mark.parametrize("group", [1, 3, 4, 6])
 def test_results_are_those_of_the_float_reference(code, packing, group):
-    config = CONFIG.model_copy(update={"packing": packing, "query_group": group})
+    config = CONFIG.replace(packing=packing, query_group=group)
     layer = filled(config, code, 2, 3)
     queries = torch.randn(
         2, 3, group, 1, 64, generator=torch.Generator().manual_seed(2), dtype=torch.float64
@@ -59,7 +59,7 @@ def test_a_sequence_that_sees_nothing_gets_zeros():
 
 @pytest.mark.parametrize("head_dim", [4, 12, 128])
 def test_head_dimensions_that_leave_padding(head_dim):
-    config = CONFIG.model_copy(update={"head_dim": head_dim, "lanes": 4})
+    config = CONFIG.replace(head_dim=head_dim, lanes=4)
     layer = filled(config, "balanced:2/2", 1, 2)
     queries = torch.randn(
         1, 2, 3, 1, head_dim, generator=torch.Generator().manual_seed(3), dtype=torch.float64

@@ -15,9 +15,9 @@ from kvtq_hw.config import EngineConfig, load_config
 CONFIG = load_config("smollm2")
 CONFIGS = {
     "smollm2": CONFIG,
-    "power-of-two": CONFIG.model_copy(update={"scale_fraction_bits": 0}),
-    "wide-2bit": CONFIG.model_copy(update={"scale_fraction_bits": 8, "packing": "2bit"}),
-    "12-elements": CONFIG.model_copy(update={"head_dim": 12, "lanes": 4}),
+    "power-of-two": CONFIG.replace(scale_fraction_bits=0),
+    "wide-2bit": CONFIG.replace(scale_fraction_bits=8, packing="2bit"),
+    "12-elements": CONFIG.replace(head_dim=12, lanes=4),
 }
 CPU = torch.device("cpu")
 

@@ -101,7 +101,7 @@ def test_true_bits_of_the_default_code():
     assert bits_per_element(config, tiers, 100) == (36 * 132 + 64 * 67) * 8 / 12800
     assert bits_per_element(config, tiers, 10) == 132 * 8 / 128
     assert token_bytes(config, CacheCode("residual", 4, 3)) == 7 * 13 + 7
-    wide_scale = config.model_copy(update={"scale_fraction_bits": 8, "packing": "2bit"})
+    wide_scale = config.replace(scale_fraction_bits=8, packing="2bit")
     assert token_bytes(wide_scale, CacheCode("balanced", 1, 1)) == 2 * (16 + 2)
 
 

@@ -196,7 +196,7 @@ def test_summary_of_different_segments():
 
 
 def test_identity_tells_configurations_and_calibrations_apart():
-    other = INPUTS.config.model_copy(update={"weight_bits": 9})
+    other = INPUTS.config.replace(weight_bits=9)
     again = calibrate(LANGUAGE_MODEL, prompt(60), tokens=40)
     identities = {
         parse_format("balanced:3/2", inputs, GoldenBackend()).identity()

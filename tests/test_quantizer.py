@@ -23,7 +23,7 @@ from golden.scale import decode_scale, join_scale, split_scale
 from kvtq_hw.config import EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
-POWER_OF_TWO = CONFIG.model_copy(update={"scale_fraction_bits": 0})
+POWER_OF_TWO = CONFIG.replace(scale_fraction_bits=0)
 KINDS = ["balanced", "residual"]
 CHOICES = ["max", "absmean", "lsq"]
 
@@ -77,7 +77,7 @@ def test_every_integer_gets_the_nearest_code(digits, step):
 @pytest.mark.parametrize("head_dim", [8, 64, 80, 96])
 def test_absmean_scale_is_a_constant_times_the_sum(head_dim):
     """The definition in exact fractions: no shift, no leading one, no tensor."""
-    config = CONFIG.model_copy(update={"head_dim": head_dim, "lanes": head_dim})
+    config = CONFIG.replace(head_dim=head_dim, lanes=head_dim)
     constant = absmean_constant(config, BALANCED_RATIOS[0])
     fraction_bits = 8 + (head_dim - 1).bit_length()
     assert constant / 2**fraction_bits * head_dim == pytest.approx(1.52, rel=0.005)
@@ -149,7 +149,7 @@ def test_a_vector_of_zeros_has_the_smallest_scale_and_no_digits(kind, choice):
 
 @pytest.mark.parametrize(("kind", "choice"), list(itertools.product(KINDS, CHOICES)))
 def test_vectors_beyond_the_scale_range(kind, choice):
-    config = CONFIG.model_copy(update={"scale_exponent_bits": 4, "scale_fraction_bits": 0})
+    config = CONFIG.replace(scale_exponent_bits=4, scale_fraction_bits=0)
     huge = quantize(config, torch.full((1, 64), config.conditioned_max), kind, 2, choice)
     assert (huge.trits == 1).all()
     assert huge.exponent[0, 0] == 15

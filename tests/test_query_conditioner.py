@@ -13,7 +13,7 @@ from kvtq_hw.config import VECTOR_MAX, EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
 #: Queries of 12 bits: the cases below are written out for them.
-WIDE = CONFIG.model_copy(update={"query_bits": 12})
+WIDE = CONFIG.replace(query_bits=12)
 
 
 def conditioned(vector: list[int], exponent: int = 20, rotate: bool = False) -> Queries:

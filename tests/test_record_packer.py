@@ -15,7 +15,7 @@ from kvtq_hw.packing import plane_bytes, vector_bytes
 
 CONFIG = load_config("smollm2")
 #: Scale words of two bytes.
-WIDE = CONFIG.model_copy(update={"name": "wide-scales", "scale_fraction_bits": 5})
+WIDE = CONFIG.replace(name="wide-scales", scale_fraction_bits=5)
 
 
 def vectors(count: int) -> torch.Tensor:

@@ -217,7 +217,7 @@ def test_a_section_without_content_is_left_out(monkeypatch, tmp_path):
 def test_recorded_results_of_the_configuration_come_alone(tmp_path):
     path = {"delay_ps": 2000.4, "fmax_mhz": 499.9, "tool": "abc"}
     fields = {"library": {"name": "lib"}, "paths": {"engine": path, "total": path}}
-    other = TINY.model_copy(update={"name": "other", "lanes": 8})
+    other = TINY.replace(name="other", lanes=8)
     inputs = record(tmp_path, "timing", other, **fields)
     [table] = SECTIONS["timing"](inputs).tables
     assert table.title == "Longest paths of other in lib"

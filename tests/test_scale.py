@@ -11,7 +11,7 @@ from kvtq_hw.config import EngineConfig, load_config
 
 def config_with(fraction_bits: int, exponent_bits: int) -> EngineConfig:
     update = {"scale_fraction_bits": fraction_bits, "scale_exponent_bits": exponent_bits}
-    return load_config("smollm2").model_copy(update=update)
+    return load_config("smollm2").replace(**update)
 
 
 FORMATS = [(m, e) for m in (0, 1, 3, 8) for e in (4, 5)]

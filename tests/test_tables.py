@@ -49,8 +49,8 @@ def test_load_words_by_hand() -> None:
 HEADS = {
     "one head": TINY,
     "odd": CONFIGS["odd"],
-    "D80": SHAPES["D80"].model_copy(update={"table_heads": 5}),
-    "D128": load_config("llama3-8b").model_copy(update={"table_heads": 2}),
+    "D80": SHAPES["D80"].replace(table_heads=5),
+    "D128": load_config("llama3-8b").replace(table_heads=2),
 }
 
 

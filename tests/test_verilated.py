@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtq_hw.config import EngineConfig, config_from_fields, load_config
+from kvtq_hw.config import EngineConfig, load_config
 from sim.cases import Case, random_case
 from sim.slices import SliceBuffer
 from sim.stimulus import random_planes
@@ -16,11 +16,9 @@ from sim.verilated import Job, SimulationError, Stalls, VerilatedEngine
 TINY = load_config("tiny")
 CONFIGS = {
     "tiny": TINY,
-    "one-slice": config_from_fields({**TINY.model_dump(), "lanes": 8, "block": 8}),
-    "power-of-two": config_from_fields({**TINY.model_dump(), "scale_fraction_bits": 0}),
-    "no-power-of-two": config_from_fields(
-        {**TINY.model_dump(), "head_dim": 20, "lanes": 5, "query_group": 5, "max_context": 128}
-    ),
+    "one-slice": TINY.replace(lanes=8, block=8),
+    "power-of-two": TINY.replace(scale_fraction_bits=0),
+    "no-power-of-two": TINY.replace(head_dim=20, lanes=5, query_group=5, max_context=128),
 }
 
 
@@ -70,7 +68,7 @@ def test_stalls_on_every_stream(name: str, seed: int) -> None:
 
 def test_longest_context() -> None:
     """Accumulators and denominators at the largest context of the configuration."""
-    config = config_from_fields({**TINY.model_dump(), "max_context": 1024})
+    config = TINY.replace(max_context=1024)
     case = random_case(3, config, [5] * 1024, [5] * 1024)
     with VerilatedEngine(config) as engine:
         compare(engine, [case])

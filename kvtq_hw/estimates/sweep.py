@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig, config_from_fields
+from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import measure_area
@@ -62,9 +62,8 @@ def configurations(
     """
     if "name" in axes:
         raise UserError("--set: 'name' is no field to sweep over")
-    fields = base.model_dump()
     return [
-        config_from_fields(fields | dict(zip(axes, values, strict=True)))
+        base.replace(**dict(zip(axes, values, strict=True)))
         for values in itertools.product(*axes.values())
     ]
 

@@ -14,7 +14,7 @@ def build(inputs: Inputs) -> Section:
     from rtl.verilog import emit
 
     top, config = module_name("engine"), inputs.config
-    shifted = config.model_copy(update={"scale_fraction_bits": 0})
+    shifted = config.replace(scale_fraction_bits=0)
     counts = [
         count_multipliers(emit(create_block("engine", variant), top, ""), top)
         for variant in (config, shifted)
