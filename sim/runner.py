@@ -29,6 +29,7 @@ from kvtq_hw.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
 from rtl.verilog import lint_waivers, port_members
 from sim.bench import CONFIG_VARIABLE
+from sim.coverage import TABLE
 from sim.object_cache import launcher
 from sim.verilog_cache import cached_verilog
 from sim.wave_names import save_view, value_names, with_text
@@ -124,7 +125,7 @@ def run_bench(
     with _found(tool), FileLock(run / "lock"):
         runner = get_runner(simulator)
         build = _build(runner, tool, component, block, config, folder, waves)
-        for stale in (results, log, waves_file):
+        for stale in (results, log, waves_file, run / TABLE):
             stale.unlink(missing_ok=True)
         trouble = ""
         try:
