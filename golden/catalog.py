@@ -16,12 +16,12 @@ from golden.formats import (
     CacheFormat,
     FormatInputs,
     calibration_digest,
-    source_digest,
     stored_by_layers,
 )
 from kvtq_hw.codes import CacheCode, CodeTable, read_code
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from kvtq_hw.sources import source_digest
 
 __all__ = ["BASELINE_EXAMPLES", "TernaryFormat", "parse_format"]
 
@@ -90,6 +90,6 @@ class TernaryFormat:
         return stored_by_layers(cache)
 
     def identity(self) -> str:
-        """Configuration, calibration, and the sources of the golden model."""
-        sources = source_digest(("golden/*.py", "kvtq_hw/*.py"))
+        """Configuration, calibration, and the sources of attention and of its evaluation."""
+        sources = source_digest("golden.attention", "golden.quality")
         return f"{self.config.digest()} {calibration_digest(self.calibration)} {sources}"

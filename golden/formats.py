@@ -7,12 +7,9 @@ and says what they store.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 from transformers import Cache
@@ -21,9 +18,7 @@ from golden.calibration import Calibration
 from golden.models import LanguageModel
 from kvtq_hw.config import EngineConfig
 
-__all__ = ["CacheFormat", "FormatInputs", "calibration_digest", "source_digest", "stored_by_layers"]
-
-_ROOT = Path(__file__).resolve().parent.parent
+__all__ = ["CacheFormat", "FormatInputs", "calibration_digest", "stored_by_layers"]
 
 
 class CacheFormat(Protocol):
@@ -89,19 +84,4 @@ def calibration_digest(calibration: Calibration) -> str:
     for name, value in sorted(vars(calibration).items()):
         data = value.numpy().tobytes() if hasattr(value, "numpy") else repr(value).encode()
         digest.update(f"{name} {len(data)}\n".encode() + data)
-    return digest.hexdigest()
-
-
-@cache
-def source_digest(patterns: tuple[str, ...]) -> str:
-    """Hexadecimal SHA-256 of what source files do: their syntax trees, docstrings left out."""
-    digest = hashlib.sha256()
-    for file in sorted({file for pattern in patterns for file in _ROOT.glob(pattern)}):
-        tree = ast.parse(file.read_bytes())
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (
-                ast.get_docstring(node, clean=False) is not None
-            ):
-                del node.body[0]
-        digest.update(f"{file.relative_to(_ROOT)} {ast.dump(tree)}\n".encode())
     return digest.hexdigest()

@@ -7,10 +7,8 @@ instead, and one flip-flop block a register.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
-from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 
@@ -30,7 +28,6 @@ __all__ = [
     "generator_version",
     "lint_waivers",
     "port_members",
-    "source_digest",
 ]
 
 _PASSES = (
@@ -55,21 +52,6 @@ def generator_version() -> str:
     """What wrote the Verilog: this package and the tools that shape the text."""
     amaranth = metadata.version("amaranth")
     return f"kvtq-hw {__version__} (Amaranth {amaranth}, Yosys {yosys_version()})"
-
-
-#: What the hardware depends on of the ground below: sources, and the register map.
-_GROUND = ("config.py", "layout.py", "packing.py", "registers.py", "registers.rdl")
-
-
-@cache
-def source_digest() -> str:
-    """Hash of all sources of this distribution that the generated hardware depends on."""
-    digest = hashlib.sha256()
-    sources = [f for f in resources.files("rtl").iterdir() if f.name.endswith(".py")]
-    sources += [resources.files("kvtq_hw") / name for name in _GROUND]
-    for source in sorted(sources, key=lambda f: f.name):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()
 
 
 def config_header(title: str, config: EngineConfig) -> str:

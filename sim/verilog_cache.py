@@ -8,8 +8,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from kvtq_hw.config import EngineConfig
-from rtl.blocks import emit_block, module_name
-from rtl.verilog import generator_version, source_digest
+from rtl.blocks import emit_block, hardware_digest, module_name
+from rtl.verilog import generator_version
 
 __all__ = ["cached_verilog"]
 
@@ -22,7 +22,7 @@ def cached_verilog(
     Emitting the engine takes many seconds; a cached text is used as long as the configuration, the
     sources of the `rtl` package, the configuration's own source and the tools are the same.
     """
-    parts = (block, config.digest(), generator_version(), source_digest(), str(all_names))
+    parts = (block, config.digest(), generator_version(), hardware_digest(block), str(all_names))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     path = folder / f"{module_name(block)}-{key}.v"
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from tiny_model import prompt, tiny_model
 from golden.backends import FloatBackend, GoldenBackend
 from golden.calibration import calibrate
 from golden.catalog import parse_format
-from golden.formats import CacheFormat, FormatInputs, source_digest
+from golden.formats import CacheFormat, FormatInputs
 from golden.quality import (
     Quality,
     SegmentScore,
@@ -209,20 +209,3 @@ def test_identity_tells_configurations_and_calibrations_apart():
     assert len(identities) == 3
     same = FormatInputs(LANGUAGE_MODEL, INPUTS.config, lambda: CALIBRATION)
     assert parse_format("balanced:3/2", same, GoldenBackend()).identity() in identities
-
-
-def test_identity_is_of_what_sources_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("golden.formats._ROOT", tmp_path)
-    file = tmp_path / "a.py"
-
-    def digest(source: str) -> str:
-        file.write_text(source)
-        source_digest.cache_clear()
-        return source_digest(("*.py",))
-
-    try:
-        first = digest('"""Text."""\ndef f(x):\n    """Text."""\n    return x + 1\n')
-        assert digest('"""Other."""\ndef f(x):\n    return x + 1  # why\n') == first
-        assert digest("def f(x):\n    return x + 2\n") != first
-    finally:
-        source_digest.cache_clear()

@@ -22,7 +22,7 @@ from kvtq_hw.report.page import html as html_page
 from kvtq_hw.report.page import markdown
 from kvtq_hw.report.plots import svg
 from kvtq_hw.report.sections import SECTIONS, area, cycles, headline, multipliers, quality, zeros
-from rtl.verilog import source_digest
+from rtl.blocks import hardware_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = load_config("tiny")
@@ -209,7 +209,11 @@ def test_without_results_there_is_no_section(name, tmp_path):
 
 
 def test_a_section_without_content_is_left_out(monkeypatch, tmp_path):
-    monkeypatch.setattr(collect_module, "SECTIONS", {"a": lambda inputs: None})
+    def build(inputs: Inputs) -> None:
+        return None
+
+    build.__module__ = headline.__name__  # whose sources the store's key holds
+    monkeypatch.setattr(collect_module, "SECTIONS", {"a": build})
     store = ResultStore(tmp_path / "store.sqlite")
     assert collect(INPUTS, lambda name: None, store)["sections"] == []
 
@@ -223,7 +227,7 @@ def test_recorded_results_of_the_configuration_come_alone(tmp_path):
     assert table.title == "Longest paths of other in lib"
     assert table.rows[-1] == ("total", 2000, 500, "abc")
     assert table.note == "Recorded with earlier sources of the hardware."
-    record(tmp_path, "timing", sources=source_digest(), **fields)
+    record(tmp_path, "timing", sources=hardware_digest(), **fields)
     [table] = SECTIONS["timing"](inputs).tables
     assert (table.title, table.note) == ("Longest paths of tiny in lib", "")
 
@@ -281,6 +285,7 @@ def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):
         built.append(inputs)
         return SECTION
 
+    build.__module__ = headline.__name__
     monkeypatch.setattr(collect_module, "SECTIONS", {"a": build, "b": build})
     store = ResultStore(tmp_path / "store.sqlite")
     first = collect(INPUTS, lambda name: None, store)

@@ -23,4 +23,4 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
         return None
     codec = FloatCodec(_TYPES[head])
     rule = TierRule(codec, codec, lambda tokens: 0)
-    return BaselineFormat(text, (LayerRules(rule, rule),) * inputs.language_model.layers)
+    return BaselineFormat(text, __name__, (LayerRules(rule, rule),) * inputs.language_model.layers)

@@ -8,26 +8,18 @@ from transformers import Cache
 
 from golden.baselines.layer import BASELINE_ATTENTION, BaselineCache, LayerRules
 from golden.calibration import Calibration
-from golden.formats import calibration_digest, source_digest, stored_by_layers
+from golden.formats import calibration_digest, stored_by_layers
+from kvtq_hw.sources import source_digest
 
-__all__ = ["BASELINE_SOURCES", "BaselineFormat"]
-
-#: What decides the results of baselines.
-BASELINE_SOURCES = (
-    "golden/baselines/*.py",
-    "golden/conditioning.py",
-    "golden/feedback.py",
-    "golden/hadamard.py",
-    "golden/quality.py",
-    "golden/versions.py",
-)
+__all__ = ["BaselineFormat"]
 
 
 @dataclass(frozen=True)
 class BaselineFormat:
-    """Rules for each layer, and the calibration that they were made with, if any."""
+    """Rules for each layer, the module that made them, and their calibration, if they have one."""
 
     name: str
+    family: str
     rules: tuple[LayerRules, ...]
     calibration: Calibration | None = None
     attention: str = BASELINE_ATTENTION
@@ -45,4 +37,4 @@ class BaselineFormat:
     def identity(self) -> str:
         """The sources, and the calibration where there is one."""
         calibration = calibration_digest(self.calibration) if self.calibration else "none"
-        return f"{calibration} {source_digest(BASELINE_SOURCES)}"
+        return f"{calibration} {source_digest(self.family, 'golden.quality')}"

@@ -62,7 +62,7 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
         if "feedback" in settings:
             raise UserError(f"code: {text!r}: setting 'feedback' needs 'conditioned' as well")
         plain = LayerRules(rule(None), rule(None))
-        return BaselineFormat(text, (plain,) * inputs.language_model.layers)
+        return BaselineFormat(text, __name__, (plain,) * inputs.language_model.layers)
     calibration = inputs.calibration()
     rules = tuple(
         LayerRules(
@@ -72,7 +72,7 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
         )
         for entry in calibration.conditioning()
     )
-    return BaselineFormat(text, rules, calibration)
+    return BaselineFormat(text, __name__, rules, calibration)
 
 
 def _matrices(feedback: Feedback) -> Tensor:

@@ -42,4 +42,6 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     half = FloatCodec(torch.float16)
     keys = TierRule(ChannelCodec(bits, group), half, lambda tokens: tokens - tokens % window)
     values = TierRule(TokenCodec(bits, False, group), half, lambda tokens: max(0, tokens - window))
-    return BaselineFormat(text, (LayerRules(keys, values),) * inputs.language_model.layers)
+    return BaselineFormat(
+        text, __name__, (LayerRules(keys, values),) * inputs.language_model.layers
+    )

@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import Cache, QuantizedCache
 from transformers.configuration_utils import PreTrainedConfig
 
-from golden.formats import FormatInputs, source_digest
+from golden.formats import FormatInputs
 from kvtq_hw.errors import UserError
+from kvtq_hw.sources import source_digest
 
 __all__ = ["EXAMPLES", "TransformersFormat", "parse", "resident_bytes"]
 
@@ -54,7 +55,7 @@ class TransformersFormat:
 
     def identity(self) -> str:
         """The sources; the library's version is that of the distribution."""
-        return source_digest(("golden/baselines/transformers_cache.py", "golden/quality.py"))
+        return source_digest(__name__, "golden.quality")
 
 
 def parse(text: str, inputs: FormatInputs) -> TransformersFormat | None:

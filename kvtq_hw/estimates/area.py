@@ -14,7 +14,8 @@ from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ, Mapping, map_part, mapping_key
-from rtl.verilog import generator_version, source_digest
+from rtl.blocks import hardware_digest
+from rtl.verilog import generator_version
 
 __all__ = ["Area", "AreaReport", "measure_area", "processors"]
 
@@ -156,7 +157,7 @@ def _mappings(
         "what": "parts",
         "config": config.digest(),
         "block": block,
-        "sources": source_digest(),
+        "sources": hardware_digest(block),
         "generator": generator_version(),
         "liberty": liberty.digest,
     }

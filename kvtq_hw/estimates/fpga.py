@@ -16,8 +16,8 @@ from typing import Any
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.store import EstimateStore
-from rtl.blocks import create_block, module_name
-from rtl.verilog import emit_rtlil, generator_version, source_digest
+from rtl.blocks import create_block, hardware_digest, module_name
+from rtl.verilog import emit_rtlil, generator_version
 from rtl.yosys import run_yosys
 
 __all__ = ["FAMILIES", "Family", "fpga_resources", "synthesis_commands", "synthesize"]
@@ -111,7 +111,7 @@ def fpga_resources(
         "config": config.model_dump() | {"name": ""},
         "commands": synthesis_commands(chosen.command, ""),
         "block": block,
-        "sources": source_digest(),
+        "sources": hardware_digest(block),
         "generator": generator_version(),
     }
     cells = store.get(key)

@@ -23,8 +23,9 @@ from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.fpga import FAMILIES, synthesis_commands, synthesize
 from kvtq_hw.estimates.harness import Harness
 from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.sources import source_digest
 from rtl.blocks import create_block
-from rtl.verilog import emit_rtlil, generator_version, source_digest
+from rtl.verilog import emit_rtlil, generator_version
 
 __all__ = ["ROUTED", "place_and_route"]
 
@@ -144,7 +145,7 @@ def place_and_route(
         "seed": _SEED,
         "tool": tool,
         "block": block,
-        "sources": source_digest(),
+        "sources": source_digest("kvtq_hw.estimates.harness", f"rtl.{block}"),
         "generator": generator_version(),
     }
     if (found := store.get(key)) is None:

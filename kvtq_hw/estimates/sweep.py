@@ -25,7 +25,8 @@ from kvtq_hw.estimates.liberty import Liberty, parse_liberty
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ
 from kvtq_hw.packing import bits_per_element, cache_bytes
-from rtl.verilog import generator_version, source_digest
+from rtl.blocks import hardware_digest
+from rtl.verilog import generator_version
 
 __all__ = ["Progress", "configurations", "sweep_areas", "table"]
 
@@ -115,7 +116,7 @@ def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str,
         "block": block,
         "liberty": liberty.digest,
         "clock_mhz": CLOCK_MHZ,
-        "sources": source_digest(),
+        "sources": hardware_digest(block),
         "generator": generator_version(),
     }
 

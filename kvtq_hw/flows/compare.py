@@ -67,7 +67,8 @@ def command(
         equal_speed,
         quality_of,
     )
-    from rtl.verilog import generator_version, source_digest
+    from rtl.blocks import hardware_digest
+    from rtl.verilog import generator_version
 
     check_context(tokens, config)
     candidates = [ternary(config, read_code(text)) for text in codes] + integers(config)
@@ -109,7 +110,7 @@ def command(
         + "".join(f" --quality {file}" for file in quality_files),
         "config": config.model_dump(),
         "generator": generator_version(),
-        "sources": source_digest(),
+        "sources": hardware_digest(),
         "tokens": tokens,
         "ways": {
             title: [

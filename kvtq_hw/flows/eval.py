@@ -332,8 +332,8 @@ class _Run:
         import torch
         import transformers
 
-        from golden.formats import source_digest
         from golden.quality import DEFAULT_CHUNK
+        from kvtq_hw.sources import source_digest
 
         return {
             "measured": "segment",
@@ -344,13 +344,13 @@ class _Run:
             "chunk": DEFAULT_CHUNK,
             "code": kind.name if kind else UNQUANTIZED,
             "arithmetic": kind.arithmetic if kind else "float",
-            "identity": kind.identity() if kind else source_digest(("golden/quality.py",)),
+            "identity": kind.identity() if kind else source_digest("golden.quality"),
         }
 
     def _needle_key(self, tokens: Tensor, seed: int, kind: CacheFormat | None) -> dict[str, Any]:
-        from golden.formats import source_digest
+        from kvtq_hw.sources import source_digest
 
-        sources = source_digest(("golden/needle.py",))
+        sources = source_digest("golden.needle")
         return {
             **self._score_key(tokens, kind),
             "measured": "needles",

@@ -55,7 +55,8 @@ def command(
     """
     from kvtq_hw.estimates.fpga import FAMILIES, fpga_resources
     from kvtq_hw.estimates.place_and_route import ROUTED, place_and_route
-    from rtl.verilog import generator_version, source_digest
+    from rtl.blocks import hardware_digest
+    from rtl.verilog import generator_version
 
     results = {name: fpga_resources(config, name, block) for name in families or FAMILIES}
     click.echo(f"{config.name}, {block}: resources after synthesis (measured)")
@@ -92,8 +93,9 @@ def command(
         "command": f"kvtq-hw fpga --preset {preset_text()} --block {block}{chosen}"
         + (" --place-and-route" if routed else ""),
         "config": config.model_dump(),
+        "block": block,
         "generator": generator_version(),
-        "sources": source_digest(),
+        "sources": hardware_digest(block),
         "families": results,
         "place_and_route": places,
     }

@@ -67,7 +67,8 @@ def command(
     from golden.capture import load_captured
     from kvtq_hw.estimates.liberty import load_liberty
     from kvtq_hw.estimates.power import measure_power
-    from rtl.verilog import generator_version, source_digest
+    from rtl.blocks import hardware_digest
+    from rtl.verilog import generator_version
 
     captured, liberty = load_captured(file), load_liberty(library_file)
     model = MODELS[shape] if shape else None
@@ -108,7 +109,7 @@ def command(
             "command": " ".join(arguments),
             "config": captured.config.model_dump(),
             "generator": generator_version(),
-            "sources": source_digest(),
+            "sources": hardware_digest(),
             **place,
             "tokens": len(captured.key_depths),
             "attentions_per_token": model.layers * model.kv_heads if model else None,

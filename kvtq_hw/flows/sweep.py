@@ -82,8 +82,8 @@ def command(
     from kvtq_hw.estimates.liberty import load_liberty
     from kvtq_hw.estimates.store import EstimateStore
     from kvtq_hw.estimates.sweep import Progress, configurations, sweep_areas, table
-    from rtl.blocks import check_block
-    from rtl.verilog import generator_version, source_digest
+    from rtl.blocks import check_block, hardware_digest
+    from rtl.verilog import generator_version
 
     if output.suffix not in (".csv", ".json"):
         raise UserError(f"--output: {str(output)!r} is not allowed; must end in .csv or .json")
@@ -116,7 +116,7 @@ def command(
         "block": block,
         "library": {"name": liberty.name, "source": liberty.source},
         "generator": generator_version(),
-        "sources": source_digest(),
+        "sources": hardware_digest(block),
         "tags": {"area": "measured", "cycles": "derived", "bytes": "derived"}
         | {"bits_per_element": "derived", "perplexity_ratio": "measured"},
     }

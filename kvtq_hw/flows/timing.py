@@ -39,7 +39,8 @@ def command(
     from kvtq_hw.estimates.liberty import load_liberty
     from kvtq_hw.estimates.timing import measure_timing
     from kvtq_hw.toolchain import opensta
-    from rtl.verilog import generator_version, source_digest
+    from rtl.blocks import hardware_digest
+    from rtl.verilog import generator_version
 
     liberty = load_liberty(library_file)
     analyser = opensta()
@@ -65,7 +66,7 @@ def command(
         "library": {"name": liberty.name, "source": liberty.source},
         "tool": tool,
         "generator": generator_version(),
-        "sources": source_digest(),
+        "sources": hardware_digest(),
         "paths": {block: path.as_dict() for block, path in paths.items()},
     }
     write_json(json_file, report)

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 from kvtq_hw import __version__
 from kvtq_hw.report.content import Inputs
 from kvtq_hw.report.sections import SECTIONS
+from kvtq_hw.sources import source_digest
 
 if TYPE_CHECKING:
     from golden.result_store import ResultStore
 
 __all__ = ["collect"]
-
-# What a section's numbers may depend on; an edit anywhere measures again.
-_SOURCES = tuple(f"{folder}/**/*.py" for folder in ("golden", "kvtq_hw", "rtl", "sim"))
 
 
 def collect(
@@ -32,13 +30,11 @@ def collect(
     """
     import platformdirs
 
-    from golden.formats import source_digest
     from golden.result_store import ResultStore
 
     if store is None:
         store = ResultStore(platformdirs.user_cache_path("kvtq-hw") / "report" / "sections.sqlite")
     key = {
-        "sources": source_digest(_SOURCES),
         "config": inputs.config.digest(),
         "codes": list(map(str, inputs.codes)),
         "model": inputs.model,
@@ -47,7 +43,7 @@ def collect(
     sections = []
     for name, build in SECTIONS.items():
         on_section(name)
-        of_section = key | {"section": name}
+        of_section = key | {"section": name, "sources": source_digest(build.__module__)}
         section = None if name == "tools" else store.get(of_section)  # tools come and go
         if section is None:
             if (built := build(inputs)) is None:

@@ -43,7 +43,7 @@ def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
     UserError
         When a file cannot be read.
     """
-    from rtl.verilog import source_digest
+    from rtl.blocks import hardware_digest
 
     found = []
     for file in sorted(folder.glob("*.json")):
@@ -53,7 +53,7 @@ def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
             raise UserError(f"results: {str(file)!r} cannot be read: {error}") from None
         if not str(data.get("command", "")).startswith(f"kvtq-hw {kind} "):
             continue
-        same = data.get("sources") == source_digest()
+        same = data.get("sources") == hardware_digest(data.get("block"))
         found.append(
             Recorded(
                 config=data["config"]["name"],
