@@ -11,6 +11,7 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
 from rtl.axi import Axi4Lite, Response
 from rtl.layouts import ABSMEAN_CONSTANT_BITS
+from rtl.skid_buffer import SkidBuffer
 
 __all__ = ["Control", "control_counters_layout", "descriptor_layout", "job_end_layout"]
 
@@ -62,9 +63,12 @@ def control_counters_layout() -> data.StructLayout:
 class Control(wiring.Component):
     """The registers of docs/registers.md.
 
-    A write is taken when its address and its word are there, a cycle a write and a cycle a read,
-    the answer in the next one. What `start` puts into the queue is the descriptor as it stands in
-    that cycle; a job leaves the queue at `jobs`.
+    A write is done in the cycle in which its address and its word are both there, whichever came
+    first, and a read in that of its address; a cycle a write and a cycle a read, the answer in the
+    next one. While an answer waits for its taker, one more address and word of each are taken and
+    kept: AWREADY, WREADY and ARREADY depend on no input of the same cycle. What `start` puts into
+    the queue is the descriptor as it stands in the cycle of the write; a job leaves the queue at
+    `jobs`.
 
     Attributes
     ----------
@@ -92,17 +96,31 @@ class Control(wiring.Component):
         axi, registers = self.axi, register_map()
 
         # --- the bus: a write has both its parts, an answer waits for its taker -------------------
+        word_layout = data.StructLayout({"data": len(axi.wdata), "strb": len(axi.wstrb)})
+        m.submodules.aw = aw = SkidBuffer(len(axi.awaddr))
+        m.submodules.w = w = SkidBuffer(word_layout)
+        m.submodules.ar = ar = SkidBuffer(len(axi.araddr))
         writing, reading = Signal(), Signal()
         m.d.comb += [
-            writing.eq(axi.awvalid & axi.wvalid & (~axi.bvalid | axi.bready)),
-            axi.awready.eq(writing),
-            axi.wready.eq(writing),
-            axi.arready.eq(~axi.rvalid | axi.rready),
-            reading.eq(axi.arvalid & axi.arready),
+            aw.i.valid.eq(axi.awvalid),
+            aw.i.payload.eq(axi.awaddr),
+            axi.awready.eq(aw.i.ready),
+            w.i.valid.eq(axi.wvalid),
+            w.i.payload.data.eq(axi.wdata),
+            w.i.payload.strb.eq(axi.wstrb),
+            axi.wready.eq(w.i.ready),
+            ar.i.valid.eq(axi.arvalid),
+            ar.i.payload.eq(axi.araddr),
+            axi.arready.eq(ar.i.ready),
+            writing.eq(aw.o.valid & w.o.valid & (~axi.bvalid | axi.bready)),
+            aw.o.ready.eq(writing),
+            w.o.ready.eq(writing),
+            ar.o.ready.eq(~axi.rvalid | axi.rready),
+            reading.eq(ar.o.valid & ar.o.ready),
         ]
         word_of = slice((WORD_BYTES - 1).bit_length(), None)
-        write_word, read_word = axi.awaddr[word_of], axi.araddr[word_of]
-        strobed = Cat(bit.replicate(8) for bit in axi.wstrb)
+        write_word, read_word = aw.o.payload[word_of], ar.o.payload[word_of]
+        strobed = Cat(bit.replicate(8) for bit in w.o.payload.strb)
 
         # --- fields: what software reads, and what it wrote ---------------------------------------
         events, clears = {}, {}
@@ -119,7 +137,7 @@ class Control(wiring.Component):
                     mask = strobed[bits] & (writing & (write_word == address)).replicate(
                         field.width
                     )
-                    written = axi.wdata[bits] & mask
+                    written = w.o.payload.data[bits] & mask
                     entry.append(signal)
                     if field.kind is Kind.STORED:
                         m.d.sync += signal.eq(signal & ~mask | written)

@@ -61,7 +61,7 @@ class LeavingFetcher(wiring.Component):
             width=config.memory_bits, depth=2 * self.most_words
         )
         m.submodules.skip = skip = RecordBytes(config, config.max_context)
-        m.submodules.size = size = RecordBytes(config, 1)
+        m.submodules.record_size = size = RecordBytes(config, 1)
         m.d.comb += [
             fifo.w_data.eq(self.words.payload.data),
             fifo.w_en.eq(self.words.valid),

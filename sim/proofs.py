@@ -18,6 +18,7 @@ __all__ = [
     "queue_of_jobs",
     "room_for_scores",
     "sequencer_progress",
+    "skid_order",
     "stream_rules",
 ]
 
@@ -108,10 +109,23 @@ def queue_of_jobs(control: wiring.Component, depth: int) -> Proof:
     """A job is lost only where the queue is full, and none comes out that was not started."""
     proof = Proof(dut=control)
     proof.free_block(control)
-    axi, address = control.axi, register_map()["control"].address // WORD_BYTES
-    writes = axi.awvalid & axi.awready & (axi.awaddr[_WORD] == address)
+    axi, register = control.axi, register_map()["control"].address // WORD_BYTES
+    has_room = ~axi.bvalid | axi.bready
+    there, done = [], Signal()
+    for valid, ready, payload in (
+        (axi.awvalid, axi.awready, axi.awaddr),
+        (axi.wvalid, axi.wready, Cat(axi.wdata[0], axi.wstrb[0])),
+    ):
+        full, kept = Signal(), Signal(len(payload))  # taken, and waits for the other part
+        proof.never("a part is taken twice", full & ready)
+        there.append((full | valid & ready, Mux(full, kept, payload)))
+        proof.module.d.sync += full.eq(there[-1][0] & ~done)
+        with proof.module.If(~full):
+            proof.module.d.sync += kept.eq(payload)
+    (has_address, address), (has_word, starting) = there
+    proof.module.d.comb += done.eq(has_address & has_word & has_room)
     waiting = Signal(range(depth + 1))
-    starts = writes & axi.wdata[0] & axi.wstrb[0] & (waiting != depth)
+    starts = done & (address[_WORD] == register) & starting.all() & (waiting != depth)
     leaves = control.jobs.valid & control.jobs.ready
     proof.module.d.sync += waiting.eq(waiting + starts - leaves)
     proof.never("a job from nowhere", control.jobs.valid & (waiting == 0))
@@ -121,21 +135,59 @@ def queue_of_jobs(control: wiring.Component, depth: int) -> Proof:
 
 
 def answers_of_the_bus(control: wiring.Component) -> Proof:
-    """One answer for each write and each read that is taken, in the cycle after."""
+    """One answer for each write and each read, a cycle after all its parts are there.
+
+    One more of each may be taken while an answer waits, and a write's parts come in any order.
+    """
     proof = Proof(dut=control)
     proof.free_block(control)
     axi = control.axi
-    for name, taken, valid, ready in (
-        ("write", axi.awvalid & axi.awready, axi.bvalid, axi.bready),
-        ("read", axi.arvalid & axi.arready, axi.rvalid, axi.rready),
+    for name, parts, valid, ready in (
+        ("write", ("aw", "w"), axi.bvalid, axi.bready),
+        ("read", ("ar",), axi.rvalid, axi.rready),
     ):
-        asked = _count(proof.module, taken, valid & ready, 1)
-        proof.never(f"a {name} is answered twice", valid & (asked == 0))
-        proof.never(f"a {name} waits for its answer", ~valid & (asked != 0))
-        proof.never(f"a {name} is taken whose answer has no room", asked > 1)
+        counts = []
+        for part in parts:
+            taken = getattr(axi, f"{part}valid") & getattr(axi, f"{part}ready")
+            counts.append(_count(proof.module, taken, valid & ready, 2))
+        complete = Cat(count != 0 for count in counts).all()
+        proof.never(f"a {name} is answered that is not complete", valid & ~complete)
+        proof.never(f"a {name} waits for its answer", ~valid & complete)
+        for part, count in zip(parts, counts, strict=True):
+            proof.never(f"{part} is taken without room", count > 2)
+            proof.reachable(f"{part} is kept while an answer waits", count == 2)
         proof.reachable(f"a {name} is answered", valid & ready)
-    both = (axi.awvalid & axi.awready) == (axi.wvalid & axi.wready)
-    proof.never("a word is taken without its address", ~both)
+        if len(counts) == 2:
+            proof.reachable("an address waits for its word", (counts[0] == 1) & (counts[1] == 0))
+            proof.reachable("a word waits for its address", (counts[0] == 0) & (counts[1] == 1))
+    return proof
+
+
+def skid_order(buffer: wiring.Component) -> Proof:
+    """Transfers come out as they went in, each once, in order; one is kept at most.
+
+    Any one transfer is watched on its way: the proof chooses which.
+    """
+    proof = Proof(dut=buffer)
+    proof.free_block(buffer)
+    m, watch = proof.module, Signal()
+    proof.free(watch)
+    enters, leaves = buffer.i.valid & buffer.i.ready, buffer.o.valid & buffer.o.ready
+    inside = _count(m, enters, leaves, 1)
+    kept = Signal.like(buffer.i.payload)
+    watching = Signal()
+    with m.If(watch & enters & ~leaves & ~watching):
+        m.d.sync += [watching.eq(1), kept.eq(buffer.i.payload)]
+    with m.Elif(leaves):
+        m.d.sync += watching.eq(0)
+    straight = buffer.o.valid & (inside == 0)
+    proof.never("another transfer comes out", watching & (buffer.o.payload != kept))
+    proof.never("another one passes", straight & (buffer.o.payload != buffer.i.payload))
+    proof.never("a transfer from nowhere", straight & ~enters)
+    proof.never("a transfer is lost", ~buffer.o.valid & ((inside != 0) | buffer.i.valid))
+    proof.never("the source waits, or does not, for another reason", buffer.i.ready == inside)
+    proof.reachable("the watched one comes out", watching & leaves & (kept != 0))
+    proof.reachable("one passes at once", straight & leaves)
     return proof
 
 

@@ -17,7 +17,7 @@ from bench_matrix import CONFIGS, FOLDER
 
 from kvtq_hw import __version__
 from kvtq_hw.cli import run
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.config import EngineConfig, load_config, preset_names
 from kvtq_hw.flows.generate import generate
 from kvtq_hw.toolchain import find_simulator
 from rtl.blocks import blocks_of, create_block, emit_block
@@ -185,6 +185,25 @@ def test_tools_take_it(generated: tuple[EngineConfig, Path], simulator: str) -> 
             check=False,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("block", ["accelerator", "engine"])
+@pytest.mark.parametrize("preset", preset_names())
+def test_lint_of_what_is_shipped(preset: str, block: str, tmp_path: Path) -> None:
+    """`generate` writes this text (`test_generate_command`) with these waivers beside it."""
+    tool = find_simulator("verilator")
+    verilog = cached_verilog(block, load_config(preset), FOLDER / "verilog")
+    (tmp_path / f"kvtq_{block}.v").write_text(verilog, "utf-8")
+    (tmp_path / f"kvtq_{block}.vlt").write_text(lint_waivers(), "utf-8")
+    done = subprocess.run(
+        ["verilator", "--lint-only", "-Wall", "--quiet", f"kvtq_{block}.vlt", f"kvtq_{block}.v"],
+        cwd=tmp_path,
+        env=tool.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_lint_finds_what_is_not_waived(tmp_path: Path) -> None:
