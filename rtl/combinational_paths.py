@@ -53,7 +53,9 @@ def combinational_paths(verilog: str, top: str) -> set[tuple[str, str]]:
     seen_by = _drivers(module["cells"])
     ports = module["ports"]
     inputs = {
-        bit: name for name, port in ports.items() if port["direction"] == "input"
+        bit: name
+        for name, port in ports.items()
+        if port["direction"] == "input"
         for bit in port["bits"]
     }
     sources = _Sources(seen_by, inputs)

@@ -65,13 +65,15 @@ class Violation:
 class AxiError(AssertionError):
     """A bus broke a rule.
 
-    Attributes
+    Parameters
     ----------
     violation : Violation
+    where : port and time, in front of the message
     """
 
-    def __init__(self, violation: Violation) -> None:
-        super().__init__(f"{violation.channel}: {violation.seen}; {violation.rule.value}")
+    def __init__(self, violation: Violation, where: str = "") -> None:
+        place = f"{where}, {violation.channel}" if where else violation.channel
+        super().__init__(f"{place}: {violation.seen}; rule: {violation.rule.value}")
         self.violation = violation
 
 
@@ -327,7 +329,7 @@ class AxiRules(BusRules):
         if payload["resp"] != 0:
             self._count(f"{channel} error")
 
-    # --- what is taken: answers first, which must not come with what they answer -------------------
+    # --- what is taken: answers first, which come after what they answer --------------------------
 
     def _transfers(self, moved: Mapping[str, Mapping[str, int | str]], read: Sample) -> None:
         if "r" in moved:
@@ -410,9 +412,7 @@ class AxiRules(BusRules):
         """An answer could be offered, and none is."""
         if channel in self._offered:
             return False
-        return any(
-            bursts and (channel == "r" or bursts[0].complete) for bursts in waiting.values()
-        )
+        return any(bursts and (channel == "r" or bursts[0].complete) for bursts in waiting.values())
 
     @staticmethod
     def _oldest(

@@ -21,7 +21,10 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from cocotb.types import LogicArray
 
 from kvtq_hw.config import EngineConfig
+from rtl.axi import BusSignature
 from rtl.blocks import create_block
+from sim.axi_checker import watch_buses
+from sim.axi_rules import BusRules
 from sim.scoreboard import Mismatch, Scoreboard
 from sim.streams import (
     PERIOD_NS,
@@ -62,6 +65,8 @@ class Bench:
         The block, for its latencies.
     drivers, sinks : dict
         Agents by port; their `cycles` tell when transfers happened.
+    buses : dict
+        Rules that are checked on each AXI port.
     """
 
     def __init__(self, dut: HierarchyObject, block: str) -> None:
@@ -71,6 +76,7 @@ class Bench:
         self.component = create_block(block, self.config)
         self.drivers: dict[str, StreamDriver] = {}
         self.sinks: dict[str, StreamSink] = {}
+        self.buses: dict[str, BusRules] = {}
         self._shapes: dict[str, ShapeLike] = {}
         self._scoreboards: dict[str, Scoreboard] = {}
         self._sending: dict[str, Task[None]] = {}
@@ -80,13 +86,17 @@ class Bench:
     async def start(cls, dut: HierarchyObject, block: str) -> Bench:
         """Start the clock, take hold of every stream port and reset the design.
 
-        Inputs that are no streams start at zero.
+        Inputs that are no streams start at zero, those of AXI ports too: agents take hold of them.
         """
         bench = cls(dut, block)
         for port, member in bench.component.signature.members.items():
             if member.is_port:
                 if member.flow is Flow.In and Shape.cast(member.shape).width:
                     dut[port].value = 0
+            elif isinstance(member.signature, BusSignature):
+                for name, part in member.signature.members.items():
+                    if part.flow is Flow.In:
+                        dut[f"{port}_{name}"].value = 0
             elif isinstance(member.signature, stream.Signature):
                 bench._shapes[port] = member.signature.members["payload"].shape
                 if member.flow is Flow.In:
@@ -95,6 +105,7 @@ class Bench:
                     bench.sinks[port] = sink = StreamSink(dut, port)
                     bench._scoreboards[port] = Scoreboard(port, bench._shapes[port], [])
         dut.rst.value = 1
+        bench.buses = watch_buses(dut, bench.component)
         Clock(dut.clk, PERIOD_NS, "ns").start(start_high=False)
         await ClockCycles(dut.clk, 2)
         dut.rst.value = 0

@@ -28,6 +28,7 @@ from kvtq_hw.errors import UserError
 from kvtq_hw.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
 from rtl.verilog import lint_waivers, port_members
+from sim.axi_checker import WATCHED_VARIABLE, unwatched
 from sim.bench import CONFIG_VARIABLE
 from sim.coverage import TABLE
 from sim.object_cache import launcher
@@ -41,18 +42,26 @@ __all__ = ["BenchError", "BenchResult", "CaseResult", "run_bench"]
 _VERILATOR_ARGUMENTS = ("--no-public-flat-rw", "-O3")
 
 
+# What cocotb's results say of a test in which no time passed.
+_NO_TIME = "properties/property[@name='sim_time_duration'][@value='0.0']"
+
+
 class BenchError(UserError, RuntimeError):
     """A bench could not be built, or left no results; the message names the log."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One cocotb test: `message` is the failure's, empty for a test that passed."""
+    """One cocotb test: `message` is the failure's, empty for a test that passed.
+
+    simulated : time passed in it
+    """
 
     name: str
     passed: bool
     seconds: float
     message: str
+    simulated: bool = True
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,8 @@ def run_bench(
     kvtq_hw.errors.UserError
         Unknown block or simulator, or the simulator is not installed.
     BenchError
-        The build failed, or the run left no results or ran no test.
+        The build failed, the run left no results or ran no test, or a test watched not every AXI
+        port.
     """
     tool = find_simulator(simulator)
     component = create_block(block, config)
@@ -122,10 +132,11 @@ def run_bench(
     run.mkdir(parents=True, exist_ok=True)
     log, results = run / "simulation.log", run / "results.xml"
     waves_file = run / ("dump.vcd" if simulator == "verilator" else "dump.fst")
+    watched = run / "watched.txt"
     with _found(tool), FileLock(run / "lock"):
         runner = get_runner(simulator)
         build = _build(runner, tool, component, block, config, folder, waves)
-        for stale in (results, log, waves_file, run / TABLE):
+        for stale in (results, log, waves_file, watched, run / TABLE):
             stale.unlink(missing_ok=True)
         trouble = ""
         try:
@@ -138,6 +149,7 @@ def run_bench(
                 plusargs=[f"+dumpfile_path={waves_file}"] if waves else [],
                 extra_env={
                     CONFIG_VARIABLE: config.model_dump_json(),
+                    WATCHED_VARIABLE: str(watched),
                     # else every import, torch and all, is compiled anew for better assertions
                     "COCOTB_REWRITE_ASSERTION_FILES": "",
                     **(variables or {}),
@@ -153,6 +165,13 @@ def run_bench(
         tests = read_results(results, log)
     if trouble and all(test.passed for test in tests):
         raise BenchError(f"{block} on {simulator} passed, but: {trouble}; log: {log}")
+    driven = [test for test in tests if test.simulated]
+    missing = unwatched(watched, component, len(driven))
+    if missing and all(test.passed for test in tests):
+        raise BenchError(
+            f"{block} on {simulator}: no checker on {', '.join(missing)} in every test; "
+            f"a bench begins with sim.axi_checker.watch_buses; log: {log}"
+        )
     if waves and not waves_file.is_file():
         raise BenchError(f"{block} on {simulator} wrote no waves to {waves_file}; log: {log}")
     if waves:
@@ -187,6 +206,7 @@ def read_results(results: Path, log: Path) -> tuple[CaseResult, ...]:
                 passed=problem is None,
                 seconds=float(case.get("time", "0")),
                 message="" if problem is None else _message(problem),
+                simulated=case.find(_NO_TIME) is None,
             )
         )
     if not tests:

@@ -19,7 +19,7 @@ from sim.verilog_cache import cached_verilog
 
 @pytest.mark.parametrize("preset", preset_names())
 def test_no_output_of_the_accelerator_sees_an_input(preset: str) -> None:
-    """AXI allows no such path (IHI 0022, A3.2.1; IHI 0051, 2.2), and so `irq` has none either."""
+    """AXI allows no such path (IHI 0022, A3.1.1; IHI 0051, 2.7.1), and so `irq` has none either."""
     verilog = cached_verilog("accelerator", load_config(preset), FOLDER / "verilog")
     assert combinational_paths(verilog, "kvtq_accelerator") == set()
 

@@ -11,6 +11,7 @@ from kvtq_hw.cli import run
 from kvtq_hw.errors import UserError
 from rtl import select_add
 from rtl.blocks import BLOCKS, INTEGER_LANES, create_block
+from sim.axi_checker import WATCHED_VARIABLE
 from sim.object_cache import _run as compile_through_cache
 from sim.runner import BenchError, CaseResult, read_results, run_bench
 
@@ -98,6 +99,21 @@ def test_a_wrong_block_fails(simulator: str, wrong_folder: Path) -> None:
     assert not test.passed
     assert test.message.startswith("o[")
     assert ", expected " in test.message
+
+
+def test_a_bus_that_is_not_watched_is_refused(simulator: str, tmp_path: Path) -> None:
+    elsewhere = {WATCHED_VARIABLE: str(tmp_path / "watched.txt")}
+    expected = f"^control on {simulator}: no checker on axi in every test; a bench begins with "
+    with pytest.raises(BenchError, match=expected):
+        run_bench(
+            "control",
+            TINY,
+            simulator,
+            seed=4,
+            folder=FOLDER,
+            testcase="counters",
+            variables=elsewhere,
+        )
 
 
 def test_waves(simulator: str) -> None:

@@ -41,6 +41,9 @@ from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import VECTOR_MAX
 from kvtq_hw.layout import MemoryLayout
 from kvtq_hw.registers import JobStatus, register_map
+from rtl.blocks import create_block
+from sim.axi_checker import watch_buses
+from sim.axi_rules import Rule
 from sim.bench import bench_config
 from sim.descriptors import HeadDescriptors
 from sim.driver import Driver
@@ -159,6 +162,8 @@ class Machine:
         """Start the clock, reset, take hold of the buses, load the tables."""
         dut = self.dut
         dut.rst.value = 1
+        beats = {"m_axis_output": self.config.head_dim}
+        self.buses = watch_buses(dut, create_block("accelerator", self.config), beats)
         self.slave = AxiSlave(AxiBus.from_prefix(dut, "m_axi"), dut.clk, dut.rst, self.memory)
         self.registers = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
         self.pairs, self.queries, self.tables = (
@@ -301,6 +306,7 @@ class Machine:
         if fault == "write":
             self.memory.writes_left = after
             return JobStatus.WRITE_ERROR
+        self.buses["m_axi"].tolerated = {Rule.RLAST}
         channel = self.slave.read_if.r_channel
         send = channel.send
         left = after
@@ -465,6 +471,9 @@ async def bus_error(dut: HierarchyObject, fault: str, after: int) -> None:
         await machine.step(0)
         await machine.step(1)
     await machine.finish()
+    rules = [violation.rule for violation in machine.buses["m_axi"].found]
+    if set(rules) != machine.buses["m_axi"].tolerated:
+        raise Mismatch(f"rules that the memory broke: {rules}")
 
 
 @cocotb.test()

@@ -197,6 +197,7 @@ async def an_event_outlives_its_clearing(dut: HierarchyObject) -> None:
     bench = await Bench.start(dut, "control")
     enable, event = REGISTERS["interrupt_enable"], REGISTERS["interrupt"]
     first_error = REGISTERS["first_error"]
+    await RisingEdge(dut.clk)
     dut.axi_bready.value = dut.axi_rready.value = dut.axi_arvalid.value = 1
     dut.axi_araddr.value = first_error.address
     dut.axi_wstrb.value = 15

@@ -19,6 +19,7 @@ from kvtq_hw.layout import VectorKind
 from rtl.layouts import key_input_layout, value_input_layout
 from rtl.memory_layouts import APPEND_BITS, read_job_layout
 from sim.axi_memory import RESPONSES, Fault, ReadMemory
+from sim.axi_rules import Rule
 from sim.bench import Bench
 from sim.records import Records, random_records
 from sim.scoreboard import Mismatch, Scoreboard
@@ -27,6 +28,13 @@ from sim.streams import STALLS, pack, stall_pattern
 KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
 TIERS = ("sinks", "body", "window")
 PAGE = 4096
+#: By fault, the rule of AXI that the memory breaks.
+BROKEN_RULES = {
+    "exokay": {Rule.EXOKAY},
+    "early": {Rule.RLAST},
+    "late": {Rule.RLAST},
+    "never": {Rule.RLAST},
+}
 
 
 class Memory:
@@ -396,10 +404,16 @@ async def bus_errors(dut: HierarchyObject, kind: str) -> None:
     job = random_job(bench, memory, (1, 3 * bench.config.block, 2), planes)
     code = RESPONSES.get(kind, RESPONSES["exokay"])
     fault = Fault(kind, int(bench.rng.integers(3)))  # type: ignore[arg-type]
+    rules = bench.buses["m_axi"]
+    rules.tolerated = BROKEN_RULES.get(kind, set())
     port = ReadMemory(dut, "m_axi", memory.data, 10, fault)
     cocotb.start_soon(port.serve(stalls(bench, "random"), stalls(bench, "random")))
     drain_slices(bench)
     await failing_job(bench, job, code, 70000 if kind == "never" else 3000)
+    bench.check({v.rule for v in rules.found}, rules.tolerated, "rules that the memory broke")
+    rules.tolerated = set()
+    if kind == "never":
+        rules.forget()
     await recover(bench, memory)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from kvtq_hw.layout import VectorKind
 from kvtq_hw.packing import vector_bytes
 from sim.axi_memory import RESPONSES
+from sim.axi_rules import Rule
 from sim.bench import STALL_MIXES, Bench
 from sim.scoreboard import Mismatch
 from sim.streams import current_cycle, stall_pattern
@@ -294,6 +295,8 @@ async def bus_errors(dut: HierarchyObject, response: str, mix: str) -> None:
     """A burst that fails: an error, no burst after it, and the same records again."""
     bench = await Bench.start(dut, "record_writer")
     number = int(bench.rng.integers(8))
+    rules = bench.buses["m_axi"]
+    rules.tolerated = {Rule.EXOKAY} if response == "exokay" else set()
     target = Target(bench, mix=mix, failing=number, response=response)
     records = random_records(bench, 16)
     written = Written(bench)
@@ -312,6 +315,8 @@ async def bus_errors(dut: HierarchyObject, response: str, mix: str) -> None:
     count = written.count
     await cancel(bench)
     bench.check(written.count, count, "records written after the error")
+    bench.check({v.rule for v in rules.found}, rules.tolerated, "rules that the memory broke")
+    rules.tolerated = set()
     await recover(bench, target, records)
 
 
@@ -349,4 +354,5 @@ async def response_never_comes(dut: HierarchyObject) -> None:
     await cancel(bench)
     bench.check(written.count, count, "records written after cancel")
     target.heal()
+    bench.buses["m_axi"].forget()
     await recover(bench, target, records)
