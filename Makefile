@@ -53,7 +53,7 @@ report: $(SETUP) model
 
 test: $(SETUP) model icarus
 	@mkdir -p build/test
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --junitxml=build/test/results.xml $(TESTS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --junitxml=build/test/results.xml --durations=10 $(TESTS)
 
 lint: $(SETUP)
 	@$(BIN)/ruff check

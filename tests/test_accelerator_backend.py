@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_decoding import arguments, tiny_folder  # noqa: F401  a fixture
+from test_decoding import arguments
 from test_rtl_attention import report_of
 
 from kvtq_hw.cli import run
@@ -18,7 +18,7 @@ def report(folder, *more: str) -> dict[str, object]:
     "code",
     ["balanced:2/1,sinks=2,window=3,feedback", "residual:2/3", "balanced:1/2,window=14,tier=4"],
 )
-def test_decoding_on_the_accelerator(tiny_folder, code):  # noqa: F811
+def test_decoding_on_the_accelerator(tiny_folder, code):
     """Every output of every step, and every byte of the memory at the end."""
     found = report(tiny_folder, "--max-new-tokens", "12", "--code", code)
     assert found["outputs_compared"] == 11 * 2 * 2 * 2 * 8  # steps, layers, KV heads, G, D
@@ -29,13 +29,13 @@ def test_decoding_on_the_accelerator(tiny_folder, code):  # noqa: F811
     assert found["rtl_cycles"] > found["bound_cycles"]
 
 
-def test_a_prompt_of_one_token_starts_in_an_empty_memory(tiny_folder):  # noqa: F811
+def test_a_prompt_of_one_token_starts_in_an_empty_memory(tiny_folder):
     code = "balanced:3/2,sinks=1,window=2,feedback"
     found = report(tiny_folder, "--prompt", "w5", "--max-new-tokens", "6", "--code", code)
     assert (found["mismatches"], found["memory_differences"]) == (0, 0)
 
 
-def test_memory_that_differs_is_a_failure(tiny_folder, monkeypatch, capsys):  # noqa: F811
+def test_memory_that_differs_is_a_failure(tiny_folder, monkeypatch, capsys):
     compare = AcceleratorBackend.compare_memory
 
     def spoilt(self, cache):
@@ -54,6 +54,6 @@ def test_memory_that_differs_is_a_failure(tiny_folder, monkeypatch, capsys):  # 
         ("balanced:3/2,scale=max", "allowed for balanced codes is absmean"),
     ],
 )
-def test_codes_that_the_hardware_does_not_compute(tiny_folder, capsys, code, message):  # noqa: F811
+def test_codes_that_the_hardware_does_not_compute(tiny_folder, capsys, code, message):
     assert run([*arguments(tiny_folder), "--backend", "rtl", "--code", code]) == 1
     assert message in capsys.readouterr().err

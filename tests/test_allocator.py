@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from golden.allocator import (
 )
 from golden.attention import ATTENTION
 from golden.backends import FloatBackend, GoldenBackend
-from golden.calibration import calibrate
+from golden.calibration import Calibration, calibrate
 from golden.decoding import decode, make_cache
 from golden.sampling import sample_tokens
 from kvtq_hw.cli import run
@@ -50,48 +51,94 @@ def test_too_few_digits():
         allocate(torch.zeros(5, 3), 4)
 
 
-@pytest.mark.parametrize("tokens", [6, 40, 1024])
-@pytest.mark.parametrize("bits", [9.0, 5.0, 11.5])
-def test_digits_for_bits_are_the_most_that_fit(tokens, bits):
-    """By storing tokens and counting bytes."""
-    layers = 2
-    conditioning = calibrate(tiny_model(), TEXT, tokens=50)
-    wide = TINY.replace(max_context=1024)
+WIDE = TINY.replace(max_context=1024)
+LAYERS = 2
 
-    def measured(digits: list[int]) -> float:
-        cache = make_cache(wide, code_table("t", CODE, digits), conditioning, GoldenBackend())
-        for layer in range(layers):
-            cache.update(*torch.randn(2, 1, 2, tokens, 8), layer)
-        return cache.bits_per_element()
 
-    try:
-        digits = digits_for_bits(wide, CODE, layers, bits, tokens)
-    except UserError as error:
-        assert measured([1] * 4) > bits
-        assert str(error).startswith(f"--bits: {bits} is too small for {CODE} at {tokens} tokens")
-        return
+@pytest.fixture(scope="module")
+def calibration() -> Calibration:
+    return calibrate(tiny_model(), TEXT, tokens=50)
+
+
+def stored_bits(calibration: Calibration, digits: list[int], tokens: int) -> float:
+    """Bits per element of a cache that holds so many tokens, by storing them and counting."""
+    cache = make_cache(WIDE, code_table("t", CODE, digits), calibration, GoldenBackend())
+    for layer in range(LAYERS):
+        cache.update(*torch.randn(2, 1, 2, tokens, 8), layer)
+    return cache.bits_per_element()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "bits", "digits"),
+    # eight elements in two bytes a digit and a byte of scale; seven tokens in five digits
+    [(40, 5.0, 5), (40, 9.0, 15), (1024, 3.5, 4), (1024, 5.0, 7), (1024, 9.0, 15)],
+)
+def test_digits_for_bits_are_the_most_that_fit(
+    calibration: Calibration, tokens: int, bits: float, digits: int
+) -> None:
+    assert digits_for_bits(WIDE, CODE, LAYERS, bits, tokens) == digits
     spread = [digits // 4 + (index < digits % 4) for index in range(4)]
-    if tokens > 7 and digits < 20:
-        assert measured(spread) <= bits
-        assert measured([spread[0] + 1, *spread[1:]]) > bits
+    assert stored_bits(calibration, spread, tokens) <= bits
+    one_more = [digit + (index == digits % 4) for index, digit in enumerate(spread)]
+    assert sum(one_more) == digits + 1
+    assert stored_bits(calibration, one_more, tokens) > bits
 
 
-def test_digits_for_cycles_are_the_most_that_fit():
-    tokens, tier = 100, 7
-    for cycles in (8000, 10000):
-        digits = digits_for_cycles(TINY, CODE, 2, 3, cycles, tokens)
+@pytest.mark.parametrize("tokens", [6, 7, 40, 1024])
+def test_bits_that_hold_five_digits_of_each_tensor_hold_no_more(
+    calibration: Calibration, tokens: int
+) -> None:
+    """Eleven bits are five digits and a scale, for all tokens: 20 digits of the body as well."""
+    assert stored_bits(calibration, [5] * 4, tokens) == 11
+    assert digits_for_bits(WIDE, CODE, LAYERS, 11.0, tokens) == 20
+    assert digits_for_bits(WIDE, CODE, LAYERS, 100.0, tokens) == 20
 
-        def bound(n):
-            return 3 * bound_cycles(TINY, tokens - tier, n, 0) + 3 * 2 * bound_cycles(
-                TINY, tier, 5, 5
-            )
 
-        assert bound(digits) <= cycles < bound(digits + 1)
-    with pytest.raises(UserError, match=r"^--cycles: 10 is too small for balanced:1/1,sinks=2,wi"):
-        digits_for_cycles(TINY, CODE, 2, 3, 10, tokens)
+@pytest.mark.parametrize(
+    ("tokens", "bits", "least"),
+    # where all tokens are in tiers, the tiers alone are too much
+    [(6, 9.0, "11"), (7, 10.9, "11"), (40, 4.3, "4.4"), (1024, 3.0, "3.055")],
+)
+def test_bits_that_are_too_few(
+    calibration: Calibration, tokens: int, bits: float, least: str
+) -> None:
+    message = (
+        f"bits: {bits} is too small for {CODE} at {tokens} tokens; allowed is at least {least}"
+    )
+    with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+        digits_for_bits(WIDE, CODE, LAYERS, bits, tokens)
+    assert stored_bits(calibration, [1] * 4, tokens) == pytest.approx(float(least), rel=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cycles", "digits"), [(100, 8000, 12), (100, 10000, 16), (8, 1000, 20), (7, 840, 20)]
+)
+def test_digits_for_cycles_are_the_most_that_fit(tokens: int, cycles: int, digits: int) -> None:
+    """Three KV heads of two layers; seven tokens in five digits, two slices a plane."""
+    assert digits_for_cycles(TINY, CODE, 2, 3, cycles, tokens) == digits
+
+    def bound(count: int) -> int:
+        body = 3 * bound_cycles(TINY, tokens - 7, count, 0)
+        return body + 3 * 2 * bound_cycles(TINY, 7, 5, 5)
+
+    assert bound(digits) <= cycles
+    assert digits == 20 or bound(digits + 1) > cycles
+
+
+@pytest.mark.parametrize(("tokens", "cycles", "least"), [(100, 10, 3072), (7, 839, 840)])
+def test_cycles_that_are_too_few(tokens: int, cycles: int, least: int) -> None:
+    message = f"cycles: {cycles} is too small for {CODE} at {tokens} tokens; allowed is at least "
+    with pytest.raises(UserError, match=f"^{re.escape(message)}{least}$"):
+        digits_for_cycles(TINY, CODE, 2, 3, cycles, tokens)
+
+
+def test_cycles_of_an_engine_that_takes_several_planes_per_slice() -> None:
     several = TINY.replace(value_planes_per_cycle=2)
-    with pytest.raises(UserError, match=r"^--cycles: tiny takes 1 planes of keys and 2 of values"):
-        digits_for_cycles(several, CODE, 2, 3, 8000, tokens)
+    message = (
+        "cycles: tiny takes 1 planes of keys and 2 of values per cycle; allowed is one of each"
+    )
+    with pytest.raises(UserError, match=f"^{message}$"):
+        digits_for_cycles(several, CODE, 2, 3, 8000, 100)
 
 
 def test_sensitivity_falls_with_digits():

@@ -10,7 +10,6 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
-from test_liberty import full_library
 
 from kvtq_hw.cli import run
 from kvtq_hw.config import load_config
@@ -212,8 +211,8 @@ def test_area_grows_with(store, block: str, field: str, values: tuple[int, ...])
 # --- against the full library ---------------------------------------------------------------------
 
 
-def test_shipped_library_chooses_the_same_cells_as_the_full_one(store) -> None:
-    full = load_liberty(full_library())
+def test_shipped_library_chooses_the_same_cells_as_the_full_one(store, sky130_liberty) -> None:
+    full = load_liberty(sky130_liberty)
     ours, theirs = (measure_area(TINY, liberty=lib, store=store) for lib in (None, full))
     assert ours.total.um2 == pytest.approx(theirs.total.um2, rel=0.01)
     for block, area in ours.blocks.items():

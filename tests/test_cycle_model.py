@@ -7,8 +7,12 @@ import pytest
 
 from kvtq_hw.config import EngineConfig, load_config
 from kvtq_hw.cycle_model import bound_cycles, job_cycles, uniform_job_cycles
+from rtl.accumulator_bank import AccumulatorBank
+from rtl.normalizer import Normalizer
+from rtl.online_softmax import OnlineSoftmax
 from rtl.plane_scaler import PlaneScaler
 from rtl.select_add import SelectAdd
+from rtl.weight_scaler import WeightScaler
 from sim.cases import random_case
 from sim.verilated import VerilatedEngine
 
@@ -73,15 +77,30 @@ def test_steady_state_of_the_smollm2_engine() -> None:
     assert 1024 * 5 < run.cycles <= 1.05 * bound_cycles(config, 1024, 3, 2)
 
 
-def test_latencies_are_those_of_the_blocks() -> None:
-    """Lengthening a block must not be forgotten here: one token's cycles hold every latency."""
-    for config in (TINY, load_config("smollm2"), load_config("llama3-8b")):
-        path = SelectAdd(config).latency + PlaneScaler.LATENCY
-        path += 7  # scores to weights
-        slices = config.slices
-        expected = 1 + config.head_dim + slices + path + slices
-        expected += config.reciprocal_bits + 4 + config.head_dim + 2
-        assert uniform_job_cycles(config, 1, 1, 1) == expected
+def score_path(config: EngineConfig) -> int:
+    """Cycles from the last key slice of a block to its first weight, by the blocks' own numbers."""
+    return SelectAdd(config).latency + PlaneScaler.LATENCY + OnlineSoftmax.LATENCY
+
+
+@pytest.mark.parametrize("config", [TINY, load_config("smollm2"), load_config("llama3-8b")])
+def test_latencies_are_those_of_the_blocks(config: EngineConfig) -> None:
+    """Lengthening a block must not be forgotten: one token's cycles hold the blocks' latencies."""
+    normalizer = Normalizer(config)
+    cycles = 1 + config.head_dim + config.slices + score_path(config) + config.slices
+    cycles += 1 + normalizer.reciprocal_latency + config.head_dim + normalizer.LATENCY
+    assert uniform_job_cycles(config, 1, 1, 1) == cycles
+
+
+def test_latencies_behind_a_rescale_are_those_of_the_blocks() -> None:
+    """A last block of one slice, whose rescale takes longer than the reciprocal."""
+    config = variant(lanes=8)
+    block, dim = config.block, config.head_dim
+    cycles = 1 + dim + block + score_path(config) + block
+    cycles += OnlineSoftmax.LATENCY + config.slices * config.rescale_steps
+    cycles += 1 + 1 + WeightScaler.LATENCY + AccumulatorBank.DRAIN_LATENCY
+    cycles += dim + Normalizer.LATENCY
+    assert config.rescale_steps > Normalizer(config).reciprocal_latency
+    assert uniform_job_cycles(config, block + 1, 1, 1) == cycles
 
 
 @pytest.mark.parametrize(("keys", "values"), [([], []), ([4], []), ([4, 4], [4])])

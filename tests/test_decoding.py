@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from test_models import smollm2_wheel  # noqa: F401  a fixture
-from tiny_model import prompt, save_tiny_model, tiny_model
+from tiny_model import prompt, tiny_model
 
-from golden import calibration
 from golden.backends import AttentionJob, GoldenBackend
 from golden.calibration import calibrate
 from golden.decoding import decode, decode_unquantized, make_cache
@@ -94,15 +92,6 @@ def test_prompts_that_do_not_fit():
 
 
 # --- the command line -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def tiny_folder(tmp_path, monkeypatch) -> Path:
-    """A tiny model in a folder, calibrated on a short text; the working folder is temporary."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
-    return save_tiny_model(tmp_path / "model")
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
@@ -284,7 +273,7 @@ def test_a_code_with_more_digits_than_the_engine(tiny_folder, capsys):
     ("code", "text"),
     [("balanced:3/2", " paint. She had a "), ("residual:4/3", " paint. She had a big ")],
 )
-def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):  # noqa: F811
+def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):
     report_file = tmp_path / "report.json"
     options = ["--code", code, "--max-new-tokens", "8", "--json", str(report_file)]
     assert run(["decode", *options]) == 0

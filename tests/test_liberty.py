@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 from pathlib import Path
 
 import pytest
@@ -27,14 +26,6 @@ library (small) {
     pin (B) { direction : input; } pin (Y) { direction : output; function : "!(A+B)"; } }
 }
 """
-
-
-def full_library() -> Path:
-    """The full file of sky130_fd_sc_hd: KVTQ_SKY130_LIBERTY names it."""
-    path = os.environ.get("KVTQ_SKY130_LIBERTY")
-    if path is None:
-        pytest.skip("KVTQ_SKY130_LIBERTY does not name sky130_fd_sc_hd__tt_025C_1v80.lib[.gz]")
-    return Path(path)
 
 
 def test_groups_and_attributes() -> None:
@@ -125,8 +116,8 @@ def test_shipped_library_alone() -> None:
         assert shipped.area(f"sky130_fd_sc_hd__{cell}") == pytest.approx(width * 2.72, abs=1e-4)
 
 
-def test_shipped_library_states_the_facts_of_the_full_one() -> None:
-    full, shipped = load_liberty(full_library()), shipped_liberty()
+def test_shipped_library_states_the_facts_of_the_full_one(sky130_liberty: Path) -> None:
+    full, shipped = load_liberty(sky130_liberty), shipped_liberty()
     for name, cell in shipped.cells.items():
         assert shipped.area(name) == round(full.area(name), 4)
         pins = {pin.names[0]: pin for pin in full.cells[name].all("pin")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 
@@ -10,20 +9,9 @@ import pytest
 import torch
 from tiny_model import prompt, save_tiny_model, tiny_model
 
-from golden.models import WHEEL_VARIABLE, find_wheel, load_model
+from golden.models import WHEEL_VARIABLE, load_model
 from kvtq_hw.config import load_config
 from kvtq_hw.errors import UserError
-
-
-@pytest.fixture
-def smollm2_wheel() -> Path:
-    """The model's wheel; a test that asks for it is skipped where nobody has fetched it."""
-    try:
-        return find_wheel()
-    except UserError as error:
-        if os.environ.get("KVTQ_REQUIRE_MODEL") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
 
 
 def refusal(source: str) -> str:

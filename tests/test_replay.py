@@ -45,7 +45,6 @@ def test_captured_jobs_are_of_their_steps(files):
     assert torch.equal(first.keys.trits[:17], later.keys.trits[:17])
 
 
-@pytest.mark.parametrize("simulator", ["verilator", "icarus"])
 def test_replay_compares_and_records(files, simulator):
     options = [str(files[1]), "--simulator", simulator, "--waves", "--build-folder", str(FOLDER)]
     result = CliRunner().invoke(replay, options, catch_exceptions=False, standalone_mode=False)

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_decoding import arguments, tiny_folder  # noqa: F401  a fixture
-from test_models import smollm2_wheel  # noqa: F401  a fixture
+from test_decoding import arguments
 
 from kvtq_hw.cli import run
 
@@ -19,7 +18,7 @@ def report_of(*words: str, backend: str = "engine") -> dict[str, object]:
 
 
 @pytest.mark.parametrize("code", ["balanced:3/2", "residual:2/3", "balanced:1/5"])
-def test_decoding_on_the_engine(tiny_folder, code):  # noqa: F811
+def test_decoding_on_the_engine(tiny_folder, code):
     """Every output of every step equals the golden model's, past several block boundaries."""
     report = report_of(*arguments(tiny_folder, "--max-new-tokens", "12", "--code", code))
     jobs = 11 * 2 * 2  # steps, layers, KV heads
@@ -30,7 +29,7 @@ def test_decoding_on_the_engine(tiny_folder, code):  # noqa: F811
     assert report["bound_cycles"] < report["rtl_cycles"]
 
 
-def test_smollm2_on_the_engine(smollm2_wheel, tmp_path, monkeypatch):  # noqa: F811
+def test_smollm2_on_the_engine(smollm2_wheel, tmp_path, monkeypatch):
     """The real model, whole layers: three steps, every output of 30 layers and 9 heads."""
     monkeypatch.chdir(tmp_path)
     report = report_of("decode", "--max-new-tokens", "4", "--prompt", "The capital of France is")

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from needs import NEEDS, missing
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -89,18 +90,19 @@ def test_missing_or_empty_demo_report_fails(tmp_path, monkeypatch, content: str 
     assert call(script("check_demo"), monkeypatch, tmp_path / "decode.json") == 1
 
 
-# --- check_benches --------------------------------------------------------------------------------
+# --- check_tests ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def check(tmp_path, monkeypatch, capsys):
-    """Run check_benches on test cases, with two blocks in the bench folder; return its lines."""
-    module = script("check_benches")
+    """Run check_tests on test cases, with two blocks in the bench folder; return its lines."""
+    module = script("check_tests")
     benches = tmp_path / "benches"
     benches.mkdir()
     for name in ("adder", "shifter", "__init__"):
         (benches / f"{name}.py").touch()
     monkeypatch.setattr(module, "BENCHES", benches)
+    monkeypatch.setenv("KVTQ_REQUIRE", "simulators,model")
 
     def run(*cases: str) -> list[str]:
         results = tmp_path / "results.xml"
@@ -113,9 +115,10 @@ def check(tmp_path, monkeypatch, capsys):
     return run
 
 
-def case(block: str, simulator: str, inner: str = "") -> str:
+def case(block: str, simulator: str, inner: str = "", seconds: float = 0) -> str:
     name = f"test_bench[{simulator}-tiny]"
-    return f'<testcase classname="tests.test_{block}" name="{name}">{inner}</testcase>'
+    place = f'classname="tests.test_{block}" name="{name}" time="{seconds}"'
+    return f"<testcase {place}>{inner}</testcase>"
 
 
 ALL = [case(block, name) for block in ("adder", "shifter") for name in ("verilator", "icarus")]
@@ -126,12 +129,45 @@ def test_every_bench_on_every_simulator_passes_silently(check) -> None:
 
 
 def test_bench_that_did_not_run_is_named(check) -> None:
-    assert check(*ALL[:3]) == ["benches: shifter: no bench ran on icarus"]
+    assert check(*ALL[:3]) == ["tests: shifter: no bench ran on icarus"]
+    skipped = case("shifter", "icarus", '<skipped message="liberty: none"/>')
+    assert check(*ALL[:3], skipped) == ["tests: shifter: no bench ran on icarus"]
 
 
-def test_skipped_bench_is_named(check) -> None:
-    assert check(*ALL, case("adder", "icarus", "<skipped/>")) == [
-        "benches: tests.test_adder::test_bench[icarus-tiny] was skipped"
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('message="simulators: no vvp"', "simulators: no vvp"),  # required
+        ('message="unconditional skip"', "unconditional skip"),
+        ('message="could not import numba"', "could not import numba"),
+        ("", "no reason"),
+    ],
+)
+def test_skip_that_nothing_excuses_is_named(check, message: str, reason: str) -> None:
+    assert check(*ALL, case("adder", "icarus", f"<skipped {message}/>")) == [
+        f"tests: tests.test_adder::test_bench[icarus-tiny] was skipped: {reason}"
+    ]
+
+
+def test_skip_for_a_need_that_is_not_required_passes(check) -> None:
+    assert check(*ALL, case("area", "x", '<skipped message="liberty: no file"/>')) == []
+
+
+def test_unknown_requirement_fails(check, monkeypatch) -> None:
+    monkeypatch.setenv("KVTQ_REQUIRE", "simulator")
+    [line] = check(*ALL)
+    assert line.endswith(
+        "KVTQ_REQUIRE: simulator unknown; allowed are simulators, model, liberty, opensta"
+    )
+
+
+def test_durations_are_recorded(check, tmp_path) -> None:
+    check(*ALL, case("adder", "x", seconds=2.5), case("adder", "y", seconds=1))
+    lines = (tmp_path / "durations.txt").read_text().splitlines()
+    assert lines[0].split() == ["3.5", *["all", "tests,", "in", "seconds", "of", "their", "worker"]]
+    assert lines[1].split() == ["3.5", "tests.test_adder"]
+    assert lines[lines.index("slowest tests") + 1].split() == [
+        *("2.5", "tests.test_adder::test_bench[x-tiny]")
     ]
 
 
@@ -140,7 +176,20 @@ def test_empty_results_fail(check) -> None:
 
 
 def test_missing_results_fail(tmp_path, monkeypatch) -> None:
-    assert call(script("check_benches"), monkeypatch, tmp_path / "results.xml") == 1
+    assert call(script("check_tests"), monkeypatch, tmp_path / "results.xml") == 1
+
+
+# --- needs ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("need", NEEDS)
+def test_a_missing_need_skips_or_fails(monkeypatch, need: str) -> None:
+    monkeypatch.setenv("KVTQ_REQUIRE", "")
+    with pytest.raises(pytest.skip.Exception, match=f"^{need}: nowhere$"):
+        missing(need, "nowhere")
+    monkeypatch.setenv("KVTQ_REQUIRE", f"simulators,{need}")
+    with pytest.raises(pytest.fail.Exception, match=f"^{need}: nowhere$"):
+        missing(need, "nowhere")
 
 
 # --- fetch_model ----------------------------------------------------------------------------------

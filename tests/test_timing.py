@@ -7,7 +7,6 @@ import pytest
 from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from test_liberty import full_library
 
 from kvtq_hw.cli import run
 from kvtq_hw.config import load_config
@@ -17,7 +16,7 @@ from kvtq_hw.estimates.blocks import Part
 from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.timing import LongestPath, measure_timing
-from kvtq_hw.toolchain import Tool, opensta
+from kvtq_hw.toolchain import Tool
 from rtl.verilog import emit_rtlil
 
 TINY = load_config("tiny")
@@ -49,16 +48,8 @@ def parts(monkeypatch):
     monkeypatch.setattr(timing, "engine_parts", lambda config: chosen)
 
 
-@pytest.fixture
-def analyser() -> Tool:
-    tool = opensta()
-    if tool is None:
-        pytest.skip("opensta: no sta on PATH; Debian and Ubuntu: sudo apt install opensta")
-    return tool
-
-
-def test_opensta(parts, analyser, monkeypatch, tmp_path) -> None:
-    liberty, store = load_liberty(full_library()), EstimateStore(tmp_path)
+def test_opensta(parts, analyser, sky130_liberty, monkeypatch, tmp_path) -> None:
+    liberty, store = load_liberty(sky130_liberty), EstimateStore(tmp_path)
     monkeypatch.setattr(timing, "engine_parts", lambda config: [chain(4, "packer")])
     short = measure_timing(TINY, liberty, analyser, store)
     monkeypatch.setattr(timing, "engine_parts", lambda config: [chain(64)])
@@ -83,8 +74,8 @@ def test_netlist_in_what_opensta_reads(tmp_path) -> None:
     assert "signed" not in plain and "assign {" not in plain and "assign o" in plain
 
 
-def test_abc_without_opensta(parts, tmp_path) -> None:
-    liberty = load_liberty(full_library())
+def test_abc_without_opensta(parts, sky130_liberty, tmp_path) -> None:
+    liberty = load_liberty(sky130_liberty)
     paths = measure_timing(TINY, liberty, None, EstimateStore(tmp_path))
     assert {path.tool for path in paths.values()} == {"abc"}
     assert 0 < paths["packer"].delay_ps < paths["engine"].delay_ps
@@ -104,12 +95,12 @@ def test_a_failing_analyser_is_one_line(tmp_path: Path) -> None:
         timing._run(Tool("opensta", tool, "2.0"), tmp_path)
 
 
-def test_command(parts, tmp_path, monkeypatch, capsys) -> None:
+def test_command(parts, sky130_liberty, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("KVTQ_TOOLS", str(tmp_path))
     file = tmp_path / "timing.json"
-    arguments = ["timing", "--preset", "tiny", "--liberty", str(full_library())]
+    arguments = ["timing", "--preset", "tiny", "--liberty", str(sky130_liberty)]
     assert run([*arguments, "--json", str(file)]) == 0
     assert "abc, combinational logic alone" in capsys.readouterr().out
     written = json.loads(file.read_text())
