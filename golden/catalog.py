@@ -23,7 +23,7 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.sources import source_digest
 
-__all__ = ["BASELINE_EXAMPLES", "TernaryFormat", "parse_format"]
+__all__ = ["BASELINE_EXAMPLES", "TernaryFormat", "is_ternary", "parse_format", "ternary_code"]
 
 _FAMILIES = (floats, integers, kivi, transformers_cache)
 
@@ -47,20 +47,26 @@ def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> 
         if baseline is not None:
             return baseline
     published = text.startswith(kvtq.PREFIX)
-    try:
-        code = read_code("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
-    except UserError as error:
-        raise UserError(f"{error}; or a baseline, as {', '.join(BASELINE_EXAMPLES)}") from None
-    inputs.language_model.check_fits(inputs.config)
-    if code.most_digits > inputs.config.max_planes:
-        raise UserError(
-            f"code: {text!r} has more digits than configuration {inputs.config.name!r} allows, "
-            f"max_planes = {inputs.config.max_planes}"
-        )
+    code = ternary_code(text)
+    inputs.language_model.check_fits(inputs.config, [code])
     calibration = inputs.calibration()
     conditioning = kvtq.unconditioned(calibration) if published else calibration.conditioning()
     name = text if published else str(code)
     return TernaryFormat(name, code, inputs.config, calibration, tuple(conditioning), backend)
+
+
+def is_ternary(text: str) -> bool:
+    """Whether a spelled code, right or wrong, asks for a ternary cache."""
+    return text.startswith(("balanced:", "residual:", kvtq.PREFIX)) or text.endswith(".toml")
+
+
+def ternary_code(text: str) -> CacheCode | CodeTable:
+    """The ternary code that is spelled, by ``kvtq:`` too; raises `UserError` where none is."""
+    published = text.startswith(kvtq.PREFIX)
+    try:
+        return read_code("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
+    except UserError as error:
+        raise UserError(f"{error}; or a baseline, as {', '.join(BASELINE_EXAMPLES)}") from None
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ __all__ = [
     "cache_code",
     "check_context",
     "context_option",
+    "fitted_option",
     "json_option",
     "liberty_option",
     "model_option",
@@ -66,6 +67,16 @@ preset_option = click.option(
     show_default=True,
     metavar="NAME|FILE",
     help=f"Configuration: {', '.join(preset_names())}, or the path of a .toml file.",
+)
+
+#: `--preset NAME|FILE.toml` where the model decides, passed to the command as `preset`: None is a
+#: configuration made for the model, `golden.models.LanguageModel.fitted`.
+fitted_option = click.option(
+    "--preset",
+    type=PresetType(),
+    metavar="NAME|FILE",
+    help=f"Configuration: {', '.join(preset_names())}, or the path of a .toml file.  "
+    "[default: that of smollm2, fitted to the model]",
 )
 
 #: `--model NAME|PATH`, passed to the command as `model_name`.

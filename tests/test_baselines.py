@@ -322,7 +322,9 @@ def test_codes_that_are_not_allowed(inputs, text, message):
 def test_more_digits_than_the_configuration_has(inputs):
     config = inputs.config.replace(max_planes=2)
     few = FormatInputs(inputs.language_model, config, inputs.calibration)
-    with pytest.raises(UserError, match=r"^code: 'balanced:3/2' has more digits than configuratio"):
+    with pytest.raises(
+        UserError, match=r"max_planes is 2, must be at least 3 for code 'balanced:3/2'$"
+    ):
         parse("balanced:3/2", few)
 
 

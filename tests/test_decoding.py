@@ -14,6 +14,7 @@ from tiny_model import prompt, tiny_model
 
 from golden.backends import AttentionJob, GoldenBackend
 from golden.calibration import calibrate
+from golden.capture import load_captured
 from golden.decoding import decode, decode_unquantized, make_cache
 from golden.engine import Attention
 from kvtq_hw.cli import run
@@ -238,12 +239,13 @@ def test_residual_code_takes_the_papers_scale(tiny_folder):
     ("options", "message"),
     [
         (["--preset", "huge"], "preset: 'huge' is unknown; allowed are llama3-8b, smollm2, tiny"),
-        (["--preset", "smollm2"], "preset 'smollm2' has head_dim 64, model"),
+        (["--preset", "smollm2"], "head_dim is 64, must be 8; query_group is 3, must be 2\n"),
         (["--code", "balanced:9/2"], "code: 'balanced:9/2' is not a cache code; allowed are"),
         (["--model", "gone.gguf"], "model file 'gone.gguf': no such file"),
         (
             ["--max-new-tokens", "57"],
-            "9 tokens and 57 new ones need a context of 65; allowed is at",
+            "configuration 'tiny' does not fit model '{model}': max_context is 64, must be at "
+            "least 65\n",
         ),
         (["--max-new-tokens", "0"], "0 is not in the range x>=1"),
         (["--prompt", ""], "prompt: '' has no tokens"),
@@ -254,19 +256,66 @@ def test_residual_code_takes_the_papers_scale(tiny_folder):
 def test_bad_input_is_one_line(tiny_folder, capsys, options, message):
     assert run(arguments(tiny_folder, *options)) != 0
     captured = capsys.readouterr()
-    assert message in captured.err
+    assert message.format(model=tiny_folder) in captured.err
     assert captured.err.count("\n") == 1
     assert "Traceback" not in captured.err
 
 
-def test_a_code_with_more_digits_than_the_engine(tiny_folder, capsys):
+def test_a_configuration_that_does_not_fit_is_refused_once(tiny_folder, engine, capsys):
+    """By every command that runs a cache, in the same words, whatever the backend."""
     Path("narrow.toml").write_text(
-        'name = "narrow"\nhead_dim = 8\nquery_group = 2\nlanes = 4\nmax_planes = 2\n'
+        'name = "narrow"\nhead_dim = 16\nquery_group = 1\nlanes = 4\nmax_planes = 2\n'
     )
-    assert run(arguments(tiny_folder, "--preset", "narrow.toml")) == 1
-    assert "'balanced:3/2' has more digits than configuration 'narrow' allows, max_planes = 2" in (
-        capsys.readouterr().err
+    model, code = ["--model", str(tiny_folder)], ["--code", "balanced:3/2"]
+    message = (
+        f"kvtq-hw: error: configuration 'narrow' does not fit model {str(tiny_folder)!r}: head_dim "
+        "is 16, must be 8; query_group is 1, must be 2; max_planes is 2, must be at least 3 for "
+        "code 'balanced:3/2'\n"
     )
+    size = ["--context", "40", "--segments", "1"]
+    for command in (
+        ["decode", "--backend", "golden"],
+        ["decode", "--backend", "float"],
+        ["decode", "--backend", "engine"],
+        ["capture"],
+        ["eval", *size],
+    ):
+        assert run([*command, "--preset", "narrow.toml", *model, *code]) == 1
+        assert capsys.readouterr().err == message
+
+
+def test_without_a_preset_the_configuration_is_fitted(tiny_folder, engine):
+    for backend in ("golden", "float", "engine"):
+        line = ["decode", "--model", str(tiny_folder), "--prompt", PROMPT, "--backend", backend]
+        assert run([*line, "--max-new-tokens", "3", "--json", "report.json"]) == 0
+        assert json.loads(Path("report.json").read_text())["preset"] == "fitted"
+    assert run(["capture", "--model", str(tiny_folder), "--prompt", PROMPT, "-o", "captured"]) == 0
+    config = load_captured(Path("captured/layer0-head0-step0.safetensors")).config
+    assert (config.head_dim, config.query_group, config.lanes) == (8, 2, 8)
+    assert config.table_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("code", "per_layer_and_head"),
+    [
+        # a residual digit is a run of its own: 4 + 3 slices of two cycles, whatever fits a slice
+        ("residual:4/3", 2 * 7 * (10 + 11 + 12 + 13 + 14)),
+        # five tokens in five digits, 2 slices of three planes and 3 of two; others 2 + 2 runs
+        ("residual:2/2,sinks=1,window=4", 2 * (5 * 5 * 5 + 4 * (5 + 6 + 7 + 8 + 9))),
+        # one run: 1 slice of three planes, 1 of two
+        ("balanced:3/2", 2 * 2 * (10 + 11 + 12 + 13 + 14)),
+    ],
+)
+def test_bound_with_several_planes_a_cycle(tiny_folder, engine, code, per_layer_and_head):
+    Path("planes.toml").write_text(
+        'name = "planes"\nhead_dim = 8\nquery_group = 2\nlanes = 4\n'
+        "key_planes_per_cycle = 3\nvalue_planes_per_cycle = 2\n"
+    )
+    options = ["--backend", "engine", "--no-check", "--preset", "planes.toml", "--code", code]
+    line = arguments(tiny_folder, *options, "--max-new-tokens", "6", "--json", "report.json")
+    assert run(line) == 0
+    bound = json.loads(Path("report.json").read_text())["bound_cycles"]
+    assert bound == 2 * 2 * per_layer_and_head  # layers, KV heads
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,11 @@ def test_without_a_text_it_is_python_s_documentation(folder):
         (["--json", "nowhere/r.json"], "output 'nowhere/r.json': 'nowhere' is not a folder"),
         (["--segments", "9"], "text has 150 tokens; 9 segments of 40 need 360"),
         (["--context", "300"], "context: 300 is not allowed; must be 2..256, the positions of"),
-        (["--preset", "smollm2"], "preset 'smollm2' has head_dim 64, model './model' has 8"),
+        (
+            ["--preset", "smollm2"],
+            "configuration 'smollm2' does not fit model './model': head_dim is 64, must be 8; "
+            "query_group is 3, must be 2\n",
+        ),
         (["--needle", "1"], "context: 40 is too short to hide 8 needles"),
     ],
 )

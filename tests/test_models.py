@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from tiny_model import prompt, save_tiny_model, tiny_model
 
-from golden.models import WHEEL_VARIABLE, load_model
+from golden.models import WHEEL_VARIABLE, LanguageModel, load_model
+from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import load_config
 from kvtq_hw.errors import UserError
 
@@ -35,23 +41,58 @@ def test_a_saved_folder_is_loaded(tmp_path):
     assert language_model.tokenizer.decode(ids) == words
 
 
-def test_model_that_fits_and_models_that_do_not():
-    tiny = load_config("tiny")
-    tiny_model().check_fits(tiny)
+def misfit(language_model: LanguageModel, *args: object, **options: object) -> str:
     with pytest.raises(UserError) as caught:
-        tiny_model(head_dim=16).check_fits(tiny)
-    assert str(caught.value) == (
-        "preset 'tiny' has head_dim 8, model 'tiny' has 16; "
-        "allowed are configurations with head_dim = 16"
+        language_model.check_fits(*args, **options)
+    return str(caught.value)
+
+
+def test_a_configuration_that_does_not_fit_is_refused_once_with_everything():
+    tiny = load_config("tiny")
+    tiny_model().check_fits(tiny, [CacheCode("balanced", 5, 5)], 64, tables=True)
+    assert misfit(tiny_model(head_dim=16), tiny) == (
+        "configuration 'tiny' does not fit model 'tiny': head_dim is 8, must be 16"
     )
-    with pytest.raises(UserError, match="has query_group 2, model 'tiny' has 3"):
-        tiny_model(query_group=3).check_fits(tiny)
+    narrow = tiny.replace(name="narrow", max_planes=2, table_heads=3)
+    table = CodeTable("by layer", (CacheCode("balanced", 1, 1), CacheCode("balanced", 3, 2)))
+    assert misfit(tiny_model(head_dim=16, query_group=3), narrow, [table], 65, tables=True) == (
+        "configuration 'narrow' does not fit model 'tiny': head_dim is 8, must be 16; query_group "
+        "is 2, must be 3; max_context is 64, must be at least 65; table_heads is 3, must be at "
+        "least 4; max_planes is 2, must be at least 3 for code 'by layer'"
+    )
+    tiny_model().check_fits(narrow, [CacheCode("balanced", 2, 2)], 64)
+
+
+def test_without_a_configuration_one_is_fitted():
+    codes = [CacheCode("balanced", 5, 5)]
+    fitted = tiny_model(head_dim=24, query_group=3).fitted(None, codes, 100, tables=True)
+    assert fitted == load_config("smollm2").replace(
+        name="fitted", head_dim=24, lanes=24, query_group=3, table_heads=4
+    )
+    chosen = load_config("tiny")
+    assert tiny_model().fitted(chosen, codes, 64) is chosen
+    # 256 positions: a prompt beyond them has an error of its own
+    assert tiny_model().fitted(None, codes, 1 << 30).max_context == 8192
+    long = tiny_model()
+    long.model.config.max_position_embeddings = 1 << 14
+    assert long.fitted(None, codes, 8193).max_context == 1 << 14
+
+
+def test_what_fits_no_engine_is_refused_with_its_reason():
+    with pytest.raises(UserError) as caught:
+        tiny_model(query_group=9).fitted(None, [], 64)
+    assert str(caught.value) == (
+        "model 'tiny' fits no engine: query_group: 9 is not allowed; must be less than or equal to "
+        "8 (allowed are 1..8)"
+    )
+    # the model first: no configuration would help
     sliding = tiny_model()
     sliding.model.config.layer_types = ["full_attention", "sliding_attention"]
-    with pytest.raises(
-        UserError, match="layers of kind full_attention, sliding_attention; allowed"
-    ):
-        sliding.check_fits(tiny)
+    assert misfit(sliding, load_config("smollm2")) == (
+        "model 'tiny' (llama) does not run on a ternary cache: it has layers of kind "
+        "full_attention, sliding_attention; allowed are decoders whose layers all attend to the "
+        "whole context by one softmax"
+    )
 
 
 def test_names_that_lead_nowhere(tmp_path, monkeypatch):
@@ -64,21 +105,159 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
         f"model file {missing + '.gguf'!r}: no such file; allowed is a GGUF file"
     )
     assert refusal("no such/model name!").startswith(
-        "model 'no such/model name!' cannot be loaded: "
+        "model 'no such/model name!': its configuration cannot be read: "
     )
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert refusal(str(empty)).startswith(f"model {str(empty)!r} cannot be loaded: ")
 
 
-def test_a_broken_folder_and_a_broken_gguf(tmp_path):
-    folder = save_tiny_model(tmp_path / "model")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:100])
-    assert refusal(str(folder)).startswith(f"model {str(folder)!r} cannot be loaded: ")
-    gguf = tmp_path / "model.gguf"
-    gguf.write_bytes(b"GGUF" + bytes(50))
-    assert refusal(str(gguf)).startswith("model 'model' cannot be loaded: ")
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return save_tiny_model(tmp_path / "model")
+
+
+def change_config(folder: Path, **fields: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def change_weight(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    weights[name] = change(weights[name])
+    save_file(weights, file, {"format": "pt"})
+
+
+def cut(file: Path, size: int) -> None:
+    file.write_bytes(file.read_bytes()[:size])
+
+
+Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
+
+BROKEN_FOLDERS = {
+    "no configuration": (
+        lambda folder: (folder / "config.json").unlink(),
+        "no config.json in this folder; allowed are folders that save_pretrained wrote",
+    ),
+    "configuration is no JSON": (
+        lambda folder: cut(folder / "config.json", 40),
+        "its configuration cannot be read: It looks like the config file at {config!r} is not a "
+        "valid JSON file.",
+    ),
+    "configuration is a list": (
+        lambda folder: (folder / "config.json").write_text("[1]"),
+        "its configuration cannot be read: 'list' object has no attribute 'get'",
+    ),
+    "unknown architecture": (
+        lambda folder: change_config(folder, model_type="warp"),
+        f"model_type 'warp' is unknown to transformers {transformers.__version__}; allowed are "
+        "models that it has itself",
+    ),
+    "architecture of the folder's own code": (
+        lambda folder: change_config(folder, model_type="warp", auto_map={"AutoConfig": "x.Y"}),
+        f"model_type 'warp' is unknown to transformers {transformers.__version__}; allowed are "
+        "models that it has itself",
+    ),
+    "no architecture": (
+        lambda folder: change_config(folder, model_type=None),
+        f"model_type None is unknown to transformers {transformers.__version__}; allowed are "
+        "models that it has itself",
+    ),
+    "no language model": (
+        lambda folder: change_config(folder, model_type="vit"),
+        "'vit' is no causal language model; allowed are models that continue a text",
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        "no tokenizer in this folder; save it there with tokenizer.save_pretrained",
+    ),
+    "broken tokenizer": (
+        lambda folder: cut(folder / "tokenizer.json", 1),
+        "its tokenizer cannot be read: Expecting property name enclosed in double quotes: line 1 "
+        "column 2 (char 1)",
+    ),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "its weights cannot be read: Error no file named model.safetensors, or pytorch_model.bin, "
+        "found in directory {folder}.",
+    ),
+    "weights cut in the header": (
+        lambda folder: cut(folder / "model.safetensors", 100),
+        "its weights cannot be read: Error while deserializing header: invalid header length",
+    ),
+    "weights cut in a tensor": (
+        lambda folder: cut(folder / "model.safetensors", 5000),
+        "its weights cannot be read: Error while deserializing header: incomplete metadata, file "
+        "not fully covered",
+    ),
+    "weights that are missing": (
+        lambda folder: change_config(folder, num_hidden_layers=3),
+        "9 of its weights are missing, the first is 'model.layers.2.input_layernorm.weight'; get "
+        "the model again",
+    ),
+    "weights of another shape": (
+        lambda folder: change_weight(folder, Q_PROJ, lambda x: x[:16].contiguous()),
+        f"weight {Q_PROJ!r} is of shape (16, 32), its configuration says (32, 32); get the model "
+        "again",
+    ),
+    "NaN": (
+        lambda folder: change_weight(folder, Q_PROJ, lambda x: x / (torch.arange(32) != 3)),
+        f"weight {Q_PROJ!r} has 32 elements that are not finite; get the model again",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_FOLDERS)
+def test_a_broken_folder_is_one_line(folder, name):
+    spoil, message = BROKEN_FOLDERS[name]
+    spoil(folder)
+    expected = message.format(folder=folder, config=str(folder / "config.json"))
+    assert refusal(str(folder)) == f"model {str(folder)!r}: {expected}"
+
+
+def test_an_unsupported_model_is_refused_before_its_weights_are_read(folder):
+    change_config(folder, model_type="mistral", sliding_window=16)
+    cut(folder / "model.safetensors", 100)
+    assert refusal(str(folder)) == (
+        f"model {str(folder)!r} (mistral) does not run on a ternary cache: layer 0 has attention "
+        "to a sliding window of 16 tokens; allowed are decoders whose layers all attend to the "
+        "whole context by one softmax"
+    )
+
+
+def test_an_unsupported_model_is_loaded_where_no_ternary_cache_is_asked_for(folder):
+    change_config(folder, model_type="mistral", sliding_window=16)
+    assert load_model(str(folder), ternary=False).layers == 2
+
+
+def make_gguf(file: Path, **fields: int) -> Path:
+    """A GGUF file of a Llama, two layers deep; without tensors, which come last."""
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(64)
+    writer.add_embedding_length(32)
+    writer.add_feed_forward_length(48)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(4)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["a", "b", "c", "d"])
+    writer.add_token_merges(["a b"])
+    for name, value in fields.items():
+        writer.add_uint32(name.replace("__", "."), value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return file
+
+
+def test_a_broken_gguf(tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF" + bytes(50))
+    assert refusal(str(file)).startswith("model 'model': its configuration cannot be read: ")
+    make_gguf(file)
+    cut(file, file.stat().st_size // 2)
+    assert refusal(str(file)).startswith("model 'model': its configuration cannot be read: ")
 
 
 def test_no_wheel(tmp_path, monkeypatch):
@@ -111,7 +290,7 @@ def test_broken_wheels(tmp_path, monkeypatch):
     make_wheel(wheel, {"a.gguf": b"", "b.gguf": b""})
     assert refusal("smollm2").startswith(f"model wheel {str(wheel)!r}: 2 GGUF files inside, needs")
     make_wheel(wheel, {"a.gguf": bytes(1000)})
-    assert refusal("smollm2").startswith("model 'smollm2' cannot be loaded: ")
+    assert refusal("smollm2").startswith("model 'smollm2': its configuration cannot be read: ")
     damaged = bytearray(wheel.read_bytes())
     damaged[45:50] = b"\xff" * 5
     wheel.write_bytes(damaged)

@@ -16,13 +16,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import model_option, preset_option
+from kvtq_hw.options import fitted_option, model_option
 
 __all__ = ["command"]
 
 
 @click.command()
-@preset_option
+@fitted_option
 @model_option
 @click.option(
     "--code",
@@ -57,7 +57,7 @@ __all__ = ["command"]
     help="Where the code table is written.",
 )
 def command(
-    config: EngineConfig,
+    preset: EngineConfig | None,
     model_name: str,
     code_text: str,
     bits: float | None,
@@ -83,7 +83,7 @@ def command(
         raise UserError(f"--output: {str(output)!r} is not allowed; must be a .toml in a folder")
     code = CacheCode.parse(code_text)
     model = load_model(model_name)
-    model.check_fits(config)
+    config = model.fitted(preset, [], context)
     if bits is not None:
         digits = digits_for_bits(config, code, model.layers, bits, context)
     else:

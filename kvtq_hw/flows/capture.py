@@ -9,7 +9,7 @@ import click
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import model_option, preset_option
+from kvtq_hw.options import fitted_option, model_option
 
 __all__ = ["command"]
 
@@ -17,7 +17,7 @@ DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the en
 
 
 @click.command()
-@preset_option
+@fitted_option
 @model_option
 @click.option("--code", "code_text", default="balanced:3/2", show_default=True, help="Cache code.")
 @click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help="Text to continue.")
@@ -43,7 +43,7 @@ DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the en
     help="Folder for the files.",
 )
 def command(
-    config: EngineConfig,
+    preset: EngineConfig | None,
     model_name: str,
     code_text: str,
     prompt: str,
@@ -61,7 +61,9 @@ def command(
 
     code = CacheCode.parse(code_text)
     language_model = load_model(model_name)
-    language_model.check_fits(config)
+    prompt_tokens = len(language_model.tokenizer(prompt).input_ids)
+    new_tokens = max(steps) + 2
+    config = language_model.fitted(preset, [code], prompt_tokens + new_tokens - 1)
     for name, chosen, count in (
         ("--layer", layers, language_model.layers),
         ("--head", heads, language_model.kv_heads),
@@ -71,7 +73,7 @@ def command(
                 raise UserError(f"{name}: {number} is not allowed; must be 0..{count - 1}")
     backend = CaptureBackend(layers, heads, steps)
     cache = make_cache(config, code, load_or_calibrate(language_model), backend)
-    decode(language_model, prompt, max(steps) + 2, cache)
+    decode(language_model, prompt, new_tokens, cache)
     expected = len(layers) * len(heads) * len(steps)
     for job in backend.captured:
         file = output / f"layer{job.layer}-head{job.head}-step{job.step}.safetensors"

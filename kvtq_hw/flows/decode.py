@@ -34,9 +34,9 @@ from kvtq_hw.codes import (
     read_code,
 )
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import bound_cycles
+from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import model_option, preset_option
+from kvtq_hw.options import fitted_option, model_option
 
 if TYPE_CHECKING:
     from golden.decoding import Decoded
@@ -79,8 +79,7 @@ class DecodeReport:
     memory_bytes_compared, memory_differences : bytes of the cache that the accelerator's memory
         holds at the end, compared with the golden cache's, and how many differ
     rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
-    bound_cycles : the same jobs at one plane slice a cycle (`kvtq_hw.cycle_model.bound_cycles`),
-        tokens in tiers with their own digits
+    bound_cycles : the same jobs at one plane slice per cycle (`kvtq_hw.cycle_model.code_bound`)
     tokens_per_second : decode steps a second of wall time, prefill not counted
     bits_per_element : stored bits per cached number, scales and padding included
     context : tokens in the cache at the end
@@ -100,7 +99,7 @@ class DecodeReport:
     tokens_per_second: float
     bits_per_element: float | None
     context: int
-    preset: str
+    preset: str | None
     code: str | None
     backend: str
     scale: str | None
@@ -111,7 +110,7 @@ class DecodeReport:
 
 
 @click.command()
-@preset_option
+@fitted_option
 @click.option(
     "--backend",
     type=click.Choice(BACKENDS),
@@ -165,7 +164,7 @@ class DecodeReport:
     help="Write the report to this file.",
 )
 def command(
-    config: EngineConfig,
+    preset: EngineConfig | None,
     backend: str,
     code: CacheCode | CodeTable,
     scale: ScaleChoice | None,
@@ -177,11 +176,6 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Continue a prompt with a language model on a ternary KV cache."""
-    if code.most_digits > config.max_planes:
-        raise UserError(
-            f"code: {str(code)!r} has more digits than configuration {config.name!r} allows, "
-            f"max_planes = {config.max_planes}"
-        )
     if json_file is not None:
         _check_writable(json_file)
     if scale is not None:
@@ -189,7 +183,7 @@ def command(
             raise UserError("--scale: a code table has its own; allowed is a spelled code")
         code = replace(code, scale=scale)
     request = _Request(
-        config, backend, code, model_name, calibration_file, prompt, max_new_tokens, check
+        preset, backend, code, model_name, calibration_file, prompt, max_new_tokens, check
     )
     console = Console()
     report, failure = _run(request, console)
@@ -213,7 +207,7 @@ def _check_writable(file: Path) -> None:
 class _Request:
     """What the user asked for; the fields are the command's options."""
 
-    config: EngineConfig
+    preset: EngineConfig | None
     backend: str
     code: CacheCode | CodeTable
     model_name: str
@@ -239,16 +233,22 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     from golden.models import load_model
 
     with console.status(f"Loading model {request.model_name}"):
-        language_model = load_model(request.model_name)
+        language_model = load_model(request.model_name, ternary=request.backend != "unquantized")
     if request.backend == "unquantized":
         with _Screen(console, request, "decoding") as screen:
             decoded = decode_unquantized(
                 language_model, request.prompt, request.max_new_tokens, screen.show
             )
-        return _report(request, decoded), None
+        return _report(request, None, decoded), None
 
-    config, code = request.config, request.code
-    language_model.check_fits(config)
+    code = request.code
+    prompt_tokens = len(language_model.tokenizer(request.prompt).input_ids)
+    config = language_model.fitted(
+        request.preset,
+        [code],
+        prompt_tokens + request.max_new_tokens - 1,  # the last new token is never read
+        tables=request.backend == "rtl",
+    )
     with console.status("Calibrating"):
         if request.calibration_file is None:
             calibration = load_or_calibrate(language_model)
@@ -308,6 +308,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
 
     report = _report(
         request,
+        config,
         decoded,
         tokens_identical=identical,
         outputs_compared=checked.outputs_compared if checked else 0,
@@ -315,7 +316,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
         memory_bytes_compared=memory_bytes,
         memory_differences=memory_differences,
         rtl_cycles=rtl.cycles if rtl else None,
-        bound_cycles=_bound(request, decoded, language_model) if rtl else None,
+        bound_cycles=_bound(config, code, decoded, language_model) if rtl else None,
         bits_per_element=cache.bits_per_element(),
         float_error_max=measured.largest_error if measured else None,
         float_error_rms=measured.relative_error if measured else None,
@@ -323,22 +324,25 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     return report, failure
 
 
-def _bound(request: _Request, decoded: Decoded, language_model: LanguageModel) -> int:
+def _bound(
+    config: EngineConfig,
+    code: CacheCode | CodeTable,
+    decoded: Decoded,
+    language_model: LanguageModel,
+) -> int:
     """Bound on the cycles of all decode steps, every layer and KV head."""
     prompt = len(decoded.prompt_tokens)
     first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step as well
     return language_model.kv_heads * sum(
-        bound_cycles(request.config, tokens - tier, code.key_digits, code.value_digits)
-        + bound_cycles(request.config, tier, tier_digits, tier_digits)
-        for code in request.code.for_layers(language_model.layers)
-        for tier_digits in (code.tier_digits(request.config.max_planes),)
+        code_bound(config, of_layer, tokens)
+        for of_layer in code.for_layers(language_model.layers)
         for tokens in range(first, prompt + decoded.steps + 1)
-        for tier in (code.tier_tokens(tokens),)
     )
 
 
 def _report(
     request: _Request,
+    config: EngineConfig | None,
     decoded: Decoded,
     *,
     tokens_identical: bool | None = None,
@@ -366,7 +370,7 @@ def _report(
         tokens_per_second=decoded.tokens_per_second,
         bits_per_element=bits_per_element,
         context=decoded.context,
-        preset=request.config.name,
+        preset=config.name if config else None,
         code=str(request.code) if quantized else None,
         backend=request.backend,
         scale=request.code.scale_choice if quantized else None,
@@ -431,8 +435,9 @@ def _summary(report: DecodeReport) -> Table:
     """The report as a table."""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     steps = len(report.tokens) - 1
+    configuration = f", configuration {report.preset}" if report.preset else ""
     rows: list[tuple[str, str]] = [
-        ("backend", f"{report.backend}, model {report.model}, configuration {report.preset}"),
+        ("backend", f"{report.backend}, model {report.model}{configuration}"),
         ("speed", f"{report.tokens_per_second:.2f} tokens/s ({steps} decode steps)"),
         ("context", f"{report.context} tokens"),
     ]

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import PresetType, model_option
+from kvtq_hw.options import fitted_option, model_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -117,13 +117,7 @@ class EvalRow:
     metavar="N",
     help="Measure retrieval too, in the first N segments, eight hidden numbers in each.",
 )
-@click.option(
-    "--preset",
-    type=PresetType(),
-    default=None,
-    metavar="NAME|FILE",
-    help="Configuration of ternary codes.  [default: that of smollm2, fitted to the model]",
-)
+@fitted_option
 @click.option("--csv", "csv_file", type=_OUTPUT, default=None, help="Write the rows as CSV.")
 @click.option(
     "--json",
@@ -157,8 +151,11 @@ def command(
         if file is not None and not file.parent.is_dir():
             raise UserError(f"output {str(file)!r}: {str(file.parent)!r} is not a folder")
     console = Console()
-    run = _Run(console, model_name, text_file, context, segments, attention, haystacks, preset)
-    rows = run.measure(list(dict.fromkeys(codes)))
+    codes = list(dict.fromkeys(codes))
+    run = _Run(
+        console, model_name, text_file, codes, context, segments, attention, haystacks, preset
+    )
+    rows = run.measure(codes)
     console.print(_table(rows))
     summary = {**run.description(), "rows": [asdict(row) for row in rows]}
     if csv_file is not None:
@@ -177,6 +174,7 @@ class _Run:
         console: Console,
         model_name: str,
         text_file: Path | None,
+        codes: Sequence[str],
         context: int,
         segments: int,
         attention: str,
@@ -185,6 +183,7 @@ class _Run:
     ) -> None:
         from platformdirs import user_cache_path
 
+        from golden.catalog import is_ternary, ternary_code
         from golden.models import load_model
         from golden.quality import cut_segments, documentation_text
         from golden.result_store import ResultStore
@@ -192,9 +191,13 @@ class _Run:
         self._console = console
         self._attention = attention
         self._haystacks = haystacks
+        ternary = [ternary_code(code) for code in codes if is_ternary(code)]
         with console.status(f"Loading model {model_name}"):
-            self._model = load_model(model_name)
-        self._config = preset or self._model.engine_config(context)
+            self._model = load_model(model_name, ternary=bool(ternary))
+        if ternary:
+            self._config = self._model.fitted(preset, ternary, context)
+        else:
+            self._config = preset or self._model.engine_config(context)
         text = documentation_text() if text_file is None else _read(text_file)
         self._text_digest = hashlib.sha256(text.encode()).hexdigest()
         self._text_name = "pydoc_data.topics" if text_file is None else text_file.name

@@ -1,0 +1,277 @@
+"""Which models run on a ternary cache: many families, each refused in one line or decoding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_model import prompt, tiny_model
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+
+from golden.attention import ATTENTION
+from golden.backends import GoldenBackend
+from golden.calibration import calibrate
+from golden.decoding import decode, decode_unquantized, make_cache
+from golden.model_support import check_supported, head_shape
+from golden.models import LanguageModel
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.errors import UserError
+
+TOKENS = {"vocab_size": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+#: The fields of most decoders; heads of 8 elements.
+DECODER = {
+    **TOKENS,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.3,
+}
+#: Those of the older ones, without grouped queries.
+OLD = {key: value for key, value in DECODER.items() if key != "num_key_value_heads"}
+GPT = {**TOKENS, "n_embd": 32, "n_layer": 2, "n_head": 4}
+LATENT = {
+    **DECODER,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_group": 1,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+}
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
+FULL = ["full_attention", "full_attention"]
+NO_INTERFACE = "its attention code does not go through transformers' attention interface"
+
+
+def of(model_type: str, base: dict[str, object], **more: object) -> PreTrainedConfig:
+    """A configuration of a family."""
+    return CONFIG_MAPPING[model_type](**{**base, **more})
+
+
+REFUSED = {
+    "mistral, window": (
+        lambda: of("mistral", DECODER, sliding_window=16),
+        "layer 0 has attention to a sliding window of 16 tokens",
+    ),
+    "mixtral, window": (
+        lambda: of("mixtral", DECODER, sliding_window=16, num_local_experts=4),
+        "layer 0 has attention to a sliding window of 16 tokens",
+    ),
+    "phi3, window": (
+        lambda: of("phi3", DECODER, sliding_window=16),
+        "layer 0 has attention to a sliding window of 16 tokens",
+    ),
+    "starcoder2, window": (
+        lambda: of("starcoder2", DECODER, sliding_window=16),
+        "layer 0 has attention to a sliding window of 16 tokens",
+    ),
+    "qwen2, window in upper layers": (
+        lambda: of(
+            "qwen2", DECODER, use_sliding_window=True, sliding_window=16, max_window_layers=1
+        ),
+        "it has layers of kind full_attention, sliding_attention",
+    ),
+    "qwen3_moe, window": (
+        lambda: of("qwen3_moe", DECODER, use_sliding_window=True, sliding_window=16, **EXPERTS),
+        "layer 0 has attention to a sliding window of 16 tokens",
+    ),
+    "gemma3": (
+        lambda: of("gemma3_text", DECODER, head_dim=8, sliding_window=16, layer_types=None),
+        "it has layers of kind sliding_attention",
+    ),
+    "gemma2, all layers full": (
+        lambda: of("gemma2", DECODER, head_dim=8, layer_types=FULL),
+        "layer 0 has soft-capped scores (cap 50.0)",
+    ),
+    "gpt_oss, all layers full": (
+        lambda: of(
+            "gpt_oss", DECODER, head_dim=8, layer_types=FULL, num_local_experts=4, **EXPERTS
+        ),
+        "layer 0 has learned attention sinks",
+    ),
+    "llama4": (
+        lambda: of(
+            "llama4_text", DECODER, head_dim=8, num_local_experts=4, attention_chunk_size=16
+        ),
+        "it has layers of kind chunked_attention",
+    ),
+    "deepseek_v2": (
+        lambda: of("deepseek_v2", LATENT),
+        "layer 0 has keys of 12 elements and values of 8, as multi-head latent attention has",
+    ),
+    "deepseek_v3": (
+        lambda: of("deepseek_v3", LATENT),
+        "layer 0 has keys of 12 elements and values of 8, as multi-head latent attention has",
+    ),
+    "glm4_moe_lite": (
+        lambda: of("glm4_moe_lite", LATENT, v_head_dim=12),
+        "layer 0 does not attend to keys and values as they are cached",
+    ),
+    "diffllama": (
+        lambda: of("diffllama", DECODER),
+        "layer 0 computes 2 attentions, not one",
+    ),
+    "doge": (
+        lambda: of("doge", DECODER),
+        "layer 0 has a mask of its own",
+    ),
+    "bloom": (lambda: of("bloom", TOKENS, hidden_size=32, n_layer=2, n_head=4), NO_INTERFACE),
+    "mpt": (lambda: of("mpt", TOKENS, d_model=32, n_layers=2, n_heads=4), NO_INTERFACE),
+    "falcon": (lambda: of("falcon", OLD), NO_INTERFACE),
+    "falcon, alibi": (lambda: of("falcon", OLD, alibi=True), NO_INTERFACE),
+    "gptj": (lambda: of("gptj", GPT, rotary_dim=4), NO_INTERFACE),
+    "gpt_neo": (
+        lambda: of(
+            "gpt_neo",
+            TOKENS,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            attention_types=[[["global", "local"], 1]],
+        ),
+        NO_INTERFACE,
+    ),
+    "codegen": (lambda: of("codegen", GPT, rotary_dim=4), NO_INTERFACE),
+    "bart": (
+        lambda: of("bart", {**TOKENS, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2}),
+        "it is an encoder-decoder",
+    ),
+    "bert": (lambda: of("bert", OLD), "layer 0 has attention that is not causal"),
+    "mamba": (
+        lambda: of("mamba", TOKENS, hidden_size=32, num_hidden_layers=2),
+        "it has layers of kind linear_attention",
+    ),
+    "rwkv": (
+        lambda: of("rwkv", TOKENS, hidden_size=32, num_hidden_layers=2),
+        "it keeps a recurrent state instead of keys and values",
+    ),
+    "jamba": (
+        lambda: of("jamba", DECODER, attn_layer_offset=0, attn_layer_period=2),
+        "it has layers of kind full_attention, linear_attention",
+    ),
+    "recurrent_gemma": (
+        lambda: of("recurrent_gemma", DECODER),
+        "it has layers of kind linear_attention",
+    ),
+    "mllama": (
+        lambda: of(
+            "mllama",
+            {},
+            text_config={
+                **DECODER,
+                "cross_attention_layers": [1],
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+            },
+        ),
+        "layer 1 has no attention of its own",
+    ),
+    "opt, another head dimension": (
+        lambda: of("opt", {**OLD, "ffn_dim": 48, "word_embed_proj_dim": 32, "head_dim": 16}),
+        "layer 0 has 4 KV heads of 8 elements, its configuration says 4 of 16",
+    ),
+    "jetmoe": (
+        lambda: of("jetmoe", DECODER, kv_channels=8, num_local_experts=4),
+        "its code cannot be followed without weights: NotImplementedError: Cannot copy out of meta "
+        "tensor; no data!",
+    ),
+    "llama, no such size": (
+        lambda: of("llama", DECODER, intermediate_size=-1),
+        "no model can be built from its configuration: RuntimeError: Trying to create tensor with "
+        "negative dimension -1: [-1, 32]",
+    ),
+    "llama, very deep": (
+        lambda: of("llama", DECODER, num_hidden_layers=100_000),
+        "it has 100000 layers, more than 1024",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_true_line(name):
+    make, reason = REFUSED[name]
+    config = make()
+    with pytest.raises(UserError) as caught:
+        check_supported("it", config)
+    assert str(caught.value) == (
+        f"model 'it' ({config.model_type}) does not run on a ternary cache: {reason}; allowed are "
+        "decoders whose layers all attend to the whole context by one softmax"
+    )
+
+
+ACCEPTED = {
+    "apertus": lambda: of("apertus", DECODER),
+    "biogpt": lambda: of("biogpt", OLD),
+    "cohere": lambda: of("cohere", DECODER),
+    "gemma": lambda: of("gemma", DECODER, head_dim=8),
+    "gpt_bigcode": lambda: of("gpt_bigcode", GPT, initializer_range=0.3),
+    "granite": lambda: of("granite", DECODER),
+    "mixtral": lambda: of("mixtral", DECODER, num_local_experts=4),
+    "olmo2": lambda: of("olmo2", DECODER),
+    "phi": lambda: of("phi", DECODER, num_key_value_heads=4),
+    "phi3": lambda: of("phi3", DECODER, sliding_window=None),
+    "qwen2, no window": lambda: of("qwen2", DECODER, use_sliding_window=False, sliding_window=16),
+    "qwen3_moe": lambda: of("qwen3_moe", DECODER, head_dim=8, num_experts=4, **EXPERTS),
+    "smollm3": lambda: of("smollm3", DECODER),
+    "stablelm": lambda: of("stablelm", DECODER),
+    "starcoder2": lambda: of("starcoder2", DECODER, sliding_window=None),
+}
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_accepted_and_decodes(name):
+    """Five digits predict as the model's own cache does, and one digit does not."""
+    config = ACCEPTED[name]()
+    check_supported("it", config)
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(config).float().eval()
+    language_model = LanguageModel("it", model, tiny_model().tokenizer)
+    calibration = calibrate(language_model, prompt(60), tokens=50)
+    fitted = language_model.engine_config(64)
+    assert head_shape(config) == (fitted.table_heads // 2, fitted.query_group, fitted.head_dim)
+
+    ids = torch.randint(2, 128, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        exact = model(ids).logits
+    errors = []
+    for digits in (5, 1):
+        code = CacheCode("balanced", digits, digits)
+        cache = make_cache(fitted, code, calibration, GoldenBackend())
+        with language_model.attending_with(ATTENTION), torch.inference_mode():
+            logits = model(ids, past_key_values=cache).logits
+        errors.append(((logits - exact).square().mean().sqrt() / exact.std()).item())
+    assert errors[0] < 0.1
+    assert errors[1] > 3 * errors[0]
+
+    cache = make_cache(fitted, CacheCode("balanced", 5, 5), calibration, GoldenBackend())
+    assert len(decode(language_model, prompt(9), 4, cache).tokens) == 4
+    assert cache.get_seq_length() == 12
+
+
+def test_trying_a_model_leaves_no_trace():
+    """No random number is drawn, and the configuration stays as it was."""
+    config = of("llama", DECODER)
+    before = config.to_dict()
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    check_supported("it", config)
+    assert torch.equal(torch.rand(4), expected)
+    assert config.to_dict() == before
+    assert config._attn_implementation_internal is None
+
+
+def test_a_refused_model_still_decodes_on_its_own_cache():
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(of("bloom", TOKENS, hidden_size=32, n_layer=2)).eval()
+    language_model = LanguageModel("bloom", model, tiny_model().tokenizer)
+    assert language_model.max_positions == 1 << 20
+    assert len(decode_unquantized(language_model, prompt(9), 4).tokens) == 4
