@@ -61,16 +61,15 @@ def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
             "appends": appends_before % 16,
         }
         parts["fetches"].append(fetch)
-    parts["exponents"] = [
-        {
-            "table": job["table"],
-            "first": job["first"],
-            "floor": job["value_exponent"],
-            "records": len(parts["value_places"]),
-            "attend": job["attend"],
-            "rotate": job["rotate"],
-        }
-    ]
+    exponent = {
+        "table": job["table"],
+        "first": job["first"],
+        "floor": job["value_exponent"],
+        "records": len(parts["value_places"]),
+        "attend": job["attend"],
+        "rotate": job["rotate"],
+    }
+    parts["exponents"] = [exponent] * bool(job["append"] or job["attend"])
     read = {
         name: job[name]
         for name in (

@@ -44,14 +44,15 @@ class Scheduler(wiring.Component):
     Errors. A descriptor that cannot be right ends its job with a status; the job's vectors are
     taken from the host and thrown away. At an error of the memory all jobs in flight end with its
     status: reads and writes are drained, vectors that the host still owes are thrown away, a job
-    whose outputs have begun to leave gives them all, and every block starts anew.
+    whose outputs have begun to leave gives them all, who has done everything by then ends well, and
+    every block starts anew. A descriptor that was taken and not handed out is looked at afterwards.
 
     Attributes
     ----------
     jobs : stream In, `descriptor_layout`
     done : stream Out, `job_end_layout`, one a job in the order of the jobs
     queries, reads, attends, exponents, fetches, key_tasks, value_tasks, key_places, value_places :
-        streams Out, a job's parts
+        streams Out, a job's parts; withdrawn by `cancel`
     keys_appended, values_appended : Out, for the reader's fences
     keys_written, values_written, job_read, fetch_read : In, pulses of writer and reader
     attended : In, pulse: a job's last output has left
@@ -202,7 +203,7 @@ class Scheduler(wiring.Component):
                 m.next = "DRAIN"
             with m.State("DRAIN"):
                 m.d.comb += [self.cancel.eq(1), self.discard.eq(1)]
-                with m.If(self.idle & ~owed & ~self.output_begun):
+                with m.If(self.idle & ~owed & ~self.output_begun & ~self.done.valid):
                     m.d.comb += self.restart.eq(1)
                     m.next = "REPORT"
             with m.State("REPORT"):

@@ -11,7 +11,7 @@ from amaranth.hdl import Shape, ShapeLike
 
 from sim.streams import Payload, layout_of, packer, unpack
 
-__all__ = ["Mismatch", "Scoreboard"]
+__all__ = ["Mismatch", "Scoreboard", "compared_bits"]
 
 
 class Mismatch(AssertionError):
@@ -35,9 +35,10 @@ class Scoreboard:
     def __init__(self, name: str, shape: ShapeLike, expected: Sequence[Payload]) -> None:
         self.name = name
         self._shape = shape
-        pack, mask = packer(shape), _masker(shape)
-        self._expected = [pack(payload) for payload in expected]
-        self._compared_bits = [mask(payload) for payload in expected]
+        compare = compared_bits(shape)
+        bits = [compare(payload) for payload in expected]
+        self._expected = [value for value, _ in bits]
+        self._compared_bits = [mask for _, mask in bits]
         self.compared = 0
 
     def __len__(self) -> int:
@@ -76,6 +77,12 @@ class Scoreboard:
         want = dict(_leaves(unpack(self._shape, self._expected[index] & mask)))
         path = next(path for path in got if got[path] != want[path])
         return f"{path} is {got[path]}, expected {want[path]}"
+
+
+def compared_bits(shape: ShapeLike) -> Callable[[Payload], tuple[int, int]]:
+    """A function that packs a payload, and says which of its bits are compared."""
+    pack, mask = packer(shape), _masker(shape)
+    return lambda payload: (pack(payload), mask(payload))
 
 
 def _masker(shape: ShapeLike) -> Callable[[Payload], int]:

@@ -1,367 +1,435 @@
-"""Bench of the scheduler: what each block is told of a job, when it may be told, and how jobs end.
+"""Bench of the scheduler: random jobs, right and wrong, under errors and resets at any cycle.
 
-The bench plays the blocks around it. Writes and reads take random times; what a job reads waits for
-what it appended, as in the reader. The scheduler is watched for the other half: nothing may be
-overwritten before it has been read.
+The bench plays the blocks around it (`sim.surroundings`) and holds every cycle against what must be
+(`sim.scheduler_rules`). What it must have met is declared here: a hole fails the bench.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from pathlib import Path
 from typing import Any
 
 import cocotb
 import numpy as np
 from cocotb.handle import HierarchyObject
-from cocotb.triggers import RisingEdge
 
-from golden.scheduler import job_parts, job_problem
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.layout import MemoryLayout
+from golden.scheduler import job_problem
 from kvtq_hw.registers import JobStatus
 from rtl.scheduler import IN_FLIGHT
 from sim.axi_memory import RESPONSES
-from sim.bench import STALL_MIXES, Bench
-from sim.descriptors import HeadDescriptors
-from sim.scoreboard import Mismatch, Scoreboard
-from sim.streams import stall_pattern
+from sim.bench import bench_config
+from sim.coverage import Coverage, Cross, Point
+from sim.job_cases import LIMITS, WRONG, limits_of, random_job, wrong_job
+from sim.scheduler_rules import PARTS, Cycle, Errors
+from sim.scoreboard import Mismatch
+from sim.surroundings import Pace, Surroundings
 
 Job = dict[str, Any]
 
-KINDS = ("key", "value")
-WINDOWED = (
-    "balanced:2/1,sinks=2,window=3,feedback",
-    "balanced:1/2,window=1",
-    "residual:2/3,sinks=1,window=4",
-)
-CODES = (*WINDOWED, "balanced:3/2", "residual:2/2,scale=absmean,sinks=3")
+_SEARCH = 20_000  # cycles in which something must happen
 
-#: What makes a good descriptor one that is refused.
-WRONG: tuple[Job, ...] = (
-    {"tokens": 0},
-    {"tokens": 1 << 30},
-    {"key_digits": 0},
-    {"value_digits": 7},
-    {"tier_digits": 0},
-    {"sink_tokens": 40},
-    {"table": 999},
-    {"window_tokens": 1, "body_tokens": 0, "sink_tokens": 0, "tokens": 1, "window_start": 1},
-    {"leaving": True, "append": False},
-    {"residual": True, "feedback": True},
-    {"residual": False, "absmean": False},
-)
+_SLVERR, _DECERR, _EXOKAY = (RESPONSES[name] for name in ("slverr", "decerr", "exokay"))
 
-
-#: Responses of the memory, and how the jobs in flight end.
-ERRORS = {
-    ("read_error", RESPONSES["slverr"]): JobStatus.READ_ERROR,
-    ("read_error", RESPONSES["decerr"]): JobStatus.READ_ERROR,
-    # the reader's word for a burst of another length
-    ("read_error", RESPONSES["exokay"]): JobStatus.READ_TRUNCATED,
-    ("write_error", RESPONSES["slverr"]): JobStatus.WRITE_ERROR,
+#: Responses of reader and writer, and what they say.
+ERRORS: dict[str, tuple[Errors, str]] = {
+    "read_slverr": ((_SLVERR, 0), "A read is answered with SLVERR."),
+    "read_decerr": ((_DECERR, 0), "A read is answered with DECERR."),
+    "read_truncated": ((_EXOKAY, 0), "A burst of another length than asked for."),
+    "write_slverr": ((0, _SLVERR), "A write is answered with SLVERR."),
+    "write_decerr": ((0, _DECERR), "A write is answered with DECERR."),
+    "both": ((_SLVERR, _SLVERR), "A read and a write fail in the same cycle."),
 }
 
+STATES = {
+    "offered": "A descriptor is offered in the very cycle: it is not taken.",
+    "taken": "A descriptor was taken in the cycle before: it is kept for afterwards.",
+    "held": "A descriptor waits for room in the flight, or for elements of jobs before it.",
+    "handing_out": "Some parts of a job have not been taken.",
+    "refusing": "Elements of a refused job are thrown away.",
+    "appending": "An append is not in memory as a whole.",
+    "fetching": "A token that leaves the window is fetched.",
+    "reading": "A job's records are read.",
+    "attending": "A job is in the core.",
+    "leaving": "A job's outputs leave.",
+    "ending": "A job's end is not taken.",
+    "nothing": "No job was taken or offered.",
+}
+WAITS = {
+    "nothing": "The abort ends in its first cycle.",
+    "memory": "Reader and writer are not idle.",
+    "vectors": "The host owes elements of keys and values.",
+    "queries": "The host owes elements of queries.",
+    "outputs": "Outputs leave.",
+    "end": "A job ends that has done everything.",
+}
+OWED = {
+    "none": "The host owes nothing.",
+    "vectors": "It owes elements of a key and a value.",
+    "queries": "It owes elements of queries.",
+    "both": "It owes both.",
+}
 
-def random_jobs(bench: Bench, count: int, wrong: float = 0.0) -> list[Job]:
-    """Jobs of two heads of different codes, append or attend or both, some of them refused."""
-    config, rng = bench.config, bench.rng
-    heads = []
-    for head in range(2):
-        code = CacheCode.parse(str(rng.choice(CODES if head else WINDOWED)))
-        layout = MemoryLayout(config, [code], 2, 24, base=0x4000)
-        table = int(rng.integers(config.table_heads))
-        flags = {flag: bool(rng.integers(2)) for flag in ("rotate", "centre")}
-        heads.append(HeadDescriptors(layout, 0, head, table=table, **flags))
-    tokens = [0, 0]
-    jobs = []
-    for _ in range(count):
-        head = int(rng.integers(2))
-        append = tokens[head] == 0 or bool(rng.random() < 0.7)
-        attend = not append or bool(rng.random() < 0.7)
-        tokens[head] = tokens[head] % 24 + append
-        exponents = rng.integers(-40, 40, config.query_group).tolist()
-        job = heads[head].job(
-            tokens[head],
-            append=append,
-            query_exponent=exponents if attend else None,
-            first=bool(rng.integers(2)),
-            value_exponent=int(rng.integers(1 << config.scale_exponent_bits)),
-        )
-        jobs.append(job | WRONG[rng.integers(len(WRONG))] if rng.random() < wrong else job)
-    return jobs
+COVERAGE = Coverage(
+    "scheduler",
+    [
+        Point("wrong", "In what a descriptor is wrong.", {k: w.meaning for k, w in WRONG.items()}),
+        Point(
+            "before",
+            "What was taken before a wrong descriptor.",
+            {
+                "right": "A right one.",
+                "wrong": "A wrong one.",
+                "reset": "Nothing since a reset.",
+                "abort": "Nothing since an abort.",
+            },
+        ),
+        Point(
+            "refusal",
+            "How a wrong descriptor's job ends.",
+            {
+                status.name: "Its own status."
+                for status in dict.fromkeys(w.status for w in WRONG.values())
+            },
+        ),
+        Point("owed", "What the host owes of earlier jobs when a wrong descriptor comes.", OWED),
+        Point(
+            "limit",
+            "A size that is just allowed, in a job that ends well.",
+            {name: limit.meaning for name, limit in LIMITS.items()},
+        ),
+        Point(
+            "event",
+            "What ends the jobs in flight.",
+            {
+                **{name: meaning for name, (_, meaning) in ERRORS.items()},
+                "reset": "The accelerator is reset.",
+            },
+        ),
+        Point("state", "What is going on then; each that applies.", STATES),
+        Point(
+            "failed",
+            "Jobs that end with an error of the memory.",
+            {str(number): "So many." for number in range(IN_FLIGHT + 1)},
+        ),
+        Point("wait", "What alone an abort waits for in a cycle.", WAITS),
+        Point(
+            "stalled",
+            "A stream that is offered and not taken.",
+            {name: "That stream." for name in ("jobs", *PARTS, "done")},
+        ),
+    ],
+    [
+        Cross("wrong_after", "Each kind in each place.", ("wrong", "before")),
+        Cross("refusal_owed", "Each refusal while elements are owed.", ("refusal", "owed")),
+        Cross("event_in_state", "Each error, and a reset, in each state.", ("event", "state")),
+    ],
+)
 
 
-class Surroundings:
-    """The blocks around the scheduler, and the rules that it must keep.
+def states(world: Surroundings, cycle: Cycle) -> list[str]:
+    """What was going on in a cycle, by `STATES`."""
+    rules = world.rules
+    newest, busy = rules.newest, world.busy
+    waits = newest is not None and newest.asks and not newest.entered
+    found = {
+        "offered": world.offering and rules.handed_out and not waits,
+        "taken": cycle.job is not None,
+        "held": waits and cycle.job is None,
+        "handing_out": newest is not None and newest.right and not rules.handed_out and not waits,
+        "refusing": rules.refusing and any(rules.debts.values()),
+        "appending": cycle.appending,
+        "fetching": "fetch" in busy,
+        "reading": "read" in busy,
+        "attending": "core" in busy,
+        "leaving": cycle.output_begun,
+        "ending": cycle.end is not None and "done" not in cycle.taken,
+        "nothing": not (rules.in_flight or world.offering or any(rules.debts.values())),
+    }
+    return [name for name, holds in found.items() if holds]
 
-    Parameters
-    ----------
-    jobs : that will be started
-    slow : reads take hundreds of cycles, so that appends catch up with them
+
+class Life(Surroundings):
+    """Surroundings with an endless stream of random jobs, whose every cycle is sampled.
 
     Attributes
     ----------
-    given : elements that the host gave, by `vector` and `query`
-    restarts : cycles of `restart`
+    endless : whether jobs follow, and the pace changes
     """
 
-    def __init__(self, bench: Bench, jobs: list[Job], slow: bool = False) -> None:
-        self._bench, self._dut = bench, bench.dut
-        self._rng = bench.rng.spawn(1)[0]
-        self._slow = slow
-        self.given = {"vector": 0, "query": 0}
-        self.restarts = 0
-        self._jobs = jobs
-        self._ends = 0
-        self._begin(jobs)
-        cocotb.start_soon(self._run())
+    def __init__(self, dut: HierarchyObject) -> None:
+        super().__init__(dut)
+        self.endless = False
+        self._kinds: dict[int, str] = {}  # of wrong jobs that have not been taken
+        self._before = "reset"
+        self._aborting = False
 
-    def _begin(self, jobs: list[Job]) -> None:
-        """These jobs come next, and nothing is under way."""
-        good = [job for job in jobs if job_problem(self._bench.config, job) == JobStatus.OK]
-        self._good = good
-        appending = [job for job in good if job["append"]]
-        # of each record that is written: the jobs before its own that read, and the fetches up to
-        # its own, must have been read; and how many appends there are once it is the last of its
-        before = {id(job): sum(x["attend"] for x in good[:n]) for n, job in enumerate(good)}
-        fetches = {id(job): sum(x["leaving"] for x in good[: n + 1]) for n, job in enumerate(good)}
-        self._records = [
-            (before[id(job)], fetches[id(job)], number == job["leaving"])
-            for job in appending
-            for number in range(1 + job["leaving"])
-        ]
-        # how many appends each read, and each fetch, waits for
-        done = np.cumsum([job["append"] for job in good])
-        self._read_waits = [int(n) for n, job in zip(done, good, strict=True) if job["attend"]]
-        self._fetch_waits = [
-            int(n) - 1 for n, job in zip(done, good, strict=True) if job["leaving"]
-        ]
-        self._places = dict.fromkeys(KINDS, 0)  # places that have been taken
-        self._writing: dict[str, deque[int]] = {kind: deque() for kind in KINDS}
-        self._written = dict.fromkeys(KINDS, 0)  # records
-        self._asked = {"reads": 0, "fetches": 0, "attends": 0}
-        self._read, self._fetched, self._attended = 0, 0, 0
-        self._ended = 0  # good jobs
-        self._busy_read, self._busy_fetch, self._busy_core = 0, 0, 0
+    def plan(self, kind: str | None = None, **changes: Any) -> None:
+        """A random job more, wrong in this way; its fields may be given."""
+        job = random_job(self.rng, self.config) | changes
+        if kind:
+            job = wrong_job(self.config, job, kind)
+            self._kinds[id(job)] = kind
+        self.queue.append(job)
 
-    def _appends(self, kind: str) -> int:
-        """Whole appends that are in memory."""
-        return sum(last for _, _, last in self._records[: self._written[kind]])
+    def plan_any(self) -> None:
+        """A random job more, one in five wrong."""
+        self.plan(str(self.rng.choice(list(WRONG))) if self.rng.random() < 0.2 else None)
 
-    async def _run(self) -> None:
-        dut, rng = self._dut, self._rng
-        edge = RisingEdge(dut.clk)
-        while True:
-            await edge
-            moved = {
-                name: dut[f"{name}__valid"].value == 1 and dut[f"{name}__ready"].value == 1
-                for name in ("reads", "fetches", "attends", "key_places", "value_places", "done")
-            }
-            pulses = dict.fromkeys(
-                ("job_read", "fetch_read", "attended", "keys_written", "values_written"), 0
-            )
-            cancelling = dut.cancel.value == 1
-            for kind in KINDS:
-                if dut[f"{kind}_places__valid"].value == 1:
-                    self._check_place(kind)
-            if moved["done"]:
-                self._check_end()
-            if dut.restart.value == 1:
-                self.restarts += 1
-            if not cancelling:
-                for name in self._asked:
-                    self._asked[name] += moved[name]
-                self._write(moved, pulses)
-                self._read_memory(pulses)
-            self._give_elements()
-            for name, pulse in pulses.items():
-                dut[name].value = pulse
-            # what is under way on the bus is drained
-            idle = cancelling and rng.random() < 0.1
-            dut.idle.value = int(idle)
-            if idle:
-                dut.read_error.value = dut.write_error.value = 0
+    async def step(self) -> Cycle:
+        while self.endless and len(self.queue) < 3:
+            self.plan_any()
+        if self.endless and self.rng.random() < 0.02:
+            self.pace = Pace.random(self.rng)
+        debts, in_flight = dict(self.rules.debts), list(self.rules.in_flight)
+        cycle = await super().step()
+        if cycle.job is not None:
+            self._sample_job(self._kinds.pop(id(cycle.job), None), debts)
+        for name in {*cycle.parts} - cycle.taken:
+            COVERAGE.sample(stalled=name)
+        if self.offering and cycle.job is None:
+            COVERAGE.sample(stalled="jobs")
+        if cycle.end is not None and "done" not in cycle.taken:
+            COVERAGE.sample(stalled="done")
+        if cycle.end == JobStatus.OK and "done" in cycle.taken:
+            for name in limits_of(self.config, dict(in_flight[0].job)):
+                COVERAGE.sample(limit=name)
+        self._sample_abort(cycle)
+        return cycle
 
-    def _check_place(self, kind: str) -> None:
-        """A record may be written now: nobody needs what it overwrites."""
-        reads, fetches, _ = self._records[self._places[kind]]
-        if self._read < reads:
-            raise Mismatch(
-                f"{kind} record {self._places[kind]} may be written when {self._read} of the "
-                f"{reads} jobs before have been read"
-            )
-        if self._fetched < fetches:
-            raise Mismatch(f"{kind} record {self._places[kind]}: its slot has not been fetched")
+    def _sample_job(self, kind: str | None, debts: dict[str, int]) -> None:
+        if kind:
+            owing = [what for what, debt in debts.items() if debt]
+            owed = "both" if len(owing) == 2 else (owing or ["none"])[0]
+            COVERAGE.sample(wrong=kind, before=self._before)
+            COVERAGE.sample(refusal=WRONG[kind].status.name, owed=owed)
+        self._before = "wrong" if kind else "right"
 
-    def _check_end(self) -> None:
-        """A job that ends well has written everything, and its outputs have left."""
-        status = JobStatus(self._dut.done__payload.value.to_unsigned())
-        self._ends += 1
-        if status in ERRORS.values():
-            self._begin(self._jobs[self._ends :])
-        if status != JobStatus.OK:
-            return
-        self._ended += 1
-        done = self._good[: self._ended]
-        appends, attends = (sum(job[what] for job in done) for what in ("append", "attend"))
-        if min(map(self._appends, KINDS)) < appends or self._attended < attends:
-            raise Mismatch(f"good job {self._ended - 1} ended too early")
+    def _sample_abort(self, cycle: Cycle) -> None:
+        waits = {
+            "memory": not cycle.idle,
+            "vectors": cycle.owed["vectors"],
+            "queries": cycle.owed["queries"],
+            "outputs": cycle.output_begun,
+            "end": cycle.end is not None,
+        }
+        reasons = [name for name, holds in waits.items() if holds]
+        if cycle.cancel and len(reasons) == 1:
+            COVERAGE.sample(wait=reasons[0])
+        if cycle.restart:
+            if not self._aborting:
+                COVERAGE.sample(wait="nothing")
+            COVERAGE.sample(failed=str(sum(job.entered for job in self.rules.in_flight)))
+            self._before = "abort"
+        self._aborting = cycle.cancel
 
-    def _write(self, moved: dict[str, bool], pulses: dict[str, int]) -> None:
-        """Write records, each in its time."""
-        for kind in KINDS:
-            writing = self._writing[kind]
-            if writing and writing[0] == 0:
-                writing.popleft()
-                self._written[kind] += 1
-                pulses[f"{kind}s_written"] = 1
-            elif writing:
-                writing[0] -= 1
-            if moved[f"{kind}_places"]:
-                self._places[kind] += 1
-                writing.append(int(self._rng.integers(30)))
+    async def strike(self, event: str) -> None:
+        """An error of the memory or a reset, in the next cycle."""
+        now = states(self, self.last)
+        if event == "reset":
+            await self.reset()
+            self._before, self._aborting = "reset", False
+        else:
+            self.fail(ERRORS[event][0])
+            await self.step()
+        for state in now:
+            COVERAGE.sample(event=event, state=state)
 
-    def _read_memory(self, pulses: dict[str, int]) -> None:
-        """Read what has been appended, for fetches and jobs in turn; then outputs leave."""
-        rng, appended = self._rng, min(map(self._appends, KINDS))
-        longest = 400 if self._slow else 40
-        if self._busy_fetch:
-            self._busy_fetch -= 1
-            pulses["fetch_read"] = int(self._busy_fetch == 0)
-        elif (
-            self._fetched < self._asked["fetches"] and appended >= self._fetch_waits[self._fetched]
-        ):
-            self._busy_fetch = int(rng.integers(1, 20))
-        self._fetched += pulses["fetch_read"]
-        if self._busy_read:
-            self._busy_read -= 1
-            pulses["job_read"] = int(self._busy_read == 0)
-        elif self._read < self._asked["reads"] and appended >= self._read_waits[self._read]:
-            self._busy_read = int(rng.integers(1, longest))
-        self._read += pulses["job_read"]
-        if self._busy_core:
-            self._busy_core -= 1
-            pulses["attended"] = int(self._busy_core == 0)
-        elif self._attended < min(self._asked["attends"], self._read):
-            self._busy_core = int(rng.integers(1, 40))
-        self._attended += pulses["attended"]
-
-    def _give_elements(self) -> None:
-        """The host gives an element that it owes."""
-        for what in self.given:
-            pulse = self._dut[f"{what}_taken"]
-            owed = self._dut[f"{'vectors' if what == 'vector' else 'queries'}_owed"].value == 1
-            # the one that is given in this cycle may be the last one
-            give = owed and pulse.value == 0 and self._rng.random() < 0.7
-            pulse.value = int(give)
-            self.given[what] += give
+    async def until(self, state: str) -> None:
+        """Step until the jobs are in a state of `STATES`."""
+        for _ in range(_SEARCH):
+            if state in states(self, self.last):
+                return
+            await self.step()
+        raise Mismatch(f"in {_SEARCH} cycles there was no state {state!r}")
 
 
-def expected(bench: Bench, jobs: list[Job]) -> dict[str, list[Any]]:
-    """What comes out of each stream."""
-    streams: dict[str, list[Any]] = {"done": []}
-    appends = 0
-    for job in jobs:
-        problem = job_problem(bench.config, job)
-        streams["done"].append({"status": problem})
-        if problem == JobStatus.OK:
-            for name, payloads in job_parts(job, appends).items():
-                streams.setdefault(name, []).extend(payloads)
-            appends += job["append"]
-    return streams
+async def start(dut: HierarchyObject, endless: bool = False) -> Life:
+    """A scheduler after reset, a cycle after it."""
+    life = Life(dut)
+    await life.start()
+    life.endless = endless
+    await life.step()
+    return life
 
 
-def check_given(bench: Bench, around: Surroundings, jobs: list[Job]) -> None:
-    """The host has given what it owes, also for jobs that were refused."""
-    dim = bench.config.head_dim
-    owed = {
-        "vector": dim * sum(job["append"] for job in jobs),
-        "query": dim * sum(job["attend"] for job in jobs),
-    }
-    bench.check(around.given, owed, "elements")
-
-
-async def run(bench: Bench, source: str, sink: str, slow: bool = False) -> None:
-    """Start random jobs, and compare all that comes out."""
-    jobs = random_jobs(bench, 60, wrong=0.15)
-    around = Surroundings(bench, jobs, slow)
-    bench.drive("jobs", jobs, source)
-    for port, payloads in expected(bench, jobs).items():
-        bench.expect(port, payloads, sink)
-    await bench.finish(cycles_per_transfer=200)
-    check_given(bench, around, jobs)
-    bench.check(around.restarts, 0, "restarts")
+async def finish(life: Life, least: int = 1) -> None:
+    """No job follows; those that were planned end."""
+    life.endless = False
+    life.pace = Pace()
+    await life.run_dry()
+    if len(life.rules.ended) < least:
+        raise Mismatch(f"{len(life.rules.ended)} jobs ended, expected at least {least}")
 
 
 @cocotb.test()
-@cocotb.parametrize(source=("none", "mixed"), sink=STALL_MIXES)
-async def jobs_of_all_kinds(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Good jobs and refused ones, back to back."""
-    await run(await Bench.start(dut, "scheduler"), source, sink)
+async def statuses_by_hand(dut: HierarchyObject) -> None:
+    """The golden scheduler refuses each kind of wrong descriptor as it is written by hand."""
+    config, rng = bench_config(), np.random.default_rng(cocotb.RANDOM_SEED)
+    for kind, wrong in WRONG.items():
+        for _ in range(20):
+            job = random_job(rng, config)
+            if job_problem(config, job) != JobStatus.OK:
+                raise Mismatch(f"a right job is refused: {job}")
+            found = job_problem(config, wrong_job(config, job, kind))
+            if found != wrong.status:
+                raise Mismatch(f"{kind}: {found.name}, expected {wrong.status.name}")
 
 
 @cocotb.test()
-async def append_during_a_slow_read(dut: HierarchyObject) -> None:
-    """The next job's records are there long before this one has been read: their places wait."""
-    await run(await Bench.start(dut, "scheduler"), "none", "none", slow=True)
+@cocotb.parametrize(part=(0, 1))
+async def errors_at_any_time(dut: HierarchyObject, part: int) -> None:
+    """Errors, two at once too, and resets, at random times in an endless stream of jobs."""
+    life = await start(dut, endless=True)
+    events = [*ERRORS, "reset"]
+    for _ in range(60):
+        for _ in range(int(life.rng.integers(1, 160))):
+            await life.step()
+        await life.strike(str(life.rng.choice(events)))
+    await finish(life)
 
 
 @cocotb.test()
-async def every_refusal(dut: HierarchyObject) -> None:
-    """Each wrong descriptor between good ones: its status, its vectors, and nothing else."""
-    bench = await Bench.start(dut, "scheduler")
-    jobs = random_jobs(bench, 2 * len(WRONG))
-    jobs[1::2] = [job | change for job, change in zip(jobs[1::2], WRONG, strict=True)]
-    around = Surroundings(bench, jobs)
-    bench.drive("jobs", jobs)
-    streams = expected(bench, jobs)
-    refusals = [end["status"] for end in streams["done"][1::2]]
-    bench.check(
-        refusals,
-        [JobStatus.NO_TOKENS, JobStatus.TOO_MANY_TOKENS] + [JobStatus.BAD_CODE] * 9,
-        "golden by hand",
-    )
-    for port, payloads in streams.items():
-        bench.expect(port, payloads)
-    await bench.finish(cycles_per_transfer=200)
-    check_given(bench, around, jobs)
+async def right_jobs_without_a_pause(dut: HierarchyObject) -> None:
+    """Everything is fast: jobs that only append, or attend, or do nothing."""
+    life = await start(dut)
+    for append, attend in ((True, True), (True, False), (False, True), (False, False)):
+        for _ in range(20):
+            life.plan(append=append, attend=attend, leaving=False)
+    await finish(life, 80)
 
 
 @cocotb.test()
-@cocotb.parametrize(error=tuple(range(len(ERRORS))), moment=(30, 200, 500))
-async def errors_of_the_memory(dut: HierarchyObject, error: int, moment: int) -> None:
-    """All jobs in flight end with the error's status; those after them are as after a reset."""
-    bench = await Bench.start(dut, "scheduler")
-    (port, response), status = list(ERRORS.items())[error]
-    jobs = random_jobs(bench, 40)
-    around = Surroundings(bench, jobs)
-    bench.drive("jobs", jobs)
-    for sink in bench.sinks.values():
-        cocotb.start_soon(sink.drain(stall_pattern("none", bench.rng)))
-    edge = RisingEdge(dut.clk)
-    for _ in range(moment):
-        await edge
-    dut[port].value = response
-    for _ in range(20_000):
-        await edge
-        if around.restarts:
-            break
-    seen = {name: len(sink.payloads) for name, sink in bench.sinks.items()}
-    ended = bench.sinks["done"].payloads
-    for _ in range(40_000):
-        await edge
-        if len(ended) == len(jobs):
-            break
-    well, failed = seen["done"], ended.count(status)
-    if not 1 <= failed <= IN_FLIGHT:
-        raise Mismatch(f"{failed} jobs failed")
-    good = [JobStatus.OK]
-    rest = good * (len(jobs) - well - failed)
-    bench.check(ended, good * well + [status] * failed + rest, "ends of the jobs")
-    # what had been handed out of jobs that failed is lost; the next one's parts are whole
-    for name, payloads in expected(bench, jobs[well + failed :]).items():
-        if name != "done":
-            shape = bench.component.signature.members[name].signature.members["payload"].shape
-            Scoreboard(name, shape, payloads).finish(bench.sinks[name].payloads[seen[name] :])
-    check_given(bench, around, jobs)
-    bench.check(around.restarts, 1, "restarts")
+@cocotb.parametrize(part=(0, 1))
+async def jobs_of_all_kinds(dut: HierarchyObject, part: int) -> None:
+    """Right jobs and wrong ones at any pace, no errors."""
+    life = await start(dut)
+    for _ in range(120):
+        life.plan_any()
+    while life.queue:
+        life.pace = Pace.random(life.rng)
+        for _ in range(100):
+            await life.step()
+    await finish(life, 120)
+    if life.rules.restarts:
+        raise Mismatch("a restart without an error")
+
+
+@cocotb.test()
+async def every_wrong_descriptor_everywhere(dut: HierarchyObject) -> None:
+    """Each kind after a reset, an abort, a right and a wrong one; a right one follows."""
+    life = await start(dut)
+    for kind in WRONG:
+        for before in ("reset", "abort", "right", "wrong"):
+            if before in ("reset", "abort"):
+                await life.strike("reset" if before == "reset" else "read_slverr")
+                await life.run_dry()
+            else:
+                life.plan("table_heads" if before == "wrong" else None)
+            life.plan(kind)
+            life.plan()
+            await life.run_dry()
+    await finish(life, 9 * len(WRONG))
+
+
+@cocotb.test()
+async def every_limit(dut: HierarchyObject) -> None:
+    """Jobs that are just right end well."""
+    life = await start(dut)
+    for limit in LIMITS.values():
+        for _ in range(3):
+            job = random_job(life.rng, life.config)
+            while not limit.holds(life.config, job):
+                job = random_job(life.rng, life.config)
+            life.queue.append(job)
+    await finish(life, 3 * len(LIMITS))
+
+
+@cocotb.test()
+async def refused_while_elements_are_owed(dut: HierarchyObject) -> None:
+    """Elements of the jobs before a refused one are theirs, and the blocks take them."""
+    life = await start(dut)
+    kinds = {wrong.status: kind for kind, wrong in WRONG.items()}
+    for kind in kinds.values():
+        for append, attend in ((False, False), (True, False), (False, True), (True, True)):
+            life.pace = Pace(elements=0.05)
+            life.plan(append=append, attend=attend, leaving=False)
+            life.plan(kind)
+            life.plan()
+            await life.run_dry()
+    await finish(life)
+
+
+@cocotb.test()
+async def every_event_in_every_state(dut: HierarchyObject) -> None:
+    """Errors and resets, sought out where each state of the jobs is met."""
+    life = await start(dut, endless=True)
+    for event in (*ERRORS, "reset"):
+        for state in STATES:
+            life.endless = state != "nothing"
+            if state == "nothing":
+                await life.run_dry()
+            await life.until(state)
+            await life.strike(event)
+            for _ in range(int(life.rng.integers(60))):
+                await life.step()
+    await finish(life)
+
+
+@cocotb.test()
+async def every_end_of_an_abort(dut: HierarchyObject) -> None:
+    """An abort waits for the memory, for what the host owes, for outputs, for ends."""
+    life = await start(dut)
+    read, append = {"attend": True}, {"append": True, "attend": False}
+    for pace, jobs, state in (
+        (Pace(read=40), [read], "reading"),
+        (Pace(read=40, idle=0.05), [read], "reading"),
+        (Pace(elements=0.05), [append], "appending"),
+        (Pace(elements=0.05, read=40), [read], "reading"),
+        (Pace(outputs=40), [read], "leaving"),
+        (Pace(ends=0.05), [{}] * 4, "ending"),
+    ):
+        life.pace = pace
+        for job in jobs:
+            life.plan(None, **job)
+        await life.until(state)
+        await life.strike("write_slverr")
+        life.plan()
+        await life.run_dry()
+    await finish(life, 12)
+
+
+@cocotb.test()
+async def end_changed_while_it_waited(dut: HierarchyObject) -> None:
+    """A job that has done everything ends well, though nobody takes its end before an abort."""
+    life = await start(dut)
+    life.pace = Pace(ends=0.0)
+    life.plan(append=False, attend=False, leaving=False)
+    await life.until("ending")
+    await life.strike("read_slverr")
+    for _ in range(20):
+        await life.step()
+    await finish(life)
+    life.bench.check(life.rules.ended, [JobStatus.OK], "ends")
+
+
+@cocotb.test()
+@cocotb.parametrize(event=("read_slverr", "write_slverr", "reset"))
+async def every_moment(dut: HierarchyObject, event: str) -> None:
+    """An error in each of the cycles that three jobs take, and then three jobs more."""
+    life = await start(dut)
+    for moment in range(50):
+        life.pace = Pace.random(life.rng) if moment % 2 else Pace()
+        for kind in (None, "table_heads", None):
+            life.plan(kind, append=True, attend=True)
+        for _ in range(moment):
+            await life.step()
+        await life.strike(event)
+        life.plan()
+        await life.run_dry()
+    await finish(life, 50)
+
+
+@cocotb.test()
+async def every_bin_was_hit(dut: HierarchyObject) -> None:
+    """The coverage of all tests before this one has no hole."""
+    COVERAGE.finish(Path())
