@@ -2,6 +2,7 @@
 # make test   every test, on Verilator and on Icarus Verilog
 # make report area, cycles, bits and quality on one page, build/report/report.html
 # make lint   ruff and mypy
+# make mutants small mistakes in the sources, one at a time: does a test notice each?
 # make clean  remove what was built (not .venv and .tools, which are what takes time)
 #
 # Each sets up what it needs: Python packages in .venv, what is no Python package in .tools.
@@ -22,7 +23,7 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model icarus demo report test lint clean
+.PHONY: help setup model icarus demo report test lint mutants clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -59,6 +60,10 @@ lint: $(SETUP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+# `make mutants MUTANTS="--only rtl/scheduler.py --sample 30 --jobs 2"`; docs/verification.md
+mutants: $(SETUP) icarus
+	@PYTHONPATH=scripts nice $(BIN)/python -m mutants $(MUTANTS)
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Mutation testing: small changes to the contract's code, and whether a test notices each."""

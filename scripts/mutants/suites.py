@@ -1,0 +1,89 @@
+"""Which test files can notice a change to a module, nearest first."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Collection, Iterator
+from functools import cached_property
+from pathlib import Path
+
+__all__ = ["Imports"]
+
+_FOLDERS = ("golden", "kvtq_hw", "rtl", "sim", "tests")
+
+
+class Imports:
+    """Who uses whom in a checkout: imports, and blocks that tests and benches name in a string.
+
+    Files are named relative to the checkout.
+    """
+
+    def __init__(self, root: Path) -> None:
+        paths = [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*.py"))]
+        # read now: verdicts rest on the sources as they were when the run began
+        self._texts = {p.relative_to(root).as_posix(): p.read_text("utf-8") for p in paths}
+        names = {file: file.removesuffix(".py").replace("/", ".") for file in self._texts}
+        self._file_of = {name.removesuffix(".__init__"): file for file, name in names.items()}
+        # tests import each other without their folder's name
+        self._file_of |= {name.removeprefix("tests."): file for file, name in names.items()}
+        self._blocks = {Path(file).stem for file in self._texts if file.startswith("sim/benches/")}
+
+    @cached_property
+    def _uses(self) -> dict[str, set[str]]:
+        return {file: set(self._used_by(file)) for file in self._texts}
+
+    def compiled(self, file: str) -> bool:
+        """Numba compiles functions of the file, or of one that takes constants from it."""
+        users = [file, *(user for user, used in self._uses.items() if file in used)]
+        return any("import numba" in self._texts[user] for user in users)
+
+    def blocks_of(self, file: str) -> list[str]:
+        """Blocks whose hardware a file is part of: the file's own, then those that contain it."""
+        blocks = sorted(self._blocks, key=lambda block: (f"rtl/{block}.py" != file, block))
+        return [block for block in blocks if file in self.closure(f"rtl/{block}.py")]
+
+    def tests_of(self, file: str) -> list[str]:
+        """Test files that use a file, directly or not: its own, then by the steps between."""
+        users: dict[str, set[str]] = {}
+        for user, used in self._uses.items():
+            for one in used:
+                users.setdefault(one, set()).add(user)
+        steps, reached = {file: 0}, [file]
+        for one in reached:
+            for user in sorted(users.get(one, ())):
+                if user not in steps:
+                    steps[user] = steps[one] + 1
+                    reached.append(user)
+        own = f"tests/test_{Path(file).stem}.py"
+        found = [one for one in reached if one.startswith("tests/test_")]
+        return sorted(found, key=lambda test: (test != own, steps[test], test))
+
+    def closure(self, file: str) -> set[str]:
+        """The file and every file that it uses, directly or not."""
+        reached = [file]
+        for one in reached:
+            reached += sorted(self._uses[one] - set(reached))
+        return set(reached)
+
+    def digest(self, files: Collection[str]) -> str:
+        """Hash of all that the files' verdicts rest on; empty when a file is gone."""
+        if not self._texts.keys() >= set(files):
+            return ""
+        parts = set().union(*(self.closure(file) for file in files))
+        text = "\0".join(f"{part}\0{self._texts[part]}" for part in sorted(parts))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _used_by(self, file: str) -> Iterator[str]:
+        named = file.startswith(("tests/", "sim/benches/"))
+        for node in ast.walk(ast.parse(self._texts[file])):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str) and named:
+                names = [node.value]
+                if node.value in self._blocks:
+                    names += [f"rtl.{node.value}", f"sim.benches.{node.value}"]
+            yield from (self._file_of[name] for name in names if name in self._file_of)
