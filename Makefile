@@ -45,7 +45,6 @@ icarus: $(SETUP)
 demo: $(SETUP) model
 	@mkdir -p build/demo
 	@$(BIN)/kvtq-hw decode --backend rtl --preset smollm2 \
-		--code balanced:3/2,sinks=4,window=16,feedback \
 		--prompt "$(strip $(DEMO_PROMPT))" --max-new-tokens $(DEMO_TOKENS) \
 		--json build/demo/decode.json
 

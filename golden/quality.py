@@ -22,6 +22,7 @@ from transformers import Cache, DynamicCache
 
 from golden.formats import CacheFormat
 from golden.models import LanguageModel
+from golden.saturation import saturation
 from kvtq_hw.errors import UserError
 
 __all__ = [
@@ -53,6 +54,7 @@ class SegmentScore:
     kld : Kullback-Leibler divergence of the prediction from the reference's, nats
     same_top1 : positions whose most likely token is the reference's
     stored_bytes, stored_elements : the cache after the whole segment, everything included
+    saturated : elements of keys and values that did not fit the 16 bits of the calibration
     """
 
     tokens: int
@@ -61,6 +63,7 @@ class SegmentScore:
     same_top1: int
     stored_bytes: int
     stored_elements: int
+    saturated: int
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Quality:
     top1_agreement : share of positions with the reference's most likely token
     bits_per_element : stored bits per cached number at the full context
     tokens : predicted positions
+    saturated, saturated_share : elements of keys and values that did not fit the 16 bits of the
+        calibration, and their share of all
     """
 
     perplexity: float
@@ -81,6 +86,8 @@ class Quality:
     top1_agreement: float
     bits_per_element: float
     tokens: int
+    saturated: int
+    saturated_share: float
 
 
 @dataclass(frozen=True)
@@ -157,6 +164,7 @@ def evaluate_reference(
         same_top1=tokens.numel() - 1,
         stored_bytes=sum(states.numel() * states.element_size() for states in held),
         stored_elements=sum(states.numel() for states in held),
+        saturated=0,
     )
     return Reference(tokens, log_probabilities, score)
 
@@ -183,7 +191,8 @@ def evaluate_segment(
             same += int((expected.argmax(-1) == found.argmax(-1)).sum())
     stored_bytes, stored_elements = cache_format.stored(cache)
     tokens = reference.tokens.numel() - 1
-    return SegmentScore(tokens, nll, kld, same, stored_bytes, stored_elements)
+    saturated = saturation(cache).elements
+    return SegmentScore(tokens, nll, kld, same, stored_bytes, stored_elements, saturated)
 
 
 def feed(
@@ -220,13 +229,17 @@ def summarize(scores: Iterable[SegmentScore], references: Iterable[SegmentScore]
     if [score.tokens for score in scores] != [score.tokens for score in references]:
         raise ValueError("scores and references are not of the same segments")
     stored_bytes = sum(score.stored_bytes for score in scores)
+    stored_elements = sum(score.stored_elements for score in scores)
+    saturated = sum(score.saturated for score in scores)
     return Quality(
         perplexity=math.exp(nll),
         perplexity_ratio=math.exp(nll - reference_nll),
         kld=sum(score.kld for score in scores) / tokens,
         top1_agreement=sum(score.same_top1 for score in scores) / tokens,
-        bits_per_element=8 * stored_bytes / sum(score.stored_elements for score in scores),
+        bits_per_element=8 * stored_bytes / stored_elements,
         tokens=tokens,
+        saturated=saturated,
+        saturated_share=saturated / stored_elements,
     )
 
 

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from kvtq_hw.codes import CacheCode, read_code
+from kvtq_hw.codes import CacheCode, CodeTable, read_code
 from kvtq_hw.config import EngineConfig, load_config, preset_names
 from kvtq_hw.errors import UserError
 
 __all__ = [
+    "DEFAULT_CODE",
+    "CodeType",
     "PresetType",
     "cache_code",
     "check_context",
+    "code_option",
+    "codes_option",
     "context_option",
     "fitted_option",
     "json_option",
@@ -28,6 +32,9 @@ __all__ = [
     "write_json",
 ]
 
+
+#: What commands take where no code is named, and what we recommend (docs/quality.md).
+DEFAULT_CODE = CacheCode("balanced", 3, 2, sinks=4, window=32, feedback=True)
 
 _PRESET_TEXT = "kvtq_hw.preset_text"
 
@@ -51,6 +58,30 @@ class PresetType(click.ParamType):
         if ctx is not None:
             ctx.meta[_PRESET_TEXT] = value
         return load_config(value)
+
+
+class CodeType(click.ParamType):
+    """A spelled cache code or the path of a code table, read.
+
+    Parameters
+    ----------
+    tables : a table with digits for each layer will do
+    """
+
+    name = "code"
+
+    def __init__(self, tables: bool = True) -> None:
+        self._tables = tables
+
+    def convert(
+        self,
+        value: str | CacheCode | CodeTable,
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> CacheCode | CodeTable:
+        if not isinstance(value, str):
+            return value
+        return read_code(value) if self._tables else cache_code(value)
 
 
 def preset_text() -> str:
@@ -78,6 +109,36 @@ fitted_option = click.option(
     help=f"Configuration: {', '.join(preset_names())}, or the path of a .toml file.  "
     "[default: that of smollm2, fitted to the model]",
 )
+
+
+def code_option(
+    help_text: str, *, tables: bool = True
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`--code CODE`, passed to the command as `code`: one code, or a table of them by layer."""
+    return click.option(
+        "--code",
+        type=CodeType(tables),
+        default=str(DEFAULT_CODE),
+        show_default=True,
+        metavar="KIND:K/V|TABLE.toml" if tables else "KIND:K/V",
+        help=help_text,
+    )
+
+
+def codes_option(
+    help_text: str, default: Sequence[str] = (str(DEFAULT_CODE),)
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """`--code CODE`, as often as wanted, passed to the command as `codes`: texts, not read yet."""
+    return click.option(
+        "--code",
+        "codes",
+        multiple=True,
+        default=tuple(default),
+        show_default=True,
+        metavar="CODE",
+        help=help_text,
+    )
+
 
 #: `--model NAME|PATH`, passed to the command as `model_name`.
 model_option = click.option(

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-CODE = "balanced:3/2,sinks=4,window=16,feedback"
+from kvtq_hw.options import DEFAULT_CODE
+
+CODE = str(DEFAULT_CODE)
 NEW_TOKENS = 24
 PROMPT_TOKENS = 16
 

@@ -202,3 +202,25 @@ def test_every_module_of_an_extra_is_installed_here() -> None:
     assert script.is_file()
     for module in EXTRA_OF_MODULE:
         __import__(module)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "index"),
+    [
+        ("decode", "code", None),
+        ("capture", "code", None),
+        ("allocate", "code", None),
+        ("layout", "code", None),
+        ("sweep", "codes", 0),
+        ("compare", "codes", 0),
+        ("report", "codes", 0),
+        ("eval", "codes", 1),  # behind the unquantized model
+    ],
+)
+def test_one_default_code_for_every_command(command: str, option: str, index: int | None) -> None:
+    context = click.Context(cli)
+    parameters = cli.get_command(context, command).params
+    (default,) = [p.default for p in parameters if p.name == option]
+    assert (default if index is None else default[index]) == (
+        "balanced:3/2,sinks=4,window=32,feedback"
+    )

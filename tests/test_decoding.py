@@ -11,12 +11,16 @@ import pytest
 import torch
 from safetensors import safe_open
 from tiny_model import prompt, tiny_model
+from transformers import AttentionInterface, DynamicCache
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from golden.backends import AttentionJob, GoldenBackend
 from golden.calibration import calibrate
 from golden.capture import load_captured
 from golden.decoding import decode, decode_unquantized, make_cache
 from golden.engine import Attention
+from golden.saturation import saturation
 from kvtq_hw.cli import run
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
@@ -96,7 +100,8 @@ def test_prompts_that_do_not_fit():
 
 
 def arguments(folder: Path, *more: str) -> list[str]:
-    return ["decode", "--preset", "tiny", "--model", str(folder), "--prompt", PROMPT, *more]
+    words = ["--preset", "tiny", "--model", str(folder), "--prompt", PROMPT]
+    return ["decode", *words, "--code", "balanced:3/2", *more]
 
 
 class EngineDouble:
@@ -142,6 +147,7 @@ def test_command_on_the_golden_backend(tiny_folder, capsys):
     assert report["bits_per_element"] == (3 * 2 + 2 * 2 + 2) * 8 / 16
     assert report["tokens_per_second"] > 0
     assert report["outputs_compared"] == report["mismatches"] == 0
+    assert (report["saturated"], report["saturated_share"]) == (0, 0.0)
     for field in ("tokens_identical", "rtl_cycles", "bound_cycles", "float_error_max"):
         assert report[field] is None
     assert report["text"].split()[0] in capsys.readouterr().out
@@ -329,3 +335,67 @@ def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):
     report = json.loads(report_file.read_text())
     assert report["prompt"] == DEFAULT_PROMPT
     assert report["text"].startswith(text)  # both go on in English, each its way
+
+
+def narrow_exponents(monkeypatch) -> None:
+    """Calibrations of now choose units so small that large elements do not fit."""
+    monkeypatch.setattr("golden.calibration._HEAD_ROOM", -2)
+
+
+def test_saturated_elements_are_counted_by_hand(monkeypatch):
+    narrow_exponents(monkeypatch)
+    language_model = tiny_model()
+    measured = calibrate(language_model, prompt(60), tokens=50)
+    cache = make_cache(TINY, CODE, measured, GoldenBackend())
+    seen = []
+
+    def attention(module, query, key, value, *args, **kwargs):
+        seen.append((measured.key_exponents[module.layer_idx], key))
+        seen.append((measured.value_exponents[module.layer_idx], value))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
+
+    AttentionInterface.register("seen", attention)
+    AttentionMaskInterface.register("seen", sdpa_mask)
+    ids = torch.tensor([language_model.tokenizer(PROMPT).input_ids])
+    with torch.inference_mode(), language_model.attending_with("seen"):
+        keys_and_values = DynamicCache()
+        language_model.model(ids, past_key_values=keys_and_values)
+    for layer, of_layer in zip(cache.layers, keys_and_values.layers, strict=True):
+        layer.update(of_layer.keys, of_layer.values)
+    expected = sum(
+        int((torch.round(states.double() / 2.0**exponent).abs() > 32767).sum())
+        for exponent, states in seen
+    )
+    assert expected > 0
+    found = saturation(cache)
+    assert found == (expected, 2 * 2 * 2 * 9 * 8)
+    assert found.share == expected / 576
+    assert saturation(DynamicCache()) == (0, 0)
+    assert saturation(DynamicCache()).share == 0
+
+
+def test_commands_show_saturated_elements(tiny_folder, monkeypatch, capsys):
+    narrow_exponents(monkeypatch)
+    words = "saturated: they did not fit the 16 bits that calibration chose"
+    assert run(arguments(tiny_folder, "--max-new-tokens", "4", "--json", "report.json")) == 0
+    report = json.loads(Path("report.json").read_text())
+    assert report["saturated"] > 0
+    assert report["saturated_share"] == report["saturated"] / (2 * 2 * 2 * 12 * 8)
+    assert words in " ".join(capsys.readouterr().out.split())
+
+    line = ["--model", str(tiny_folder), "--prompt", PROMPT]
+    assert run(["capture", *line, "-o", "captured"]) == 0
+    assert words in capsys.readouterr().out
+
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: Path("cache"))
+    Path("text.txt").write_text(prompt(150, seed=9))
+    size = ["--context", "40", "--segments", "2", "--text", "text.txt"]
+    codes = ["--code", "balanced:3/2", "--code", "int8"]
+    assert run(["eval", "--model", str(tiny_folder), *size, *codes, "--json", "eval.json"]) == 0
+    ternary, integer = json.loads(Path("eval.json").read_text())["rows"]
+    assert ternary["saturated"] > 0
+    assert ternary["saturated_share"] == ternary["saturated"] / (2 * 2 * 2 * 2 * 40 * 8)
+    assert (integer["saturated"], integer["saturated_share"]) == (0, 0.0)
+    shown = capsys.readouterr().out
+    assert f"balanced:3/2: {ternary['saturated']:,} elements of keys and values (" in shown
+    assert "int8: " not in shown

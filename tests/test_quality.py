@@ -172,10 +172,10 @@ def test_the_model_is_left_as_it_was():
 
 def test_summary_by_hand():
     scores = [
-        SegmentScore(10, 20.0, 1.0, 9, 30, 80),
-        SegmentScore(30, 90.0, 2.0, 21, 10, 80),
+        SegmentScore(10, 20.0, 1.0, 9, 30, 80, 3),
+        SegmentScore(30, 90.0, 2.0, 21, 10, 80, 1),
     ]
-    references = [SegmentScore(10, 19.0, 0, 10, 0, 80), SegmentScore(30, 85.0, 0, 30, 0, 80)]
+    references = [SegmentScore(10, 19.0, 0, 10, 0, 80, 0), SegmentScore(30, 85.0, 0, 30, 0, 80, 0)]
     assert summarize(scores, references) == Quality(
         perplexity=math.exp(110 / 40),
         perplexity_ratio=pytest.approx(math.exp(6 / 40), rel=1e-12),
@@ -183,11 +183,13 @@ def test_summary_by_hand():
         top1_agreement=30 / 40,
         bits_per_element=8 * 40 / 160,
         tokens=40,
+        saturated=4,
+        saturated_share=4 / 160,
     )
 
 
 def test_summary_of_different_segments():
-    score, other = SegmentScore(10, 1.0, 0.0, 1, 1, 1), SegmentScore(11, 1.0, 0.0, 1, 1, 1)
+    score, other = SegmentScore(10, 1.0, 0.0, 1, 1, 1, 0), SegmentScore(11, 1.0, 0.0, 1, 1, 1, 0)
     with pytest.raises(ValueError, match=r"^scores and references are not of the same segments$"):
         summarize([score], [other])
 

@@ -81,7 +81,7 @@ def test_demo_is_what_it_is_said_to_be() -> None:
     with parse(line) as context:
         options = context.params
     assert options["backend"] == "rtl"
-    assert options["config"] == load_config("smollm2")
-    assert str(options["code"]) == "balanced:3/2,sinks=4,window=16,feedback"
+    assert options["preset"] == load_config("smollm2")
+    assert str(options["code"]) == "balanced:3/2,sinks=4,window=32,feedback"
     assert len(options["prompt"].split()) >= 16
     assert options["max_new_tokens"] >= 24

@@ -41,7 +41,7 @@ GOOD_REPORT = {
     "mismatches": 0,
     "rtl_cycles": 5,
     "context": 40,
-    "code": "balanced:3/2,sinks=4,window=16,feedback",
+    "code": "balanced:3/2,sinks=4,window=32,feedback",
     "memory_bytes_compared": 7,
     "memory_differences": 0,
 }

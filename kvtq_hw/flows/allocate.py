@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import fitted_option, model_option
+from kvtq_hw.options import code_option, fitted_option, model_option
 
 __all__ = ["command"]
 
@@ -24,14 +24,7 @@ __all__ = ["command"]
 @click.command()
 @fitted_option
 @model_option
-@click.option(
-    "--code",
-    "code_text",
-    default="balanced:1/1,sinks=4,window=32,feedback",
-    show_default=True,
-    metavar="CODE",
-    help="Kind, tiers and options; the digits are chosen.",
-)
+@code_option("Kind, tiers and options; the digits are chosen.", tables=False)
 @click.option("--bits", type=float, help="Budget in true bits an element, everything included.")
 @click.option("--cycles", type=int, help="Budget in plane slices a decode step, all layers.")
 @click.option(
@@ -59,7 +52,7 @@ __all__ = ["command"]
 def command(
     preset: EngineConfig | None,
     model_name: str,
-    code_text: str,
+    code: CacheCode,
     bits: float | None,
     cycles: int | None,
     context: int,
@@ -81,7 +74,6 @@ def command(
         raise UserError("budget: give exactly one of --bits and --cycles")
     if output.suffix != ".toml" or not output.absolute().parent.is_dir():
         raise UserError(f"--output: {str(output)!r} is not allowed; must be a .toml in a folder")
-    code = CacheCode.parse(code_text)
     model = load_model(model_name)
     config = model.fitted(preset, [], context)
     if bits is not None:

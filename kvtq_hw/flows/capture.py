@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from kvtq_hw.codes import CacheCode
+from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import fitted_option, model_option
+from kvtq_hw.options import code_option, fitted_option, model_option
 
 __all__ = ["command"]
 
@@ -19,7 +19,7 @@ DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the en
 @click.command()
 @fitted_option
 @model_option
-@click.option("--code", "code_text", default="balanced:3/2", show_default=True, help="Cache code.")
+@code_option("Cache code, or a code table: digits of each layer.")
 @click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help="Text to continue.")
 @click.option("--layer", "layers", type=int, multiple=True, default=(0,), show_default=True)
 @click.option(
@@ -45,7 +45,7 @@ DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the en
 def command(
     preset: EngineConfig | None,
     model_name: str,
-    code_text: str,
+    code: CacheCode | CodeTable,
     prompt: str,
     layers: tuple[int, ...],
     heads: tuple[int, ...],
@@ -58,8 +58,8 @@ def command(
     from golden.capture import CaptureBackend
     from golden.decoding import decode, make_cache
     from golden.models import load_model
+    from golden.saturation import saturation
 
-    code = CacheCode.parse(code_text)
     language_model = load_model(model_name)
     prompt_tokens = len(language_model.tokenizer(prompt).input_ids)
     new_tokens = max(steps) + 2
@@ -74,6 +74,9 @@ def command(
     backend = CaptureBackend(layers, heads, steps)
     cache = make_cache(config, code, load_or_calibrate(language_model), backend)
     decode(language_model, prompt, new_tokens, cache)
+    found = saturation(cache)
+    if found.elements:
+        click.echo(str(found))
     expected = len(layers) * len(heads) * len(steps)
     for job in backend.captured:
         file = output / f"layer{job.layer}-head{job.head}-step{job.step}.safetensors"

@@ -12,7 +12,9 @@ from rich.table import Table
 from kvtq_hw.codes import read_code
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.options import (
+    DEFAULT_CODE,
     check_context,
+    codes_option,
     context_option,
     json_option,
     preset_option,
@@ -23,22 +25,13 @@ from kvtq_hw.options import (
 
 __all__ = ["DEFAULT_CODES", "command"]
 
-# a window of 24: one of 32 takes K3/V2 below 1.9 times INT8's speed at 1024 tokens
-DEFAULT_CODES = tuple(
-    f"balanced:{digits},sinks=4,window=24,feedback" for digits in ("3/2", "2/2", "2/1")
-)
+DEFAULT_CODES = tuple(str(DEFAULT_CODE.with_digits(*digits)) for digits in ((3, 2), (2, 2), (2, 1)))
 
 
 @click.command()
 @preset_option
-@click.option(
-    "--code",
-    "codes",
-    multiple=True,
-    default=DEFAULT_CODES,
-    metavar="CODE",
-    help="Ternary cache code, or the .toml file of a table with digits for each layer.  "
-    "[default: K3/V2, K2/V2 and K2/V1 with sinks=4,window=24,feedback]",
+@codes_option(
+    "Ternary cache code, or the .toml file of a table with digits for each layer.", DEFAULT_CODES
 )
 @context_option
 @click.option("--memory-bits", type=click.IntRange(1), default=64, show_default=True,

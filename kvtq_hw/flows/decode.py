@@ -31,16 +31,16 @@ from kvtq_hw.codes import (
     CacheCode,
     CodeTable,
     ScaleChoice,
-    read_code,
 )
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import fitted_option, model_option
+from kvtq_hw.options import code_option, fitted_option, model_option
 
 if TYPE_CHECKING:
     from golden.decoding import Decoded
     from golden.models import LanguageModel
+    from golden.saturation import Saturation
     from sim.accelerator_backend import AcceleratorBackend
     from sim.rtl_attention import RtlBackend
 
@@ -51,20 +51,6 @@ DEFAULT_PROMPT = (
     "named Lily who loved to"
 )
 BACKENDS = ("rtl", "engine", "golden", "float", "unquantized")
-
-
-class CodeType(click.ParamType):
-    """A spelled cache code or the path of a code table, read."""
-
-    name = "code"
-
-    def convert(
-        self,
-        value: str | CacheCode | CodeTable,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> CacheCode | CodeTable:
-        return read_code(value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -83,6 +69,8 @@ class DecodeReport:
     tokens_per_second : decode steps a second of wall time, prefill not counted
     bits_per_element : stored bits per cached number, scales and padding included
     context : tokens in the cache at the end
+    saturated, saturated_share : elements of keys and values that did not fit the 16 bits of the
+        calibration, and their share of all in the cache
     float_error_max, float_error_rms : distance of the golden model's attention outputs to float64
         attention over the same planes: largest absolute, and relative root mean square
     """
@@ -105,6 +93,8 @@ class DecodeReport:
     scale: str | None
     model: str
     prompt: str
+    saturated: int | None
+    saturated_share: float | None
     float_error_max: float | None
     float_error_rms: float | None
 
@@ -118,14 +108,9 @@ class DecodeReport:
     show_default=True,
     help="Who computes the attention.",
 )
-@click.option(
-    "--code",
-    type=CodeType(),
-    default="balanced:3/2",
-    show_default=True,
-    metavar="KIND:K/V|TABLE.toml",
-    help="Cache code: balanced or residual, digits of keys and of values, then any of "
-    ",sinks=N ,window=N ,tier=N ,feedback ,scale=CHOICE.",
+@code_option(
+    "Cache code: balanced or residual, digits of keys and of values, then any of "
+    ",sinks=N ,window=N ,tier=N ,feedback ,scale=CHOICE."
 )
 @click.option(
     "--scale",
@@ -231,6 +216,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     from golden.calibration import load_calibration, load_or_calibrate
     from golden.decoding import Decoded, decode, decode_unquantized, make_cache
     from golden.models import load_model
+    from golden.saturation import saturation
 
     with console.status(f"Loading model {request.model_name}"):
         language_model = load_model(request.model_name, ternary=request.backend != "unquantized")
@@ -318,6 +304,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
         rtl_cycles=rtl.cycles if rtl else None,
         bound_cycles=_bound(config, code, decoded, language_model) if rtl else None,
         bits_per_element=cache.bits_per_element(),
+        saturated=saturation(cache),
         float_error_max=measured.largest_error if measured else None,
         float_error_rms=measured.relative_error if measured else None,
     )
@@ -353,6 +340,7 @@ def _report(
     rtl_cycles: int | None = None,
     bound_cycles: int | None = None,
     bits_per_element: float | None = None,
+    saturated: Saturation | None = None,
     float_error_max: float | None = None,
     float_error_rms: float | None = None,
 ) -> DecodeReport:
@@ -376,6 +364,8 @@ def _report(
         scale=request.code.scale_choice if quantized else None,
         model=request.model_name,
         prompt=request.prompt,
+        saturated=saturated.elements if saturated else None,
+        saturated_share=saturated.share if saturated else None,
         float_error_max=float_error_max,
         float_error_rms=float_error_rms,
     )
@@ -433,6 +423,8 @@ class _Screen:
 
 def _summary(report: DecodeReport) -> Table:
     """The report as a table."""
+    from golden.saturation import saturated_words
+
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     steps = len(report.tokens) - 1
     configuration = f", configuration {report.preset}" if report.preset else ""
@@ -446,6 +438,8 @@ def _summary(report: DecodeReport) -> Table:
         rows.append(
             ("cache size", f"{report.bits_per_element:.4g} bits per element, everything included")
         )
+    if report.saturated:
+        rows.append(("saturated", saturated_words(report.saturated, report.saturated_share or 0)))
     if report.rtl_cycles is not None and report.bound_cycles and steps:
         rows.append(
             (

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import fitted_option, model_option
+from kvtq_hw.options import DEFAULT_CODE, codes_option, fitted_option, model_option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,13 @@ __all__ = ["EvalRow", "command"]
 
 UNQUANTIZED = "unquantized"
 _OUTPUT = click.Path(dir_okay=False, path_type=Path)
-DEFAULT_CODES = (UNQUANTIZED, "balanced:3/2", "balanced:2/2", "int4", "kivi:2")
+DEFAULT_CODES = (
+    UNQUANTIZED,
+    str(DEFAULT_CODE),
+    str(DEFAULT_CODE.with_digits(2, 2)),
+    "int4",
+    "kivi:2",
+)
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,8 @@ class EvalRow:
     kld : mean Kullback-Leibler divergence from the unquantized model, nats a position
     top1_agreement : share of positions with the unquantized model's most likely token
     tokens : predicted positions
+    saturated, saturated_share : elements of keys and values that did not fit the 16 bits of the
+        calibration, over all segments, and their share
     needle : share of hidden numbers retrieved; None when not asked for
     needles : hidden numbers
     """
@@ -65,20 +73,16 @@ class EvalRow:
     kld: float
     top1_agreement: float
     tokens: int
+    saturated: int
+    saturated_share: float
     needle: float | None
     needles: int
 
 
 @click.command()
 @model_option
-@click.option(
-    "--code",
-    "codes",
-    multiple=True,
-    default=DEFAULT_CODES,
-    show_default=True,
-    metavar="CODE",
-    help="A ternary code or a baseline; give it several times for several rows.",
+@codes_option(
+    "A ternary code or a baseline; give it several times for several rows.", DEFAULT_CODES
 )
 @click.option(
     "--text",
@@ -157,6 +161,7 @@ def command(
     )
     rows = run.measure(codes)
     console.print(_table(rows))
+    _print_saturated(rows)
     summary = {**run.description(), "rows": [asdict(row) for row in rows]}
     if csv_file is not None:
         _write(csv_file, _as_csv(rows))
@@ -164,6 +169,14 @@ def command(
         _write(json_file, json.dumps(summary, indent=2) + "\n")
     if markdown_file is not None:
         _write(markdown_file, _as_markdown(rows))
+
+
+def _print_saturated(rows: list[EvalRow]) -> None:
+    from golden.saturation import saturated_words
+
+    for row in rows:
+        if row.saturated:
+            click.echo(f"{row.code}: {saturated_words(row.saturated, row.saturated_share)}")
 
 
 class _Run:

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import click
 
-from kvtq_hw.codes import read_code
+from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.layout import MemoryLayout
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import code_option, preset_option
 
 __all__ = ["command"]
 
 
 @click.command()
 @preset_option
-@click.option(
-    "--code",
-    "code_text",
-    default="balanced:3/2,sinks=4,window=32",
-    show_default=True,
-    metavar="CODE|FILE.toml",
-    help="Cache code, or a code table: digits and tiers of each layer.",
-)
+@code_option("Cache code, or a code table: digits and tiers of each layer.")
 @click.option("--layers", type=int, default=1, show_default=True, help="Layers of the model.")
 @click.option("--kv-heads", type=int, default=1, show_default=True, help="KV heads a layer.")
 @click.option("--context", type=int, help="Tokens to make room for.  [default: max_context]")
@@ -30,7 +23,7 @@ __all__ = ["command"]
 )
 def command(
     config: EngineConfig,
-    code_text: str,
+    code: CacheCode | CodeTable,
     layers: int,
     kv_heads: int,
     context: int | None,
@@ -41,7 +34,7 @@ def command(
         address = int(base, 0)
     except ValueError:
         raise click.BadParameter(f"{base!r} is not an address", param_hint="--base") from None
-    codes = read_code(code_text).for_layers(layers)
+    codes = code.for_layers(layers)
     tokens = config.max_context if context is None else context
     layout = MemoryLayout(config, codes, kv_heads, tokens, address)
     rows = [

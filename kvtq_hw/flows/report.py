@@ -7,28 +7,20 @@ from pathlib import Path
 
 import click
 
-from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.flows.compare import DEFAULT_CODES
-from kvtq_hw.options import model_option, preset_option
+from kvtq_hw.options import DEFAULT_CODE, cache_code, codes_option, model_option, preset_option
 
 __all__ = ["command"]
 
-CODES = (*DEFAULT_CODES, "balanced:1/1,sinks=4,window=24,feedback")
+CODES = (*DEFAULT_CODES, str(DEFAULT_CODE.with_digits(1, 1)))
 
 
 @click.command()
 @preset_option
 @model_option
-@click.option(
-    "--code",
-    "code_texts",
-    multiple=True,
-    default=CODES,
-    show_default=True,
-    help="Cache code; may be given several times, the first one is shown in most detail.",
-)
+@codes_option("Cache code; the first one is shown in most detail.", CODES)
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -47,7 +39,7 @@ CODES = (*DEFAULT_CODES, "balanced:1/1,sinks=4,window=24,feedback")
 def command(
     config: EngineConfig,
     model_name: str,
-    code_texts: tuple[str, ...],
+    codes: tuple[str, ...],
     results: Path,
     output: Path,
 ) -> None:
@@ -62,8 +54,8 @@ def command(
     from kvtq_hw.report.content import Inputs
     from kvtq_hw.report.page import html, markdown
 
-    codes = tuple(CacheCode.parse(text) for text in code_texts)
-    for code in codes:
+    parsed = tuple(map(cache_code, codes))
+    for code in parsed:
         if code.most_digits > config.max_planes:
             raise UserError(
                 f"code: {str(code)!r} has more digits than configuration {config.name!r} allows, "
@@ -72,7 +64,7 @@ def command(
     console = Console()
     with console.status("") as status:
         report = collect(
-            Inputs(config, codes, model_name, results),
+            Inputs(config, parsed, model_name, results),
             lambda name: status.update(f"Section {name}"),
         )
     try:

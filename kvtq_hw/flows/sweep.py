@@ -18,6 +18,7 @@ from kvtq_hw.errors import UserError
 from kvtq_hw.options import (
     cache_code,
     check_context,
+    codes_option,
     context_option,
     liberty_option,
     preset_option,
@@ -37,15 +38,7 @@ __all__ = ["command"]
     metavar="FIELD=A,B,...",
     help="A field of the configuration and its values; several span a grid.",
 )
-@click.option(
-    "--code",
-    "codes",
-    multiple=True,
-    default=("balanced:3/2",),
-    show_default=True,
-    metavar="CODE",
-    help="Cache code; several are swept over.",
-)
+@codes_option("Cache code; several are swept over.")
 @context_option
 @click.option("--block", metavar="NAME", help="Area of this block.  [default: the whole engine]")
 @liberty_option
