@@ -132,6 +132,23 @@ class Bench:
             self.dut[f"{port}__valid"].value = 0
         self._sending.clear()
 
+    async def reset(self, cycles: int = 1) -> None:
+        """Withdraw everything, reset the design for some cycles, and begin anew after one more.
+
+        What sinks have taken is forgotten. Agents of AXI ports are the caller's.
+        """
+        self.withdraw()
+        for sink in self.sinks.values():
+            sink.in_reset = True
+        self.dut.rst.value = 1
+        await ClockCycles(self.dut.clk, cycles)
+        self.dut.rst.value = 0
+        await RisingEdge(self.dut.clk)
+        for sink in self.sinks.values():
+            sink.in_reset = False
+            sink.payloads.clear()
+            sink.cycles.clear()
+
     def expect(self, port: str, payloads: Sequence[Payload], mix: str = "none") -> None:
         """Take payloads from an output stream under back-pressure; they must equal these."""
         self._scoreboards[port] = Scoreboard(port, self._shapes[port], payloads)

@@ -199,11 +199,18 @@ class StreamDriver(_Agent):
 
 
 class StreamMonitor(_Agent):
-    """Observer of a stream: collects packed payloads and asserts the protocol rules."""
+    """Observer of a stream: collects packed payloads and asserts the protocol rules.
+
+    Attributes
+    ----------
+    payloads : those that were taken
+    in_reset : nothing is looked at, and what was offered may be withdrawn
+    """
 
     def __init__(self, dut: HierarchyObject, port: str) -> None:
         super().__init__(dut, port)
         self.payloads: list[int] = []
+        self.in_reset = False
 
     async def watch(self) -> None:
         """Run for ever."""
@@ -211,6 +218,9 @@ class StreamMonitor(_Agent):
         offered: LogicArray | None = None  # payload of a transfer that has not happened yet
         while True:
             await edge
+            if self.in_reset:
+                offered = None
+                continue
             if not self._bit(self._valid, "valid"):
                 if offered is not None:
                     raise ProtocolError(

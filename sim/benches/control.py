@@ -1,8 +1,11 @@
-"""Bench of the registers, with the AXI4-Lite manager of cocotbext-axi."""
+"""Bench of the registers: cocotbext-axi's AXI4-Lite manager, and random traffic beside a model."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import cocotb
@@ -13,11 +16,75 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from kvtq_hw.registers import WORD_BYTES, JobStatus, Kind, Register, register_map
 from rtl.control import control_counters_layout, descriptor_layout
-from sim.bench import STALL_MIXES, Bench
+from sim.bench import Bench
+from sim.coverage import Coverage, Point
 from sim.driver import Driver
+from sim.register_model import Inputs, RegisterModel
 from sim.streams import layout_of, stall_pattern
 
 REGISTERS = register_map()
+
+_CLEARED = {"set": "It was set.", "clear": "It was not."}
+_RACED = {**_CLEARED, "while it happens": "In the cycle in which it happens again."}
+COVERAGE = Coverage(
+    "control",
+    [
+        Point("write", "A write, by its address.", {"known": "In the map.", "unknown": "Outside."}),
+        Point("read", "A read, by its address.", {"known": "In the map.", "unknown": "Outside."}),
+        Point(
+            "order",
+            "Which part of a write was taken first.",
+            {
+                "together": "Both in one cycle.",
+                "address first": "The word came later.",
+                "word first": "The address came later.",
+            },
+        ),
+        Point(
+            "strobes",
+            "Bytes of a word that are written.",
+            {"none": "None.", "some": "Some.", "all": "All four."},
+        ),
+        Point(
+            "kept",
+            "What is kept while an answer waits for its taker.",
+            {"write": "A whole write.", "read": "A read."},
+        ),
+        Point(
+            "stalls",
+            "A channel that waits for READY.",
+            {name: f"{name.upper()}VALID waits." for name in ("aw", "w", "b", "ar", "r")},
+        ),
+        Point(
+            "start",
+            "Jobs in the queue when one more is started.",
+            {"0 wait": "None.", "1 wait": "One.", "2 wait": "No room: the job is lost."},
+        ),
+        Point(
+            "ends",
+            "A job ends, beside a start in the same cycle or not.",
+            {"alone": "No start.", "with start": "A start."},
+        ),
+        Point(
+            "first_error",
+            "A job that ends badly.",
+            {"set": "The first since the event was cleared.", "kept": "Another was before."},
+        ),
+        Point("clear_done", "Software clears `done`.", _RACED),
+        Point("clear_error", "Software clears `error`.", _RACED),
+        Point("clear_overrun", "Software clears `overrun`; a start is another write.", _CLEARED),
+        Point(
+            "reset",
+            "What reset ends.",
+            {
+                "nothing": "All was idle.",
+                "an answer": "An answer that waits.",
+                "a kept part": "An address, a word or a read that waits.",
+                "a job": "A job in the queue.",
+            },
+        ),
+    ],
+)
 
 
 async def start(dut: HierarchyObject, mix: str = "none") -> tuple[Bench, AxiLiteMaster]:
@@ -91,7 +158,7 @@ async def identity_and_resets(dut: HierarchyObject) -> None:
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
-@cocotb.parametrize(mix=STALL_MIXES)
+@cocotb.parametrize(mix=("none", "mixed"))
 async def stored_fields(dut: HierarchyObject, mix: str) -> None:
     """Writes of one byte to several words, anywhere, read back with what stands beside them.
 
@@ -123,8 +190,8 @@ async def stored_fields(dut: HierarchyObject, mix: str) -> None:
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
-@cocotb.parametrize(mix=STALL_MIXES, sink=STALL_MIXES)
-async def jobs(dut: HierarchyObject, mix: str, sink: str) -> None:
+@cocotb.parametrize(mix=("none", "mixed"))
+async def jobs(dut: HierarchyObject, mix: str) -> None:
     """Descriptors through the queue: all fields, in order, and none twice."""
     bench, master = await start(dut, mix)
     driver = Driver(bench.config)
@@ -134,7 +201,7 @@ async def jobs(dut: HierarchyObject, mix: str, sink: str) -> None:
         some = bench.rng.choice(sorted(other), 3, replace=False)
         descriptions.append(descriptions[-1] | {name: other[name] for name in some})
     descriptions.insert(3, descriptions[2])  # needs but one write
-    bench.expect("jobs", descriptions, sink)
+    bench.expect("jobs", descriptions, mix)
     for number, job in enumerate(descriptions):
         while not (await read(master, "status"))["free"]:
             pass
@@ -277,3 +344,186 @@ async def a_write_and_a_read_a_cycle(dut: HierarchyObject) -> None:
         bench.check(answers, [int(cycle > 0)] * 2, f"answers in cycle {cycle}")
     # a read in the cycle of a write still finds what was there before
     bench.check(found, [0] * (register.count + 1) + [1], "words read, a cycle later")
+
+
+# --- random traffic, beside a model of the registers ----------------------------------------------
+
+
+class Traffic:
+    """Random values at all inputs, by the rules of the bus, and what they are in each cycle.
+
+    How often a side goes on is drawn anew every few cycles: from never waiting to hardly moving.
+    """
+
+    PORTS = ("aw", "w", "ar", "b", "r", "jobs", "done")
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self._rng = bench.rng
+        self.offered: dict[str, Any] = {}
+        self.counters: dict[str, int] = {}
+        self._pace = dict.fromkeys(self.PORTS, 1.0)
+
+    def withdraw(self) -> None:
+        """Offer nothing, as in reset."""
+        self.offered.clear()
+        self._show({})
+
+    def next(self, pending: int) -> Inputs:
+        """Drive the inputs of the next cycle; `pending` jobs may end."""
+        rng, offered = self._rng, self.offered
+        if rng.random() < 0.03:
+            paces = rng.choice([0.05, 0.4, 1.0], len(self.PORTS), p=[0.3, 0.4, 0.3])
+            self._pace = dict(zip(self.PORTS, paces.tolist(), strict=True))
+            if rng.random() < 0.2:  # hardly anything comes, and all of it is taken
+                self._pace |= {"aw": 0.02, "w": 0.02, "ar": 0.02, "b": 1.0, "r": 1.0, "jobs": 1.0}
+            if rng.random() < 0.3:  # jobs pile up
+                self._pace |= {"aw": 1.0, "w": 1.0, "b": 1.0, "jobs": 0.01, "done": 0.5}
+        if rng.random() < 0.03:
+            self.counters = {
+                name: int(rng.integers(1 << 32)) for name, _ in control_counters_layout()
+            }
+            self._bench.set("counters", self.counters)
+        for channel, make in (("aw", self._address), ("w", self._word), ("ar", self._address)):
+            if channel not in offered and rng.random() < self._pace[channel]:
+                offered[channel] = make()
+        goes = {port: rng.random() < self._pace[port] for port in ("b", "r", "jobs", "done")}
+        ended = None
+        if pending and goes["done"]:
+            ended = int(rng.choice([0, *(status.value for status in JobStatus)]))
+        inputs = Inputs(
+            offered.get("aw"),
+            offered.get("w"),
+            offered.get("ar"),
+            goes["b"],
+            goes["r"],
+            goes["jobs"],
+            ended,
+            self.counters,
+        )
+        self._show(goes, ended)
+        return inputs
+
+    def _address(self) -> int:
+        """Most often what starts jobs and what they end with; a byte of the word, anywhere."""
+        rng = self._rng
+        names = ["control", "control", "interrupt", "interrupt_enable", "any", "outside"]
+        name = str(rng.choice(names))
+        if name == "outside":
+            return int(rng.integers(1 << 10))
+        register = REGISTERS[str(rng.choice(list(REGISTERS))) if name == "any" else name]
+        word = int(rng.integers(register.count))
+        return register.address + WORD_BYTES * word + int(rng.integers(WORD_BYTES))
+
+    def _word(self) -> tuple[int, int]:
+        rng = self._rng
+        strobes = int(rng.choice([15, 15, 15, 0, int(rng.integers(16))]))
+        bits = "some" if 0 < strobes < 15 else "all" if strobes else "none"
+        COVERAGE.sample(strobes=bits)
+        data = int(rng.integers(1 << 32))
+        return data | int(rng.random() < 0.5), strobes
+
+    def _show(self, goes: Mapping[str, bool], ended: int | None = None) -> None:
+        dut, offered = self._bench.dut, self.offered
+        for channel in ("aw", "w", "ar"):
+            getattr(dut, f"axi_{channel}valid").value = int(channel in offered)
+        dut.axi_awaddr.value = offered.get("aw", 0)
+        dut.axi_araddr.value = offered.get("ar", 0)
+        dut.axi_wdata.value, dut.axi_wstrb.value = offered.get("w", (0, 0))
+        dut.axi_bready.value, dut.axi_rready.value = int(goes.get("b", 0)), int(goes.get("r", 0))
+        dut.jobs__ready.value = int(goes.get("jobs", 0))
+        dut.done__valid.value = int(ended is not None)
+        dut.done__payload.value = ended or 0
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What stands at the ports; answers and payloads None where nothing is offered."""
+
+    ready: tuple[int, int, int]
+    write_answer: int | None
+    read_answer: tuple[int, int] | None
+    job: int | None
+    irq: int
+
+    @classmethod
+    def seen(cls, dut: HierarchyObject) -> Outputs:
+        """What the design says."""
+
+        def value(name: str) -> int:
+            return int(dut[name].value)
+
+        return cls(
+            (value("axi_awready"), value("axi_wready"), value("axi_arready")),
+            value("axi_bresp") if value("axi_bvalid") else None,
+            (value("axi_rdata"), value("axi_rresp")) if value("axi_rvalid") else None,
+            value("jobs__payload") if value("jobs__valid") else None,
+            value("irq"),
+        )
+
+    @classmethod
+    def of(cls, model: RegisterModel) -> Outputs:
+        """What the model says."""
+        kept = (model.kept_address, model.kept_word, model.kept_read)
+        ready = tuple(int(part is None) for part in kept)
+        job = model.queue[0] if model.queue else None
+        return cls(ready, model.write_answer, model.read_answer, job, model.irq)  # type: ignore[arg-type]
+
+
+def sample_cycle(model: RegisterModel, inputs: Inputs) -> None:
+    """Count what a cycle was."""
+    for point, bin_ in model.happened:
+        COVERAGE.sample(**{point: bin_})
+    if inputs.ended is not None:
+        started = any(point == "start" for point, _ in model.happened)
+        COVERAGE.sample(ends="with start" if started else "alone")
+    if model.kept_address is not None and model.kept_word is not None:
+        COVERAGE.sample(kept="write")
+    if model.kept_read is not None:
+        COVERAGE.sample(kept="read")
+
+
+def sample_reset(model: RegisterModel) -> None:
+    """Count what a reset ended."""
+    ended = {
+        "an answer": (model.write_answer, model.read_answer) != (None, None),
+        "a kept part": (model.kept_address, model.kept_word, model.kept_read) != (None, None, None),
+        "a job": bool(model.queue),
+    }
+    found = [name for name, holds in ended.items() if holds] or ["nothing"]
+    for name in found:
+        COVERAGE.sample(reset=name)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def random_traffic(dut: HierarchyObject) -> None:
+    """Every output of every cycle, under accesses right and wrong, ends of jobs and resets."""
+    bench = await Bench.start(dut, "control")
+    edge = RisingEdge(dut.clk)
+    model, traffic = RegisterModel(bench.config), Traffic(bench)
+    bench.set("counters", {})
+    traffic.counters = dict.fromkeys(control_counters_layout().members, 0)
+    await edge
+    for cycle in range(10_000):
+        if bench.rng.random() < 0.004:
+            for _ in range(int(bench.rng.integers(1, 3))):  # the second one while all is idle
+                sample_reset(model)
+                traffic.withdraw()
+                await bench.reset(int(bench.rng.integers(1, 4)))
+                model.reset()
+        inputs = traffic.next(model.pending)
+        await edge
+        bench.check(Outputs.seen(dut), Outputs.of(model), f"outputs in cycle {cycle}")
+        for channel, kept in (
+            ("aw", model.kept_address),
+            ("w", model.kept_word),
+            ("ar", model.kept_read),
+        ):
+            if kept is None:
+                traffic.offered.pop(channel, None)
+        model.step(inputs)
+        sample_cycle(model, inputs)
+    for channel in ("aw", "w", "b", "ar", "r"):
+        if bench.buses["axi"].events.get(f"{channel} stalls"):
+            COVERAGE.sample(stalls=channel)
+    COVERAGE.finish(Path())
