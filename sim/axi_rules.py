@@ -281,6 +281,16 @@ class AxiRules(BusRules):
             state.clear()
         self._waits = dict.fromkeys(self._waits, 0)
 
+    @property
+    def reads_under_way(self) -> int:
+        """Bursts of reads whose address was taken, and not yet their last word."""
+        return sum(map(len, self._reads.values()))
+
+    @property
+    def writes_under_way(self) -> int:
+        """Bursts of writes whose address was taken and that are not answered."""
+        return sum(map(len, self._writes.values()))
+
     # --- what is offered --------------------------------------------------------------------------
 
     def _offers(self, channel: str, payload: Mapping[str, int | str]) -> None:

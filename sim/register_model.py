@@ -135,6 +135,8 @@ class RegisterModel:
         if start:
             self._happened("start", f"{len(self.queue)} wait")
         takes = bool(self.queue) and now.takes_job
+        if start and not has_room:
+            self._happened("lost", "while one leaves" if takes else "alone")
         descriptor = self._descriptor() if start and has_room else None
         if takes:
             self.queue.popleft()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "StreamDriver",
     "StreamMonitor",
     "StreamSink",
+    "changing_stalls",
     "current_cycle",
     "layout_of",
     "pack",
@@ -148,6 +150,14 @@ def stall_pattern(name: str, rng: np.random.Generator) -> Iterator[bool]:
             yield from (False, False, False, False, True)
     else:
         raise ValueError(f"stall pattern must be one of {', '.join(STALLS)}, not {name!r}")
+
+
+def changing_stalls(rng: np.random.Generator) -> Iterator[bool]:
+    """Endless: the patterns of `STALLS` in turn, each for 1 to 80 cycles."""
+    own = rng.spawn(1)[0]
+    while True:
+        pattern = stall_pattern(str(own.choice(["none", *STALLS])), own.spawn(1)[0])
+        yield from islice(pattern, int(own.integers(1, 81)))
 
 
 class _Agent:

@@ -61,6 +61,11 @@ COVERAGE = Coverage(
             {"0 wait": "None.", "1 wait": "One.", "2 wait": "No room: the job is lost."},
         ),
         Point(
+            "lost",
+            "A job is started without room.",
+            {"alone": "None leaves.", "while one leaves": "One leaves in the same cycle."},
+        ),
+        Point(
             "ends",
             "A job ends, beside a start in the same cycle or not.",
             {"alone": "No start.", "with start": "A start."},
@@ -356,6 +361,7 @@ class Traffic:
     """
 
     PORTS = ("aw", "w", "ar", "b", "r", "jobs", "done")
+    RUNNING = 6  # more than ever are beside the queue
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -369,25 +375,26 @@ class Traffic:
         self.offered.clear()
         self._show({})
 
-    def next(self, pending: int) -> Inputs:
-        """Drive the inputs of the next cycle; `pending` jobs may end."""
+    def next(self, waiting: int, pending: int) -> Inputs:
+        """Drive the inputs of a cycle in which so many jobs wait, and so many have not ended."""
         rng, offered = self._rng, self.offered
         if rng.random() < 0.03:
             paces = rng.choice([0.05, 0.4, 1.0], len(self.PORTS), p=[0.3, 0.4, 0.3])
             self._pace = dict(zip(self.PORTS, paces.tolist(), strict=True))
             if rng.random() < 0.2:  # hardly anything comes, and all of it is taken
                 self._pace |= {"aw": 0.02, "w": 0.02, "ar": 0.02, "b": 1.0, "r": 1.0, "jobs": 1.0}
-            if rng.random() < 0.3:  # jobs pile up
-                self._pace |= {"aw": 1.0, "w": 1.0, "b": 1.0, "jobs": 0.01, "done": 0.5}
+            if rng.random() < 0.4:  # jobs pile up
+                self._pace |= {"aw": 1.0, "w": 1.0, "b": 1.0, "jobs": 0.15, "done": 0.5}
         if rng.random() < 0.03:
             self.counters = {
                 name: int(rng.integers(1 << 32)) for name, _ in control_counters_layout()
             }
             self._bench.set("counters", self.counters)
-        for channel, make in (("aw", self._address), ("w", self._word), ("ar", self._address)):
+        for channel, make in (("aw", self._written), ("w", self._word), ("ar", self._read)):
             if channel not in offered and rng.random() < self._pace[channel]:
                 offered[channel] = make()
         goes = {port: rng.random() < self._pace[port] for port in ("b", "r", "jobs", "done")}
+        goes["jobs"] &= pending - waiting < self.RUNNING
         ended = None
         if pending and goes["done"]:
             ended = int(rng.choice([0, *(status.value for status in JobStatus)]))
@@ -404,11 +411,18 @@ class Traffic:
         self._show(goes, ended)
         return inputs
 
-    def _address(self) -> int:
-        """Most often what starts jobs and what they end with; a byte of the word, anywhere."""
+    def _written(self) -> int:
+        """Most often what starts jobs and clears events."""
+        return self._address("control", "control", "interrupt", "interrupt_enable")
+
+    def _read(self) -> int:
+        """Most often what jobs end with."""
+        return self._address("status", "completed", "last_status", "first_error", "interrupt")
+
+    def _address(self, *names: str) -> int:
+        """A byte of one of these registers, of any register, or anywhere."""
         rng = self._rng
-        names = ["control", "control", "interrupt", "interrupt_enable", "any", "outside"]
-        name = str(rng.choice(names))
+        name = str(rng.choice([*names, "any", "outside"]))
         if name == "outside":
             return int(rng.integers(1 << 10))
         register = REGISTERS[str(rng.choice(list(REGISTERS))) if name == "any" else name]
@@ -505,13 +519,13 @@ async def random_traffic(dut: HierarchyObject) -> None:
     traffic.counters = dict.fromkeys(control_counters_layout().members, 0)
     await edge
     for cycle in range(10_000):
-        if bench.rng.random() < 0.004:
+        if bench.rng.random() < 0.002:
             for _ in range(int(bench.rng.integers(1, 3))):  # the second one while all is idle
                 sample_reset(model)
                 traffic.withdraw()
                 await bench.reset(int(bench.rng.integers(1, 4)))
                 model.reset()
-        inputs = traffic.next(model.pending)
+        inputs = traffic.next(len(model.queue), model.pending)
         await edge
         bench.check(Outputs.seen(dut), Outputs.of(model), f"outputs in cycle {cycle}")
         for channel, kept in (

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import cocotb
 import numpy as np
@@ -16,155 +15,31 @@ from cocotbext.axi import AxiReadBus, AxiSlaveRead
 from numpy.typing import NDArray
 
 from kvtq_hw.layout import VectorKind
-from rtl.layouts import key_input_layout, value_input_layout
+from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
 from rtl.memory_layouts import APPEND_BITS, read_job_layout
 from sim.axi_memory import RESPONSES, Fault, ReadMemory
-from sim.axi_rules import Rule
+from sim.axi_rules import AxiRules, Rule
 from sim.bench import Bench
-from sim.records import Records, random_records
+from sim.coverage import Coverage, Cross, Point
+from sim.read_jobs import (
+    KINDS,
+    TIERS,
+    Fetch,
+    Job,
+    Memory,
+    order,
+    random_fetch,
+    random_job,
+)
 from sim.scoreboard import Mismatch, Scoreboard
-from sim.streams import STALLS, pack, stall_pattern
+from sim.streams import changing_stalls, pack, stall_pattern
 
-KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
-TIERS = ("sinks", "body", "window")
-PAGE = 4096
 #: By fault, the rule of AXI that the memory breaks.
 BROKEN_RULES = {
     "exokay": {Rule.EXOKAY},
     "early": {Rule.RLAST},
     "late": {Rule.RLAST},
-    "never": {Rule.RLAST},
 }
-
-
-class Memory:
-    """Bytes of a memory, and what is placed in it."""
-
-    def __init__(self, bench: Bench, size: int = 1 << 19) -> None:
-        self._bench = bench
-        self.word = bench.config.memory_bits // 8
-        self.data = bench.rng.integers(0, 256, size).astype(np.uint8)
-        self._end = 0
-
-    def place(self, records: NDArray[np.uint8]) -> int:
-        """Write records from a word on, often just before the end of a page; returns the base."""
-        base = self._end + self.word * int(self._bench.rng.integers(0, 3))
-        if self._bench.rng.integers(3) == 0:
-            to_page_end = -base % PAGE
-            base += max(0, to_page_end - self.word * int(self._bench.rng.integers(1, 5)))
-        self.data[base : base + records.size] = records.ravel()
-        self._end = -(-(base + records.size) // self.word) * self.word
-        if self._end > len(self.data):
-            raise ValueError("the memory of the bench is full")
-        return base
-
-
-@dataclass(frozen=True)
-class Job:
-    """One job: its description, what is where, and what comes of it."""
-
-    payload: dict[str, Any]
-    records: dict[VectorKind, list[Records]]  # chronological
-    tokens: int
-
-    def slices(self, bench: Bench, kind: VectorKind) -> list[dict[str, Any]]:
-        return [s for records in self.records[kind] for s in records.slices(bench.config)]
-
-
-def random_job(
-    bench: Bench,
-    memory: Memory,
-    counts: tuple[int, int, int] | None = None,
-    planes: tuple[int, int, int] | None = None,
-    residual: bool | None = None,
-    appends: int = 0,
-) -> Job:
-    """A job whose records are placed in memory.
-
-    Parameters
-    ----------
-    counts : tokens in sinks, body and window
-    planes : digits of tiers, and of keys and values in the body
-    """
-    rng, config = bench.rng, bench.config
-    if counts is None:
-        most = config.block + 6
-        numbers = [int(rng.choice([0, 1, int(rng.integers(most))])) for _ in TIERS]
-        counts = (numbers[0], numbers[1], max(numbers[2], int(not any(numbers))))
-    tier, key, value = planes or rng.integers(1, config.max_planes + 1, 3).tolist()
-    residual = bool(rng.integers(2)) if residual is None else residual
-    full = counts[2] > 0 and rng.integers(2)
-    start = int(rng.integers(counts[2])) if full else 0
-
-    bases: dict[str, dict[str, int]] = {}
-    records: dict[VectorKind, list[Records]] = {}
-    for kind, digits in zip(KINDS, (key, value), strict=True):
-        bases[kind], records[kind] = {}, []
-        for name, count in zip(TIERS, counts, strict=True):
-            in_body = name == "body"
-            some = random_records(
-                rng, config, kind, count, digits if in_body else tier, in_body and residual
-            )
-            stored = np.roll(some.data, start, axis=0) if name == "window" else some.data
-            bases[kind][name] = memory.place(stored)
-            records[kind].append(some)
-    payload = {
-        "key": bases["key"],
-        "value": bases["value"],
-        "tier_digits": tier,
-        "key_digits": key,
-        "value_digits": value,
-        "residual": int(residual),
-        "sink_tokens": counts[0],
-        "body_tokens": counts[1],
-        "window_tokens": counts[2],
-        "window_start": start,
-        "appends": appends,
-    }
-    return Job(payload, records, sum(counts))
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """One token that leaves a window: its description and its records."""
-
-    payload: dict[str, int]
-    records: dict[VectorKind, Records]
-
-
-def random_fetch(bench: Bench, memory: Memory, appends: int = 0) -> Fetch:
-    """A fetch from windows that are placed in memory."""
-    rng, config = bench.rng, bench.config
-    count = int(rng.integers(1, 2 * config.block))
-    slot, planes = int(rng.integers(count)), int(rng.integers(1, config.max_planes + 1))
-    payload = {"slot": slot, "digits": planes, "appends": appends}
-    records: dict[VectorKind, Records] = {}
-    for kind in KINDS:
-        window = random_records(rng, config, kind, count, planes, False)
-        payload[f"{kind}_window"] = memory.place(window.data)
-        records[kind] = window.part(slot, slot + 1)
-    return Fetch(payload, records)
-
-
-def order(bench: Bench, jobs: list[Job]) -> list[str]:
-    """Kind of each slice: K block 0, then K block i+1 before V block i."""
-    kinds: list[str] = []
-    for job in jobs:
-        slices: dict[str, list[int]] = {}
-        for kind in KINDS:
-            each = [
-                count
-                for records in job.records[kind]
-                for count in records.slice_counts(bench.config)
-            ]
-            step = bench.config.block
-            slices[kind] = [sum(each[i : i + step]) for i in range(0, job.tokens, step)]
-        turns = [("key", 0)]
-        for block in range(len(slices["key"])):
-            turns += [("key", block + 1)] * (block + 1 < len(slices["key"]))
-            turns.append(("value", block))
-        kinds += [kind for kind, block in turns for _ in range(slices[kind][block])]
-    return kinds
 
 
 async def run(
@@ -244,7 +119,7 @@ async def tiers(dut: HierarchyObject) -> None:
 
 
 @cocotb.test()
-@cocotb.parametrize(memory_mix=STALLS, mix=("none", "mixed"))
+@cocotb.parametrize(memory_mix=("none", "slow"), mix=("none", "mixed"))
 async def random_jobs(dut: HierarchyObject, memory_mix: str, mix: str) -> None:
     """Random jobs and fetches, cocotbext-axi's memory pausing, gaps and back-pressure."""
     bench = await Bench.start(dut, "record_reader")
@@ -291,17 +166,7 @@ async def fences(dut: HierarchyObject) -> None:
     job = random_job(bench, memory, (2, 2 * config.block, 3), appends=appends)
     fetch = random_fetch(bench, memory, appends=appends)
     # the newest records of body and window, and what leaves, are not what they will be
-    places: list[slice] = []
-    for kind in KINDS:
-        _, body, window = job.records[kind]
-        newest = (job.payload["window_start"] - 1) % 3
-        for base, records, slot in (
-            (job.payload[kind]["body"], body, 2 * config.block - 1),
-            (job.payload[kind]["window"], window, newest),
-            (fetch.payload[f"{kind}_window"], fetch.records[kind], fetch.payload["slot"]),
-        ):
-            size = records.data.shape[1]
-            places.append(slice(base + slot * size, base + (slot + 1) * size))
+    places = [p for kind in KINDS for p in (*job.newest(kind), fetch.place(kind))]
     contents = [memory.data[place].copy() for place in places]
     for place in places:
         memory.data[place] ^= 255
@@ -366,7 +231,7 @@ async def cancel(bench: Bench, offered: Task[None], patience: int) -> None:
     bench.check(int(dut.error.value), 0, "error after cancel")
 
 
-async def failing_job(bench: Bench, job: Job, expected: int, patience: int = 3000) -> None:
+async def failing_job(bench: Bench, job: Job, expected: int) -> None:
     """Run a job that ends in an error, cancel it, and see that what came was right so far."""
     dut = bench.dut
     offered = offer(bench, job)
@@ -381,7 +246,7 @@ async def failing_job(bench: Bench, job: Job, expected: int, patience: int = 300
         await edge
         asked += int(dut.m_axi_arvalid.value) & int(dut.m_axi_arready.value)
     bench.check(asked <= 1, True, "only the address that was offered before the error")
-    await cancel(bench, offered, patience)
+    await cancel(bench, offered, 3000)
     take_slices(bench, job)
 
 
@@ -395,7 +260,7 @@ def stalls(bench: Bench, pattern: str) -> Iterator[bool]:
 
 
 @cocotb.test()
-@cocotb.parametrize(kind=("slverr", "decerr", "exokay", "early", "late", "never"))
+@cocotb.parametrize(kind=("slverr", "decerr", "exokay", "early", "late"))
 async def bus_errors(dut: HierarchyObject, kind: str) -> None:
     """Each fault in a burst of a job: an error, silence, and a next job that is right."""
     bench = await Bench.start(dut, "record_reader")
@@ -409,11 +274,9 @@ async def bus_errors(dut: HierarchyObject, kind: str) -> None:
     port = ReadMemory(dut, "m_axi", memory.data, 10, fault)
     cocotb.start_soon(port.serve(stalls(bench, "random"), stalls(bench, "random")))
     drain_slices(bench)
-    await failing_job(bench, job, code, 70000 if kind == "never" else 3000)
+    await failing_job(bench, job, code)
     bench.check({v.rule for v in rules.found}, rules.tolerated, "rules that the memory broke")
     rules.tolerated = set()
-    if kind == "never":
-        rules.forget()
     await recover(bench, memory)
 
 
@@ -435,16 +298,408 @@ async def error_of_the_memory(dut: HierarchyObject) -> None:
 
 
 @cocotb.test()
-async def cancel_in_mid_job(dut: HierarchyObject) -> None:
-    """Cancel without an error, at any time."""
+async def memory_falls_silent(dut: HierarchyObject) -> None:
+    """In the middle of a burst: `cancel` gives up after 65536 quiet cycles, and all is forgotten."""
     bench = await Bench.start(dut, "record_reader")
     memory = Memory(bench)
-    attach(bench, memory, "random")
+    planes = (bench.config.max_planes,) * 3
+    job = random_job(bench, memory, (1, 2 * bench.config.block, 2), planes)
+    port = ReadMemory(dut, "m_axi", memory.data, 10, Fault("silent", 1, 1))
+    cocotb.start_soon(port.serve(stalls(bench, "random"), stalls(bench, "random")))
     drain_slices(bench)
-    for _ in range(4):
-        job = random_job(bench, memory, (1, bench.config.block, 2))
-        offered = offer(bench, job)
-        await ClockCycles(dut.clk, int(bench.rng.integers(1, 100)))
-        await cancel(bench, offered, 3000)
-        take_slices(bench, job)
+    offered = offer(bench, job)
+    await ClockCycles(dut.clk, 3000)
+    bench.check(int(dut.error.value), 0, "error: the port waits as long as nobody cancels")
+    offered.cancel()
+    dut.jobs__valid.value = 0
+    dut.cancel.value = 1
+    await ClockCycles(dut.clk, 65_000)
+    bench.check(int(dut.idle.value), 0, "idle after 65000 cycles")
+    await cancel(bench, offered, 3000)
+    take_slices(bench, job)
+    port.restart()
+    bench.buses["m_axi"].forget()
     await recover(bench, memory)
+
+
+# --- anything at any time -------------------------------------------------------------------------
+
+_STRUCK = ("slverr", "decerr", "exokay", "early", "late")
+_NO_FAULT: dict[tuple[str | None, ...], str] = {
+    (ending, None): "Nothing of the memory goes wrong." for ending in ("well", "cancel", "reset")
+}
+COVERAGE = Coverage(
+    "record_reader",
+    [
+        Point(
+            "ending",
+            "How an episode ends.",
+            {
+                "well": "All has come.",
+                "cancel": "Cancelled, at any cycle.",
+                "reset": "Reset, at any cycle.",
+                "slverr": "A beat says SLVERR.",
+                "decerr": "A beat says DECERR.",
+                "exokay": "A beat says EXOKAY.",
+                "early": "RLAST before the last beat.",
+                "late": "RLAST three beats behind it.",
+            },
+        ),
+        Point(
+            "owner",
+            "Whose burst it is that goes wrong.",
+            {"job": "A job's.", "fetch": "That of a token which leaves."},
+        ),
+        Point(
+            "beat",
+            "Which of the beats of more than one goes wrong.",
+            {"first": "The first.", "middle": "One between.", "last": "The last."},
+        ),
+        Point(
+            "under_way",
+            "What a cancel or reset meets.",
+            {
+                "nothing": "No burst is under way, nothing waits.",
+                "bursts": "Bursts are under way.",
+                "slices": "A slice waits for its taker.",
+                "planes": "A leaving plane waits for its taker.",
+                "fence": "A piece waits for an append.",
+            },
+        ),
+        Point(
+            "waits_for",
+            "The append that a piece waits for.",
+            {
+                "keys": "The key's alone.",
+                "values": "The value's alone.",
+                "both": "Both.",
+            },
+        ),
+        Point(
+            "tiers",
+            "Tiers that a job has tokens in.",
+            {
+                "sinks": "Sinks alone.",
+                "body": "Body alone.",
+                "window": "Window alone.",
+                "sinks+body": "No window.",
+                "sinks+window": "No body.",
+                "body+window": "No sinks.",
+                "sinks+body+window": "All.",
+            },
+        ),
+        Point(
+            "tokens",
+            "Tokens of a job, in blocks.",
+            {
+                "one": "One token.",
+                "block - 1": "One less than a block.",
+                "block": "A block.",
+                "block + 1": "One more.",
+                "blocks": "Several whole blocks.",
+                "most": "As many as there may be.",
+                "other": "Another number.",
+            },
+        ),
+        Point("ring", "Where the window starts.", {"0": "Slot 0.", "other": "Another slot."}),
+        Point(
+            "digits",
+            "Digits of a record.",
+            {"one": "One.", "between": "More.", "most": "As many as there may be."},
+        ),
+        Point("residual", "The body's code.", {"0": "One run.", "1": "A run a plane."}),
+        Point(
+            "bus",
+            "What was seen on the bus.",
+            {
+                "ar stalls": "An address waits.",
+                "ar ends a page": "A burst ends exactly at a page.",
+                "one beat": "The shortest burst.",
+                "longest": "The longest burst.",
+            },
+        ),
+    ],
+    [Cross("struck", "Every fault in bursts of both.", ("ending", "owner"), _NO_FAULT)],
+)
+
+
+class Episode:
+    """Jobs and fetches, appends that they wait for, and an end at any time.
+
+    What is not appended yet is wrong in memory until it is.
+
+    Parameters
+    ----------
+    ending : how it shall end, a bin of the coverage
+    owner : whose burst goes wrong, where one does and there is such a burst
+    """
+
+    STEPS = 2  # appends within an episode
+
+    def __init__(self, bench: Bench, port: ReadMemory, ending: str, owner: str) -> None:
+        self.bench, self.port, self.dut = bench, port, bench.dut
+        self._ending, self._owner = ending, owner
+        rng = bench.rng
+        self.memory = Memory(bench, 1 << 17)
+        port.data = self.memory.data
+        self.base = int(rng.integers(1 << APPEND_BITS))
+        fetches = int(rng.integers(owner == "fetch", 3))
+        jobs = int(rng.integers(owner == "job" or not fetches, 4))
+        needs, leaving_needs = (
+            np.sort(rng.integers(0, self.STEPS + 1, n)).tolist() for n in (jobs, fetches)
+        )
+        self.jobs = [self._job(need) for need in needs]
+        self.fetches = [
+            random_fetch(bench, self.memory, self._after(need)) for need in leaving_needs
+        ]
+        self.appended = dict.fromkeys(KINDS, 0)
+        self._late: list[tuple[VectorKind, int, slice]] = []
+        for job, need in zip(self.jobs, needs, strict=True):
+            self._late += [(kind, need, place) for kind in KINDS for place in job.newest(kind)]
+        for fetch, need in zip(self.fetches, leaving_needs, strict=True):
+            self._late += [(kind, need, fetch.place(kind)) for kind in KINDS]
+        for _, need, place in self._late:
+            if need:
+                self.memory.data[place] ^= 255
+        for kind in KINDS:
+            self._count(kind)
+
+    def _after(self, appends: int) -> int:
+        return (self.base + appends) % (1 << APPEND_BITS)
+
+    def _job(self, need: int) -> Job:
+        """A job, its numbers often at a limit."""
+        rng, config = self.bench.rng, self.bench.config
+        block = config.block
+        limits = [1, block - 1, block, block + 1, 2 * block, 3 * block]
+        total = int(rng.choice([*limits, int(rng.integers(1, 4 * block))]))
+        if rng.random() < 0.04 and config.max_context <= 64:
+            total = config.max_context
+        tiers = rng.permutation(3)[: rng.integers(1, 4)]
+        cuts = np.sort(rng.integers(0, total + 1, len(tiers) - 1))
+        counts = [0, 0, 0]
+        for tier, count in zip(tiers, np.diff([0, *cuts, total]), strict=True):
+            counts[tier] = int(count)
+        most = config.max_planes
+        planes = rng.choice([1, most, int(rng.integers(1, most + 1))], 3).tolist()
+        sinks, body, window = counts
+        tier, key, value = planes
+        job = random_job(
+            self.bench,
+            self.memory,
+            (sinks, body, window),
+            (tier, key, value),
+            appends=self._after(need),
+        )
+        self._sample_job(job, counts, planes, total)
+        return job
+
+    def _sample_job(self, job: Job, counts: list[int], planes: list[int], total: int) -> None:
+        block, most = self.bench.config.block, self.bench.config.max_planes
+        sizes = {1: "one", block - 1: "block - 1", block: "block", block + 1: "block + 1"}
+        sizes |= {self.bench.config.max_context: "most"}
+        size = sizes.get(total, "other" if total % block else "blocks")
+        present = [name for name, count in zip(TIERS, counts, strict=True) if count]
+        ring = str(job.payload["window_start"]) if job.payload["window_start"] == 0 else "other"
+        COVERAGE.sample(tokens=size, tiers="+".join(present), ring=ring)
+        COVERAGE.sample(residual=str(job.payload["residual"]))
+        for digits in planes:
+            COVERAGE.sample(digits={1: "one", most: "most"}.get(digits, "between"))
+
+    def _count(self, kind: VectorKind) -> None:
+        self.bench.set(f"{kind}s_appended", self._after(self.appended[kind]))
+
+    async def _append(self, kind: VectorKind) -> None:
+        """Put records into memory and count them, now and then."""
+        for step in range(1, self.STEPS + 1):
+            await ClockCycles(self.dut.clk, int(self.bench.rng.choice([1, 20, 200])))
+            for of_kind, need, place in self._late:
+                if (of_kind, need) == (kind, step):
+                    self.memory.data[place] ^= 255
+            self.appended[kind] = step
+            self._count(kind)
+
+    def _expected(self) -> dict[str, Scoreboard]:
+        config = self.bench.config
+        boards = {}
+        for kind, shape in zip(
+            KINDS, (key_input_layout(config), value_input_layout(config)), strict=True
+        ):
+            slices = [s for job in self.jobs for s in job.slices(self.bench, kind)]
+            planes = [p for f in self.fetches for p in f.records[kind].coded_planes()]
+            boards[f"{kind}s"] = Scoreboard(f"{kind}s", shape, slices)
+            leaving = f"leaving_{kind}s"
+            boards[leaving] = Scoreboard(leaving, coded_plane_layout(config), planes)
+        return boards
+
+    async def run(self) -> None:
+        """All of it; what comes must be what belongs, as far as it comes."""
+        bench, rng, dut, ending = self.bench, self.bench.rng, self.dut, self._ending
+        boards = self._expected()
+        moment = int(rng.integers(1, 60 * len(self.jobs) + 120))
+        meets = str(rng.choice(["anything", "slices", "planes", "fence"]))
+        if ending in _STRUCK:
+            self._plan()
+        bench.drive("jobs", [job.payload for job in self.jobs], "mixed")
+        bench.drive("fetches", [fetch.payload for fetch in self.fetches], "mixed")
+        appending = [cocotb.start_soon(self._append(kind)) for kind in KINDS]
+        pulses = dict.fromkeys(("job_read", "fetch_read"), 0)
+        edge, left = RisingEdge(dut.clk), 80
+        for cycle in range(60_000):
+            await edge
+            for name in pulses:
+                pulses[name] += int(dut[name].value)
+            if ending in ("cancel", "reset") and (cycle == moment or self._met()[meets]):
+                break
+            if int(dut.error.value):
+                break
+            if int(dut.fenced.value):
+                self._sample_fence()
+            struck = ending in _STRUCK and self.port.fault is None
+            complete = all(len(bench.sinks[n].payloads) >= len(b) for n, b in boards.items())
+            left -= complete and not struck
+            if not left:
+                ending = "well"
+                break
+        else:
+            raise Mismatch(f"an episode that ends {ending} does not end")
+        for task in appending:
+            task.cancel()
+        if ending == "well":
+            for name, board in boards.items():
+                received = bench.sinks[name].payloads
+                if len(board):
+                    board.finish(received)
+                else:
+                    bench.check(received, [], name)
+            taken = {"job_read": len(self.jobs), "fetch_read": len(self.fetches)}
+            bench.check(pulses, taken, "jobs and fetches read")
+            bench.withdraw()
+            self.port.fault = None
+        else:
+            await self._abort(ending)
+            for name, board in boards.items():
+                board.compare(bench.sinks[name].payloads)
+        self._sample_end(ending)
+        for sink in bench.sinks.values():
+            sink.payloads.clear()
+
+    def _plan(self) -> None:
+        """Let the memory break in the first burst that has such a beat."""
+        rng, within, beats = self.bench.rng, None, 3
+        if self._owner == "fetch":
+            place = self.fetches[0].place("key" if rng.integers(2) else "value")
+            word = self.memory.word
+            within = range(place.start // word * word, place.stop)
+            beats = -(-len(within) // word)
+        beat = int(rng.choice([0, beats - 1, int(rng.integers(beats))]))
+        beat = max(beat - (self._ending == "early"), 0)
+        burst = len(self.port.bursts) + int(rng.choice([0, 0, 1, 3])) * (within is None)
+        self.port.fault = Fault(self._ending, burst, beat, within)  # type: ignore[arg-type]
+        self.bench.buses["m_axi"].tolerated = BROKEN_RULES.get(self._ending, set())
+
+    async def _abort(self, ending: str) -> None:
+        """What follows an error, a cancel or a reset; what comes meanwhile is thrown away."""
+        bench, dut = self.bench, self.dut
+        rules = bench.buses["m_axi"]
+        if ending in _STRUCK:
+            bench.check(int(dut.error.value), RESPONSES.get(ending, 1), f"error after {ending}")
+            asked, before = int(bench.rng.integers(30)), len(self.port.bursts)
+            await ClockCycles(dut.clk, asked)
+            late = len(self.port.bursts) - before
+            bench.check(late <= 1, True, "only the address that was offered before the error")
+            found = {violation.rule for violation in rules.found}
+            bench.check(found, rules.tolerated, f"rules that the memory broke by {ending}")
+        else:
+            bench.check(int(dut.error.value), 0, "error without one")
+            self._sample_under_way()
+        if ending == "reset":
+            await bench.reset(int(bench.rng.integers(1, 3)))
+        else:
+            for sink in bench.sinks.values():
+                sink.in_reset = True  # a slice that waits is withdrawn
+            bench.withdraw()
+            dut.cancel.value = 1
+            for _ in range(3000):
+                await RisingEdge(dut.clk)
+                if dut.idle.value == 1:
+                    break
+            else:
+                raise Mismatch(f"not idle within 3000 cycles of cancel after {ending}")
+            dut.cancel.value = 0
+            await RisingEdge(dut.clk)
+            for sink in bench.sinks.values():
+                sink.in_reset = False
+            await RisingEdge(dut.clk)
+            bench.check(int(dut.error.value), 0, "error after cancel")
+        self.port.fault = None
+        rules.found.clear()
+        rules.tolerated = set()
+
+    # --- coverage ---------------------------------------------------------------------------------
+
+    def _sample_fence(self) -> None:
+        behind = [f"{kind}s" for kind in KINDS if self.appended[kind] < self.STEPS]
+        if behind:
+            COVERAGE.sample(waits_for=behind[0] if len(behind) == 1 else "both")
+
+    def _met(self) -> dict[str, bool]:
+        """What a cancel or reset would meet, by the bins of the coverage."""
+        dut, rules = self.dut, self.bench.buses["m_axi"]
+        assert isinstance(rules, AxiRules)
+
+        def waits(port: str) -> bool:
+            return int(dut[f"{port}__valid"].value) == 1 and int(dut[f"{port}__ready"].value) == 0
+
+        return {
+            "anything": False,
+            "bursts": rules.reads_under_way > 0,
+            "slices": any(waits(f"{kind}s") for kind in KINDS),
+            "planes": any(waits(f"leaving_{kind}s") for kind in KINDS),
+            "fence": bool(int(dut.fenced.value)),
+        }
+
+    def _sample_under_way(self) -> None:
+        for name in [name for name, holds in self._met().items() if holds] or ["nothing"]:
+            COVERAGE.sample(under_way=name)
+
+    def _sample_end(self, ending: str) -> None:
+        if ending not in _STRUCK:
+            COVERAGE.sample(ending=ending)
+            return
+        assert self.port.struck is not None
+        address, beats, beat = self.port.struck
+        windows = [fetch.place(kind) for fetch in self.fetches for kind in KINDS]
+        word = self.memory.word
+        of_fetch = any(place.start // word * word <= address < place.stop for place in windows)
+        COVERAGE.sample(ending=ending, owner="fetch" if of_fetch else "job")
+        if beats > 1:
+            place = "first" if beat == 0 else "last" if beat == beats - 1 else "middle"
+            COVERAGE.sample(beat=place)
+
+
+@cocotb.test()
+async def anything_at_any_time(dut: HierarchyObject) -> None:
+    """Random jobs, fetches, appends and latencies, one after the other; a few of them go wrong."""
+    bench = await Bench.start(dut, "record_reader")
+    rng, config = bench.rng, bench.config
+    latencies = iter(lambda: int(rng.choice([1, 1, 5, 60])), None)
+    port = ReadMemory(dut, "m_axi", np.zeros(0, np.uint8), lambda: next(latencies))
+    cocotb.start_soon(port.serve(changing_stalls(bench.rng), changing_stalls(bench.rng)))
+    for sink in bench.sinks.values():
+        cocotb.start_soon(sink.drain(changing_stalls(bench.rng)))
+    thorough = config.name == "tiny"
+    faults = [(kind, owner) for kind in _STRUCK for owner in ("job", "fetch")]
+    endings = [*faults, *[("cancel", ""), ("reset", "")] * 6, *[("well", "")] * 2]
+    for _ in range(5 if thorough else 1):
+        for number in rng.permutation(len(endings))[: None if thorough else 10]:
+            await Episode(bench, port, *endings[number]).run()
+    longest = min(config.read_ahead // 2, 256)
+    for name, number in (("one beat", 1), ("longest", longest)):
+        if any(beats == number for _, beats in port.bursts):
+            COVERAGE.sample(bus=name)
+    for name in ("ar stalls", "ar ends a page"):
+        if bench.buses["m_axi"].events.get(name):
+            COVERAGE.sample(bus=name)
+    if thorough:
+        COVERAGE.finish(Path())

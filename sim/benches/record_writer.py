@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cocotb
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 
 from kvtq_hw.layout import VectorKind
 from kvtq_hw.packing import vector_bytes
-from sim.axi_memory import RESPONSES
-from sim.axi_rules import Rule
-from sim.bench import STALL_MIXES, Bench
+from rtl.memory_layouts import largest_record_bytes
+from sim.axi_memory import RESPONSES, WriteMemory
+from sim.axi_rules import AxiRules, Rule
+from sim.bench import Bench
+from sim.coverage import Coverage, Point
 from sim.scoreboard import Mismatch
-from sim.streams import current_cycle, stall_pattern
+from sim.streams import changing_stalls, current_cycle, stall_pattern
 
 KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
+PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ async def run(bench: Bench, target: Target, records: list[Record], mix: str = "n
 
 
 @cocotb.test()
-@cocotb.parametrize(memory_mix=STALL_MIXES, mix=("none", "mixed"))
+@cocotb.parametrize(memory_mix=("none", "mixed"), mix=("none", "mixed"))
 async def random_places(dut: HierarchyObject, memory_mix: str, mix: str) -> None:
     """Records of all formats, anywhere, with pauses on all channels."""
     bench = await Bench.start(dut, "record_writer")
@@ -321,21 +325,6 @@ async def bus_errors(dut: HierarchyObject, response: str, mix: str) -> None:
 
 
 @cocotb.test()
-@cocotb.parametrize(mix=("none", "slow"))
-async def cancel_at_any_time(dut: HierarchyObject, mix: str) -> None:
-    """Cancel while bytes come, and while words leave: bursts end, their rest has no strobes."""
-    bench = await Bench.start(dut, "record_writer")
-    target = Target(bench, mix=mix)
-    for _ in range(8):
-        target.before = target.data.copy()
-        records = random_records(bench, 6)
-        drive(bench, records)
-        await ClockCycles(dut.clk, int(bench.rng.integers(1, 400)))
-        await cancel(bench)
-        await recover(bench, target, records)
-
-
-@cocotb.test()
 async def response_never_comes(dut: HierarchyObject) -> None:
     """Without an answer nothing counts as written; `cancel` gives up after 65536 quiet cycles."""
     bench = await Bench.start(dut, "record_writer")
@@ -356,3 +345,288 @@ async def response_never_comes(dut: HierarchyObject) -> None:
     target.heal()
     bench.buses["m_axi"].forget()
     await recover(bench, target, records)
+
+
+# --- anything at any time -------------------------------------------------------------------------
+
+COVERAGE = Coverage(
+    "record_writer",
+    [
+        Point(
+            "ending",
+            "How an episode ends.",
+            {
+                "well": "All is written.",
+                "cancel": "Cancelled, at any cycle.",
+                "reset": "Reset, at any cycle.",
+                "slverr": "A burst is answered with SLVERR.",
+                "decerr": "A burst is answered with DECERR.",
+                "exokay": "A burst is answered with EXOKAY.",
+            },
+        ),
+        Point(
+            "fails",
+            "Which burst of its record fails.",
+            {
+                "only": "The record is one burst.",
+                "first": "The first of two.",
+                "second": "The second of two.",
+            },
+        ),
+        Point(
+            "under_way",
+            "What a cancel or reset meets.",
+            {
+                "nothing": "No record, and no burst that waits for its answer.",
+                "bytes": "A record's bytes come.",
+                "address": "An address waits to be taken.",
+                "words": "A word waits to be taken.",
+                "answers": "Bursts wait for their answers.",
+            },
+        ),
+        Point("kind", "Whose record it is.", {"key": "A key's.", "value": "A value's."}),
+        Point(
+            "digits",
+            "Digits of a record.",
+            {"one": "One.", "between": "More.", "most": "As many as there may be."},
+        ),
+        Point("residual", "Its code.", {"0": "One run.", "1": "A run a plane."}),
+        Point(
+            "slot",
+            "Its slot.",
+            {"first": "0.", "between": "Another.", "last": "The last that there may be."},
+        ),
+        Point("start", "Where it starts.", {"word": "At a word.", "inside": "Inside of a word."}),
+        Point("end", "Where it ends.", {"word": "With a word.", "inside": "Inside of a word."}),
+        Point(
+            "page",
+            "How it lies to the pages.",
+            {
+                "inside": "Inside of one.",
+                "over": "Over an end.",
+                "to the end": "Exactly up to an end.",
+                "from the start": "Exactly from a start on.",
+            },
+        ),
+        Point(
+            "bus",
+            "What was seen on the bus.",
+            {
+                "aw stalls": "An address waits.",
+                "w stalls": "A word waits.",
+                "aw full": "As many bursts are under way as may be.",
+                "aw ends a page": "A burst ends exactly at a page.",
+                "one beat": "The shortest burst.",
+            },
+        ),
+    ],
+)
+
+
+def limit_record(bench: Bench, base: int, page: str) -> Record:
+    """A record whose numbers are often at a limit, somewhere in the 4 KiB from `base` on.
+
+    Parameters
+    ----------
+    page : how it lies to the page's end: a bin of the coverage
+    """
+    rng, config = bench.rng, bench.config
+    word, most = config.memory_bits // 8, config.max_planes
+    last_slot = config.max_context - 1
+    while True:
+        planes = int(rng.choice([1, most, int(rng.integers(1, most + 1))]))
+        residual = int(rng.integers(2))
+        slot = int(rng.choice([0, last_slot, int(rng.integers(config.max_context))]))
+        length = vector_bytes(config, planes, planes if residual else 1)
+        start = {
+            "inside": base + int(rng.integers(PAGE - length)),
+            "over": base + PAGE - int(rng.integers(1, length)),
+            "to the end": base + PAGE - length,
+            "from the start": base + PAGE,
+        }[page]
+        region = (start - slot * length) // word * word
+        if page in ("to the end", "from the start") and (start - slot * length) % word:
+            continue  # regions start at words: this slot is not there
+        address = region + slot * length
+        if region >= 0 and _page(address, length) == page:
+            break
+    kind = KINDS[rng.integers(2)]
+    payload = {"base": region, "slot": slot, "planes": planes, "residual": residual}
+    digits = {1: "one", most: "most"}.get(planes, "between")
+    place = {0: "first", last_slot: "last"}.get(slot, "between")
+    COVERAGE.sample(kind=kind, digits=digits, residual=str(residual), slot=place, page=page)
+    COVERAGE.sample(start="inside" if address % word else "word")
+    COVERAGE.sample(end="inside" if (address + length) % word else "word")
+    return Record(kind, payload, address, rng.integers(0, 256, length).astype(np.uint8))
+
+
+def _page(address: int, length: int) -> str:
+    if address % PAGE == 0:
+        return "from the start"
+    if (address + length) % PAGE == 0:
+        return "to the end"
+    return "over" if address // PAGE != (address + length - 1) // PAGE else "inside"
+
+
+class Episode:
+    """Records that are written, and an end at any time."""
+
+    def __init__(self, bench: Bench, memory: WriteMemory) -> None:
+        self.bench, self.memory, self.dut = bench, memory, bench.dut
+        rng = bench.rng
+        first = 4 + bench.config.max_context * largest_record_bytes(bench.config) // PAGE
+        pages = [str(rng.choice(["inside", "over", "to the end", "from the start"]))]
+        pages += [str(rng.choice(["inside", "over"])) for _ in range(int(rng.integers(0, 8)))]
+        self.records = [
+            limit_record(bench, (first + 3 * place) * PAGE, page)
+            for place, page in enumerate(pages)
+        ]
+        self.before = rng.integers(0, 256, (first + 3 * len(pages) + 1) * PAGE).astype(np.uint8)
+        memory.data = self.before.copy()
+
+    async def run(self) -> None:
+        """All of it; memory must hold what is reported, and nothing that is no record."""
+        bench, rng, dut = self.bench, self.bench.rng, self.dut
+        ending = str(rng.choice(["well", *["cancel", "reset"] * 3, "slverr", "decerr", "exokay"]))
+        bursts = sum(_bursts(record) for record in self.records)
+        if ending in RESPONSES:
+            self.memory.fails = len(self.memory.bursts) + int(rng.integers(bursts))
+            self.memory.response = RESPONSES[ending]
+            bench.buses["m_axi"].tolerated = {Rule.EXOKAY} if ending == "exokay" else set()
+        moment = int(rng.integers(1, 60 * len(self.records)))
+        meets = str(rng.choice(["anything", "address", "words", "answers"]))
+        written = dict.fromkeys(KINDS, 0)
+        drive(bench, self.records, "mixed")
+        edge, left = RisingEdge(dut.clk), 80
+        for cycle in range(60_000):
+            await edge
+            for kind in KINDS:
+                written[kind] += int(dut[f"{kind}s_written"].value)
+            if ending in ("cancel", "reset") and (cycle == moment or self._met()[meets]):
+                break
+            if int(dut.error.value):
+                break
+            left -= sum(written.values()) == len(self.records)
+            if not left:
+                ending = "well"
+                break
+        else:
+            raise Mismatch(f"an episode that ends {ending} does not end")
+        if ending == "well":
+            for kind in KINDS:
+                count = sum(record.kind == kind for record in self.records)
+                bench.check(written[kind], count, f"{kind}s written")
+            rules = bench.buses["m_axi"]
+            assert isinstance(rules, AxiRules)
+            bench.check(rules.writes_under_way, 0, "bursts that wait for their answers")
+            bench.withdraw()
+        else:
+            await self._abort(ending)
+        self._check_memory(written)
+        if ending in RESPONSES:
+            self._sample_failure()
+        COVERAGE.sample(ending=ending)
+        self.memory.fails = None
+
+    async def _abort(self, ending: str) -> None:
+        """What follows an error, a cancel or a reset."""
+        bench, dut, rules = self.bench, self.dut, self.bench.buses["m_axi"]
+        if ending in RESPONSES:
+            bench.check(int(dut.error.value), RESPONSES[ending], f"error after {ending}")
+            begun, edge = 0, RisingEdge(dut.clk)
+            for _ in range(int(bench.rng.integers(40))):
+                await edge
+                begun += int(dut.m_axi_awvalid.value) & int(dut.m_axi_awready.value)
+            bench.check(begun <= 1, True, "only the address that was offered before the error")
+            found = {violation.rule for violation in rules.found}
+            bench.check(found, rules.tolerated, f"rules that the memory broke by {ending}")
+        else:
+            bench.check(int(dut.error.value), 0, "error without one")
+            self._sample_under_way()
+        rules.found.clear()
+        rules.tolerated = set()
+        if ending == "reset":
+            await bench.reset(int(bench.rng.integers(1, 3)))
+        else:
+            await cancel(bench)
+        whole = len(self.memory.bursts)
+        await ClockCycles(dut.clk, 30)
+        bench.check(len(self.memory.bursts), whole, "bursts after the end")
+
+    def _check_memory(self, written: dict[VectorKind, int]) -> None:
+        """Reported records are there; of the others there may be bytes; all else is as it was."""
+        bench, data = self.bench, self.memory.data
+        around = np.ones(len(data), bool)
+        for kind in KINDS:
+            own = [record for record in self.records if record.kind == kind]
+            for number, record in enumerate(own):
+                place = slice(record.address, record.address + len(record.data))
+                around[place] = False
+                wrong = data[place] != record.data
+                if number >= written[kind]:
+                    wrong &= data[place] != self.before[place]
+                what = f"wrong bytes of {kind} {number}, {written[kind]} are written"
+                bench.check(np.flatnonzero(wrong).tolist(), [], what)
+        changed = np.flatnonzero(around & (data != self.before)).tolist()
+        bench.check(changed, [], "bytes changed around the records")
+
+    # --- coverage ---------------------------------------------------------------------------------
+
+    def _met(self) -> dict[str, bool]:
+        """What a cancel or reset would meet, by the bins of the coverage."""
+        dut, rules = self.dut, self.bench.buses["m_axi"]
+        assert isinstance(rules, AxiRules)
+
+        def waits(channel: str) -> bool:
+            valid, ready = dut[f"m_axi_{channel}valid"].value, dut[f"m_axi_{channel}ready"].value
+            return int(valid) == 1 and int(ready) == 0
+
+        ports = [self.bench.drivers[f"{kind}_bytes"] for kind in KINDS]
+        return {
+            "anything": False,
+            "bytes": any(port.cycles and current_cycle() - port.cycles[-1] < 4 for port in ports),
+            "address": waits("aw"),
+            "words": waits("w"),
+            "answers": rules.writes_under_way > 0,
+        }
+
+    def _sample_under_way(self) -> None:
+        for name in [name for name, holds in self._met().items() if holds] or ["nothing"]:
+            COVERAGE.sample(under_way=name)
+
+    def _sample_failure(self) -> None:
+        assert self.memory.fails is not None
+        address, beats = self.memory.bursts[self.memory.fails]
+        end = address + beats * self.bench.config.memory_bits // 8
+        for record in self.records:
+            if address < record.address + len(record.data) and record.address < end:
+                which = "first" if address <= record.address else "second"
+                COVERAGE.sample(fails=which if _bursts(record) == 2 else "only")
+
+
+def _bursts(record: Record) -> int:
+    """Bursts that a record is."""
+    return 1 + (_page(record.address, len(record.data)) == "over")
+
+
+@cocotb.test()
+async def anything_at_any_time(dut: HierarchyObject) -> None:
+    """Random records and latencies, one episode after the other; many are cut short."""
+    bench = await Bench.start(dut, "record_writer")
+    rng = bench.rng
+
+    def latency() -> int:
+        return int(rng.choice([1, 1, 5, 60, 300]))
+
+    memory = WriteMemory(dut, "m_axi", np.zeros(0, np.uint8), latency)
+    cocotb.start_soon(memory.serve(*(changing_stalls(bench.rng) for _ in range(3))))
+    thorough = bench.config.name == "tiny"
+    for _ in range(150 if thorough else 10):
+        await Episode(bench, memory).run()
+    if any(beats == 1 for _, beats in memory.bursts):
+        COVERAGE.sample(bus="one beat")
+    for name in ("aw stalls", "w stalls", "aw full", "aw ends a page"):
+        if bench.buses["m_axi"].events.get(name):
+            COVERAGE.sample(bus=name)
+    if thorough:
+        COVERAGE.finish(Path())
