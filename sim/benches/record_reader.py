@@ -299,7 +299,7 @@ async def error_of_the_memory(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def memory_falls_silent(dut: HierarchyObject) -> None:
-    """In the middle of a burst: `cancel` gives up after 65536 quiet cycles, and all is forgotten."""
+    """In the middle of a burst: `cancel` gives up after 65536 quiet cycles and forgets all."""
     bench = await Bench.start(dut, "record_reader")
     memory = Memory(bench)
     planes = (bench.config.max_planes,) * 3
