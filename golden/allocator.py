@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -23,11 +23,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from golden.cache import TieredStore
 from golden.calibration import Calibration
+from golden.coding_error import coding_errors
 from golden.conditioning import Conditioning
-from golden.dequantizer import dequantize
-from golden.hadamard import inverse_hadamard
 from golden.models import LanguageModel
 from golden.sampling import sample_tokens
 from kvtq_hw.codes import MAX_DIGITS, CacheCode, CodeTable
@@ -174,23 +172,12 @@ def _errors(
 
     In the model's own units and its own, unrotated domain; keys with their centre.
     """
-    if which == "key":
-        exponent, feedback = conditioning.key_exponent, conditioning.key_feedback
-        integers, _ = conditioning.condition_keys(vectors[None])
-    else:
-        exponent, feedback = conditioning.value_exponent, conditioning.value_feedback
-        integers, _ = conditioning.condition_values(vectors[None])
-    errors = []
-    for digits in range(1, min(_MEASURED, config.max_planes) + 1):
-        body = replace(code.with_digits(digits, digits), sinks=0, window=0)
-        heads, device = len(vectors), vectors.device
-        used = feedback if code.feedback else None
-        store = TieredStore(config, body, which, used, 1, heads, device)
-        store.append(integers)
-        moved = (dequantize(config, store.planes()) - integers)[0].double()
-        unrotated = inverse_hadamard(moved) if conditioning.rotate else moved
-        errors.append(torch.ldexp(unrotated, torch.tensor(exponent)))
-    return torch.stack(errors)
+    return torch.stack(
+        [
+            coding_errors(config, code.with_digits(digits, digits), which, vectors, conditioning)
+            for digits in range(1, min(_MEASURED, config.max_planes) + 1)
+        ]
+    )
 
 
 def digits_for_bits(

@@ -130,8 +130,10 @@ def calibrate(
     Raises
     ------
     UserError
-        When the text has fewer tokens than asked for.
+        When the text has fewer tokens than asked for, the model does not run on a ternary cache, or
+        it computes what is not finite.
     """
+    language_model.check_supported()
     if text is None:
         pieces = sample_tokens(language_model, tokens, _SEGMENT)
     else:
@@ -140,8 +142,17 @@ def calibrate(
     with _observed(language_model, layers), torch.no_grad():
         for piece in pieces:
             language_model.model(piece[None], use_cache=False)
-    if any(layer.tokens == 0 for layer in layers):
-        raise UserError(f"model {language_model.name!r} has layers without attention")
+    for index, layer in enumerate(layers):
+        if layer.tokens == 0:
+            raise UserError(
+                f"model {language_model.name!r}: layer {index} did not reach transformers' "
+                "attention interface; it cannot be calibrated"
+            )
+        if not (layer.largest_key.isfinite() and layer.largest_value.isfinite()):
+            raise UserError(
+                f"model {language_model.name!r}: keys or values of layer {index} are not finite, "
+                "though its weights are; it cannot be calibrated"
+            )
     keys = [feedback_from_hessian(layer.key_hessian, KEY_DAMPING) for layer in layers]
     values = [feedback_from_hessian(layer.value_hessian, VALUE_DAMPING) for layer in layers]
     return Calibration(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from golden.models import LanguageModel
+from kvtq_hw.errors import UserError
 
 __all__ = ["sample_tokens"]
 
@@ -32,6 +33,11 @@ def sample_tokens(
     Returns
     -------
     int64 [length] each
+
+    Raises
+    ------
+    UserError
+        When the model predicts what is not finite.
     """
     length = min(length, language_model.max_positions, tokens)
     rows = -(-tokens // length)
@@ -44,7 +50,13 @@ def sample_tokens(
         while len(columns) < length:
             found = language_model.model(newest, past_key_values=cache, use_cache=True)
             cache = found.past_key_values
-            probabilities = found.logits[:, -1].float().softmax(-1)
+            logits = found.logits[:, -1].float()
+            if not logits.isfinite().all():
+                raise UserError(
+                    f"model {language_model.name!r}: its logits are not finite at token "
+                    f"{len(columns)}, though its weights are; it cannot be calibrated"
+                )
+            probabilities = logits.softmax(-1)
             newest = torch.multinomial(probabilities, 1, generator=generator)
             columns.append(newest)
     sequences = list(torch.cat(columns, 1))

@@ -153,3 +153,39 @@ def test_command_writes_a_file_that_decode_takes(tmp_path, capsys):
     assert run([*decode, "--calibration", str(file)]) == 0
     assert run([*decode, "--calibration", str(text)]) == 1
     assert f"calibration file {str(text)!r}: " in capsys.readouterr().err
+
+
+def test_logits_that_are_not_finite_are_one_line_at_the_first_token():
+    language_model = tiny_model()
+    with torch.no_grad():
+        language_model.model.lm_head.weight.fill_(3e38)  # finite, but their sums are not
+    with pytest.raises(UserError) as caught:
+        calibrate(language_model, None, tokens=50)
+    assert str(caught.value) == (
+        "model 'tiny': its logits are not finite at token 1, though its weights are; it cannot be "
+        "calibrated"
+    )
+
+
+def test_keys_that_are_not_finite_are_one_line():
+    language_model = tiny_model()
+    with torch.no_grad():
+        language_model.model.model.layers[1].self_attn.k_proj.weight.fill_(3e38)
+    with pytest.raises(UserError) as caught:
+        calibrate(language_model, prompt(60), tokens=50)
+    assert str(caught.value) == (
+        "model 'tiny': keys or values of layer 1 are not finite, though its weights are; it cannot "
+        "be calibrated"
+    )
+
+
+def test_a_model_without_a_place_for_the_cache_is_refused_before_it_writes_a_text():
+    language_model = tiny_model()
+    language_model.model.config.layer_types = ["full_attention", "sliding_attention"]
+    with pytest.raises(UserError) as caught:
+        calibrate(language_model, None, tokens=1 << 40)
+    assert str(caught.value) == (
+        "model 'tiny' (llama) does not run on a ternary cache: it has layers of kind "
+        "full_attention, sliding_attention; allowed are decoders whose layers all attend to the "
+        "whole context by one softmax"
+    )

@@ -13,7 +13,7 @@ import click
 from rich.console import Console
 
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import model_option
+from kvtq_hw.options import DEFAULT_CODE, model_option
 
 __all__ = ["command"]
 
@@ -44,6 +44,7 @@ __all__ = ["command"]
 def command(model_name: str, text_file: Path | None, tokens: int, output: Path) -> None:
     """Measure key centres, number ranges and feedback matrices of a model."""
     from golden.calibration import calibrate, save_calibration
+    from golden.key_error import warn_of_keys
     from golden.models import load_model
 
     try:
@@ -53,7 +54,9 @@ def command(model_name: str, text_file: Path | None, tokens: int, output: Path) 
         raise UserError(f"--text: {str(text_file)!r}: {reason}") from None
     console = Console()
     with console.status(f"Calibrating model {model_name}"):
-        calibration = calibrate(load_model(model_name), text, tokens)
+        language_model = load_model(model_name)
+        config = language_model.fitted(None, [DEFAULT_CODE], 1)
+        calibration = calibrate(language_model, text, tokens)
     try:
         save_calibration(calibration, output)
     except OSError as error:
@@ -63,3 +66,4 @@ def command(model_name: str, text_file: Path | None, tokens: int, output: Path) 
         f"{layers} layers, {kv_heads} KV heads of {dim}, measured on {tokens} tokens; "
         f"written to {output}"
     )
+    warn_of_keys(language_model, calibration.conditioning(), config, DEFAULT_CODE)

@@ -215,6 +215,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     )
     from golden.calibration import load_calibration, load_or_calibrate
     from golden.decoding import Decoded, decode, decode_unquantized, make_cache
+    from golden.key_error import warn_of_keys
     from golden.models import load_model
     from golden.saturation import saturation
 
@@ -240,6 +241,7 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
             calibration = load_or_calibrate(language_model)
         else:
             calibration = load_calibration(request.calibration_file, language_model)
+    warn_of_keys(language_model, calibration.conditioning(), config, code)
     golden = GoldenBackend()
     backend: AttentionBackend = golden
     rtl: RtlBackend | AcceleratorBackend | None = None

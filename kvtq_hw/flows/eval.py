@@ -234,9 +234,14 @@ class _Run:
 
     def measure(self, codes: list[str]) -> list[EvalRow]:
         """The rows of all codes; measures what is not yet in the store."""
+        from golden.catalog import TernaryFormat
+        from golden.key_error import warn_of_keys
         from golden.quality import SegmentScore, summarize
 
         formats = {code: self._parse(code) for code in codes}
+        for kind in formats.values():
+            if isinstance(kind, TernaryFormat) and kind.conditioning[0].rotate:
+                warn_of_keys(self._model, kind.conditioning, kind.config, kind.code)
         kinds = {UNQUANTIZED: None, **formats}
         with self._progress() as progress:
             length = len(self._segments[0])
