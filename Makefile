@@ -3,6 +3,7 @@
 # make report area, cycles, bits and quality on one page, build/report/report.html
 # make lint   ruff and mypy
 # make mutants small mistakes in the sources, one at a time: does a test notice each?
+# make fuzz   a thousand spoiled inputs of every format that a command reads
 # make clean  remove what was built (not .venv and .tools, which are what takes time)
 #
 # Each sets up what it needs: Python packages in .venv, what is no Python package in .tools.
@@ -23,7 +24,7 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model icarus demo report test lint mutants clean
+.PHONY: help setup model icarus demo report test fuzz lint mutants clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -54,6 +55,11 @@ report: $(SETUP) model
 test: $(SETUP) model icarus
 	@mkdir -p build/test
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --junitxml=build/test/results.xml --durations=10 $(TESTS)
+
+FUZZ_EXAMPLES ?= 1000
+
+fuzz: $(SETUP)
+	@KVTQ_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
 
 lint: $(SETUP)
 	@$(BIN)/ruff check

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from golden import float_reference
@@ -23,6 +22,7 @@ from golden.engine import Attention, Recent, attend
 from golden.output_rotator import output_rotator
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
+from golden.tensors import write_tensors
 
 __all__ = [
     "AttentionBackend",
@@ -304,9 +304,8 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
         tensors[f"{name}.exponent"] = result.exponent
     if job.visible is not None:
         tensors["visible"] = job.visible
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"layer": str(job.layer_index), "config": job.cache.config.model_dump_json()}
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+    write_tensors(path, "inputs of the difference", tensors, metadata)
 
 
 def rotated_back(job: AttentionJob, attention: Attention) -> Attention:

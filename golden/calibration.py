@@ -11,21 +11,17 @@ the hash of its weights and the tokens, and it is refused for any other model.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
 from platformdirs import user_cache_path
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -33,12 +29,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from golden.conditioning import Conditioning, to_integers
-from golden.feedback import Feedback, feedback_from_hessian
+from golden.feedback import FACTOR_MAX, MAX_SHIFT, Feedback, feedback_from_hessian
 from golden.hadamard import hadamard
 from golden.models import LanguageModel
 from golden.sampling import sample_tokens
+from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
 from kvtq_hw.config import VECTOR_MAX
-from kvtq_hw.errors import UserError
+from kvtq_hw.errors import UserError, warn
+from kvtq_hw.files import Schema, validated
 
 __all__ = [
     "Calibration",
@@ -50,6 +48,7 @@ __all__ = [
 
 DEFAULT_TOKENS = 4096
 _FORMAT = "kvtq-hw calibration 6"
+_WHAT = "calibration file"
 
 _TENSORS = (
     "key_centres",
@@ -270,19 +269,16 @@ def _vector_exponent(largest: Tensor) -> int:
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write a calibration file; an existing one is replaced at once or not at all."""
+    """Write a calibration file, whole or not at all; raises `UserError`."""
     metadata = {
         "format": _FORMAT,
         "model_name": calibration.model_name,
         "model_fingerprint": calibration.model_fingerprint,
-        "tokens": json.dumps(calibration.tokens),
+        "tokens": str(calibration.tokens),
         "text_digest": calibration.text_digest,
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    tensors = {name: getattr(calibration, name).contiguous() for name in _TENSORS}
-    save_file(tensors, scratch, metadata)
-    scratch.replace(path)
+    tensors = {name: getattr(calibration, name) for name in _TENSORS}
+    write_tensors(path, _WHAT, tensors, metadata)
 
 
 def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
@@ -293,28 +289,61 @@ def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
     UserError
         When there is no such file, it is not a calibration, or it belongs to another model.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"calibration file {str(path)!r}: not a {_FORMAT} file")
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"calibration file {str(path)!r}: {reason}") from None
-    if metadata["model_fingerprint"] != language_model.fingerprint:
+    place = f"{_WHAT} {str(path)!r}"
+    metadata = read_metadata(path, _WHAT)
+    if metadata.get("format") != _FORMAT:
+        raise UserError(f"{place}: not a {_FORMAT} file")
+    about = validated(_Metadata, metadata, place)
+    if about.model_fingerprint != language_model.fingerprint:
         raise UserError(
-            f"calibration file {str(path)!r}: made for model {metadata['model_name']!r}, weights "
-            f"{metadata['model_fingerprint'][:12]}; this is {language_model.name!r}, weights "
+            f"{place}: made for model {about.model_name!r}, weights "
+            f"{about.model_fingerprint[:12]}; this is {language_model.name!r}, weights "
             f"{language_model.fingerprint[:12]}"
         )
-    return Calibration(
-        **tensors,
-        model_name=metadata["model_name"],
-        model_fingerprint=metadata["model_fingerprint"],
-        tokens=json.loads(metadata["tokens"]),
-        text_digest=metadata["text_digest"],
-    )
+    tensors = read_tensors(path, _WHAT, _expected(language_model))
+    try:
+        calibration = Calibration(
+            **tensors,
+            model_name=about.model_name,
+            model_fingerprint=about.model_fingerprint,
+            tokens=int(about.tokens),
+            text_digest=about.text_digest,
+        )
+        calibration.conditioning()
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+    exponents = calibration.key_exponents[:, None, None]
+    if torch.ldexp(calibration.key_centres.abs().double(), -exponents).max() > VECTOR_MAX:
+        raise UserError(f"{place}: key_centres: do not fit in 16 bits at key_exponents")
+    return calibration
+
+
+class _Metadata(Schema):
+    """The texts in a calibration file's header."""
+
+    model_name: str
+    model_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tokens: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+    text_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _expected(language_model: LanguageModel) -> dict[str, Expected]:
+    """The tensors of a model's calibration."""
+    layers, dim = language_model.layers, language_model.head_dim
+    heads = (layers, language_model.kv_heads, dim)
+    # those of float32, for the largest element of a tensor is one
+    exponents = Expected(torch.int64, (layers,), -170, 120)
+    factors = Expected(torch.int8, (*heads, dim), -FACTOR_MAX, FACTOR_MAX)
+    shifts = Expected(torch.int64, heads, 0, MAX_SHIFT)
+    return {
+        "key_centres": Expected(torch.float32, heads),
+        "key_exponents": exponents,
+        "value_exponents": exponents,
+        "key_feedback": factors,
+        "key_shifts": shifts,
+        "value_feedback": factors,
+        "value_shifts": shifts,
+    }
 
 
 def load_or_calibrate(language_model: LanguageModel) -> Calibration:
@@ -323,8 +352,13 @@ def load_or_calibrate(language_model: LanguageModel) -> Calibration:
     name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}"
     path = folder / f"{name}.safetensors"
     if path.is_file():
-        return load_calibration(path, language_model)
+        try:
+            return load_calibration(path, language_model)
+        except UserError as error:
+            warn(f"{error}; the model is calibrated again")
     calibration = calibrate(language_model, None, DEFAULT_TOKENS)
-    with contextlib.suppress(OSError):  # a folder that cannot be written costs time, nothing else
+    try:
         save_calibration(calibration, path)
+    except UserError as error:
+        warn(f"{error}; the next command calibrates again")
     return calibration

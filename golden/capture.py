@@ -11,21 +11,25 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from golden.backends import AttentionJob, GoldenBackend
 from golden.engine import Attention, attend
 from golden.planes import Planes
 from golden.queries import Queries
-from kvtq_hw.config import EngineConfig
+from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
+from kvtq_hw.codes import MAX_LAYERS
+from kvtq_hw.config import ConfigError, EngineConfig, config_from_fields
 from kvtq_hw.errors import UserError
+from kvtq_hw.files import Schema, parse_json, validated
 
 __all__ = ["CaptureBackend", "Captured", "load_captured"]
 
+_WHAT = "captured attention"
 _FIELDS = ("trits", "unit", "fraction", "exponent")
 
 
@@ -61,7 +65,7 @@ class Captured:
         return found.values[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file."""
+        """Write a safetensors file, whole or not at all; raises `UserError`."""
         tensors = {
             "queries.values": self.queries.values,
             "queries.exponent": self.queries.exponent,
@@ -73,8 +77,18 @@ class Captured:
             tensors |= {f"{name}.{field}": getattr(planes, field) for field in _FIELDS}
         place = {key: getattr(self, key) for key in ("layer", "head", "step", "value_exponent")}
         metadata = {"place": json.dumps(place), "config": self.config.model_dump_json()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata)
+        write_tensors(path, _WHAT, tensors, metadata)
+
+
+class _Place(Schema):
+    """Where a job comes from, as the header has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    head: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    step: Annotated[int, Field(ge=0, le=1 << 31)]
+    value_exponent: Annotated[int, Field(ge=0, le=31)]
 
 
 def load_captured(path: Path) -> Captured:
@@ -83,19 +97,24 @@ def load_captured(path: Path) -> Captured:
     Raises
     ------
     UserError
-        When it cannot be read, or is something else.
+        When it cannot be read, is something else, or holds what no engine of its configuration
+        could be given.
     """
+    place = f"{_WHAT} {str(path)!r}"
+    metadata = read_metadata(path, _WHAT)
+    if set(metadata) != {"config", "place"}:
+        raise UserError(f"{place}: not written by kvtq-hw capture")
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = file.metadata() or {}
+        fields, about = (parse_json(metadata[name]) for name in ("config", "place"))
+        config = config_from_fields(fields)
+        tensors = read_tensors(path, _WHAT, _expected(config))
         keys, values = (
             Planes(*(tensors[f"{name}.{field}"] for field in _FIELDS))
             for name in ("keys", "values")
         )
-        return Captured(
-            config=EngineConfig.model_validate_json(metadata["config"]),
-            **json.loads(metadata["place"]),
+        captured = Captured(
+            config=config,
+            **validated(_Place, about, place).model_dump(),
             queries=Queries(tensors["queries.values"], tensors["queries.exponent"]),
             keys=keys,
             values=values,
@@ -103,8 +122,73 @@ def load_captured(path: Path) -> Captured:
             value_depths=tensors["value_depths"],
             expected=tensors["expected"],
         )
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{str(path)!r} is no file of kvtq-hw capture: {error}") from None
+        _check(captured)
+    except ConfigError as error:
+        raise UserError(f"{place}: config: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+    return captured
+
+
+def _expected(config: EngineConfig) -> dict[str, Expected]:
+    """The tensors of a job for an engine: G query heads, T tokens, P planes of D elements."""
+    group, dim = config.query_group, config.head_dim
+    exponent = 1 << (config.query_exponent_bits - 1)
+    depths = Expected(torch.int64, ("T",), 1, config.max_planes)
+    found = {
+        "queries.values": Expected(
+            torch.int64, (group, 1, dim), -config.query_max, config.query_max
+        ),
+        "queries.exponent": Expected(torch.int64, (group, 1), -exponent, exponent - 1),
+        "key_depths": depths,
+        "value_depths": depths,
+        "expected": Expected(torch.int64, (group, dim), -(1 << 40), 1 << 40),
+    }
+    element = (-config.code_max, config.code_max - 1) if config.integer_bits else (-1, 1)
+    for name in ("keys", "values"):
+        planes = ("T", f"planes of {name}")
+        found |= {
+            f"{name}.trits": Expected(torch.int8, (*planes, dim), *element),
+            f"{name}.unit": Expected(torch.bool, planes),
+            f"{name}.fraction": Expected(
+                torch.int64, planes, 0, (1 << config.scale_fraction_bits) - 1
+            ),
+            f"{name}.exponent": Expected(
+                torch.int64, planes, 0, (1 << config.scale_exponent_bits) - 1
+            ),
+        }
+    return found
+
+
+def _check(captured: Captured) -> None:
+    """Raise `ValueError` where tensors that are each well formed do not belong together."""
+    config = captured.config
+    if len(captured.key_depths) > config.max_context:
+        raise ValueError(
+            f"{len(captured.key_depths)} tokens are more than max_context {config.max_context}"
+        )
+    for name, planes, depths in (
+        ("keys", captured.keys, captured.key_depths),
+        ("values", captured.values, captured.value_depths),
+    ):
+        places = planes.unit.shape[-1]
+        if places > config.max_planes:
+            raise ValueError(
+                f"{name}: {places} planes are more than max_planes {config.max_planes}"
+            )
+        if int(depths.max()) > places:
+            raise ValueError(f"{name}: a token has {int(depths.max())} planes of {places}")
+        absent = torch.arange(places) >= depths[:, None]
+        if not planes.unit[:, 0].all():
+            raise ValueError(f"{name}.unit: plane 0 of a token does not open a run")
+        if (absent & planes.unit).any() or (absent[..., None] & (planes.trits != 0)).any():
+            raise ValueError(f"{name}: a token has more planes than its depth says")
+    largest = int(torch.where(captured.values.unit, captured.values.exponent, 0).max())
+    if captured.value_exponent < largest:
+        raise ValueError(
+            f"value_exponent: {captured.value_exponent} is not allowed; must be at least "
+            f"{largest}, the largest exponent of the values' scales"
+        )
 
 
 @dataclass

@@ -19,14 +19,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["FEEDBACK_DIGITS", "Feedback", "feedback_from_hessian", "triangular_factor"]
+__all__ = [
+    "FACTOR_MAX",
+    "FEEDBACK_DIGITS",
+    "MAX_SHIFT",
+    "Feedback",
+    "feedback_from_hessian",
+    "triangular_factor",
+]
 
 #: Ternary digits of an element of U (docs/short-code.md compares one, two and no rounding).
 FEEDBACK_DIGITS = 2
-_FACTOR_MAX = (3**FEEDBACK_DIGITS - 1) // 2
+FACTOR_MAX = (3**FEEDBACK_DIGITS - 1) // 2
 
 #: Largest shift of a row; a row whose best is larger is as good as zero.
-_MAX_SHIFT = 7
+MAX_SHIFT = 7
 
 
 @dataclass(frozen=True)
@@ -65,9 +72,9 @@ def triangular_factor(hessian: Tensor, damping: float) -> Tensor:
 def feedback_from_hessian(hessian: Tensor, damping: float) -> Feedback:
     """Feedback for H [kv_heads, D, D]: in each row the power of two with the least error."""
     factor = triangular_factor(hessian, damping)
-    shifts = torch.arange(_MAX_SHIFT + 1, device=factor.device)
+    shifts = torch.arange(MAX_SHIFT + 1, device=factor.device)
     scales = torch.ldexp(torch.ones_like(shifts, dtype=factor.dtype), -shifts)
-    candidates = (factor[..., None] / scales).round().clamp(-_FACTOR_MAX, _FACTOR_MAX)
+    candidates = (factor[..., None] / scales).round().clamp(-FACTOR_MAX, FACTOR_MAX)
     error = (candidates * scales - factor[..., None]).square().sum(-2)  # [heads, row, shift]
     shift = error.argmin(-1)
     chosen = shift[..., :, None, None].expand(*factor.shape, 1)

@@ -12,11 +12,16 @@ Everything is compared with the same model on its own, unquantized cache: the *r
 
 from __future__ import annotations
 
+import hashlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialized
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
@@ -24,6 +29,7 @@ from golden.formats import CacheFormat
 from golden.models import LanguageModel
 from golden.saturation import saturation
 from kvtq_hw.errors import UserError
+from kvtq_hw.files import write_bytes
 
 __all__ = [
     "DEFAULT_CHUNK",
@@ -36,6 +42,8 @@ __all__ = [
     "evaluate_reference",
     "evaluate_segment",
     "feed",
+    "load_reference",
+    "save_reference",
     "summarize",
 ]
 
@@ -169,6 +177,30 @@ def evaluate_reference(
     return Reference(tokens, log_probabilities, score)
 
 
+def save_reference(file: Path, reference: Reference) -> None:
+    """Keep predictions in a file, whole or not at all; raises `UserError`."""
+    data = reference.log_probabilities.contiguous()
+    metadata = {"sha256": _sha256(data)}
+    write_bytes(file, serialized({"log_probabilities": data}, metadata), "predictions")
+
+
+def load_reference(file: Path, tokens: Tensor, score: SegmentScore) -> Reference | None:
+    """The predictions that `save_reference` kept; None where they are not there, or damaged."""
+    try:
+        with safe_open(file, "pt") as kept:
+            data = kept.get_tensor("log_probabilities")
+            digest = (kept.metadata() or {}).get("sha256")
+    except (OSError, SafetensorError):
+        return None
+    if data.dtype != torch.float32 or data.shape[:-1] != (tokens.numel() - 1,):
+        return None
+    return Reference(tokens, data, score) if _sha256(data) == digest else None
+
+
+def _sha256(data: Tensor) -> str:
+    return hashlib.sha256(data.numpy().data).hexdigest()
+
+
 def evaluate_segment(
     language_model: LanguageModel,
     reference: Reference,
@@ -232,8 +264,8 @@ def summarize(scores: Iterable[SegmentScore], references: Iterable[SegmentScore]
     stored_elements = sum(score.stored_elements for score in scores)
     saturated = sum(score.saturated for score in scores)
     return Quality(
-        perplexity=math.exp(nll),
-        perplexity_ratio=math.exp(nll - reference_nll),
+        perplexity=_exp(nll),
+        perplexity_ratio=_exp(nll - reference_nll),
         kld=sum(score.kld for score in scores) / tokens,
         top1_agreement=sum(score.same_top1 for score in scores) / tokens,
         bits_per_element=8 * stored_bytes / stored_elements,
@@ -241,6 +273,11 @@ def summarize(scores: Iterable[SegmentScore], references: Iterable[SegmentScore]
         saturated=saturated,
         saturated_share=saturated / stored_elements,
     )
+
+
+def _exp(x: float) -> float:
+    """The exponential, infinite where a float has no room for it."""
+    return math.exp(x) if x < math.log(sys.float_info.max) else math.inf
 
 
 def _nll(log_probabilities: Tensor, tokens: Tensor) -> float:

@@ -1,26 +1,42 @@
 """The command line: finds the flows, and turns errors into one line and an exit status.
 
 Exit status: 0 success; 1 an error, or what the command itself found wrong; 2 wrong usage (an
-unknown command or option); 130 interrupted.
+unknown command or option, a value that an option does not take); 70 a mistake of the program's own,
+whose traceback is in the file that the line names; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import errno
 import importlib
 import importlib.util
+import io
+import logging
 import os
 import pkgutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
 from kvtq_hw import __version__, flows
-from kvtq_hw.errors import UserError
+from kvtq_hw.crash import write_crash
+from kvtq_hw.errors import LOGGER, UserError, shown
 
 __all__ = ["EXTRA_OF_MODULE", "cli", "main", "run"]
+
+#: Longest line of an error; what is cut out of a longer one is in its middle.
+_LONGEST_LINE = 1000
+
+#: What the machine lacks, whatever the program does: room, rights, handles.
+_OF_THE_MACHINE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO),
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES),
+)
 
 #: The extra of the distribution that brings each module which the base install lacks.
 EXTRA_OF_MODULE = {
@@ -60,6 +76,12 @@ class FlowGroup(click.Group):
             )
         return importlib.import_module(_module_of(cmd_name)).command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EOFError as error:  # click would take it for a Ctrl-D
+            raise RuntimeError("a file ended too early") from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands by their modules' docstrings, without importing any."""
         rows = [(name, _summary(name)) for name in self.list_commands(ctx)]
@@ -76,42 +98,115 @@ def cli() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit status; what goes wrong is one line on stderr."""
-    try:
-        status = cli.main(list(arguments), prog_name="kvtq-hw", standalone_mode=False)
-        sys.stdout.flush()
-    except UserError as error:
-        return _fail(str(error))
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except click.ClickException as error:
-        return _fail(error.format_message(), error.exit_code)
-    except click.Abort:
-        return _fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader (head, less) went away. Python flushes stdout once more at exit: into nothing.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except ModuleNotFoundError as error:
-        module = (error.name or "").partition(".")[0]
-        if module not in EXTRA_OF_MODULE:
+    with _warnings_as_lines():
+        try:
+            _check_text(arguments)
+            status = cli.main(list(arguments), prog_name="kvtq-hw", standalone_mode=False)
+            sys.stdout.flush()
+        except (SystemExit, GeneratorExit):
             raise
-        return _fail(
-            f"{module}: not installed, and this command needs it; "
-            f"get it with: pip install 'kvtq-hw[{EXTRA_OF_MODULE[module]}]'"
-        )
+        except BaseException as error:  # Rust libraries panic with what is no Exception
+            return _failed(error, arguments)
     return status if isinstance(status, int) else 0
 
 
 def main() -> None:
     """Entry point of the console script."""
+    # a name that the terminal cannot show, or that is no UTF-8, is printed with escapes
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(run(sys.argv[1:]))
+
+
+def _failed(error: BaseException, arguments: Sequence[str]) -> int:
+    """Print what went wrong in one line and return the exit status."""
+    match error:
+        case UserError():
+            return _fail(str(error))
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return error.exit_code
+        case click.ClickException():
+            return _fail(error.format_message(), error.exit_code)
+        case click.Abort() | KeyboardInterrupt():
+            return _fail("interrupted", 130)
+        case BrokenPipeError():  # the reader (head, less) went away
+            _drop_output()
+            return 1
+        case ModuleNotFoundError() if (module := _module(error)) in EXTRA_OF_MODULE:
+            return _fail(
+                f"{module}: not installed, and this command needs it; "
+                f"get it with: pip install 'kvtq-hw[{EXTRA_OF_MODULE[module]}]'"
+            )
+        case MemoryError():
+            return _fail("not enough memory")
+        case OSError() if error.errno in _OF_THE_MACHINE:
+            return _fail(f"{_place_of(error)}{error.strerror}")
+    return _fail(f"unexpected {type(error).__name__}; {write_crash(error, arguments)}", 70)
+
+
+def _place_of(error: OSError) -> str:
+    """Where the machine failed, as the beginning of a line. Writing does not say into what."""
+    if error.filename is not None:
+        return f"{os.fsdecode(error.filename)!r}: "
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _drop_output()
+    return "output: "
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse what is no text: tokenizers and JSON files hold UTF-8 only."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            raise click.UsageError(f"argument {shown(argument)} is not UTF-8 text") from None
+
+
+def _drop_output() -> None:
+    """Send what is still to be printed into nothing: Python flushes stdout once more at its end."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextlib.contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Print warnings on stderr while a command runs."""
+    handler = _Lines()
+    LOGGER.addHandler(handler)
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+
+
+class _Lines(logging.Handler):
+    """Prints a warning as the command line prints errors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            click.echo(f"kvtq-hw: warning: {_one_line(record.getMessage())}", err=True)
 
 
 def _fail(message: str, status: int = 1) -> int:
     """Print one line on stderr, whatever the message holds, and return the exit status."""
-    click.echo(f"kvtq-hw: error: {' '.join(message.split())}", err=True)
+    with contextlib.suppress(OSError):  # a full disk behind stderr: the status still tells
+        click.echo(f"kvtq-hw: error: {_one_line(message)}", err=True)
     return status
+
+
+def _one_line(message: str) -> str:
+    line = " ".join(message.split())
+    if len(line) <= _LONGEST_LINE:
+        return line
+    return f"{line[: _LONGEST_LINE // 2]} [...] {line[-_LONGEST_LINE // 2 :]}"
+
+
+def _module(error: ModuleNotFoundError) -> str:
+    return (error.name or "").partition(".")[0]
 
 
 def _module_of(command: str) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from kvtq_hw.errors import UserError
+from pydantic import ConfigDict, Field
+
+from kvtq_hw.errors import UserError, shown
+from kvtq_hw.files import Schema, read_toml, validated
 
 __all__ = [
     "MAX_DIGITS",
+    "MAX_LAYERS",
     "SCALE_CHOICES",
     "CacheCode",
     "CodeKind",
@@ -27,8 +30,11 @@ ScaleChoice = Literal["max", "absmean", "lsq"]
 
 SCALE_CHOICES: tuple[ScaleChoice, ...] = ("max", "absmean", "lsq")
 MAX_DIGITS = 5
+#: Most layers of a model: eight times as many as the largest have.
+MAX_LAYERS = 1024
 
-_SPELLING = re.compile(r"(balanced|residual):([1-9][0-9]*)/([1-9][0-9]*)((?:,[a-z0-9=]+)*)")
+_DIGIT = f"([1-{MAX_DIGITS}])"
+_SPELLING = re.compile(rf"(balanced|residual):{_DIGIT}/{_DIGIT}((?:,[a-z0-9=]+)*)")
 _COUNT = re.compile(r"(sinks|window|tier)=(0|[1-9][0-9]{0,5})")
 _MAX_COUNT = 1 << 16
 
@@ -95,23 +101,23 @@ class CacheCode:
             One line with the text and what is allowed.
         """
         match = _SPELLING.fullmatch(text)
-        digits = [int(number) for number in match.groups()[1:3]] if match else []
-        if match is None or max(digits) > MAX_DIGITS:
+        if match is None:
             raise UserError(
-                f"code: {text!r} is not a cache code; allowed are balanced:K/V and residual:K/V "
-                f"with K and V digits from 1 to {MAX_DIGITS}, for example balanced:3/2"
+                f"code: {shown(text)} is not a cache code; allowed are balanced:K/V and "
+                f"residual:K/V with K and V digits from 1 to {MAX_DIGITS}, for example balanced:3/2"
             )
+        digits = int(match[2]), int(match[3])
         kind: CodeKind = "balanced" if match[1] == "balanced" else "residual"
         options: dict[str, Any] = {}
         for option in match[4].split(",")[1:]:
             name, value = _option(text, option)
             if name in options:
-                raise UserError(f"code: {text!r} has option {name!r} twice; allowed is once")
+                raise UserError(f"code: {shown(text)} has option {name!r} twice; allowed is once")
             options[name] = value
         try:
             return cls(kind, digits[0], digits[1], **options)
         except ValueError as error:
-            raise UserError(f"code: {text!r}: {error}") from None
+            raise UserError(f"code: {shown(text)}: {error}") from None
 
     def __str__(self) -> str:
         parts = [f"{self.kind}:{self.key_digits}/{self.value_digits}"]
@@ -163,6 +169,20 @@ class CacheCode:
         return 1 if self.kind == "balanced" else digits
 
 
+_Digits = Annotated[int, Field(ge=1, le=MAX_DIGITS)]
+_DigitsByLayer = Annotated[list[_Digits], Field(min_length=1, max_length=MAX_LAYERS)]
+
+
+class _TableFile(Schema):
+    """The fields of a code table's file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str
+    key_digits: _DigitsByLayer
+    value_digits: _DigitsByLayer
+
+
 @dataclass(frozen=True)
 class CodeTable:
     """A code for each layer of a model: the same kind, tiers and options, digits of their own.
@@ -185,30 +205,13 @@ class CodeTable:
             One line with the file, the field and what is allowed.
         """
         place = f"code table {str(path)!r}"
-        try:
-            fields = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{place}: {getattr(error, 'strerror', 'not UTF-8 text')}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise UserError(f"{place}: not TOML: {error}") from None
-        if set(fields) != {"code", "key_digits", "value_digits"}:
-            raise UserError(
-                f"{place}: has the fields {', '.join(sorted(fields)) or 'none'}; allowed are "
-                "exactly code, key_digits and value_digits"
-            )
-        code = CacheCode.parse(str(fields["code"]))
-        digits = fields["key_digits"], fields["value_digits"]
-        for name, row in zip(("key_digits", "value_digits"), digits, strict=True):
-            if not isinstance(row, list) or not all(
-                type(number) is int and 1 <= number <= MAX_DIGITS for number in row
-            ):
-                raise UserError(
-                    f"{place}: {name}: {row!r} is not allowed; must be a list of 1..{MAX_DIGITS}"
-                )
-        if not digits[0] or len(digits[0]) != len(digits[1]):
+        fields = validated(_TableFile, read_toml(path, "code table"), place)
+        code = CacheCode.parse(fields.code)
+        digits = fields.key_digits, fields.value_digits
+        if len(digits[0]) != len(digits[1]):
             raise UserError(
                 f"{place}: key_digits has {len(digits[0])} layers, value_digits {len(digits[1])}; "
-                "must be as many, at least one"
+                "must be as many"
             )
         return cls(path.name, tuple(code.with_digits(*pair) for pair in zip(*digits, strict=True)))
 
@@ -272,6 +275,6 @@ def _option(text: str, option: str) -> tuple[str, Any]:
         if option == f"scale={choice}":
             return "scale", choice
     raise UserError(
-        f"code: {text!r} has the unknown option {option!r}; allowed are sinks=N, window=N, "
-        f"tier=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
+        f"code: {shown(text)} has the unknown option {shown(option)}; allowed are sinks=N, "
+        f"window=N, tier=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
     )

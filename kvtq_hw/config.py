@@ -14,9 +14,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kvtq_hw.errors import UserError
+from kvtq_hw.errors import UserError, shown
+from kvtq_hw.files import first_problem, read_toml
 
-__all__ = ["VECTOR_MAX", "ConfigError", "EngineConfig", "load_config", "preset_names"]
+__all__ = [
+    "VECTOR_MAX",
+    "ConfigError",
+    "EngineConfig",
+    "config_from_fields",
+    "load_config",
+    "preset_names",
+]
 
 #: Largest magnitude of an element of a key or value vector as it arrives: 16 bits, symmetric.
 VECTOR_MAX = (1 << 15) - 1
@@ -398,28 +406,23 @@ def load_config(source: str | Path) -> EngineConfig:
     ConfigError
         One line that names the field, its value and what is allowed.
     """
-    text_source = str(source)
-    if text_source in preset_names():
-        text = (resources.files("kvtq_hw") / "presets" / f"{text_source}.toml").read_text("utf-8")
-    elif text_source.endswith(".toml"):
-        try:
-            text = Path(source).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8 text"
-            raise ConfigError(f"configuration file {text_source!r}: {reason}") from None
-    else:
+    name = str(source)
+    if name in preset_names():
+        text = (resources.files("kvtq_hw") / "presets" / f"{name}.toml").read_text("utf-8")
+        return config_from_fields(tomllib.loads(text))
+    if not name.endswith(".toml"):
         raise ConfigError(
-            f"preset: {text_source!r} is unknown; allowed are {', '.join(preset_names())} "
+            f"preset: {shown(name)} is unknown; allowed are {', '.join(preset_names())} "
             "or the path of a .toml file"
         )
     try:
-        fields = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"configuration file {text_source!r}: not TOML: {error}") from None
+        fields = read_toml(Path(source), "configuration file")
+    except UserError as error:
+        raise ConfigError(str(error)) from None
     return config_from_fields(fields)
 
 
-def config_from_fields(fields: dict[str, object]) -> EngineConfig:
+def config_from_fields(fields: object) -> EngineConfig:
     """Build a configuration from plain values; raises `ConfigError` with one line."""
     try:
         return EngineConfig.model_validate(fields)
@@ -431,14 +434,11 @@ def _one_line(error: ValidationError) -> str:
     """First problem of a validation error: field, value, what is allowed."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":  # a relation between fields: its message names the field
-        return first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{field}: missing; a configuration needs it"
     if first["type"] == "extra_forbidden":
-        return f"{field}: unknown field; allowed are {', '.join(EngineConfig.model_fields)}"
-    requirement = first["msg"].removeprefix("Input should ").removeprefix("String should ")
-    return f"{field}: {first['input']!r} is not allowed; must {requirement}{_field_range(field)}"
+        return f"{first_problem(error)}; allowed are {', '.join(EngineConfig.model_fields)}"
+    return f"{first_problem(error)}{_field_range(field)}"
 
 
 def _field_range(field: str) -> str:

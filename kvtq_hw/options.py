@@ -1,8 +1,8 @@
-"""Options that several commands share, and how they write what `--json` asks for."""
+"""Options that several commands share, types of numbers, and how `--json` is written."""
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,15 @@ import click
 from kvtq_hw.codes import CacheCode, CodeTable, read_code
 from kvtq_hw.config import EngineConfig, load_config, preset_names
 from kvtq_hw.errors import UserError
+from kvtq_hw.files import check_destination, check_folder, json_text, write_text
 
 __all__ = [
     "DEFAULT_CODE",
+    "MAX_TOKENS",
     "CodeType",
+    "FiniteRange",
+    "OutputFile",
+    "OutputFolder",
     "PresetType",
     "cache_code",
     "check_context",
@@ -35,6 +40,9 @@ __all__ = [
 
 #: What commands take where no code is named, and what we recommend (docs/quality.md).
 DEFAULT_CODE = CacheCode("balanced", 3, 2, sinks=4, window=32, feedback=True)
+
+#: Most tokens that any option takes: the longest context of a configuration.
+MAX_TOKENS = 1 << 20
 
 _PRESET_TEXT = "kvtq_hw.preset_text"
 
@@ -82,6 +90,45 @@ class CodeType(click.ParamType):
         if not isinstance(value, str):
             return value
         return read_code(value) if self._tables else cache_code(value)
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range; NaN, which no comparison refuses, and infinity are no numbers here."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not allowed; must be a finite number", param, ctx)
+        return number
+
+
+class OutputFile(click.Path):
+    """The path of a file to write: refused at once where it could not be written at the end."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        check_destination(Path(value), _option_of(param))
+        return Path(value)
+
+
+class OutputFolder(click.Path):
+    """The path of a folder to write files into, which is made where it is missing."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        check_folder(Path(value), _option_of(param))
+        return Path(value)
+
+
+def _option_of(param: click.Parameter | None) -> str:
+    """Name of an option as a message begins with it."""
+    return param.opts[-1] if param is not None else "output"
 
 
 def preset_text() -> str:
@@ -154,7 +201,7 @@ model_option = click.option(
 json_option = click.option(
     "--json",
     "json_file",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     metavar="FILE",
     help="Write the numbers.",
 )
@@ -180,7 +227,7 @@ quality_option = click.option(
 
 #: `--context TOKENS`, passed to the command as `tokens`; `check_context` knows what fits.
 context_option = click.option(
-    "--context", "tokens", type=click.IntRange(1), default=1024, show_default=True
+    "--context", "tokens", type=click.IntRange(1, MAX_TOKENS), default=1024, show_default=True
 )
 
 
@@ -206,17 +253,12 @@ def check_context(tokens: int, *configs: EngineConfig) -> None:
 
 
 def write_json(file: Path | None, report: Mapping[str, Any]) -> None:
-    """Write what `--json` asks for; without a file nothing.
+    """Write what `--json` asks for, whole or not at all; without a file nothing.
 
     Raises
     ------
     UserError
         When it cannot be written.
     """
-    if file is None:
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--json: {str(file)!r}: {error.strerror}") from None
+    if file is not None:
+        write_text(file, json_text(report), "--json")

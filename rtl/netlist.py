@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections import Counter
-from pathlib import Path
 
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.files import scratch_folder
 from rtl.blocks import BLOCKS
 from rtl.yosys import run_yosys
 
@@ -51,8 +50,7 @@ def count_multipliers(verilog: str, top: str) -> dict[str, int]:
     rtl.yosys.YosysError
         When the text is no valid design, or has a problem such as a combinational loop.
     """
-    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-        directory = Path(folder)
+    with scratch_folder() as directory:
         (directory / "design.v").write_text(verilog, encoding="utf-8")
         run_yosys(
             [

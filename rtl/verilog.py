@@ -8,9 +8,7 @@ instead, and one flip-flop block a register.
 from __future__ import annotations
 
 import re
-import tempfile
 from importlib import metadata, resources
-from pathlib import Path
 
 from amaranth.back import rtlil
 from amaranth.lib import wiring
@@ -18,6 +16,7 @@ from amaranth.lib.wiring import Member
 
 from kvtq_hw import __version__
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.files import scratch_folder
 from rtl.axi import BusSignature
 from rtl.yosys import run_yosys, yosys_version
 
@@ -163,8 +162,7 @@ def emit(component: wiring.Component, name: str, header: str, *, all_names: bool
         When Yosys rejects the design.
     """
     source = emit_rtlil(component, name)
-    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-        directory = Path(folder)
+    with scratch_folder() as directory:
         (directory / "design.il").write_text(source, encoding="utf-8")
         passes = [p.replace(" -purge", "") if all_names else p for p in _PASSES]
         run_yosys(

@@ -17,8 +17,12 @@ from kvtq_hw.errors import UserError
 
 __all__ = ["YosysError", "run_yosys", "yosys_version"]
 
+# A process whose parent was killed ends as well, where the system can be asked for that.
 _DRIVER = """
 import sys
+if sys.platform == "linux":
+    import ctypes, signal
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 from pyosys import libyosys as ys
 design = ys.Design()
 for command in sys.argv[1:]:
@@ -27,7 +31,7 @@ for command in sys.argv[1:]:
 
 
 class YosysError(UserError, RuntimeError):
-    """A Yosys command failed; the message holds the end of its log."""
+    """A Yosys command failed; the message has the last error, or line, of its log."""
 
 
 def yosys_version() -> str:
@@ -59,6 +63,8 @@ def run_yosys(commands: Sequence[str], directory: Path) -> str:
         check=False,
     )
     if done.returncode != 0:
-        tail = "\n".join(done.stdout.splitlines()[-12:])
-        raise YosysError(f"yosys ended with status {done.returncode}:\n{tail}")
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        errors = [line for line in lines if line.startswith("ERROR:")]
+        reason = (errors or lines or ["it wrote nothing"])[-1].removeprefix("ERROR: ")
+        raise YosysError(f"yosys ended with status {done.returncode}: {reason}")
     return done.stdout

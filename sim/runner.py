@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from kvtq_hw.files import disk_errors
 from kvtq_hw.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
 from rtl.verilog import lint_waivers, port_members
@@ -82,6 +83,7 @@ class BenchResult:
         return tuple(test for test in self.tests if not test.passed)
 
 
+@disk_errors("build folder")
 def run_bench(
     block: str,
     config: EngineConfig,
@@ -119,7 +121,7 @@ def run_bench(
     Raises
     ------
     kvtq_hw.errors.UserError
-        Unknown block or simulator, or the simulator is not installed.
+        Unknown block or simulator, the simulator is not installed, or the folder cannot be written.
     BenchError
         The build failed, the run left no results or ran no test, or a test watched not every AXI
         port.

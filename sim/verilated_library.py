@@ -5,6 +5,7 @@ A library is kept by the contents of the Verilog, the interface and the tool's v
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ from filelock import FileLock
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from kvtq_hw.files import disk_errors
 from kvtq_hw.toolchain import Tool, verilator
 from rtl.blocks import module_name
 from sim.verilog_cache import cached_verilog
@@ -26,6 +28,7 @@ class SimulationError(UserError, RuntimeError):
     """A simulated design did not do what its streams promise: it hung, or sent too much."""
 
 
+@disk_errors("cache of verilated designs")
 def build_library(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
     """Compile a block's library with ``<block>_shim.cpp``, unless `folder` has it; its path.
 
@@ -36,7 +39,7 @@ def build_library(block: str, config: EngineConfig, trace: bool, folder: Path) -
     Raises
     ------
     kvtq_hw.errors.UserError
-        When Verilator is not installed.
+        When Verilator is not installed, or the folder cannot be written.
     SimulationError
         When the design does not build.
     """
@@ -49,7 +52,7 @@ def build_library(block: str, config: EngineConfig, trace: bool, folder: Path) -
     library = folder / f"{config.name}-{key}.so"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{library}.lock"):
-        if not library.is_file():
+        if not _is_loadable(library):
             work = folder / f"{config.name}-{key}"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
@@ -58,6 +61,15 @@ def build_library(block: str, config: EngineConfig, trace: bool, folder: Path) -
             _compile(tool, work, top, shim, trace).rename(library)  # atomic: never half-written
             shutil.rmtree(work)
     return library
+
+
+def _is_loadable(library: Path) -> bool:
+    """Whether a library is there and whole."""
+    try:
+        ctypes.CDLL(str(library))
+    except OSError:
+        return False
+    return True
 
 
 def _compile(tool: Tool, work: Path, top: str, shim: str, trace: bool) -> Path:

@@ -8,12 +8,14 @@ from pathlib import Path
 from filelock import FileLock
 
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.files import disk_errors, write_text
 from rtl.blocks import emit_block, hardware_digest, module_name
 from rtl.verilog import generator_version
 
 __all__ = ["cached_verilog"]
 
 
+@disk_errors("cache of Verilog")
 def cached_verilog(
     block: str, config: EngineConfig, folder: Path, *, all_names: bool = False
 ) -> str:
@@ -27,8 +29,16 @@ def cached_verilog(
     path = folder / f"{module_name(block)}-{key}.v"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
-        if not path.is_file():
-            partial = path.with_suffix(".partial")
-            partial.write_text(emit_block(block, config, all_names=all_names), encoding="utf-8")
-            partial.rename(path)
-        return path.read_text(encoding="utf-8")
+        if (text := _whole(path)) is None:
+            text = emit_block(block, config, all_names=all_names)
+            write_text(path, text, "Verilog")
+        return text
+
+
+def _whole(path: Path) -> str | None:
+    """Text of a Verilog file; None where it is missing or damaged."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text if text.endswith("endmodule\n") else None

@@ -15,6 +15,7 @@ from amaranth.hdl import Fragment
 from amaranth.lib import wiring
 from vcd.gtkw import GTKWSave
 
+from kvtq_hw.files import whole
 from rtl.verilog import emit_rtlil, port_members
 
 __all__ = ["TEXT_SUFFIX", "save_view", "value_names", "with_text"]
@@ -82,7 +83,7 @@ def save_view(file: Path, waves: Path, component: wiring.Component, top: str, na
     waves : that it opens
     """
     ports = list(port_members(component))
-    with file.open("w", encoding="utf-8") as target:
+    with whole(file, "view of waves") as scratch, scratch.open("w", encoding="utf-8") as target:
         view = GTKWSave(target)
         view.dumpfile(str(waves))
         view.trace(f"{top}.clk")

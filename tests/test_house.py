@@ -23,6 +23,7 @@ EXTRAS = PROJECT["optional-dependencies"]
 #: Modules of kvtq_hw that are not ground: they call everything, and nothing below calls them.
 ABOVE_GROUND = (
     "kvtq_hw.cli",
+    "kvtq_hw.crash",
     "kvtq_hw.flows",
     "kvtq_hw.estimates",
     "kvtq_hw.report",

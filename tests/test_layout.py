@@ -158,10 +158,11 @@ def test_command_leaves_empty_regions_out(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--context", "0"], "context: 0 is not allowed; must be 1..8192, the configuration's max"),
+        (["--context", "0"], "Invalid value for '--context': 0 is not in the range 1<=x<=1048576."),
+        (["--context", "8193"], "context: 8193 is not allowed; must be 1..8192, the configuration"),
         (["--base", "12"], "base: 0xc is not allowed; must be a multiple of the memory word, 16 "),
-        (["--base", "here"], "Invalid value for --base: 'here' is not an address"),
-        (["--layers", "0"], "layers: 0 is not allowed; must be at least 1"),
+        (["--base", "here"], "Invalid value for --base: 'here' is not allowed; must be an addr"),
+        (["--layers", "0"], "Invalid value for '--layers': 0 is not in the range 1<=x<=1024."),
     ],
 )
 def test_command_refuses(

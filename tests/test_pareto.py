@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from input_files import quality
 
 from kvtq_hw.cli import run
 from kvtq_hw.flows.pareto import Point, frontier, read_points
@@ -24,8 +25,10 @@ ROWS = {
 
 
 def write(file: Path, codes: list[str], **setting: object) -> Path:
+    data = quality()
     rows = [
-        {
+        data["rows"][0]
+        | {
             "code": code,
             "bits_per_element": ROWS[code][0],
             "perplexity_ratio": ROWS[code][1],
@@ -33,8 +36,7 @@ def write(file: Path, codes: list[str], **setting: object) -> Path:
         }
         for code in codes
     ]
-    common = {"model": "m", "model_fingerprint": "f", "text_sha256": "t"}
-    file.write_text(json.dumps({**common, "context": 1024, "segments": 8, **setting, "rows": rows}))
+    file.write_text(json.dumps(data | setting | {"rows": rows}))
     return file
 
 
@@ -93,12 +95,12 @@ def test_files_of_something_else(tmp_path, capsys, text):
     file = tmp_path / "a.json"
     file.write_text(text)
     assert run(["pareto", str(file), "-o", str(tmp_path / "p.svg")]) == 1
-    assert "is not a result of kvtq-hw eval --json" in capsys.readouterr().err
+    assert f"error: result of kvtq-hw eval {str(file)!r}: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("output", "message"),
-    [("p.pdf", "must end in .svg or .png"), ("nowhere/p.svg", "is not a folder")],
+    [("p.pdf", "must end in .svg or .png"), ("a.json/p.svg", "is not a folder")],
 )
 def test_outputs_that_are_not_allowed(tmp_path, monkeypatch, capsys, output, message):
     monkeypatch.chdir(tmp_path)

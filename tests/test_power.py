@@ -184,7 +184,7 @@ def test_internal_energies_by_hand() -> None:
 def test_without_a_voltage_it_is_one_line() -> None:
     text = TABLES.replace("nom_voltage : 2.0;", "")
     energy = CellEnergy(Liberty("x", text, parse_liberty(text)))
-    with pytest.raises(UserError, match=r"^--liberty: 'x' has no nom_voltage$"):
+    with pytest.raises(UserError, match=r"^library 'x' has no nom_voltage$"):
         energy.switching(1.0)
 
 

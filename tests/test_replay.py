@@ -93,7 +93,7 @@ def test_what_is_no_capture_is_one_line(tmp_path, capsys):
     file = tmp_path / "x.safetensors"
     file.write_bytes(b"nothing")
     assert run(["replay", str(file)]) == 1
-    assert "is no file of kvtq-hw capture" in capsys.readouterr().err
+    assert f"error: captured attention {str(file)!r}: " in capsys.readouterr().err
 
 
 def test_layers_that_are_not_there(tmp_path, capsys):

@@ -144,7 +144,7 @@ def test_quality_without_results_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match=message):
         quality.build(Inputs(TINY, CODES, "m", tmp_path))
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(UserError, match=r"broken\.json' is no file of kvtq-hw eval"):
+    with pytest.raises(UserError, match=r"^result '.*broken\.json': not JSON: "):
         quality.build(Inputs(TINY, CODES, "m", tmp_path))
 
 
@@ -274,7 +274,7 @@ def test_power_by_block_and_of_the_lanes(tmp_path):
 
 def test_a_broken_result_is_one_clear_line(tmp_path):
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(UserError, match=r"^results: '.*x\.json' cannot be read: "):
+    with pytest.raises(UserError, match=r"^result '.*x\.json': not JSON: "):
         SECTIONS["fpga"](Inputs(TINY, CODES, "m", tmp_path))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -43,7 +45,7 @@ class Inline(Executor):
 
 
 def area_of(config, block, source, text):
-    return {"um2": float(config.lanes), "block": block}
+    return {"um2": float(config.lanes), "measured again": 1}
 
 
 # --- the grid -------------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ def test_interrupted_sweep_measures_only_the_rest(tmp_path, monkeypatch) -> None
     seen: list[Progress] = []
     with ThreadPoolExecutor(1) as pool:
         areas = sweep_areas(LANES, "packer", shipped_liberty(), store, pool, seen.append)
-    kept = [area["um2"] for area in areas if "block" not in area]
+    kept = [area["um2"] for area in areas if "measured again" not in area]
     assert set(kept) <= {float(lanes) for lanes in first.done}
     assert len(kept) == seen[0].from_store
     assert [area["um2"] for area in areas] == [2.0, 4.0, 8.0]
@@ -118,6 +120,43 @@ def test_killed_command_keeps_what_was_done(tmp_path) -> None:
     sizes = [float(row["um2"]) for row in rows]
     assert [row["lanes"] for row in rows] == ["2", "4", "8"]
     assert sizes == sorted(set(sizes))
+
+
+def _children(pid: int) -> set[int]:
+    """Processes that a process began, and those that they began."""
+    found: set[int] = set()
+    for status in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            fields = dict(line.split(":\t", 1) for line in status.read_text().splitlines())
+            if int(fields["PPid"]) == pid:
+                found |= {int(status.parent.name), *_children(int(status.parent.name))}
+    return found
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc of Linux")
+def test_killed_command_leaves_no_process(tmp_path) -> None:
+    """SIGKILL of the command alone, while workers measure and wait: all of them end."""
+    command = [sys.executable, "-m", "kvtq_hw", "sweep", "--preset", "tiny", "--context", "32"]
+    command += ["--block", "select_add", "--set", "lanes=2,4,8", "-o", str(tmp_path / "out.csv")]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        [process.stderr.readline() for _ in range(2)]
+        children = _children(process.pid)
+        process.kill()
+        process.wait()
+    assert len(children) >= 2
+    end = time.monotonic() + 60
+    while any(map(_is_running, children)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [child for child in children if _is_running(child)]
 
 
 # --- the table ------------------------------------------------------------------------------------
@@ -175,7 +214,7 @@ def test_dask_cluster_gives_the_same_table(tmp_path, monkeypatch) -> None:
         (["-o", "x.txt"], "--output: 'x.txt' is not allowed; must end in .csv or .json"),
         (["-o", "x.csv", "--set", "lane=4"], "--set: 'lane=4' is not allowed; must be FIELD="),
         (["-o", "x.csv", "--set", "lanes="], "--set: 'lanes=' is not allowed; must be FIELD="),
-        (["-o", "x.csv", "--set", "name=a"], "--set: 'name' is no field to sweep over"),
+        (["-o", "x.csv", "--set", "name=a"], "field: 'name' is not allowed; a sweep is over"),
         (["-o", "x.csv", "--set", "lanes=4,x"], "lanes: 'x' is not allowed; must be a valid int"),
         (["-o", "x.csv", "--context", "65"], "--context: 65 is more than max_context 64"),
         (["-o", "x.csv", "--block", "x"], "block: 'x' is unknown; allowed are query_buffer, "),

@@ -83,7 +83,7 @@ def test_abc_without_opensta(parts, sky130_liberty, tmp_path) -> None:
 
 
 def test_shipped_library_has_no_delays(tmp_path) -> None:
-    with pytest.raises(UserError, match=r"^--liberty: the shipped library holds areas alone; "):
+    with pytest.raises(UserError, match=r"^library: the shipped library holds areas alone; "):
         measure_timing(TINY, shipped_liberty(), None, EstimateStore(tmp_path))
 
 

@@ -24,6 +24,13 @@ _NAND2_TRANSISTORS = 4
 
 
 @dataclass(frozen=True)
+class _Parts:
+    """Parts of an engine as the store has them: block, instances and the key of the mapping."""
+
+    parts: list[tuple[str, int, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
 class Area:
     """Area of a block, all its instances together, or of several.
 
@@ -161,18 +168,24 @@ def _mappings(
         "generator": generator_version(),
         "liberty": liberty.digest,
     }
-    if (known := store.get(index)) is not None:
-        found = [(name, n, store.get(key)) for name, n, key in known["parts"]]
+    if (known := store.get(index, _Parts)) is not None:
+        found = [(name, n, store.get(key, Mapping)) for name, n, key in known.parts]
         if all(mapping is not None for _, _, mapping in found):
-            return [(name, n, Mapping(**mapping)) for name, n, mapping in found if mapping]
+            return [(name, n, mapping) for name, n, mapping in found if mapping]
     parts = engine_parts(config, block)
     with ThreadPoolExecutor(jobs) as pool:
         # the largest first: then no processor is left with it at the end
-        for part in sorted(parts, key=lambda part: -len(part.text)):
-            pool.submit(map_part, part, liberty, store)
+        largest_first = sorted(parts, key=lambda part: -len(part.text))
+        mappings = dict(
+            zip(
+                (part.digest for part in largest_first),
+                pool.map(lambda part: map_part(part, liberty, store), largest_first),
+                strict=True,
+            )
+        )
     keys = [(part.block, part.instances, mapping_key(part, liberty)) for part in parts]
     store.put(index, {"parts": keys})
-    return [(part.block, part.instances, map_part(part, liberty, store)) for part in parts]
+    return [(part.block, part.instances, mappings[part.digest]) for part in parts]
 
 
 def _area(instances: int, mapping: Mapping, liberty: Liberty) -> Area:

@@ -37,7 +37,7 @@ class CellEnergy:
         """Supply voltage, volts."""
         voltage = float(self.liberty.root.get("nom_voltage") or 0)
         if not voltage:
-            raise UserError(f"--liberty: {self.liberty.source!r} has no nom_voltage")
+            raise UserError(f"library {self.liberty.source!r} has no nom_voltage")
         return voltage
 
     @cached_property
@@ -45,7 +45,7 @@ class CellEnergy:
         """The unit of capacitance in picofarads; times volts squared, that of energy in pJ."""
         size, name = self.liberty.root.attributes.get("capacitive_load_unit", ["1", ""])
         if name.lower() not in ("pf", "ff"):
-            raise UserError(f"--liberty: {self.liberty.source!r} has no capacitive_load_unit")
+            raise UserError(f"library {self.liberty.source!r} has no capacitive_load_unit")
         return float(size) * (1.0 if name.lower() == "pf" else 1e-3)
 
     def capacitance(self, cell: str, pin: str) -> float:

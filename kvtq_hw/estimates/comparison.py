@@ -9,14 +9,11 @@ Areas are measured on netlists, cycles and bytes are derived. One clock for all 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import AreaReport
 from kvtq_hw.estimates.candidates import Candidate
 
@@ -25,7 +22,6 @@ __all__ = [
     "equal_bandwidth",
     "equal_lanes",
     "equal_speed",
-    "quality_of",
     "smallest",
 ]
 
@@ -181,42 +177,3 @@ def _row(
         effective_cycles=mean(candidate.cycles(config, tokens, memory_bits)),
         bytes=mean(candidate.bytes(tokens)),
     )
-
-
-def quality_of(code: str, files: Iterable[Path]) -> dict[str, Any] | None:
-    """What `kvtq-hw eval` measured of a code, from its result files; None where it is in none.
-
-    Parameters
-    ----------
-    code : a spelled code, or `str` of a table of codes, which is found by its file's name
-
-    Returns
-    -------
-    dict with perplexity_ratio (to the unquantized model), bits_per_element, file and tag
-
-    Raises
-    ------
-    UserError
-        A file is no result of `kvtq-hw eval`.
-    """
-    for file in files:
-        try:
-            rows = json.loads(file.read_text("utf-8"))["rows"]
-            for row in rows:
-                if _is_of(row["code"], code):
-                    return {
-                        "tag": "measured",
-                        "file": file.name,
-                        "perplexity_ratio": row["perplexity_ratio"],
-                        "bits_per_element": row["bits_per_element"],
-                    }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UserError(f"--quality: {str(file)!r} is no result of kvtq-hw eval") from None
-    return None
-
-
-def _is_of(spelled: str, code: str) -> bool:
-    """Whether a result's row is of a code; a table is spelled as a path there."""
-    if spelled.endswith(".toml"):
-        return Path(spelled).name == code.partition("@")[0]
-    return spelled == code

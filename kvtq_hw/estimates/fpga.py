@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
+from kvtq_hw.errors import UserError, shown
 from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.files import scratch_folder
 from rtl.blocks import create_block, hardware_digest, module_name
 from rtl.verilog import emit_rtlil, generator_version
 from rtl.yosys import run_yosys
 
-__all__ = ["FAMILIES", "Family", "fpga_resources", "synthesis_commands", "synthesize"]
+__all__ = [
+    "FAMILIES",
+    "Family",
+    "check_family",
+    "fpga_resources",
+    "synthesis_commands",
+    "synthesize",
+]
 
 
 @dataclass(frozen=True)
@@ -101,8 +108,7 @@ def fpga_resources(
     UserError
         For an unknown family or block.
     """
-    if family not in FAMILIES:
-        raise UserError(f"--family: {family!r} is unknown; allowed are {', '.join(FAMILIES)}")
+    check_family(family)
     chosen = FAMILIES[family]
     component = create_block(block, config)
     store = store or EstimateStore()
@@ -114,11 +120,11 @@ def fpga_resources(
         "sources": hardware_digest(block),
         "generator": generator_version(),
     }
-    cells = store.get(key)
+    cells = store.get(key, dict[str, int])
     if cells is None:
         top = module_name(block)
-        with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-            cells = synthesize(emit_rtlil(component, top), top, chosen.command, Path(folder))
+        with scratch_folder() as folder:
+            cells = synthesize(emit_rtlil(component, top), top, chosen.command, folder)
         store.put(key, cells)
     return {
         "tag": "measured",
@@ -126,6 +132,12 @@ def fpga_resources(
         **chosen.count(cells),
         "cells_by_type": cells,
     }
+
+
+def check_family(family: str) -> None:
+    """Raise `UserError` for a family that is not one of `FAMILIES`."""
+    if family not in FAMILIES:
+        raise UserError(f"family: {shown(family)} is unknown; allowed are {', '.join(FAMILIES)}")
 
 
 def synthesis_commands(command: str, top: str) -> list[str]:

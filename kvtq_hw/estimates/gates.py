@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.liberty import Group, Liberty, truth_table
+from kvtq_hw.files import scratch_folder
 from rtl.yosys import run_yosys
 from sim.gates import ONE, ZERO, Gates, Node
 
@@ -56,8 +55,7 @@ def link(netlists: Iterable[str], top: str, liberty: Liberty) -> Mapped:
         For what the simulation knows nothing of: latches, asynchronous resets in use, memories
         that are read without a clock, combinational loops.
     """
-    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-        directory = Path(folder)
+    with scratch_folder() as directory:
         for number, text in enumerate(netlists):
             (directory / f"{number}.v").write_text(text, encoding="utf-8")
         reads = [f"read_verilog {file.name}" for file in sorted(directory.glob("*.v"))]
@@ -152,7 +150,11 @@ def _clock(name: str, flip_flop: Group, inputs: Mapping[str, int]) -> str:
 def _node(net: int, function: str, operands: Mapping[str, int]) -> Node:
     names = dict.fromkeys(re.findall(r"[A-Za-z_]\w*", function))
     used = [name for name in names if name in operands]
-    return Node(net, [operands[name] for name in used], truth_table(function, used))
+    try:
+        table = truth_table(function, used)
+    except ValueError as error:
+        raise UserError(f"power: a cell's {error}") from None
+    return Node(net, [operands[name] for name in used], table)
 
 
 def _sorted(nodes: Sequence[Node]) -> list[Node]:

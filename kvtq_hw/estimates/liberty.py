@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import itertools
 import re
 import zlib
@@ -17,14 +18,22 @@ from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 
-from kvtq_hw.errors import UserError
+from kvtq_hw.errors import UserError, shown
+from kvtq_hw.estimates.liberty_check import check_library
+from kvtq_hw.files import LARGEST_FILE, decoded, read_bytes
 
 __all__ = ["Group", "Liberty", "load_liberty", "parse_liberty", "shipped_liberty", "truth_table"]
 
 _SHIPPED = "sky130hd_area.lib"
 
+#: Most groups within each other: a full library has four.
+_MOST_GROUPS = 32
+_WHAT = "Liberty file"
+
 _TOKEN = re.compile(
-    r'/\*.*?\*/|\\\r?\n|"(?:[^"\\]|\\.|\\\r?\n)*"|[{}();:,]|[^\s{}();:,"]+', re.DOTALL
+    # a comment or a string without an end goes to the end: nothing is looked at twice
+    r'/\*.*?(?:\*/|\Z)|\\\r?\n|"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[{}();:,]|[^\s{}();:,"]+',
+    re.DOTALL,
 )
 
 
@@ -69,18 +78,32 @@ def parse_liberty(text: str) -> Group:
         When the text is no Liberty file, or ends in the middle of one.
     """
     tokens = [t for t in _TOKEN.findall(text) if not t.startswith(("/*", "\\"))]
+    if tokens and tokens[-1].startswith('"'):
+        raise ValueError("it ends in the middle of a string")
     top = Group("", [])
+    open_groups, position = [top], 0
     try:
-        position = _statement(tokens, 0, top)
+        while position < len(tokens):
+            if tokens[position] == "}" and len(open_groups) > 1:
+                open_groups.pop()
+                position += 1
+            elif len(open_groups) == 1 and top.groups:
+                break  # something behind the library
+            else:
+                position = _statement(tokens, position, open_groups)
+            while position < len(tokens) and tokens[position] == ";":
+                position += 1
     except IndexError:
         raise ValueError("it ends in the middle of a group") from None
+    if len(open_groups) > 1 or not tokens:
+        raise ValueError("it ends in the middle of a group")
     if position != len(tokens) or [group.kind for group in top.groups] != ["library"]:
         raise ValueError("it holds no library, or more than one")
     return top.groups[0]
 
 
-def _statement(tokens: list[str], position: int, parent: Group) -> int:
-    """Read one attribute or group into `parent`; the position after it."""
+def _statement(tokens: list[str], position: int, open_groups: list[Group]) -> int:
+    """Read an attribute into the innermost open group, or open another; the position after it."""
     name, separator = tokens[position], tokens[position + 1]
     position += 2
     values: list[str] = []
@@ -88,26 +111,23 @@ def _statement(tokens: list[str], position: int, parent: Group) -> int:
         while tokens[position] not in (";", "}"):
             values.append(tokens[position].strip('"'))
             position += 1
-        parent.attributes[name] = [" ".join(values)]
-    elif separator == "(":
-        while tokens[position] != ")":
-            if tokens[position] != ",":
-                values.append(tokens[position].strip('"'))
-            position += 1
+        open_groups[-1].attributes[name] = [" ".join(values)]
+        return position
+    if separator != "(":
+        raise ValueError(f"{shown(separator)} after {shown(name)}, where ':' or '(' must stand")
+    while tokens[position] != ")":
+        if tokens[position] != ",":
+            values.append(tokens[position].strip('"'))
         position += 1
-        if position < len(tokens) and tokens[position] == "{":
-            group = Group(name, values)
-            parent.groups.append(group)
-            position += 1
-            while tokens[position] != "}":
-                position = _statement(tokens, position, group)
-            position += 1
-        else:
-            parent.attributes[name] = values
-    else:
-        raise ValueError(f"{separator!r} after {name!r}, where ':' or '(' must stand")
-    while position < len(tokens) and tokens[position] == ";":
-        position += 1
+    position += 1
+    if position < len(tokens) and tokens[position] == "{":
+        if len(open_groups) > _MOST_GROUPS:
+            raise ValueError(f"it has more than {_MOST_GROUPS} groups within each other")
+        group = Group(name, values)
+        open_groups[-1].groups.append(group)
+        open_groups.append(group)
+        return position + 1
+    open_groups[-1].attributes[name] = values
     return position
 
 
@@ -185,7 +205,7 @@ class Liberty:
         ]
         if not found:
             raise UserError(
-                f"--liberty: {self.source!r} has no inverter or no NAND gate of two inputs; "
+                f"library {self.source!r} has no inverter or no NAND gate of two inputs; "
                 "allowed are libraries of standard cells with functions"
             )
         return min(found)[1]
@@ -288,16 +308,26 @@ def load_liberty(path: Path | None) -> Liberty:
     """
     if path is None:
         return shipped_liberty()
+    data = read_bytes(path, _WHAT)
     try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode()
-        liberty = Liberty(str(path), text, parse_liberty(text))
-        if not liberty.cells:
-            raise ValueError("it holds no cells")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError, ValueError) as error:
+        text = decoded(_unpacked(data), path, _WHAT)
+        root = parse_liberty(text)
+        check_library(root)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(f"--liberty: {str(path)!r} is no readable Liberty file: {reason}") from None
-    return liberty
+        raise UserError(f"{_WHAT} {str(path)!r}: {reason}") from None
+    return Liberty(str(path), text, root)
+
+
+def _unpacked(data: bytes) -> bytes:
+    """What is inside of a file packed by gzip, or the file itself."""
+    if data[:2] != b"\x1f\x8b":
+        return data
+    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+        unpacked = file.read(LARGEST_FILE + 1)
+    if len(unpacked) > LARGEST_FILE:
+        raise ValueError(f"larger than {LARGEST_FILE:,} bytes when it is unpacked")
+    return unpacked
 
 
 @cache

@@ -11,9 +11,8 @@ import importlib.util
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.fpga import FAMILIES, synthesis_commands, synthesize
 from kvtq_hw.estimates.harness import Harness
 from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.files import scratch_folder
 from kvtq_hw.sources import source_digest
 from rtl.blocks import create_block
 from rtl.verilog import emit_rtlil, generator_version
@@ -62,6 +62,21 @@ class _Router:
     dsp: str
     carry_sites: int
     devices: tuple[_Device, ...]
+
+
+@dataclass(frozen=True)
+class _Routed:
+    """What place and route gave, as `place_and_route` returns it and the store has it."""
+
+    device: str
+    logic_cells: int
+    ff: int
+    bram: int
+    dsp: int
+    fmax_mhz: float
+    tool: str
+    seed: int
+    harness_ff: int
 
 
 _ROUTERS: Mapping[str, _Router] = {
@@ -126,7 +141,7 @@ def place_and_route(
     """
     if family not in _ROUTERS:
         raise UserError(
-            f"--family: {family!r} has no place and route; allowed are {', '.join(ROUTED)}"
+            f"family: {family!r} has no place and route; allowed are {', '.join(ROUTED)}"
         )
     router = _ROUTERS[family]
     harness = Harness(create_block(block, config))
@@ -148,18 +163,17 @@ def place_and_route(
         "sources": source_digest("kvtq_hw.estimates.harness", f"rtl.{block}"),
         "generator": generator_version(),
     }
-    if (found := store.get(key)) is None:
-        found = _run(emit_rtlil(harness, _TOP), family, block, seconds)
-        found |= {"tool": tool, "seed": _SEED, "harness_ff": harness.flip_flops}
-        store.put(key, found)
-    return {"tag": "measured", "family": FAMILIES[family].title, **found}
+    if (found := store.get(key, _Routed)) is None:
+        counts = _run(emit_rtlil(harness, _TOP), family, block, seconds)
+        found = _Routed(**counts, tool=tool, seed=_SEED, harness_ff=harness.flip_flops)
+        store.put(key, asdict(found))
+    return {"tag": "measured", "family": FAMILIES[family].title, **asdict(found)}
 
 
 def _run(rtlil: str, family: str, block: str, seconds: int) -> dict[str, Any]:
     router, chosen = _ROUTERS[family], FAMILIES[family]
     # nextpnr's WebAssembly sees the working directory, and no other temporary folder
-    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-        directory = Path(folder)
+    with scratch_folder() as directory:
         cells = synthesize(rtlil, _TOP, chosen.command, directory, "write_json design.json")
         counts = chosen.count(cells)
         device = _smallest(router, family, block, counts)
@@ -187,7 +201,7 @@ def _smallest(router: _Router, family: str, block: str, counts: Mapping[str, int
             return device
     largest = router.devices[-1]
     raise UserError(
-        f"--place-and-route: {block} needs {needed:,} LUTs and {counts['dsp']} multipliers of "
+        f"place and route: {block} needs {needed:,} LUTs and {counts['dsp']} multipliers of "
         f"{FAMILIES[family].title}; the largest device, {largest.title}, has {largest.logic:,} "
         f"and {largest.dsp}"
     )
@@ -212,7 +226,7 @@ def _nextpnr(
         )
     except subprocess.TimeoutExpired:
         raise UserError(
-            f"--timeout: {block} on {device.title} was not placed and routed in {seconds} seconds"
+            f"place and route: {block} on {device.title} was not placed and routed in {seconds} s"
         ) from None
     file = directory / "report.json"
     if done.returncode != 0 or not file.is_file():

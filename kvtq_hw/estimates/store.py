@@ -1,7 +1,8 @@
 """Where measured estimates are kept: the user's cache folder.
 
 What a result depends on is its key, by content: the netlist's text, the library's, the commands and
-the version of the tool. Removing the folder costs time, nothing else.
+the version of the tool. Removing the folder costs time, nothing else; so does one that cannot be
+used, as `golden.result_store` says.
 """
 
 from __future__ import annotations
@@ -9,16 +10,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import threading
+import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import platformdirs
 
 from golden.result_store import ResultStore
+from kvtq_hw.errors import UserError
+from kvtq_hw.files import write_bytes
 
 __all__ = ["EstimateStore"]
+
+Kind = TypeVar("Kind")
 
 
 class EstimateStore:
@@ -27,11 +31,6 @@ class EstimateStore:
     Parameters
     ----------
     folder : made where it is missing; without one, a folder in the user's cache
-
-    Raises
-    ------
-    UserError
-        When the folder cannot be used.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -39,27 +38,34 @@ class EstimateStore:
             folder = platformdirs.user_cache_path("kvtq-hw") / "estimates"
         self._results = ResultStore(folder / "results.sqlite")
         self._netlists = folder / "netlists"
-        self._netlists.mkdir(exist_ok=True)
+        self._in_memory: dict[Path, str] = {}
 
-    def get(self, key: dict[str, Any]) -> dict[str, Any] | None:
-        """The result stored under a key, None without one."""
-        return self._results.get(key)
+    def get(self, key: dict[str, Any], kind: type[Kind]) -> Kind | None:
+        """The result stored under a key, None without one; `kind` is what it must be."""
+        return self._results.get(key, kind)
 
     def put(self, key: dict[str, Any], result: dict[str, Any]) -> None:
         """Store a result; it is complete on disk or not there at all."""
         self._results.put(key, result)
 
     def get_netlist(self, key: dict[str, Any]) -> str | None:
-        """The netlist stored under a key, None without one."""
+        """The netlist stored under a key, None without one or where its file is broken."""
         file = self._file(key)
-        return gzip.decompress(file.read_bytes()).decode() if file.is_file() else None
+        if file in self._in_memory:
+            return self._in_memory[file]
+        try:
+            return gzip.decompress(file.read_bytes()).decode()
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError):
+            return None
 
     def put_netlist(self, key: dict[str, Any], netlist: str) -> None:
         """Store a netlist, like a result."""
         file = self._file(key)
-        partial = file.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
-        partial.write_bytes(gzip.compress(netlist.encode(), mtime=0))
-        partial.rename(file)
+        try:
+            write_bytes(file, gzip.compress(netlist.encode(), mtime=0), "netlist")
+        except UserError as error:
+            self._results.give_up(str(error))
+            self._in_memory[file] = netlist
 
     def _file(self, key: dict[str, Any]) -> Path:
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()

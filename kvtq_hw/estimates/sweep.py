@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from kvtq_hw.codes import CacheCode
@@ -20,8 +19,8 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.area import measure_area
-from kvtq_hw.estimates.comparison import quality_of
 from kvtq_hw.estimates.liberty import Liberty, parse_liberty
+from kvtq_hw.estimates.quality_files import QualityResult, quality_of
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ
 from kvtq_hw.packing import bits_per_element, cache_bytes
@@ -29,6 +28,9 @@ from rtl.blocks import hardware_digest
 from rtl.verilog import generator_version
 
 __all__ = ["Progress", "configurations", "sweep_areas", "table"]
+
+#: What is stored of a configuration: `Area.as_dict`.
+_TOTAL = dict[str, int | float | dict[str, int]]
 
 #: What a row takes over of a configuration's total area. `memory_bits` is a field of the
 #: configuration as well, the port's width, and may be swept: the row has RAM bits by another name.
@@ -62,7 +64,7 @@ def configurations(
         For a field that a configuration does not have, or a combination that cannot be built.
     """
     if "name" in axes:
-        raise UserError("--set: 'name' is no field to sweep over")
+        raise UserError("field: 'name' is not allowed; a sweep is over the fields of an engine")
     return [
         base.replace(**dict(zip(axes, values, strict=True)))
         for values in itertools.product(*axes.values())
@@ -88,7 +90,7 @@ def sweep_areas(
     """
     keys = [_key(config, block, liberty) for config in configs]
     wanted = {config.digest(): (config, key) for config, key in zip(configs, keys, strict=True)}
-    areas = {name: area for name, (_, key) in wanted.items() if (area := store.get(key))}
+    areas = {name: area for name, (_, key) in wanted.items() if (area := store.get(key, _TOTAL))}
     from_store = len(areas)
     report(Progress(from_store, len(wanted), from_store))
     text = None if liberty.source == "shipped" else liberty.text
@@ -133,7 +135,7 @@ def table(
     codes: Iterable[CacheCode],
     fields: Sequence[str],
     tokens: int,
-    quality_files: Sequence[Path],
+    quality: Sequence[QualityResult],
 ) -> list[dict[str, Any]]:
     """A row for every configuration and code.
 
@@ -141,6 +143,7 @@ def table(
     ----------
     fields : fields of the configuration that stand in a row
     tokens : context of cycles and bytes
+    quality : result files of `kvtq-hw eval`
 
     Returns
     -------
@@ -151,7 +154,7 @@ def table(
     """
     rows = []
     for code in codes:
-        quality = quality_of(str(code), quality_files)
+        found = quality_of(str(code), quality)
         for config, area in zip(configs, areas, strict=True):
             rows.append(
                 {field: getattr(config, field) for field in fields}
@@ -161,7 +164,7 @@ def table(
                     "cycles": code_job_cycles(config, code, tokens),
                     "bytes": cache_bytes(config, code, tokens),
                     "bits_per_element": round(bits_per_element(config, code, tokens), 4),
-                    "perplexity_ratio": quality and quality["perplexity_ratio"],
+                    "perplexity_ratio": found and found["perplexity_ratio"],
                 }
             )
     return rows

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from kvtq_hw.errors import UserError
 from kvtq_hw.estimates.blocks import Part
 from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.files import scratch_folder
 from rtl.yosys import run_yosys, yosys_version
 
 __all__ = ["CLOCK_MHZ", "Mapping", "map_part", "mapped_netlist", "mapping_key"]
@@ -130,8 +130,8 @@ def map_part(
         When Yosys or abc fail, or the library lacks a cell that the part needs.
     """
     key = mapping_key(part, liberty, clock_mhz)
-    if (found := store.get(key)) is not None:
-        return Mapping(**found)
+    if (found := store.get(key, Mapping)) is not None:
+        return found
     mapping, netlist = _map(part, liberty, clock_mhz)
     store.put_netlist(key, netlist)
     store.put(key, asdict(mapping))
@@ -189,11 +189,10 @@ def _constraints(liberty: Liberty) -> str:
 def _map(part: Part, liberty: Liberty, clock_mhz: int) -> tuple[Mapping, str]:
     if not any(any(cell.all("ff")) for cell in liberty.cells.values()):
         raise UserError(
-            f"--liberty: {liberty.source!r} has no flip-flop; allowed are libraries of standard "
+            f"library {liberty.source!r} has no flip-flop; allowed are libraries of standard "
             "cells with flip-flops and gates"
         )
-    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-        directory = Path(folder)
+    with scratch_folder() as directory:
         (directory / "part.il").write_text(part.text, encoding="utf-8")
         (directory / f"{liberty.digest[:16]}.lib").write_text(liberty.text, encoding="utf-8")
         (directory / "abc.constr").write_text(_constraints(liberty), encoding="utf-8")
@@ -220,7 +219,7 @@ def _map(part: Part, liberty: Liberty, clock_mhz: int) -> tuple[Mapping, str]:
     left = set(mapped["num_cells_by_type"]) - set(cells)
     if unmapped := [name for name in left if name.startswith("$") and not name.startswith("$mem")]:
         raise UserError(
-            f"--liberty: {liberty.source!r} has no cell for {', '.join(sorted(unmapped))} "
+            f"library {liberty.source!r} has no cell for {', '.join(sorted(unmapped))} "
             f"in {part.block}"
         )
     return mapping, netlist

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from kvtq_hw.estimates.synthesis import (
     mapped_netlist,
     mapping_key,
 )
+from kvtq_hw.files import scratch_folder
 from kvtq_hw.toolchain import Tool
 from rtl.yosys import run_yosys
 
@@ -91,7 +91,7 @@ def measure_timing(
     """
     if not liberty.has_timing:
         raise UserError(
-            "--liberty: the shipped library holds areas alone; timing needs one with delays, for "
+            "library: the shipped library holds areas alone; timing needs one with delays, for "
             "example sky130_fd_sc_hd__tt_025C_1v80.lib"
         )
     store = store or EstimateStore()
@@ -135,16 +135,15 @@ def _analyse(
 ) -> LongestPath:
     script = _script(top, liberty)
     key = {"what": "timing", "of": keys, "tool": analyser.description, "script": script}
-    if (found := store.get(key)) is None:
-        with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-            directory = Path(folder)
+    if (found := store.get(key, LongestPath)) is None:
+        with scratch_folder() as directory:
             (directory / "cells.lib").write_text(liberty.text, encoding="utf-8")
             (directory / "mapped.v").write_text(netlist, encoding="utf-8")
             _write_plain(directory, top)
             (directory / "timing.tcl").write_text(script, encoding="utf-8")
-            found = asdict(_run(analyser, directory))
-        store.put(key, found)
-    return LongestPath(**found)
+            found = _run(analyser, directory)
+        store.put(key, asdict(found))
+    return found
 
 
 def _write_plain(directory: Path, top: str) -> None:

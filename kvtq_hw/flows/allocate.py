@@ -16,7 +16,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import code_option, fitted_option, model_option
+from kvtq_hw.files import write_text
+from kvtq_hw.options import (
+    MAX_TOKENS,
+    FiniteRange,
+    OutputFile,
+    code_option,
+    fitted_option,
+    model_option,
+)
 
 __all__ = ["command"]
 
@@ -25,18 +33,24 @@ __all__ = ["command"]
 @fitted_option
 @model_option
 @code_option("Kind, tiers and options; the digits are chosen.", tables=False)
-@click.option("--bits", type=float, help="Budget in true bits an element, everything included.")
-@click.option("--cycles", type=int, help="Budget in plane slices a decode step, all layers.")
+@click.option(
+    "--bits", type=FiniteRange(0, 1000), help="Budget in true bits an element, everything included."
+)
+@click.option(
+    "--cycles",
+    type=click.IntRange(1, 1 << 60),
+    help="Budget in plane slices a decode step, all layers.",
+)
 @click.option(
     "--context",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, MAX_TOKENS),
     default=1024,
     show_default=True,
     help="Context length at which the budget holds.",
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(min=64),
+    type=click.IntRange(64, MAX_TOKENS),
     default=2048,
     show_default=True,
     help="Tokens that sensitivity is measured on.",
@@ -44,7 +58,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     required=True,
     metavar="FILE.toml",
     help="Where the code table is written.",
@@ -72,8 +86,8 @@ def command(
 
     if (bits is None) == (cycles is None):
         raise UserError("budget: give exactly one of --bits and --cycles")
-    if output.suffix != ".toml" or not output.absolute().parent.is_dir():
-        raise UserError(f"--output: {str(output)!r} is not allowed; must be a .toml in a folder")
+    if output.suffix != ".toml":
+        raise UserError(f"--output: {str(output)!r} is not allowed; must end in .toml")
     model = load_model(model_name)
     config = model.fitted(preset, [], context)
     if bits is not None:
@@ -91,7 +105,7 @@ def command(
     losses = sensitivity.losses()
     chosen = allocate(losses, digits)
     table = code_table(output.name, code, chosen)
-    output.write_text(table.to_toml(), "utf-8")
+    write_text(output, table.to_toml(), "--output")
     loss = sum(losses[index, n - 1].item() for index, n in enumerate(chosen))
     console.print(
         f"{sum(chosen)} of {digits} digits spent on {len(chosen)} tensors, expected divergence "

@@ -12,8 +12,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from kvtq_hw.errors import UserError
-from kvtq_hw.options import DEFAULT_CODE, model_option
+from kvtq_hw.files import read_text
+from kvtq_hw.options import DEFAULT_CODE, MAX_TOKENS, OutputFile, model_option
 
 __all__ = ["command"]
 
@@ -28,7 +28,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--tokens",
-    type=click.IntRange(min=16),
+    type=click.IntRange(16, MAX_TOKENS),
     default=4096,
     show_default=True,
     help="Tokens of the text that are used.",
@@ -36,7 +36,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     required=True,
     metavar="FILE",
     help="Where the calibration is written, in safetensors format.",
@@ -47,20 +47,13 @@ def command(model_name: str, text_file: Path | None, tokens: int, output: Path) 
     from golden.key_error import warn_of_keys
     from golden.models import load_model
 
-    try:
-        text = None if text_file is None else text_file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"--text: {str(text_file)!r}: {reason}") from None
+    text = None if text_file is None else read_text(text_file, "text")
     console = Console()
     with console.status(f"Calibrating model {model_name}"):
         language_model = load_model(model_name)
         config = language_model.fitted(None, [DEFAULT_CODE], 1)
         calibration = calibrate(language_model, text, tokens)
-    try:
-        save_calibration(calibration, output)
-    except OSError as error:
-        raise UserError(f"--output: {str(output)!r}: {error.strerror or error}") from None
+    save_calibration(calibration, output)
     layers, kv_heads, dim = calibration.key_centres.shape
     console.print(
         f"{layers} layers, {kv_heads} KV heads of {dim}, measured on {tokens} tokens; "

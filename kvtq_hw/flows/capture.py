@@ -9,7 +9,7 @@ import click
 from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import code_option, fitted_option, model_option
+from kvtq_hw.options import MAX_TOKENS, OutputFolder, code_option, fitted_option, model_option
 
 __all__ = ["command"]
 
@@ -28,7 +28,7 @@ DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the en
 @click.option(
     "--step",
     "steps",
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_TOKENS),
     multiple=True,
     default=(0,),
     show_default=True,
@@ -37,7 +37,7 @@ DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the en
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputFolder(),
     default=Path("build/capture"),
     show_default=True,
     help="Folder for the files.",

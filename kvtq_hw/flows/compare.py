@@ -34,7 +34,7 @@ DEFAULT_CODES = tuple(str(DEFAULT_CODE.with_digits(*digits)) for digits in ((3, 
     "Ternary cache code, or the .toml file of a table with digits for each layer.", DEFAULT_CODES
 )
 @context_option
-@click.option("--memory-bits", type=click.IntRange(1), default=64, show_default=True,
+@click.option("--memory-bits", type=click.IntRange(1, 1 << 16), default=64, show_default=True,
               help="Bits that memory delivers a cycle.")  # fmt: skip
 @quality_option
 @json_option
@@ -58,12 +58,13 @@ def command(
         equal_bandwidth,
         equal_lanes,
         equal_speed,
-        quality_of,
     )
+    from kvtq_hw.estimates.quality_files import quality_of, read_quality
     from rtl.blocks import hardware_digest
     from rtl.verilog import generator_version
 
     check_context(tokens, config)
+    measured = read_quality(quality_files)
     candidates = [ternary(config, read_code(text)) for text in codes] + integers(config)
     lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
     int8 = next(row.cycles for row in lanes if row.name == "INT8")
@@ -81,7 +82,7 @@ def command(
         for name in ("lanes", "planes", "um2", "um2 a lane", "cycles", "bytes", "perplexity"):
             table.add_column(name, justify="right")
         for row in rows:
-            quality = quality_of(row.code, quality_files)
+            quality = quality_of(row.code, measured)
             table.add_row(
                 row.name,
                 str(row.lanes),
@@ -106,9 +107,7 @@ def command(
         "sources": hardware_digest(),
         "tokens": tokens,
         "ways": {
-            title: [
-                row.as_dict() | {"quality": quality_of(row.code, quality_files)} for row in rows
-            ]
+            title: [row.as_dict() | {"quality": quality_of(row.code, measured)} for row in rows]
             for title, rows in ways.items()
         },
     }

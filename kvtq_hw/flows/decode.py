@@ -14,7 +14,6 @@ Greedy decoding through `generate()` on a cache of packed ternary planes. Backen
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,7 +34,14 @@ from kvtq_hw.codes import (
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import code_option, fitted_option, model_option
+from kvtq_hw.options import (
+    MAX_TOKENS,
+    code_option,
+    fitted_option,
+    json_option,
+    model_option,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from golden.decoding import Decoded
@@ -130,7 +136,7 @@ class DecodeReport:
 @click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help="Text to continue.")
 @click.option(
     "--max-new-tokens",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_TOKENS),
     default=32,
     show_default=True,
     help="Most tokens to generate.",
@@ -141,13 +147,7 @@ class DecodeReport:
     show_default=True,
     help="Compare every output of the RTL with the golden model, and the tokens at the end.",
 )
-@click.option(
-    "--json",
-    "json_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    help="Write the report to this file.",
-)
+@json_option
 def command(
     preset: EngineConfig | None,
     backend: str,
@@ -161,8 +161,6 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Continue a prompt with a language model on a ternary KV cache."""
-    if json_file is not None:
-        _check_writable(json_file)
     if scale is not None:
         if isinstance(code, CodeTable):
             raise UserError("--scale: a code table has its own; allowed is a spelled code")
@@ -173,19 +171,9 @@ def command(
     console = Console()
     report, failure = _run(request, console)
     console.print(_summary(report))
-    if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(asdict(report), indent=2) + "\n", "utf-8")
-        except OSError as error:
-            raise UserError(f"--json: {str(json_file)!r}: {error.strerror}") from None
+    write_json(json_file, asdict(report))
     if failure is not None:
         raise UserError(failure)
-
-
-def _check_writable(file: Path) -> None:
-    """Fail before the work, not after it."""
-    if not file.parent.is_dir():
-        raise UserError(f"--json: {str(file.parent)!r} is not a folder")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 Every code is run through the cache, teacher-forced, on the same segments of a text: perplexity,
 divergence from the unquantized model, agreement with its most likely tokens, and on demand the
 retrieval of numbers hidden in the context. Results are kept as they come: an interrupted run goes
-on where it stopped, and nothing is measured twice.
+on where it stopped, and nothing is measured twice. The unquantized model's predictions, 200 MB for
+1024 tokens, are kept while a segment is open, and computed again where a code joins later.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -24,18 +25,25 @@ from rich.table import Table
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import DEFAULT_CODE, codes_option, fitted_option, model_option
+from kvtq_hw.files import json_text, read_text, write_text
+from kvtq_hw.options import (
+    DEFAULT_CODE,
+    MAX_TOKENS,
+    OutputFile,
+    codes_option,
+    fitted_option,
+    model_option,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from golden.formats import CacheFormat
-    from golden.quality import OnTokens
+    from golden.quality import OnTokens, Reference
 
 __all__ = ["EvalRow", "command"]
 
 UNQUANTIZED = "unquantized"
-_OUTPUT = click.Path(dir_okay=False, path_type=Path)
 DEFAULT_CODES = (
     UNQUANTIZED,
     str(DEFAULT_CODE),
@@ -43,6 +51,16 @@ DEFAULT_CODES = (
     "int4",
     "kivi:2",
 )
+
+
+Kind = TypeVar("Kind")
+
+
+@dataclass(frozen=True)
+class _Needles:
+    """What is stored of a haystack: whether each hidden number was found."""
+
+    retrieved: list[bool]
 
 
 @dataclass(frozen=True)
@@ -93,14 +111,14 @@ class EvalRow:
 )
 @click.option(
     "--context",
-    type=click.IntRange(min=2),
+    type=click.IntRange(2, MAX_TOKENS),
     default=1024,
     show_default=True,
     help="Tokens of a segment.",
 )
 @click.option(
     "--segments",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, MAX_TOKENS),
     default=8,
     show_default=True,
     help="Consecutive segments from the beginning of the text.",
@@ -122,16 +140,20 @@ class EvalRow:
     help="Measure retrieval too, in the first N segments, eight hidden numbers in each.",
 )
 @fitted_option
-@click.option("--csv", "csv_file", type=_OUTPUT, default=None, help="Write the rows as CSV.")
+@click.option("--csv", "csv_file", type=OutputFile(), default=None, help="Write the rows as CSV.")
 @click.option(
     "--json",
     "json_file",
-    type=_OUTPUT,
+    type=OutputFile(),
     default=None,
     help="Write the rows and what they were measured on; `kvtq-hw pareto` draws it.",
 )
 @click.option(
-    "--markdown", "markdown_file", type=_OUTPUT, default=None, help="Write the rows as a table."
+    "--markdown",
+    "markdown_file",
+    type=OutputFile(),
+    default=None,
+    help="Write the rows as a table.",
 )
 def command(
     model_name: str,
@@ -151,9 +173,6 @@ def command(
         raise UserError(
             f"--needle: {haystacks} is not allowed; must be at most --segments, {segments}"
         )
-    for file in (csv_file, json_file, markdown_file):
-        if file is not None and not file.parent.is_dir():
-            raise UserError(f"output {str(file)!r}: {str(file.parent)!r} is not a folder")
     console = Console()
     codes = list(dict.fromkeys(codes))
     run = _Run(
@@ -164,11 +183,11 @@ def command(
     _print_saturated(rows)
     summary = {**run.description(), "rows": [asdict(row) for row in rows]}
     if csv_file is not None:
-        _write(csv_file, _as_csv(rows))
+        write_text(csv_file, _as_csv(rows), "--csv")
     if json_file is not None:
-        _write(json_file, json.dumps(summary, indent=2) + "\n")
+        write_text(json_file, json_text(summary), "--json")
     if markdown_file is not None:
-        _write(markdown_file, _as_markdown(rows))
+        write_text(markdown_file, _as_markdown(rows), "--markdown")
 
 
 def _print_saturated(rows: list[EvalRow]) -> None:
@@ -205,17 +224,18 @@ class _Run:
         self._attention = attention
         self._haystacks = haystacks
         ternary = [ternary_code(code) for code in codes if is_ternary(code)]
+        text = documentation_text() if text_file is None else read_text(text_file, "text")
         with console.status(f"Loading model {model_name}"):
             self._model = load_model(model_name, ternary=bool(ternary))
         if ternary:
             self._config = self._model.fitted(preset, ternary, context)
         else:
             self._config = preset or self._model.engine_config(context)
-        text = documentation_text() if text_file is None else _read(text_file)
         self._text_digest = hashlib.sha256(text.encode()).hexdigest()
         self._text_name = "pydoc_data.topics" if text_file is None else text_file.name
         self._segments = cut_segments(self._model, text, context, segments)
-        self._store = ResultStore(user_cache_path("kvtq-hw") / "quality.sqlite")
+        self._folder = user_cache_path("kvtq-hw")
+        self._store = ResultStore(self._folder / "quality.sqlite")
 
     def description(self) -> dict[str, Any]:
         """What was measured on what, as ``--json`` has it."""
@@ -260,7 +280,7 @@ class _Run:
                     self._measure_needles(tokens, index, kinds, label, advance)
         scores = {
             code: [
-                SegmentScore(**self._stored(self._score_key(tokens, kinds[code])))
+                self._stored(self._score_key(tokens, kinds[code]), SegmentScore)
                 for tokens in self._segments
             ]
             for code in kinds
@@ -271,9 +291,9 @@ class _Run:
             found = [
                 retrieved
                 for index, tokens in enumerate(self._segments[: self._haystacks])
-                for retrieved in self._stored(self._needle_key(tokens, index, kinds[code]))[
-                    "retrieved"
-                ]
+                for retrieved in self._stored(
+                    self._needle_key(tokens, index, kinds[code]), _Needles
+                ).retrieved
             ]
             cache_format = formats[code]
             rows.append(
@@ -308,25 +328,43 @@ class _Run:
         label: Callable[[str], None],
         advance: OnTokens,
     ) -> None:
-        from golden.quality import evaluate_reference, evaluate_segment
+        from golden.quality import SegmentScore, evaluate_segment
 
         missing = [
             code
             for code, kind in kinds.items()
-            if self._store.get(self._score_key(tokens, kind)) is None
+            if self._store.get(self._score_key(tokens, kind), SegmentScore) is None
         ]
         advance(len(tokens) * (len(kinds) - len({UNQUANTIZED, *missing} if missing else missing)))
         if not missing:
             return
         label(UNQUANTIZED)
-        reference = evaluate_reference(self._model, tokens, on_tokens=advance)
-        self._store.put(self._score_key(tokens, None), asdict(reference.score))
+        file = self._folder / "open" / f"{self._digest(tokens)}.safetensors"
+        reference = self._reference(tokens, file, advance)
         for code in missing:
             kind = kinds[code]
             if kind is not None:
                 label(code)
                 score = evaluate_segment(self._model, reference, kind, on_tokens=advance)
                 self._store.put(self._score_key(tokens, kind), asdict(score))
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
+
+    def _reference(self, tokens: Tensor, file: Path, advance: OnTokens) -> Reference:
+        """The unquantized model's predictions; of an interrupted run if its file is there."""
+        from golden.quality import SegmentScore, evaluate_reference, load_reference, save_reference
+
+        key = self._score_key(tokens, None)
+        score = self._store.get(key, SegmentScore)
+        kept = None if score is None else load_reference(file, tokens, score)
+        if kept is not None:
+            advance(len(tokens))
+            return kept
+        reference = evaluate_reference(self._model, tokens, on_tokens=advance)
+        self._store.put(key, asdict(reference.score))
+        with suppress(UserError):  # no room for it: an interruption costs time, nothing else
+            save_reference(file, reference)
+        return reference
 
     def _measure_needles(
         self,
@@ -341,7 +379,7 @@ class _Run:
         haystack = make_haystack(self._model, tokens, seed)
         for code, kind in kinds.items():
             key = self._needle_key(tokens, seed, kind)
-            if self._store.get(key) is None:
+            if self._store.get(key, _Needles) is None:
                 label(f"needles, {code}")
                 found = retrieve(self._model, haystack, kind, on_tokens=advance)
                 self._store.put(key, {"retrieved": found})
@@ -379,8 +417,13 @@ class _Run:
             "needles": sources,
         }
 
-    def _stored(self, key: dict[str, Any]) -> dict[str, Any]:
-        result = self._store.get(key)
+    def _digest(self, tokens: Tensor) -> str:
+        """Name of what the unquantized model gives on a segment."""
+        key = json_text(self._score_key(tokens, None))
+        return hashlib.sha256(key.encode()).hexdigest()[:32]
+
+    def _stored(self, key: dict[str, Any], kind: type[Kind]) -> Kind:
+        result = self._store.get(key, kind)
         if result is None:
             raise UserError("store of results: a result just measured is gone; run again")
         return result
@@ -393,21 +436,6 @@ class _Run:
             TimeRemainingColumn(),
             console=self._console,
         )
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"--text: {str(file)!r}: {reason}") from None
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        file.write_text(text, "utf-8")
-    except OSError as error:
-        raise UserError(f"output {str(file)!r}: {error.strerror}") from None
 
 
 def _as_csv(rows: list[EvalRow]) -> str:

@@ -34,7 +34,7 @@ __all__ = ["command"]
 @click.option(
     "--timeout",
     "seconds",
-    type=click.IntRange(1),
+    type=click.IntRange(1, 7 * 24 * 3600),
     default=1800,
     show_default=True,
     help="Seconds after which place and route of a family is given up.",
@@ -53,11 +53,14 @@ def command(
     With --place-and-route also what nextpnr makes of it, with the clock that it reaches (seed 1):
     the block's ports stand behind flip-flops of a harness, on the smallest device that holds them.
     """
-    from kvtq_hw.estimates.fpga import FAMILIES, fpga_resources
+    from kvtq_hw.estimates.fpga import FAMILIES, check_family, fpga_resources
     from kvtq_hw.estimates.place_and_route import ROUTED, place_and_route
-    from rtl.blocks import hardware_digest
+    from rtl.blocks import check_block, hardware_digest
     from rtl.verilog import generator_version
 
+    check_block(block)
+    for name in families:
+        check_family(name)
     results = {name: fpga_resources(config, name, block) for name in families or FAMILIES}
     click.echo(f"{config.name}, {block}: resources after synthesis (measured)")
     table = Table(box=None)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.options import preset_option
+from kvtq_hw.files import check_folder, json_text, write_text
+from kvtq_hw.options import OutputFolder, preset_option
 
 __all__ = ["command", "generate"]
 
@@ -31,25 +30,17 @@ def generate(config: EngineConfig, folder: Path) -> list[Path]:
     from rtl.manifest import manifest
     from rtl.verilog import lint_waivers
 
-    paths = []
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for block in ("accelerator", "engine"):
-            top = module_name(block)
-            files = [f"{top}.v", f"{top}.json", f"{top}.vlt", "kvtq_registers.h"]
-            description = manifest(create_block(block, config), top, config, files)
-            texts = (
-                emit_block(block, config),
-                json.dumps(description, indent=2) + "\n",
-                lint_waivers(),
-                c_header(),
-            )
-            paths += [path for name in files if (path := folder / name) not in paths]
-            for name, text in zip(files, texts, strict=True):
-                (folder / name).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"output: cannot write to {str(folder)!r}: {error.strerror}") from None
-    return paths
+    check_folder(folder, "output")
+    texts: dict[str, str] = {}
+    for block in ("accelerator", "engine"):
+        top = module_name(block)
+        files = [f"{top}.v", f"{top}.json", f"{top}.vlt", "kvtq_registers.h"]
+        description = manifest(create_block(block, config), top, config, files)
+        of_block = emit_block(block, config), json_text(description), lint_waivers(), c_header()
+        texts |= dict(zip(files, of_block, strict=True))
+    for name, text in texts.items():
+        write_text(folder / name, text, "output")
+    return [folder / name for name in texts]
 
 
 @click.command()
@@ -57,7 +48,7 @@ def generate(config: EngineConfig, folder: Path) -> list[Path]:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFolder(),
     metavar="FOLDER",
     help="Folder for the files.  [default: build/<name of the configuration>]",
 )

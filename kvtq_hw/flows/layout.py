@@ -4,20 +4,40 @@ from __future__ import annotations
 
 import click
 
-from kvtq_hw.codes import CacheCode, CodeTable
+from kvtq_hw.codes import MAX_LAYERS, CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import shown
 from kvtq_hw.layout import MemoryLayout
-from kvtq_hw.options import code_option, preset_option
+from kvtq_hw.options import MAX_TOKENS, code_option, preset_option
 
 __all__ = ["command"]
+
+#: Most KV heads of a layer: those of the largest models without query groups.
+MAX_HEADS = 256
 
 
 @click.command()
 @preset_option
 @code_option("Cache code, or a code table: digits and tiers of each layer.")
-@click.option("--layers", type=int, default=1, show_default=True, help="Layers of the model.")
-@click.option("--kv-heads", type=int, default=1, show_default=True, help="KV heads a layer.")
-@click.option("--context", type=int, help="Tokens to make room for.  [default: max_context]")
+@click.option(
+    "--layers",
+    type=click.IntRange(1, MAX_LAYERS),
+    default=1,
+    show_default=True,
+    help="Layers of the model.",
+)
+@click.option(
+    "--kv-heads",
+    type=click.IntRange(1, MAX_HEADS),
+    default=1,
+    show_default=True,
+    help="KV heads a layer.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1, MAX_TOKENS),
+    help="Tokens to make room for.  [default: max_context]",
+)
 @click.option(
     "--base", default="0", show_default=True, metavar="ADDRESS", help="Address of the first byte."
 )
@@ -33,7 +53,9 @@ def command(
     try:
         address = int(base, 0)
     except ValueError:
-        raise click.BadParameter(f"{base!r} is not an address", param_hint="--base") from None
+        raise click.BadParameter(
+            f"{shown(base)} is not allowed; must be an address such as 0x1000", param_hint="--base"
+        ) from None
     codes = code.for_layers(layers)
     tokens = config.max_context if context is None else context
     layout = MemoryLayout(config, codes, kv_heads, tokens, address)

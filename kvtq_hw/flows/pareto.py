@@ -6,15 +6,17 @@ and the line of the best that can be had at each size. The format is that of the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.quality_files import read_quality
+from kvtq_hw.files import whole
+from kvtq_hw.options import OutputFile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +36,8 @@ _FAMILIES = (
     ("int", "integers per token", "#e69f00", "D"),
 )
 _OTHER = ("other", "#777777", "P")
+# What files must have in common to stand in one picture.
+_SETTING = {"model", "model_fingerprint", "text_sha256", "context", "segments"}
 # A format that loses more than this is drawn at the edge: it would flatten everything else.
 _WORST_RATIO = 1.5
 
@@ -58,7 +62,7 @@ class Point:
     "outputs",
     multiple=True,
     required=True,
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=OutputFile(),
     help="Picture, .svg or .png; may be given twice.",
 )
 def command(files: Sequence[Path], outputs: Sequence[Path]) -> None:
@@ -66,8 +70,6 @@ def command(files: Sequence[Path], outputs: Sequence[Path]) -> None:
     for file in outputs:
         if file.suffix not in SUFFIXES:
             raise UserError(f"--output: {str(file)!r} is not allowed; must end in .svg or .png")
-        if not file.parent.is_dir():
-            raise UserError(f"--output: {str(file.parent)!r} is not a folder")
     points, title = read_points(files)
     _draw(points, title, outputs)
 
@@ -81,33 +83,23 @@ def read_points(files: Sequence[Path]) -> tuple[list[Point], str]:
         When a file is not of `kvtq-hw eval`, or files were not measured on the same thing.
     """
     points: dict[str, Point] = {}
-    setting: dict[str, Any] = {}
-    for file in files:
-        try:
-            result = json.loads(file.read_text("utf-8"))
-            found = {
-                key: result[key]
-                for key in ("model", "model_fingerprint", "text_sha256", "context", "segments")
-            }
-            for row in result["rows"]:
-                if row["code"] != "unquantized":
-                    points[row["code"]] = Point(
-                        row["code"],
-                        row["bits_per_element"],
-                        row["perplexity_ratio"],
-                        row["needle"],
-                    )
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{str(file)!r} is not a result of kvtq-hw eval --json: "
-                f"{type(error).__name__} {error}"
-            ) from None
+    setting: dict[str, str | int] = {}
+    for file, result in zip(files, read_quality(files), strict=True):
+        content = result.content
+        found = content.model_dump(include=_SETTING)
         if setting and found != setting:
             different = ", ".join(key for key in found if found[key] != setting[key])
             raise UserError(
                 f"{str(file)!r} was measured on something else than {str(files[0])!r}: {different}"
             )
         setting = found
+        for row in content.rows:
+            if row.code != "unquantized":
+                points[row.code] = Point(
+                    row.code, row.bits_per_element, row.perplexity_ratio, row.needle
+                )
+    if not points:
+        raise UserError("files hold no code but the unquantized model's; must be at least one")
     title = f"{setting['model']}, {setting['segments']} x {setting['context']} tokens"
     return list(points.values()), title
 
@@ -158,10 +150,8 @@ def _draw(points: list[Point], title: str, outputs: Sequence[Path]) -> None:
         axis.grid(alpha=0.3)
     for file in outputs:
         metadata = {"Date": None} if file.suffix == ".svg" else {}
-        try:
-            figure.savefig(file, dpi=150, metadata=metadata)
-        except OSError as error:
-            raise UserError(f"--output: {str(file)!r}: {error.strerror}") from None
+        with whole(file, "--output") as scratch:
+            figure.savefig(scratch, format=file.suffix[1:], dpi=150, metadata=metadata)
     pyplot.close(figure)
 
 

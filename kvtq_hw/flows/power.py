@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.errors import UserError
-from kvtq_hw.options import json_option, liberty_option, write_json
+from kvtq_hw.files import scratch_folder
+from kvtq_hw.options import OutputFolder, json_option, liberty_option, write_json
 from kvtq_hw.traffic import MODELS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ VARIANTS = ("captured", "no-zero-keys", "no-zero-values", "int8", "int4")
 @liberty_option
 @click.option(
     "--build-folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     default=Path("build/sim"),
     show_default=True,
     help="Build cache and logs of the simulation.",
@@ -136,8 +136,8 @@ def _record(job: Captured, build_folder: Path) -> Recording:
     from sim.replay import FILE_VARIABLE
     from sim.runner import run_bench
 
-    with tempfile.TemporaryDirectory(prefix="kvtq-") as folder:
-        file, ports = Path(folder) / "job.safetensors", Path(folder) / "ports"
+    with scratch_folder() as folder:
+        file, ports = folder / "job.safetensors", folder / "ports"
         job.save(file)
         result = run_bench(
             "engine",

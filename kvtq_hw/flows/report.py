@@ -9,8 +9,16 @@ import click
 
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
+from kvtq_hw.files import json_text, write_text
 from kvtq_hw.flows.compare import DEFAULT_CODES
-from kvtq_hw.options import DEFAULT_CODE, cache_code, codes_option, model_option, preset_option
+from kvtq_hw.options import (
+    DEFAULT_CODE,
+    OutputFolder,
+    cache_code,
+    codes_option,
+    model_option,
+    preset_option,
+)
 
 __all__ = ["command"]
 
@@ -31,7 +39,7 @@ CODES = (*DEFAULT_CODES, str(DEFAULT_CODE.with_digits(1, 1)))
 @click.option(
     "-o",
     "--output",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputFolder(),
     default=Path("build/report"),
     show_default=True,
     help="Folder for report.json, report.html and report.md.",
@@ -67,13 +75,9 @@ def command(
             Inputs(config, parsed, model_name, results),
             lambda name: status.update(f"Section {name}"),
         )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "report.json").write_text(json.dumps(report, indent=1) + "\n", "utf-8")
-        # pages are made of what the file holds, nothing else
-        report = json.loads((output / "report.json").read_text("utf-8"))
-        (output / "report.html").write_text(html(report), "utf-8")
-        (output / "report.md").write_text(markdown(report), "utf-8")
-    except OSError as error:
-        raise UserError(f"--output: {str(output)!r}: {error.strerror}") from None
+    text = json_text(report, indent=1)
+    report = json.loads(text)  # pages are made of what the file holds, nothing else
+    pages = {"report.json": text, "report.html": html(report), "report.md": markdown(report)}
+    for name, page in pages.items():
+        write_text(output / name, page, "--output")
     click.echo(f"{output / 'report.html'}: {len(report['sections'])} sections")

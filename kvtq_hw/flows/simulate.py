@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.options import preset_option
+from kvtq_hw.options import OutputFolder, preset_option
 from kvtq_hw.toolchain import SIMULATORS
 
 __all__ = ["command"]
@@ -38,7 +38,7 @@ __all__ = ["command"]
 )
 @click.option(
     "--build-folder",
-    type=click.Path(path_type=Path, file_okay=False),
+    type=OutputFolder(),
     default=Path("build/sim"),
     show_default=True,
     help="Build cache, logs and waves.",

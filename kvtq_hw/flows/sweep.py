@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
 import multiprocessing
+import re
+import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
+from kvtq_hw.errors import UserError, shown
+from kvtq_hw.files import csv_text, json_text, write_text
 from kvtq_hw.options import (
+    OutputFile,
     cache_code,
     check_context,
     codes_option,
@@ -27,6 +29,9 @@ from kvtq_hw.options import (
 )
 
 __all__ = ["command"]
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_MOST_CONFIGURATIONS = 100_000
 
 
 @click.command()
@@ -51,7 +56,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=OutputFile(),
     required=True,
     metavar="FILE",
     help="Table to write: .csv or .json.",
@@ -73,6 +78,7 @@ def command(
     again, goes on where it stopped.
     """
     from kvtq_hw.estimates.liberty import load_liberty
+    from kvtq_hw.estimates.quality_files import read_quality
     from kvtq_hw.estimates.store import EstimateStore
     from kvtq_hw.estimates.sweep import Progress, configurations, sweep_areas, table
     from rtl.blocks import check_block, hardware_digest
@@ -82,10 +88,11 @@ def command(
         raise UserError(f"--output: {str(output)!r} is not allowed; must end in .csv or .json")
     if block is not None:
         check_block(block)
-    values = dict(map(_axis, axes))
+    values = _axes(axes)
     configs = configurations(config, values)
     check_context(tokens, *configs)
     liberty = load_liberty(library_file)
+    quality = read_quality(quality_files)
     read = [cache_code(text) for text in codes]
 
     def report(progress: Progress) -> None:
@@ -96,7 +103,7 @@ def command(
 
     with _executor(scheduler) as executor:
         areas = sweep_areas(configs, block, liberty, EstimateStore(), executor, report)
-    rows = table(configs, areas, read, list(values), tokens, quality_files)
+    rows = table(configs, areas, read, list(values), tokens, quality)
     command_line = [f"kvtq-hw sweep --preset {preset_text()} --context {tokens}"]
     command_line += [f"--set {axis}" for axis in axes] + [f"--code {text}" for text in codes]
     command_line += [f"--block {block}"] if block else []
@@ -113,30 +120,40 @@ def command(
         "tags": {"area": "measured", "cycles": "derived", "bytes": "derived"}
         | {"bits_per_element": "derived", "perplexity_ratio": "measured"},
     }
-    _write(output, head, rows)
+    is_json = output.suffix == ".json"
+    text = json_text(head | {"rows": rows}) if is_json else csv_text(list(rows[0]), rows)
+    write_text(output, text, "--output")
     click.echo(f"{output}: {len(rows)} rows")
 
 
-def _axis(text: str) -> tuple[str, list[int | str]]:
-    """Field and values of ``field=a,b``."""
-    field, _, values = text.partition("=")
-    parts = values.split(",")
-    if field not in EngineConfig.model_fields or not all(parts):
-        raise UserError(
-            f"--set: {text!r} is not allowed; must be FIELD=A,B,... with a field of the "
-            f"configuration: {', '.join(EngineConfig.model_fields)}"
-        )
-    return field, [int(part) if part.lstrip("-").isdigit() else part for part in parts]
+def _axes(texts: Sequence[str]) -> dict[str, list[int | str]]:
+    """Fields and their values of texts like ``field=a,b``."""
+    axes: dict[str, list[int | str]] = {}
+    for text in texts:
+        field, _, values = text.partition("=")
+        parts = values.split(",")
+        if field not in EngineConfig.model_fields or not all(parts):
+            raise UserError(
+                f"--set: {shown(text)} is not allowed; must be FIELD=A,B,... with a field of the "
+                f"configuration: {', '.join(EngineConfig.model_fields)}"
+            )
+        if field in axes:
+            raise UserError(f"--set: {field!r} is there twice; must be once, with all its values")
+        axes[field] = [int(part) if _INTEGER.fullmatch(part) else part for part in parts]
+    if math.prod(map(len, axes.values())) > _MOST_CONFIGURATIONS:
+        raise UserError(f"--set: the grid has more than {_MOST_CONFIGURATIONS:,} configurations")
+    return axes
 
 
 @contextmanager
 def _executor(scheduler: str | None) -> Iterator[Executor]:
     """Processes of this machine, or the workers of a Dask cluster."""
     from kvtq_hw.estimates.area import processors
+    from kvtq_hw.estimates.workers import end_with_parent
 
     if scheduler is None:
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(processors(), context) as pool:
+        with ProcessPoolExecutor(processors(), context, end_with_parent) as pool:
             try:
                 yield pool
             except BaseException:
@@ -145,6 +162,7 @@ def _executor(scheduler: str | None) -> Iterator[Executor]:
         return
     from distributed import Client
 
+    _check_answers(scheduler)
     try:
         client = Client(scheduler, timeout="10s", set_as_default=False)
     except (OSError, ValueError) as error:
@@ -153,16 +171,22 @@ def _executor(scheduler: str | None) -> Iterator[Executor]:
         yield pool
 
 
-def _write(output: Path, head: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def _check_answers(scheduler: str) -> None:
+    """Refuse an address that is none or where nobody listens.
+
+    Dask's client tries for seconds, and leaves tracebacks of its threads in the terminal.
+    """
+    from distributed.comm.addressing import parse_address, parse_host_port
+
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with output.open("w", encoding="utf-8", newline="") as file:
-            if output.suffix == ".json":
-                json.dump(head | {"rows": rows}, file, indent=2)
-                file.write("\n")
-            else:
-                writer = csv.DictWriter(file, list(rows[0]))
-                writer.writeheader()
-                writer.writerows(rows)
-    except OSError as error:
-        raise UserError(f"--output: {str(output)!r}: {error.strerror}") from None
+        kind, place = parse_address(scheduler, strict=True)
+        if kind not in ("tcp", "tls"):
+            return  # of this process, or of a transport that is installed beside Dask
+        host, port = parse_host_port(place)
+        socket.create_connection((host, port), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--scheduler: {shown(scheduler)}: no Dask scheduler answers: {reason}; must be an "
+            "address such as tcp://host:8786"
+        ) from None

@@ -8,14 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtq_hw import __version__
+from kvtq_hw.files import read_bytes
 from kvtq_hw.report.content import Inputs
 from kvtq_hw.report.sections import SECTIONS
+from kvtq_hw.report.sections.results import quality_rows
 from kvtq_hw.sources import source_digest
 
 if TYPE_CHECKING:
     from golden.result_store import ResultStore
 
 __all__ = ["collect"]
+
+_SECTION = dict[str, Any]
 
 
 def collect(
@@ -32,6 +36,7 @@ def collect(
 
     from golden.result_store import ResultStore
 
+    quality_rows(inputs.results)  # what cannot be read is said before anything is measured
     if store is None:
         store = ResultStore(platformdirs.user_cache_path("kvtq-hw") / "report" / "sections.sqlite")
     key = {
@@ -44,7 +49,7 @@ def collect(
     for name, build in SECTIONS.items():
         on_section(name)
         of_section = key | {"section": name, "sources": source_digest(build.__module__)}
-        section = None if name == "tools" else store.get(of_section)  # tools come and go
+        section = None if name == "tools" else store.get(of_section, _SECTION)  # tools come and go
         if section is None:
             if (built := build(inputs)) is None:
                 continue
@@ -68,5 +73,5 @@ def collect(
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(folder.glob("*.json")):
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+        digest.update(file.name.encode() + b"\0" + read_bytes(file, "result"))
     return digest.hexdigest()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
+from kvtq_hw.errors import UserError, shown
+from kvtq_hw.files import parse_json, read_text, validated
+from kvtq_hw.report.sections.recorded_files import SCHEMAS
 
-__all__ = ["Recorded", "recorded"]
+__all__ = ["Recorded", "read_results", "recorded"]
 
 
 @dataclass(frozen=True)
@@ -41,26 +43,51 @@ def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
     Raises
     ------
     UserError
-        When a file cannot be read.
+        When a file cannot be read or is not what the command writes.
     """
     from rtl.blocks import hardware_digest
 
     found = []
-    for file in sorted(folder.glob("*.json")):
-        try:
-            data = json.loads(file.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"results: {str(file)!r} cannot be read: {error}") from None
-        if not str(data.get("command", "")).startswith(f"kvtq-hw {kind} "):
+    for name, data in read_results(folder):
+        if _kind_of(data) != kind:
             continue
         same = data.get("sources") == hardware_digest(data.get("block"))
         found.append(
             Recorded(
                 config=data["config"]["name"],
-                command=f"{data['command']} (recorded in {file.name})",
+                command=f"{data['command']} (recorded in {name})",
                 data=data,
                 note="" if same else "Recorded with earlier sources of the hardware.",
             )
         )
     fields = config.model_dump()
     return [entry for entry in found if entry.data["config"] == fields] or found
+
+
+def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Names and contents of a folder's result files, each checked as its command's.
+
+    Raises
+    ------
+    UserError
+        When a file cannot be read or is not what the command that it names writes.
+    """
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        place = f"result {str(file)!r}"
+        try:
+            data = parse_json(read_text(file, "result"))
+        except ValueError as error:
+            raise UserError(f"{place}: not JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise UserError(f"{place}: {shown(data)} is not allowed; must be an object")
+        if schema := SCHEMAS.get(_kind_of(data)):
+            validated(schema, data, place)
+        found.append((file.name, data))
+    return found
+
+
+def _kind_of(data: Mapping[str, Any]) -> str:
+    """The command that wrote a file, empty for other benchmarks' files."""
+    words = str(data.get("command", "")).split(maxsplit=2)
+    return words[1] if words[:1] == ["kvtq-hw"] and len(words) == 3 else ""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.quality_files import QualityFile
+from kvtq_hw.files import validated
+from kvtq_hw.report.sections.recorded import read_results
 
 __all__ = ["QualityRow", "quality_rows"]
 
@@ -36,32 +38,29 @@ def quality_rows(folder: Path) -> list[QualityRow]:
         When there is none, or a file cannot be read.
     """
     rows = []
-    for file in sorted(folder.glob("*.json")):
-        try:
-            result = json.loads(file.read_text("utf-8"))
-            if "segments" not in result:
-                continue  # another benchmark's
-            setting = f"{result['text']}, {result['segments']} x {result['context']} tokens"
-            rows += [
-                (
-                    -result["segments"],
-                    QualityRow(
-                        file.name,
-                        setting,
-                        row["code"],
-                        row["attention"],
-                        row["bits_per_element"],
-                        row["perplexity"],
-                        row["perplexity_ratio"],
-                        row["kld"],
-                        row["top1_agreement"],
-                        row.get("needle"),
-                    ),
-                )
-                for row in result["rows"]
-            ]
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"results: {str(file)!r} is no file of kvtq-hw eval: {error}") from None
+    for name, data in read_results(folder):
+        if "segments" not in data:
+            continue  # another benchmark's
+        result = validated(QualityFile, data, f"result {str(folder / name)!r}")
+        setting = f"{result.text}, {result.segments} x {result.context} tokens"
+        rows += [
+            (
+                -result.segments,
+                QualityRow(
+                    name,
+                    setting,
+                    row.code,
+                    row.attention,
+                    row.bits_per_element,
+                    row.perplexity,
+                    row.perplexity_ratio,
+                    row.kld,
+                    row.top1_agreement,
+                    row.needle,
+                ),
+            )
+            for row in result.rows
+        ]
     if not rows:
         raise UserError(f"results: {str(folder)!r} holds no file of kvtq-hw eval --json")
     return [row for _, row in sorted(rows, key=lambda pair: (pair[0], pair[1].bits))]

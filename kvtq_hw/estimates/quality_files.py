@@ -1,0 +1,93 @@
+"""Result files of `kvtq-hw eval --json`, read and checked before anything long starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from kvtq_hw.files import Schema, read_as
+
+__all__ = ["QualityFile", "QualityResult", "QualityRow", "quality_of", "read_quality"]
+
+_Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class QualityRow(Schema):
+    """What was measured of one code; `kvtq_hw.flows.eval.EvalRow` says what the numbers are."""
+
+    code: Annotated[str, Field(min_length=1, max_length=1000)]
+    attention: str
+    bits_per_element: PositiveFloat
+    perplexity: PositiveFloat
+    perplexity_ratio: PositiveFloat
+    kld: float
+    top1_agreement: _Share
+    tokens: PositiveInt
+    needle: _Share | None
+    needles: Annotated[int, Field(ge=0)]
+
+
+class QualityFile(Schema):
+    """The rows, and what they were measured on."""
+
+    model: str
+    model_fingerprint: str
+    text: str
+    text_sha256: str
+    context: PositiveInt
+    segments: PositiveInt
+    rows: Annotated[list[QualityRow], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class QualityResult:
+    """A file's name and content."""
+
+    file: str
+    content: QualityFile
+
+
+def read_quality(files: Iterable[Path]) -> list[QualityResult]:
+    """Read result files.
+
+    Raises
+    ------
+    UserError
+        One line, when a file is no result of `kvtq-hw eval`.
+    """
+    what = "result of kvtq-hw eval"
+    return [QualityResult(file.name, read_as(QualityFile, file, what)) for file in files]
+
+
+def quality_of(code: str, results: Sequence[QualityResult]) -> dict[str, Any] | None:
+    """What was measured of a code; None where it is in no file.
+
+    Parameters
+    ----------
+    code : a spelled code, or `str` of a table of codes, which is found by its file's name
+
+    Returns
+    -------
+    dict with perplexity_ratio (to the unquantized model), bits_per_element, file and tag
+    """
+    for result in results:
+        for row in result.content.rows:
+            if _is_of(row.code, code):
+                return {
+                    "tag": "measured",
+                    "file": result.file,
+                    "perplexity_ratio": row.perplexity_ratio,
+                    "bits_per_element": row.bits_per_element,
+                }
+    return None
+
+
+def _is_of(spelled: str, code: str) -> bool:
+    """Whether a result's row is of a code; a table is spelled as a path there."""
+    if spelled.endswith(".toml"):
+        return Path(spelled).name == code.partition("@")[0]
+    return spelled == code
