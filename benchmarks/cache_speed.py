@@ -15,7 +15,6 @@ itself reports, from which bits per element are computed everywhere else.
 from __future__ import annotations
 
 import gc
-import json
 import statistics
 import time
 import warnings
@@ -32,6 +31,7 @@ from golden.formats import CacheFormat, FormatInputs
 from golden.models import LanguageModel, load_model
 from golden.quality import DEFAULT_CHUNK, cut_segments, documentation_text
 from golden.versions import SinglePrecisionBackend
+from kvtq_hw.files import json_text, write_text
 
 CODES = (
     "fp16",
@@ -102,8 +102,8 @@ def main(
         )
     if json_file is not None:
         rows = [asdict(result) for result in results]
-        text = json.dumps({"context": context, "steps": steps, "rows": rows}, indent=2)
-        json_file.write_text(text + "\n", "utf-8")
+        report = {"context": context, "steps": steps, "rows": rows}
+        write_text(json_file, json_text(report), "--json")
 
 
 def census() -> int:

@@ -8,7 +8,6 @@ that is `kvtq-hw decode --check`.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import click
@@ -21,6 +20,7 @@ from golden.models import LanguageModel, load_model
 from golden.quality import documentation_text
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
+from kvtq_hw.files import json_text, write_text
 from sim.rtl_attention import RtlBackend
 
 CONTEXT = 64
@@ -56,7 +56,7 @@ def main(new_tokens: int, json_file: Path | None) -> None:
         )
     if json_file is not None:
         speeds = {name: run.tokens_per_second for name, run in runs.items()}
-        json_file.write_text(json.dumps(speeds, indent=2) + "\n", "utf-8")
+        write_text(json_file, json_text(speeds), "--json")
 
 
 def _prompt(model: LanguageModel, tokens: int) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from kvtq_hw.errors import UserError
 
 __all__ = ["Settings", "divides", "integer", "split"]
+
+_WHOLE = re.compile(r"[0-9]{1,6}")
 
 Settings = dict[str, str | None]
 """Values of settings ``key=value``; None for those without a value."""
@@ -49,7 +52,7 @@ def integer(text: str, settings: Settings, key: str, default: int, least: int) -
     value = settings.get(key)
     if value is None:
         return default
-    if not value.isdecimal() or int(value) < least:
+    if not _WHOLE.fullmatch(value) or int(value) < least:
         raise UserError(
             f"code: {text!r}: {key}={value} is not allowed; must be a whole number from {least} on"
         )
