@@ -225,3 +225,17 @@ def test_errors_are_one_line(capsys, arguments: list[str], message: str) -> None
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"kvtq-hw: error: {message}")
     assert not Path("x.csv").exists()
+
+
+def test_a_worker_that_is_killed_is_one_line(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("kvtq_hw.estimates.workers.end_with_parent", _end_at_once)
+    arguments = ["sweep", "--preset", "tiny", "--context", "32", "--block", "packer"]
+    assert run([*arguments, "-o", str(tmp_path / "t.csv")]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("kvtq-hw: error: a process that measured was ended from outside")
+    assert not (tmp_path / "t.csv").exists()
+
+
+def _end_at_once() -> None:
+    os._exit(9)

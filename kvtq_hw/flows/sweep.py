@@ -7,7 +7,7 @@ import multiprocessing
 import re
 import socket
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -156,6 +156,11 @@ def _executor(scheduler: str | None) -> Iterator[Executor]:
         with ProcessPoolExecutor(processors(), context, end_with_parent) as pool:
             try:
                 yield pool
+            except BrokenExecutor:
+                raise UserError(
+                    "a process that measured was ended from outside, perhaps for want of memory; "
+                    "run again: what was measured is kept"
+                ) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
