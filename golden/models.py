@@ -332,7 +332,7 @@ def _load_pretrained(
     options: dict[str, Any] = {"trust_remote_code": False}
     if gguf_file:
         options["gguf_file"] = gguf_file
-    with _part_of(name, "configuration"):
+    with _part_of(name, "configuration", gguf_file):
         if not gguf_file:
             _check_known(name, source)
         config = AutoConfig.from_pretrained(source, **options)
@@ -345,9 +345,9 @@ def _load_pretrained(
         check_supported(name, config)
     if isinstance(source, Path) and not gguf_file:
         _check_tokenizer_files(name, source)
-    with _part_of(name, "tokenizer"):
+    with _part_of(name, "tokenizer", gguf_file):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    with _part_of(name, "weights"):
+    with _part_of(name, "weights", gguf_file):
         unpacked = {"quantization_config": GgufConfig(dequantize=True)} if gguf_file else {}
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
@@ -410,13 +410,19 @@ def _check_finite(name: str, model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _part_of(name: str, part: str) -> Iterator[None]:
+def _part_of(name: str, part: str, gguf_file: str | None) -> Iterator[None]:
     """Read a part of a model quietly, every failure in one line."""
     try:
         with quiet_transformers():
             yield
     except UserError:
         raise
-    except Exception as error:  # transformers and its readers raise anything on a broken file
+    except BaseException as error:  # transformers and its readers raise anything on a broken file
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # an interruption; the other is how a reader written in Rust gives up
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"model {name!r}: its {part} cannot be read: {reason[:300]}") from error
+        place = f" in {gguf_file}" if gguf_file else ""
+        hint = "; get the file again if it is not whole" if gguf_file else ""
+        raise UserError(
+            f"model {name!r}: its {part}{place} cannot be read: {reason[:300]}{hint}"
+        ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gguf
@@ -228,9 +228,33 @@ def test_an_unsupported_model_is_loaded_where_no_ternary_cache_is_asked_for(fold
     assert load_model(str(folder), ternary=False).layers == 2
 
 
-def make_gguf(file: Path, **fields: int) -> Path:
-    """A GGUF file of a Llama, two layers deep; without tensors, which come last."""
-    writer = gguf.GGUFWriter(file, "llama")
+class PanicException(BaseException):
+    """As a reader written in Rust raises it, which is no `Exception`."""
+
+
+@pytest.mark.parametrize("error", [PanicException("range end 2"), RuntimeError("range end 2")])
+def test_a_reader_that_gives_up_is_one_line(folder, monkeypatch, error):
+    def gives_up(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("golden.models.AutoTokenizer.from_pretrained", gives_up)
+    assert refusal(str(folder)) == (
+        f"model {str(folder)!r}: its tokenizer cannot be read: range end 2"
+    )
+
+
+def test_an_interruption_while_a_model_is_read_stays_one(folder, monkeypatch):
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("golden.models.AutoTokenizer.from_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        load_model(str(folder))
+
+
+def make_gguf(file: Path, architecture: str = "llama", merges: Sequence[str] = ("a b",)) -> Path:
+    """A GGUF file of a model, two layers deep; without tensors, which come last."""
+    writer = gguf.GGUFWriter(file, architecture)
     writer.add_block_count(2)
     writer.add_context_length(64)
     writer.add_embedding_length(32)
@@ -240,10 +264,8 @@ def make_gguf(file: Path, **fields: int) -> Path:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(4)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(["a", "b", "c", "d"])
-    writer.add_token_merges(["a b"])
-    for name, value in fields.items():
-        writer.add_uint32(name.replace("__", "."), value)
+    writer.add_token_list(["a", "b", "ab", "c"])
+    writer.add_token_merges(list(merges))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -253,11 +275,27 @@ def make_gguf(file: Path, **fields: int) -> Path:
 
 def test_a_broken_gguf(tmp_path):
     file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF" + bytes(50))
-    assert refusal(str(file)).startswith("model 'model': its configuration cannot be read: ")
+    file.write_bytes(b"GGUF" + bytes(8))
+    assert refusal(str(file)) == (
+        "model 'model': its configuration in model.gguf cannot be read: unpack_from requires a "
+        "buffer of at least 24 bytes for unpacking 20 bytes at offset 4 (actual buffer size is 12)"
+        "; get the file again if it is not whole"
+    )
     make_gguf(file)
     cut(file, file.stat().st_size // 2)
-    assert refusal(str(file)).startswith("model 'model': its configuration cannot be read: ")
+    message = refusal(str(file))
+    assert message.startswith("model 'model': its configuration in model.gguf cannot be read: ")
+    assert message.endswith("; get the file again if it is not whole")
+
+
+def test_an_unsupported_gguf_is_refused_by_its_metadata(tmp_path):
+    """The file has no tensor at all: nothing but its metadata was needed."""
+    file = make_gguf(tmp_path / "model.gguf", "gemma3")
+    assert refusal(str(file)) == (
+        "model 'model' (gemma3_text) does not run on a ternary cache: it has layers of kind "
+        "sliding_attention; allowed are decoders whose layers all attend to the whole context by "
+        "one softmax"
+    )
 
 
 def test_no_wheel(tmp_path, monkeypatch):
@@ -290,7 +328,9 @@ def test_broken_wheels(tmp_path, monkeypatch):
     make_wheel(wheel, {"a.gguf": b"", "b.gguf": b""})
     assert refusal("smollm2").startswith(f"model wheel {str(wheel)!r}: 2 GGUF files inside, needs")
     make_wheel(wheel, {"a.gguf": bytes(1000)})
-    assert refusal("smollm2").startswith("model 'smollm2': its configuration cannot be read: ")
+    assert refusal("smollm2").startswith(
+        "model 'smollm2': its configuration in model.gguf cannot be read: "
+    )
     damaged = bytearray(wheel.read_bytes())
     damaged[45:50] = b"\xff" * 5
     wheel.write_bytes(damaged)
