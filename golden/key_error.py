@@ -11,7 +11,6 @@ not see), for each layer and KV head.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from golden.models import LanguageModel
 from golden.quality import documentation_text
 from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import warn
 
 __all__ = ["key_warning", "score_errors", "warn_of_keys"]
 
@@ -107,10 +107,10 @@ def warn_of_keys(
     config: EngineConfig,
     code: CacheCode | CodeTable,
 ) -> None:
-    """Log what `key_warning` says, if anything."""
+    """Warn of what `key_warning` says, if anything."""
     line = key_warning(language_model, conditioning, config, code)
     if line is not None:
-        logging.getLogger("kvtq_hw").warning("%s", f"model {language_model.name!r}, {line}")
+        warn(f"model {language_model.name!r}, {line}")
 
 
 def _layer_errors(

@@ -15,6 +15,7 @@ import pytest
 
 from kvtq_hw import __version__, flows
 from kvtq_hw.cli import EXTRA_OF_MODULE, cli, run
+from kvtq_hw.options import OutputFile, json_option
 
 COMMANDS = cli.list_commands(click.Context(cli))
 
@@ -313,3 +314,14 @@ def test_one_default_code_for_every_command(command: str, option: str, index: in
     assert (default if index is None else default[index]) == (
         "balanced:3/2,sinks=4,window=32,feedback"
     )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_one_option(command: str) -> None:
+    """Checked before the work, its folder made where it is missing, written by one function."""
+    parameters = cli.get_command(click.Context(cli), command).params
+    (shared,) = click.command()(json_option(lambda json_file: None)).params
+    for parameter in parameters:
+        if "--json" in parameter.opts:
+            assert (parameter.name, parameter.help) == (shared.name, shared.help)
+            assert isinstance(parameter.type, OutputFile)

@@ -54,9 +54,9 @@ def measured(monkeypatch) -> list[str]:
 
 
 def test_rows_in_every_form(folder, capsys):
-    outputs = ["--json", "r.json", "--csv", "r.csv", "--markdown", "r.md"]
+    outputs = ["--json", "new/folder/r.json", "--csv", "r.csv", "--markdown", "r.md"]
     assert run(arguments(*outputs)) == 0
-    result = json.loads(Path("r.json").read_text())
+    result = json.loads(Path("new/folder/r.json").read_text())
     rows = {row["code"]: row for row in result["rows"]}
     assert tuple(rows) == CODES
     assert {row["tokens"] for row in rows.values()} == {2 * 39}

@@ -58,7 +58,7 @@ def test_a_configuration_that_does_not_fit_is_refused_once_with_everything():
     assert misfit(tiny_model(head_dim=16, query_group=3), narrow, [table], 65, tables=True) == (
         "configuration 'narrow' does not fit model 'tiny': head_dim is 8, must be 16; query_group "
         "is 2, must be 3; max_context is 64, must be at least 65; table_heads is 3, must be at "
-        "least 4; max_planes is 2, must be at least 3 for code 'by layer'"
+        "least 4; max_planes is 2, must be at least 3 for code 'by layer@48bc64cf'"
     )
     tiny_model().check_fits(narrow, [CacheCode("balanced", 2, 2)], 64)
 

@@ -32,7 +32,9 @@ from kvtq_hw.options import (
     OutputFile,
     codes_option,
     fitted_option,
+    json_option,
     model_option,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -141,13 +143,7 @@ class EvalRow:
 )
 @fitted_option
 @click.option("--csv", "csv_file", type=OutputFile(), default=None, help="Write the rows as CSV.")
-@click.option(
-    "--json",
-    "json_file",
-    type=OutputFile(),
-    default=None,
-    help="Write the rows and what they were measured on; `kvtq-hw pareto` draws it.",
-)
+@json_option
 @click.option(
     "--markdown",
     "markdown_file",
@@ -184,8 +180,7 @@ def command(
     summary = {**run.description(), "rows": [asdict(row) for row in rows]}
     if csv_file is not None:
         write_text(csv_file, _as_csv(rows), "--csv")
-    if json_file is not None:
-        write_text(json_file, json_text(summary), "--json")
+    write_json(json_file, summary)
     if markdown_file is not None:
         write_text(markdown_file, _as_markdown(rows), "--markdown")
 
