@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from golden.compiled import Array, compiled
 from golden.feedback import Feedback
 from golden.hadamard import hadamard, inverse_hadamard
 from kvtq_hw.config import VECTOR_MAX
@@ -41,7 +41,11 @@ def to_integers(x: Tensor, exponent: int) -> tuple[Tensor, int]:
     return torch.from_numpy(integers).to(x.device), saturated
 
 
-@numba.njit(cache=True)
+@compiled(
+    x=Array(np.float64, "elements"),
+    factor=float,
+    integers=Array(np.int64, "elements", written=True),
+)
 def _round(x, factor, integers):
     """Rounds half to even; returns how many saturated, or -1 when an element is not finite."""
     saturated = 0

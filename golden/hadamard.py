@@ -12,10 +12,11 @@ from __future__ import annotations
 
 from functools import cache
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
+
+from golden.compiled import Array, compiled
 
 __all__ = ["hadamard", "hadamard_signs", "inverse_hadamard", "transposed_hadamard"]
 
@@ -55,7 +56,7 @@ def _transformed(x: Tensor, before: np.ndarray, after: np.ndarray) -> Tensor:
     source = x if x.dtype in (torch.int64, torch.float64) else x.double()
     # tensors cost more to make than a token to rotate
     result = np.array(source.numpy(force=True), order="C")
-    _transform(result.reshape(-1, len(before)), len(before) & -len(before), before, after)
+    _transform(result.reshape(-1, len(before)), before, after)
     return torch.from_numpy(result).to(x)
 
 
@@ -69,15 +70,22 @@ def _ones(dim: int) -> np.ndarray:
     return np.ones(dim)
 
 
-@numba.njit(cache=True)
-def _transform(vectors, size, before, after):
-    """In place: factors, the Walsh-Hadamard transform of every block of `size`, factors.
+@compiled(
+    vectors=Array((np.int64, np.float64), "vectors", "dim", written=True),
+    before=Array(np.float64, "dim"),
+    after=Array(np.float64, "dim"),
+)
+def _transform(vectors, before, after):
+    """In place: factors, the Walsh-Hadamard transform of every block of n elements, factors.
+
+    n is the largest power of two that divides the dimension.
 
     log2(n) passes of butterflies, each over one bit of the index, from the lowest up. Sums are made
     in a fixed order, so a vector's result does not depend on its companions, as that of a matrix
     product may. As tensor operations, starting them costs more than a token's additions.
     """
     dim = vectors.shape[1]
+    size = dim & -dim
     for x in vectors:
         for i in range(dim):
             x[i] *= before[i]

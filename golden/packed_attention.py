@@ -13,20 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from golden.backends import AttentionJob
 from golden.cache import PlaneStore, TieredStore
+from golden.compiled import Array, compiled, loop_part
 from golden.packer import encode_table
 from kvtq_hw.packing import DIGITS_PER_BYTE
 
 __all__ = ["attend_one"]
 
 _LANES = 4
-numba.config.SLP_VECTORIZE = 1  # makes the four lanes of a table's entry one vector
+_TABLES = Array(np.float32, "batch", "kv_heads", "chunks", "places", 256, _LANES, written=True)
 
 
 def attend_one(job: AttentionJob) -> Tensor:
@@ -45,7 +45,7 @@ def attend_one(job: AttentionJob) -> Tensor:
     _fill_tables(queries.numpy(), 1 / math.sqrt(dim), digits, bytes_of_groups, tables)
     sums = np.zeros((*shape, _LANES, tokens), np.float32)
     for start, arguments in _runs(cache.keys):
-        _add_run(True, *arguments, tables, sums, start)
+        _add_scores(*arguments, tables, start, sums)
     scores = torch.from_numpy(sums)
     if job.visible is not None:
         scores = scores.masked_fill(~job.visible[:, :, None], -math.inf)
@@ -54,14 +54,14 @@ def attend_one(job: AttentionJob) -> Tensor:
         weights = weights.nan_to_num(0.0)  # a sequence that sees nothing
     tables[:] = 0
     for start, arguments in _runs(cache.values):
-        _add_run(False, *arguments, tables, weights.numpy(), start)
+        _scatter_weights(*arguments, tables, start, weights.numpy())
     outputs = np.empty(queries.shape)
     _empty_tables(tables, bytes_of_groups, outputs)
     return torch.from_numpy(outputs)
 
 
 def _runs(store: TieredStore) -> Iterator[tuple[int, tuple]]:
-    """For all planes under one scale: their first token, and what `_add_run` needs of them."""
+    """For all planes under one scale: their first token, and what the loops need of them."""
     start = 0
     for part in (store.sinks, store.body, store.window):
         if part.tokens:
@@ -79,7 +79,16 @@ def _planes_of_scales(part: PlaneStore) -> list[tuple[int, int, int]]:
     return [(plane, plane + 1, plane) for plane in range(part.digits)]
 
 
-@numba.njit(cache=True)
+@compiled(
+    "chunks * 4 >= members",
+    "dim <= places * digits",
+    "groups == 3**digits",
+    queries=Array(np.float64, "batch", "kv_heads", "members", 1, "dim", strided=True),
+    factor=float,
+    digits=int,
+    bytes_of_groups=Array(np.uint8, "groups"),
+    tables=_TABLES,
+)
 def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
     """Sums that each byte selects of queries [batch, kv_heads, G, 1, D] times a factor.
 
@@ -122,21 +131,44 @@ def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
                             entry[g] = sums[i, g]
 
 
-@numba.njit(cache=True)
-def _add_run(
-    keys, data, words, low, high, scale, first, tokens, fraction_bits, tables, per_token, start
-):
-    """Go through planes under one scale, with scores or weights [batch, kv_heads, chunks, 4, T].
+_RUN = {
+    "data": Array(np.uint8, "batch", "kv_heads", "planes", "capacity", "places"),
+    "words": Array((np.uint8, np.int16), "batch", "kv_heads", "scales", "capacity", 1),
+    "low": int,
+    "high": int,
+    "scale": int,
+    "first": int,
+    "tokens": int,
+    "fraction_bits": int,
+    "tables": _TABLES,
+    "start": int,
+}
+_RUN_RULES = (
+    "0 <= low <= high <= planes",
+    "0 <= scale < scales",
+    "0 <= tokens and 0 <= first <= capacity - tokens",
+    "0 <= start <= context - tokens",
+)
 
-    Of keys, entries are added up to products, and these times scales to scores; of values, weights
-    times scales are added to entries.
+
+@compiled(
+    *_RUN_RULES,
+    **_RUN,
+    scores=Array(np.float32, "batch", "kv_heads", "chunks", _LANES, "context", written=True),
+)
+def _add_scores(
+    data, words, low, high, scale, first, tokens, fraction_bits, tables, start, scores
+):
+    """Add what keys' planes under one scale give to scores [batch, kv_heads, chunks, 4, T].
+
+    A token's product is the sum of the entries of its bytes, times the scale.
     """
     batch, heads, chunks, places = tables.shape[:4]
     for b in range(batch):
         for h in range(heads):
             for chunk in range(chunks):
                 of_chunk = tables[b, h, chunk]
-                of_tokens = per_token[b, h, chunk, :, start : start + tokens]
+                of_tokens = scores[b, h, chunk, :, start : start + tokens]
                 scales = words[b, h, scale]
                 weight = np.float32(1)
                 for plane in range(low, high):
@@ -144,31 +176,62 @@ def _add_run(
                     for t in range(tokens):
                         stored = np.uint64(first + t)  # unsigned: no check for an index below zero
                         factor = weight * _scale(scales[stored, 0], fraction_bits)
-                        if keys:
-                            s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
-                            for place in range(places):
-                                entry = of_chunk[place, of_plane[stored, place]]
-                                s0 += entry[0]
-                                s1 += entry[1]
-                                s2 += entry[2]
-                                s3 += entry[3]
-                            of_tokens[0, t] += s0 * factor
-                            of_tokens[1, t] += s1 * factor
-                            of_tokens[2, t] += s2 * factor
-                            of_tokens[3, t] += s3 * factor
-                        else:
-                            w0, w1 = of_tokens[0, t] * factor, of_tokens[1, t] * factor
-                            w2, w3 = of_tokens[2, t] * factor, of_tokens[3, t] * factor
-                            for place in range(places):
-                                entry = of_chunk[place, of_plane[stored, place]]
-                                entry[0] += w0
-                                entry[1] += w1
-                                entry[2] += w2
-                                entry[3] += w3
+                        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+                        for place in range(places):
+                            entry = of_chunk[place, of_plane[stored, place]]
+                            s0 += entry[0]
+                            s1 += entry[1]
+                            s2 += entry[2]
+                            s3 += entry[3]
+                        of_tokens[0, t] += s0 * factor
+                        of_tokens[1, t] += s1 * factor
+                        of_tokens[2, t] += s2 * factor
+                        of_tokens[3, t] += s3 * factor
                     weight *= np.float32(3)
 
 
-@numba.njit(cache=True)
+@compiled(
+    *_RUN_RULES,
+    **_RUN,
+    weights=Array(np.float32, "batch", "kv_heads", "chunks", _LANES, "context"),
+)
+def _scatter_weights(
+    data, words, low, high, scale, first, tokens, fraction_bits, tables, start, weights
+):
+    """Add weights [batch, kv_heads, chunks, 4, T] to the entries of values' bytes.
+
+    A token adds its weight times the scale of the planes, which are under one.
+    """
+    batch, heads, chunks, places = tables.shape[:4]
+    for b in range(batch):
+        for h in range(heads):
+            for chunk in range(chunks):
+                of_chunk = tables[b, h, chunk]
+                of_tokens = weights[b, h, chunk, :, start : start + tokens]
+                scales = words[b, h, scale]
+                weight = np.float32(1)
+                for plane in range(low, high):
+                    of_plane = data[b, h, plane]
+                    for t in range(tokens):
+                        stored = np.uint64(first + t)  # unsigned: no check for an index below zero
+                        factor = weight * _scale(scales[stored, 0], fraction_bits)
+                        w0, w1 = of_tokens[0, t] * factor, of_tokens[1, t] * factor
+                        w2, w3 = of_tokens[2, t] * factor, of_tokens[3, t] * factor
+                        for place in range(places):
+                            entry = of_chunk[place, of_plane[stored, place]]
+                            entry[0] += w0
+                            entry[1] += w1
+                            entry[2] += w2
+                            entry[3] += w3
+                    weight *= np.float32(3)
+
+
+@compiled(
+    "chunks * 4 >= members",
+    tables=_TABLES,
+    bytes_of_groups=Array(np.uint8, "groups"),
+    outputs=Array(np.float64, "batch", "kv_heads", "members", 1, "dim", written=True),
+)
 def _empty_tables(tables, bytes_of_groups, outputs):
     """Sums [batch, kv_heads, G, 1, D] of entries times the trits of their bytes.
 
@@ -207,7 +270,7 @@ def _empty_tables(tables, bytes_of_groups, outputs):
 _ZERO = np.float32(0)
 
 
-@numba.njit(inline="always")
+@loop_part
 def _scale(word, fraction_bits):
     """The scale of a stored word, float32."""
     one = 1 << fraction_bits

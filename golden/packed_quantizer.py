@@ -8,11 +8,11 @@ with feedback some for each element. Here Numba compiles plain loops over intege
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
+from golden.compiled import Array, compiled
 from golden.feedback import Feedback
 from golden.packer import encode_table
 from golden.quantizer import BALANCED_RATIOS, absmean_constant, absmean_shift
@@ -68,7 +68,7 @@ class PackedQuantizer:
         """
         if vectors.dtype != torch.int64:
             raise TypeError(f"vectors are {vectors.dtype}, must be torch.int64")
-        largest = _write(
+        wrong = _write(
             vectors.numpy(),
             self._limit,
             *self._scale,
@@ -81,7 +81,8 @@ class PackedQuantizer:
             words,
             start,
         )
-        if largest > self._limit:
+        if wrong >= 0:
+            largest = abs(vectors.flatten()[wrong].item())
             raise ValueError(f"x holds {largest}; allowed are magnitudes up to {self._limit}")
 
     def read(
@@ -100,7 +101,26 @@ class PackedQuantizer:
         return vectors
 
 
-@numba.njit(cache=True)
+@compiled(
+    "0 <= start <= capacity - tokens",
+    "plane_bytes == -(-dim // group)",
+    "groups == 3**group",
+    "(factors.size > 0) == (shifts.size > 0)",
+    vectors=Array(np.int64, "batch", "kv_heads", "tokens", "dim", strided=True),
+    limit=int,
+    constant=int,
+    shift=int,
+    fraction_bits=int,
+    largest_word=int,
+    error_max=int,
+    factors=Array(np.int8, "kv_heads", "dim", "dim", optional=True),
+    shifts=Array(np.int64, "kv_heads", "dim", optional=True),
+    bytes_of_groups=Array(np.uint8, "groups"),
+    group=int,
+    data=Array(np.uint8, "batch", "kv_heads", "digits", "capacity", "plane_bytes", written=True),
+    words=Array((np.uint8, np.int16), "batch", "kv_heads", 1, "capacity", 1, written=True),
+    start=int,
+)
 def _write(
     vectors,
     limit,
@@ -117,25 +137,25 @@ def _write(
     words,
     start,
 ):
-    """See `PackedQuantizer.write`; returns the largest magnitude, and stops at one too large."""
+    """See `PackedQuantizer.write`; stops at an element that is too large, whose place it returns.
+
+    The place is that in the flat vectors, or -1.
+    """
     batch, heads, tokens, dim = vectors.shape
     digits, plane_bytes = data.shape[2], data.shape[4]
     one = 1 << fraction_bits
     powers = 3 ** np.arange(group)
     groups = np.empty((digits, plane_bytes), np.int64)  # index of each byte's trits
     sums = np.empty(dim, np.int64)  # what feedback adds to each element
-    largest = 0
     for b in range(batch):
         for h in range(heads):
             for t in range(tokens):
                 x = vectors[b, h, t]
                 total = 0
                 for k in range(dim):
-                    magnitude = abs(x[k])
-                    total += magnitude
-                    largest = max(largest, magnitude)
-                if largest > limit:
-                    return largest
+                    if not -limit <= x[k] <= limit:
+                        return ((b * heads + h) * tokens + t) * dim + k
+                    total += abs(x[k])
                 # the nearest scale; a mantissa that rounds up to 2 * one carries by itself
                 numerator = total * constant
                 dropped = -fraction_bits - 1
@@ -173,10 +193,19 @@ def _write(
                 for c in range(digits):
                     for j in range(plane_bytes):
                         data[b, h, c, start + t, j] = bytes_of_groups[groups[c, j]]
-    return largest
+    return -1
 
 
-@numba.njit(cache=True)
+@compiled(
+    "0 <= start <= capacity - tokens",
+    "plane_bytes == -(-dim // group)",
+    data=Array(np.uint8, "batch", "kv_heads", "digits", "capacity", "plane_bytes"),
+    words=Array((np.uint8, np.int16), "batch", "kv_heads", 1, "capacity", 1),
+    start=int,
+    fraction_bits=int,
+    trits_of_bytes=Array(np.int8, 256, "group"),
+    vectors=Array(np.int64, "batch", "kv_heads", "tokens", "dim", written=True),
+)
 def _read(data, words, start, fraction_bits, trits_of_bytes, vectors):
     """See `PackedQuantizer.read`."""
     batch, heads, tokens, dim = vectors.shape

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from golden.compiled import Array, compiled, loop_part
 
 __all__ = ["ONE", "ZERO", "Gates", "Node", "simulate"]
 
@@ -85,12 +86,11 @@ def simulate(
     cycles = len(next(iter(stimulus.values())))
     inputs, values = _columns(gates, stimulus, cycles)
     outputs, wanted = _columns(gates, expected, cycles)
-    memories = [_memory_arrays(memory) for memory in gates.memories]
     toggles = np.zeros(gates.nets, np.int64)
     wrong = _run(
         *_flat(gates.nodes),
         *_flat(gates.states),
-        numba.typed.List(memories or [_memory_arrays(_NO_MEMORY)]),
+        *_flat_memories(gates.memories),
         inputs,
         values,
         outputs,
@@ -137,33 +137,85 @@ def _flat(
     )
 
 
-_NO_MEMORY: Mapping[str, Sequence[int]] = {
-    "RD_ADDR": [ZERO],
-    "RD_EN": [ZERO],
-    "RD_DATA": [],
-    "WR_ADDR": [ZERO],
-    "WR_DATA": [],
-    "WR_EN": [],
-}
+_MEMORY_PORTS = ("RD_ADDR", "RD_EN", "RD_DATA", "WR_ADDR", "WR_DATA", "WR_EN")
 
 
-def _memory_arrays(ports: Mapping[str, Sequence[int]]) -> tuple[NDArray[Any], ...]:
-    """Nets of a memory's ports, and its contents, all zero."""
-    names = ("RD_ADDR", "RD_EN", "RD_DATA", "WR_ADDR", "WR_DATA", "WR_EN")
-    nets = [np.array(ports[name], np.int32) for name in names]
-    words = 1 << max(len(ports["RD_ADDR"]), len(ports["WR_ADDR"]))
-    return (*nets, np.zeros((words, len(ports["RD_DATA"])), np.uint8))
+def _flat_memories(
+    memories: Sequence[Mapping[str, Sequence[int]]],
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]:
+    """Start of each port's nets (and the end) of each memory, nets, start of contents, contents.
+
+    All contents are zero.
+    """
+    widths = np.array([[len(memory[port]) for port in _MEMORY_PORTS] for memory in memories], int)
+    widths = widths.reshape(-1, len(_MEMORY_PORTS))
+    read_address, _, data, write_address, written, enables = widths.T
+    if (written != data).any() or (enables != data).any() or not (widths[:, 1] == 1).all():
+        raise ValueError("memories: RD_DATA, WR_DATA and WR_EN must be equally wide, RD_EN one bit")
+    ends = widths.cumsum().reshape(widths.shape)
+    starts = np.concatenate((ends[:, :1] - widths[:, :1], ends), 1).astype(np.int32)
+    sizes = (1 << np.maximum(read_address, write_address)) * data
+    nets = [net for memory in memories for port in _MEMORY_PORTS for net in memory[port]]
+    return (
+        starts,
+        np.array(nets, np.int32),
+        np.cumsum([0, *sizes]),
+        np.zeros(int(sizes.sum()), np.uint8),
+    )
 
 
-@numba.njit(cache=True)
-def _address(values: NDArray[np.uint8], nets: NDArray[np.int32]) -> int:
+@loop_part
+def _address(values, nets):
     address = 0
     for place in range(len(nets)):
         address |= int(values[nets[place]]) << place
     return address
 
 
-@numba.njit(cache=True)
+def _nodes(kind: str) -> tuple[tuple[str, ...], dict[str, Array]]:
+    """What arrays of nodes must be: inputs one after the other, and every row in its table."""
+    return (
+        f"{kind}_starts == {kind}_count + 1 and {kind}_start[0] == 0",
+        f"(np.diff({kind}_start) >= 0).all() and {kind}_start[-1] == {kind}_pins",
+        f"({kind}_table >= 0).all()",
+        f"({kind}_table + 2.0 ** np.diff({kind}_start) <= {kind}_rows).all()",
+    ), {
+        f"{kind}_net": Array(np.int32, f"{kind}_count", below="nets"),
+        f"{kind}_start": Array(np.int32, f"{kind}_starts"),
+        f"{kind}_inputs": Array(np.int32, f"{kind}_pins", below="nets"),
+        f"{kind}_table": Array(np.int32, f"{kind}_count"),
+        f"{kind}_tables": Array(np.uint8, f"{kind}_rows", below=2),
+    }
+
+
+_NODE_RULES, _NODES = _nodes("node")
+_STATE_RULES, _STATES = _nodes("state")
+
+
+@compiled(
+    *_NODE_RULES,
+    *_STATE_RULES,
+    "nets >= 2",
+    "memory_start.min(initial=0) >= 0 and memory_start.max(initial=0) <= memory_pins",
+    "(np.diff(memory_start) >= 0).all() and (memory_start[:, 2] - memory_start[:, 1] == 1).all()",
+    # data, what is written, and enables are equally wide
+    "(np.diff(memory_start)[:, [4, 5]] == np.diff(memory_start)[:, [2]]).all()",
+    "content_starts == memories + 1 and content_start[0] >= 0 and content_start[-1] <= bits",
+    "(np.diff(content_start) >= np.diff(memory_start)[:, 2] * "
+    "2.0 ** np.diff(memory_start)[:, [0, 3]].max(-1, initial=0)).all()",
+    **_NODES,
+    **_STATES,
+    memory_start=Array(np.int32, "memories", 7),
+    memory_nets=Array(np.int32, "memory_pins", below="nets"),
+    content_start=Array(np.int64, "content_starts"),
+    contents=Array(np.uint8, "bits", written=True),
+    inputs=Array(np.int32, "columns", below="nets"),
+    stimulus=Array(np.uint8, "cycles", "columns", below=2),
+    outputs=Array(np.int32, "compared", below="nets"),
+    expected=Array(np.uint8, "cycles", "compared"),
+    first=int,
+    toggles=Array(np.int64, "nets", written=True),
+)
 def _run(
     node_net,
     node_start,
@@ -175,7 +227,10 @@ def _run(
     state_inputs,
     state_table,
     state_tables,
-    memories,
+    memory_start,
+    memory_nets,
+    content_start,
+    contents,
     inputs,
     stimulus,
     outputs,
@@ -210,15 +265,19 @@ def _run(
             for place in range(state_start[state], state_start[state + 1]):
                 row = row * 2 + values[state_inputs[place]]
             following[state] = state_tables[state_table[state] + row]
-        for read_address, enable, data, write_address, written, writes, content in memories:
-            word = _address(values, read_address)
+        for memory in range(len(memory_start)):
+            ends = memory_start[memory]
+            enable, data = memory_nets[ends[1]], memory_nets[ends[2] : ends[3]]
+            written, writes = memory_nets[ends[4] : ends[5]], memory_nets[ends[5] : ends[6]]
+            content = contents[content_start[memory] :]
+            word = _address(values, memory_nets[ends[0] : ends[1]]) * len(data)
             # taken before the write, put on the nets after it: a word's nets are no memory's input
-            reading = values[enable[0]]
-            old = content[word].copy()
-            word = _address(values, write_address)
+            reading = values[enable]
+            old = content[word : word + len(data)].copy()
+            word = _address(values, memory_nets[ends[3] : ends[4]]) * len(data)
             for place in range(len(writes)):
                 if values[writes[place]]:
-                    content[word, place] = values[written[place]]
+                    content[word + place] = values[written[place]]
             if reading:
                 for place in range(len(data)):
                     net = data[place]
