@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from golden.backends import AttentionJob, to_float
-from golden.cache import TernaryCacheLayer
+from golden.attention_job import AttentionJob, CachePass
+from golden.backends import to_float
 from kvtq_hw.errors import UserError
 
 __all__ = ["ATTENTION", "ternary_attention"]
@@ -27,11 +27,12 @@ ATTENTION = "kvtq_ternary"
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
 
 
+@torch.compiler.disable
 def ternary_attention(
     module: nn.Module,
     query: Tensor,
-    key: TernaryCacheLayer,
-    value: TernaryCacheLayer,
+    key: CachePass,
+    value: CachePass,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -39,9 +40,11 @@ def ternary_attention(
 ) -> tuple[Tensor, None]:
     """Attention of `query` [batch, heads, I, D] over everything in the cache layer.
 
+    A compiled model leaves its graph for it: the integers are not worth tracing.
+
     Parameters
     ----------
-    key, value : the cache layer, as its `update` returned it
+    key, value : the pass through the cache layer, as its `update` returned it
     attention_mask : bool [batch, 1, I, T], true where a query sees a token; None for causal
         attention of the newest I tokens
     scaling : factor on the scores, 1 / sqrt(D) when None
@@ -57,31 +60,49 @@ def ternary_attention(
     ValueError
         For attention variants and masks that the engine does not compute.
     """
-    if not isinstance(key, TernaryCacheLayer):
-        raise TypeError(f"key is a {type(key).__name__}, not a layer of a TernaryCache")
+    if not isinstance(key, CachePass):
+        raise TypeError(
+            f"the model's cache gave the attention a {type(key).__name__}; {ATTENTION!r} needs a "
+            "TernaryCache: pass past_key_values=golden.decoding.make_cache(...)"
+        )
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{name}: {kwargs[name]!r} is not supported; must be None")
     if dropout:
         raise ValueError(f"dropout: {dropout} is not supported; must be 0")
     config = key.config
-    kv_heads = query.shape[1] // config.query_group
-    grouped = query.unflatten(1, (kv_heads, config.query_group))
+    _check_queries(query, key)
+    grouped = query.unflatten(1, (key.kv_heads, config.query_group))
     queries = key.conditioning.scale_queries(grouped)
     factor = 1.0 if scaling is None else scaling * math.sqrt(config.head_dim)
     if factor != 1.0:
         queries = queries * factor
-    visible = _visible(attention_mask, query.shape[-2], key.get_seq_length(), query.device)
+    visible = _visible(attention_mask, query.shape[-2], key.tokens, query.device)
     if key.code.sinks and visible is not None and not visible.any(-2).all():
         raise UserError(
             f"code: {str(key.code)!r} has sinks, which a batch with padded sequences cannot have; "
             "allowed are codes with sinks=0"
         )
-    recent = key.take_recent(query.shape[-2])
-    layer = cast(int, module.layer_idx)
-    job = AttentionJob(layer, queries, key, visible, recent, key.take_vectors())
+    key.settle(visible)
+    job = AttentionJob(cast(int, module.layer_idx), queries, key, visible)
     outputs = key.conditioning.real_outputs(to_float(key.backend.attend(job)))
     return outputs.flatten(1, 2).transpose(1, 2).contiguous().to(query.dtype), None
+
+
+def _check_queries(query: Tensor, stored: CachePass) -> None:
+    """Refuse queries that are not of this pass, or of another model."""
+    config = stored.config
+    expected = stored.batch, stored.kv_heads * config.query_group, config.head_dim
+    if (query.shape[0], query.shape[1], query.shape[3]) != expected:
+        raise ValueError(
+            f"queries have batch, heads and head dimension {(*query.shape[:2], query.shape[3])}; "
+            f"the cache and configuration {config.name!r} need {expected}"
+        )
+    if query.shape[2] > stored.new_tokens:
+        raise ValueError(
+            f"queries are of {query.shape[2]} tokens; at most the {stored.new_tokens} that were "
+            "appended last can attend"
+        )
 
 
 def _visible(mask: Tensor | None, queries: int, tokens: int, device: torch.device) -> Tensor | None:
@@ -91,10 +112,10 @@ def _visible(mask: Tensor | None, queries: int, tokens: int, device: torch.devic
             return None
         causal = torch.ones(queries, tokens, dtype=torch.bool, device=device)
         return causal.tril(tokens - queries)[None, None]
-    if mask.dtype != torch.bool or mask.shape[1] != 1:
+    if mask.dtype != torch.bool or mask.shape[1:] != (1, queries, tokens):
         raise ValueError(
-            f"attention_mask: {mask.dtype} {tuple(mask.shape)} is not supported; must be bool with "
-            "one head"
+            f"attention_mask: {mask.dtype} {tuple(mask.shape)} is not supported; must be bool "
+            f"[batch, 1, {queries}, {tokens}]"
         )
     used = mask.any(-2, keepdim=True)
     rank = used.cumsum(-1)

@@ -1,14 +1,13 @@
 """Who computes attention: the integer golden model, the float reference, or something beside them.
 
-A backend gets an `AttentionJob`, one layer's attention in one forward pass. The hardware simulator
-is a backend too; `CheckedBackend` runs two of them and compares every output bit.
+A backend gets a `golden.attention_job.AttentionJob`, one layer's attention in one forward pass.
+The hardware simulator is one too; `CheckedBackend` runs two and compares every output bit.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -16,17 +15,14 @@ import torch
 from torch import Tensor
 
 from golden import float_reference
-from golden.cache import TernaryCacheLayer
+from golden.attention_job import AttentionBackend, AttentionJob
 from golden.dequantizer import dequantize
-from golden.engine import Attention, Recent, attend
+from golden.engine import Attention, attend
 from golden.output_rotator import output_rotator
-from golden.queries import Queries, quantize_queries
-from golden.query_conditioner import query_conditioner
+from golden.queries import Queries
 from golden.tensors import write_tensors
 
 __all__ = [
-    "AttentionBackend",
-    "AttentionJob",
     "CheckedBackend",
     "FloatBackend",
     "GoldenBackend",
@@ -39,66 +35,6 @@ __all__ = [
 # Golden attention holds a few int64 tensors of [batch, heads, queries, tokens, runs]: a larger
 # prefill is computed in pieces of queries.
 _CHUNK_ELEMENTS = 1 << 21
-
-
-@dataclass(frozen=True)
-class AttentionJob:
-    """The attention of one layer in one forward pass.
-
-    layer_index : the layer
-    scaled_queries : float64 [batch, kv_heads, G, I, D], scaled as `Conditioning` does, not rotated
-    cache : the layer's cache, which already holds the tokens of this pass
-    visible : bool [batch, 1, I, T], prefixes of one set of tokens a sequence; all tokens when None
-    recent : the tokens that left the window in this pass, as earlier queries of it see them; its
-        `seen` is bool [I, R]. None where every query sees what the cache holds now.
-    vectors : key and value of the one token of this pass as they came, 16-bit integers int64
-        [batch, kv_heads, 1, D]; None in a pass of several
-    """
-
-    layer_index: int
-    scaled_queries: Tensor
-    cache: TernaryCacheLayer
-    visible: Tensor | None
-    recent: Recent | None = None
-    vectors: tuple[Tensor, Tensor] | None = None
-
-    @cached_property
-    def real_queries(self) -> Tensor:
-        """The queries conditioned, unrounded: scores are ``q.k / sqrt(D)``."""
-        return self.cache.conditioning.rotated(self.scaled_queries)
-
-    @cached_property
-    def host_queries(self) -> Queries:
-        """The queries as the host gives them to the hardware."""
-        return quantize_queries(self.cache.config, self.scaled_queries)
-
-    @cached_property
-    def queries(self) -> Queries:
-        """The queries as the lanes take them."""
-        rotate = self.cache.conditioning.rotate
-        return query_conditioner(self.cache.config, self.host_queries, rotate)
-
-    @cached_property
-    def value_exponent(self) -> Tensor:
-        """The contract's `value_exponent` of every query, int64 [batch, kv_heads, I]."""
-        return self.cache.value_exponent(self.real_queries.shape[-2], self.visible)
-
-    @property
-    def is_decode_step(self) -> bool:
-        """One new token of one sequence, which attends to all tokens: a job for the hardware."""
-        batch, _, _, queries, _ = self.scaled_queries.shape
-        return batch == 1 and queries == 1 and self.visible is None
-
-
-class AttentionBackend(Protocol):
-    """Computes jobs.
-
-    The result is rotated back, in the unit of the value integers, [batch, kv_heads, G, I, D].
-    """
-
-    def attend(self, job: AttentionJob) -> Attention | Tensor:
-        """Integer outputs with their exponents, or float64 outputs."""
-        ...
 
 
 class IntegerBackend(Protocol):
@@ -115,7 +51,7 @@ class GoldenBackend:
     def attend(self, job: AttentionJob) -> Attention:
         """Integer attention over the layer's planes, the queries in pieces where they are many."""
         config = job.cache.config
-        keys, values = job.cache.key_planes().merged(), job.cache.value_planes().merged()
+        keys, values = job.cache.keys.planes().merged(), job.cache.values.planes().merged()
         queries, visible, recent = job.queries, job.visible, job.recent
         if recent is not None:
             recent = replace(recent, keys=recent.keys.merged(), values=recent.values.merged())
@@ -152,8 +88,8 @@ class FloatBackend:
     def attend(self, job: AttentionJob) -> Tensor:
         """Float attention over the layer's planes."""
         config = job.cache.config
-        keys = dequantize(config, job.cache.key_planes()).double()
-        values = dequantize(config, job.cache.value_planes()).double()
+        keys = dequantize(config, job.cache.keys.planes()).double()
+        values = dequantize(config, job.cache.values.planes()).double()
         recent = None
         if job.recent is not None:
             recent = (
@@ -271,7 +207,7 @@ class CheckedBackend:
         index = tuple(wrong.nonzero()[0].tolist())
         sequence, kv_head, member, query, dimension = index
         group = wrong.shape[2]
-        token = job.cache.get_seq_length() - wrong.shape[3] + query
+        token = job.cache.tokens - wrong.shape[3] + query
         path = self._folder / f"mismatch-layer{job.layer_index}-token{token}.safetensors"
         save_job(path, job, expected, found)
         values = f"{int(found.values[index])} instead of {int(expected.values[index])}"
@@ -296,7 +232,7 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
     """
     tensors = {"queries.values": job.queries.values, "queries.exponent": job.queries.exponent}
     tensors["value_exponent"] = job.value_exponent
-    for name, planes in (("keys", job.cache.key_planes()), ("values", job.cache.value_planes())):
+    for name, planes in (("keys", job.cache.keys.planes()), ("values", job.cache.values.planes())):
         for field in ("trits", "unit", "fraction", "exponent"):
             tensors[f"{name}.{field}"] = getattr(planes, field)
     for name, result in (("expected", expected), ("found", found)):

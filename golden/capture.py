@@ -17,7 +17,8 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from golden.backends import AttentionJob, GoldenBackend
+from golden.attention_job import AttentionJob
+from golden.backends import GoldenBackend
 from golden.engine import Attention, attend
 from golden.planes import Planes
 from golden.queries import Queries
@@ -220,7 +221,7 @@ def _captured(job: AttentionJob, head: int, step: int) -> Captured:
     cache = job.cache
     keys, values = (
         Planes(*(getattr(planes, field)[0, head].clone() for field in _FIELDS))
-        for planes in (cache.key_planes(), cache.value_planes())
+        for planes in (cache.keys.planes(), cache.values.planes())
     )
     queries = Queries(job.queries.values[0, head], job.queries.exponent[0, head])
     exponent = job.value_exponent[0, head]

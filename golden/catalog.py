@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from transformers import Cache
 
 from golden.attention import ATTENTION
-from golden.backends import AttentionBackend, GoldenBackend
+from golden.attention_job import AttentionBackend
+from golden.backends import GoldenBackend
 from golden.baselines import floats, integers, kivi, kvtq, transformers_cache
 from golden.cache import TernaryCache
 from golden.calibration import Calibration

@@ -19,7 +19,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from types import CodeType
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 import numpy as np
@@ -29,7 +29,7 @@ __all__ = ["Array", "compiled", "loop_part"]
 
 numba.config.SLP_VECTORIZE = 1  # makes operations on a few neighbours one vector operation
 
-Loop = TypeVar("Loop", bound=Callable[..., Any])
+Loop = Callable[..., Any]
 
 
 class Array:
@@ -92,9 +92,7 @@ class Array:
             raise ValueError(f"{name} is read-only; must be writeable")
 
 
-def compiled(
-    *rules: str, **arguments: Array | type[int] | type[float]
-) -> Callable[[Loop], Loop]:
+def compiled(*rules: str, **arguments: Array | type[int] | type[float]) -> Callable[[Loop], Loop]:
     """Compile a loop, and check its arguments before every call.
 
     Parameters
@@ -149,7 +147,7 @@ def compiled(
                     raise ValueError(_broken(title, text, condition, sizes))
             return loop(*given)
 
-        return checked  # type: ignore[return-value]
+        return checked
 
     return decorate
 
@@ -162,8 +160,6 @@ def loop_part(function: Loop) -> Loop:
 def _broken(title: str, rule: str, condition: CodeType, sizes: dict[Any, Any]) -> str:
     """Which rule a call does not keep, and the numbers in it."""
     numbers = [
-        f"{name} = {sizes[name]}"
-        for name in condition.co_names
-        if isinstance(sizes.get(name), int)
+        f"{name} = {sizes[name]}" for name in condition.co_names if isinstance(sizes.get(name), int)
     ]
     return f"{title}: {rule} is not true with {', '.join(numbers) or 'these arrays'}"

@@ -78,6 +78,13 @@ class Conditioning:
     key_feedback: Feedback | None = None
     value_feedback: Feedback | None = None
 
+    @property
+    def kv_heads(self) -> int | None:
+        """KV heads of centres and feedback; None where there are neither."""
+        feedback = [x.shift for x in (self.key_feedback, self.value_feedback) if x is not None]
+        static = [*feedback, *([] if self.key_centre is None else [self.key_centre])]
+        return static[0].shape[0] if static else None
+
     def centred(self, integers: Tensor) -> Tensor:
         """Integers of keys [batch, kv_heads, tokens, D] without their centres."""
         if self.key_centre is None:

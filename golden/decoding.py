@@ -11,7 +11,7 @@ from transformers import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from golden.attention import ATTENTION
-from golden.backends import AttentionBackend
+from golden.attention_job import AttentionBackend
 from golden.cache import TernaryCache
 from golden.calibration import Calibration
 from golden.models import LanguageModel

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from golden.cache import TieredStore
 from golden.planes import Planes
 from golden.record_packer import pack_record
 from golden.record_unpacker import unpack_records
+from golden.tiered_store import TieredView
 from kvtq_hw.layout import MemoryLayout, Region, TierCounts, VectorKind
 
 __all__ = ["MemoryImage"]
@@ -41,8 +41,8 @@ class MemoryImage:
                 f"must be torch.uint8 ({layout.bytes},)"
             )
 
-    def store(self, layer: int, head: int, kind: VectorKind, vectors: TieredStore) -> None:
-        """Write all vectors of one KV head from a cache's store (sequence 0)."""
+    def store(self, layer: int, head: int, kind: VectorKind, vectors: TieredView) -> None:
+        """Write all vectors of one KV head of what a cache holds (sequence 0)."""
         for name in ("sinks", "body", "window"):
             part = getattr(vectors, name)
             planes = part.planes().map_tokens(lambda x, axis: x[0, head])

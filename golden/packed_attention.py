@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golden.backends import AttentionJob
-from golden.cache import PlaneStore, TieredStore
+from golden.attention_job import AttentionJob
 from golden.compiled import Array, compiled, loop_part
 from golden.packer import encode_table
+from golden.plane_store import PlaneView
+from golden.tiered_store import TieredView
 from kvtq_hw.packing import DIGITS_PER_BYTE
 
 __all__ = ["attend_one"]
@@ -35,7 +36,7 @@ def attend_one(job: AttentionJob) -> Tensor:
     Exact digits and scales, products and sums in float32. The cache must be on a CPU.
     """
     cache, queries = job.cache, job.real_queries.detach()
-    packing, tokens = cache.config.packing, cache.get_seq_length()
+    packing, tokens = cache.config.packing, cache.tokens
     batch, kv_heads, group, _, dim = queries.shape
     shape = batch, kv_heads, -(-group // _LANES)
     bytes_of_groups = encode_table(packing).numpy()
@@ -60,19 +61,19 @@ def attend_one(job: AttentionJob) -> Tensor:
     return torch.from_numpy(outputs)
 
 
-def _runs(store: TieredStore) -> Iterator[tuple[int, tuple]]:
+def _runs(stored: TieredView) -> Iterator[tuple[int, tuple]]:
     """For all planes under one scale: their first token, and what the loops need of them."""
     start = 0
-    for part in (store.sinks, store.body, store.window):
+    for part in stored.parts:
         if part.tokens:
-            data, words, first = part.buffers()
-            place = first, part.tokens, part.config.scale_fraction_bits
+            data, words = part.buffers()
+            place = part.first, part.tokens, part.config.scale_fraction_bits
             for run in _planes_of_scales(part):
                 yield start, (data, words, *run, *place)
         start += part.tokens
 
 
-def _planes_of_scales(part: PlaneStore) -> list[tuple[int, int, int]]:
+def _planes_of_scales(part: PlaneView) -> list[tuple[int, int, int]]:
     """First plane, end and scale of what is under one scale."""
     if part.kind == "balanced":
         return [(0, part.digits, 0)]
@@ -131,7 +132,7 @@ def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
                             entry[g] = sums[i, g]
 
 
-_RUN = {
+_RUN: dict[str, Array | type[int]] = {
     "data": Array(np.uint8, "batch", "kv_heads", "planes", "capacity", "places"),
     "words": Array((np.uint8, np.int16), "batch", "kv_heads", "scales", "capacity", 1),
     "low": int,
@@ -156,9 +157,7 @@ _RUN_RULES = (
     **_RUN,
     scores=Array(np.float32, "batch", "kv_heads", "chunks", _LANES, "context", written=True),
 )
-def _add_scores(
-    data, words, low, high, scale, first, tokens, fraction_bits, tables, start, scores
-):
+def _add_scores(data, words, low, high, scale, first, tokens, fraction_bits, tables, start, scores):
     """Add what keys' planes under one scale give to scores [batch, kv_heads, chunks, 4, T].
 
     A token's product is the sum of the entries of its bytes, times the scale.

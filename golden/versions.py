@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from golden.backends import AttentionJob
+from golden.attention_job import AttentionJob
 from golden.dequantizer import dequantize
 from golden.packed_attention import attend_one
 
@@ -85,7 +85,7 @@ class SinglePrecisionBackend:
         config = job.cache.config
         keys, values = (
             dequantize(config, planes).float()
-            for planes in (job.cache.key_planes(), job.cache.value_planes())
+            for planes in (job.cache.keys.planes(), job.cache.values.planes())
         )
         queries = (job.real_queries / math.sqrt(config.head_dim)).float()
         recent = job.recent

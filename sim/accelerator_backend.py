@@ -14,13 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golden.backends import AttentionJob, IntegerBackend
+from golden.attention_job import AttentionJob, Revision
+from golden.backends import IntegerBackend
 from golden.cache import TernaryCache, TernaryCacheLayer
 from golden.conditioning import Conditioning
 from golden.engine import Attention
 from golden.feedback import Feedback
 from golden.memory_image import MemoryImage
 from golden.tables import load_words
+from golden.tiered_store import TieredView
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
@@ -35,12 +37,12 @@ __all__ = ["AcceleratorBackend", "LoadingBackend"]
 class _LayerState:
     """What the memory holds of a layer.
 
-    tokens, revision : of the cache layer that it mirrors
+    tokens, revision : of the cache layer that it mirrors; no revision while it is empty
     floors : value exponents of its heads that the hardware does not know yet; None where it does
     """
 
     tokens: int = 0
-    revision: int = 0
+    revision: Revision | None = None
     floors: list[int] | None = None
 
 
@@ -116,12 +118,13 @@ class AcceleratorBackend:
         if not job.is_decode_step:
             raise ValueError("the accelerator computes decode steps of one sequence only")
         state = self._layers[job.layer_index]
-        tokens = job.cache.get_seq_length()
-        append = job.vectors is not None and (
-            (state.tokens, state.revision) == (tokens - 1, job.cache.revision)
-        )
+        tokens, new = job.cache.tokens, job.cache.vectors
+        follows = state.tokens == tokens - 1 and state.revision in (None, job.cache.revision)
+        append = new is not None and follows
         if not append:
-            self.load(job.layer_index, job.cache)
+            self.load(job)
+            state = self._layers[job.layer_index]
+        state.revision = job.cache.revision
         queries, floors = job.host_queries, state.floors
         jobs = []
         for head, descriptors in enumerate(self._descriptors[job.layer_index]):
@@ -133,8 +136,8 @@ class AcceleratorBackend:
                 value_exponent=floors[head] if floors else 0,
             )
             vectors = None
-            if append and job.vectors is not None:
-                vectors = torch.stack([x[0, head, 0] for x in job.vectors]).numpy()
+            if append and new is not None:
+                vectors = torch.stack([x[0, head, 0] for x in new]).numpy()
             jobs.append(AcceleratorJob(descriptor, vectors, queries.values[0, head, :, 0].numpy()))
         run = self._accelerator.run(jobs)
         state.tokens, state.floors = tokens, None
@@ -146,18 +149,19 @@ class AcceleratorBackend:
             torch.tensor(run.counters["saturated_scores"]),
         )
 
-    def load(self, layer: int, cache: TernaryCacheLayer) -> None:
-        """Write what the golden model has stored of a layer into the memory."""
-        store_layer(self._image, layer, cache)
-        floors = cache.value_exponent(1)[0, :, 0].tolist()
-        self._layers[layer] = _LayerState(cache.get_seq_length(), cache.revision, floors)
+    def load(self, job: AttentionJob) -> None:
+        """Write what the golden model has stored of a job's layer into the memory."""
+        cache = job.cache
+        store_layer(self._image, job.layer_index, cache.keys, cache.values)
+        floors = job.value_exponent[0, :, -1].tolist()
+        self._layers[job.layer_index] = _LayerState(cache.tokens, cache.revision, floors)
 
     def compare_memory(self, cache: TernaryCache) -> tuple[int, int]:
         """Compare the memory with the image of a cache: bytes compared, and how many differ."""
         expected = MemoryImage(self._image.layout)
         for layer, stored in enumerate(cache.layers):
             if isinstance(stored, TernaryCacheLayer):
-                store_layer(expected, layer, stored)
+                store_layer(expected, layer, stored.keys.view(), stored.values.view())
         different = int((expected.data != self._image.data).sum())
         return sum(layer.stored_bytes() for layer in cache.layers), different
 
@@ -172,15 +176,15 @@ class LoadingBackend:
     def attend(self, job: AttentionJob) -> Attention:
         """Let the reference compute the job, and load the layer."""
         result = self._reference.attend(job)
-        self._accelerator.load(job.layer_index, job.cache)
+        self._accelerator.load(job)
         return result
 
 
-def store_layer(image: MemoryImage, layer: int, cache: TernaryCacheLayer) -> None:
-    """Write all vectors of a layer's cache, sequence 0, into an image."""
+def store_layer(image: MemoryImage, layer: int, keys: TieredView, values: TieredView) -> None:
+    """Write all vectors that a layer's cache holds, of sequence 0, into an image."""
     for head in range(len(image.layout.heads[layer])):
-        image.store(layer, head, "key", cache.keys)
-        image.store(layer, head, "value", cache.values)
+        image.store(layer, head, "key", keys)
+        image.store(layer, head, "value", values)
 
 
 def _tables(

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from golden.backends import AttentionJob, rotated_back
-from golden.cache import TernaryCacheLayer
+from golden.attention_job import AttentionJob, CachePass, Revision
+from golden.backends import rotated_back
 from golden.engine import Attention
 from golden.planes import Planes
 from kvtq_hw.config import EngineConfig
@@ -35,10 +35,9 @@ class _HeadMemory:
 
 @dataclass
 class _LayerMemory:
-    """One layer's KV heads, and the state of the cache layer that they mirror."""
+    """One layer's KV heads, and how many of their tokens were settled when they were packed."""
 
     heads: list[_HeadMemory]
-    revision: int = 0
     settled: int = 0
 
 
@@ -62,7 +61,7 @@ class RtlBackend:
 
     def __init__(self, config: EngineConfig) -> None:
         self._engine = VerilatedEngine(config)
-        self._layers: WeakKeyDictionary[TernaryCacheLayer, _LayerMemory] = WeakKeyDictionary()
+        self._layers: WeakKeyDictionary[Revision, _LayerMemory] = WeakKeyDictionary()
         self.cycles = 0
         self.bound_cycles = 0
         self.jobs = 0
@@ -105,27 +104,26 @@ class RtlBackend:
         )
         return rotated_back(job, attention)
 
-    def _updated(self, layer: TernaryCacheLayer) -> _LayerMemory:
+    def _updated(self, stored: CachePass) -> _LayerMemory:
         """The layer's memory, with the tokens that are new, or not settled, since the last call."""
         config = self._engine.config
-        memory = self._layers.get(layer)
-        if memory is None or memory.revision != layer.revision:
-            kv_heads = layer.key_planes(layer.get_seq_length()).trits.shape[1]
+        memory = self._layers.get(stored.revision)
+        if memory is None:
             heads = [
                 _HeadMemory(SliceBuffer(config, "key"), SliceBuffer(config, "value"))
-                for _ in range(kv_heads)
+                for _ in range(stored.kv_heads)
             ]
-            memory = self._layers[layer] = _LayerMemory(heads, layer.revision)
-        keys, values = layer.key_planes(memory.settled), layer.value_planes(memory.settled)
-        key_depths = layer.keys.depths(memory.settled).numpy()
-        value_depths = layer.values.depths(memory.settled).numpy()
+            memory = self._layers[stored.revision] = _LayerMemory(heads)
+        keys, values = stored.keys.planes(memory.settled), stored.values.planes(memory.settled)
+        key_depths = stored.keys.depths(memory.settled).numpy()
+        value_depths = stored.values.depths(memory.settled).numpy()
         packed_keys = _pack_heads(config, "key", keys, key_depths)
         packed_values = _pack_heads(config, "value", values, value_depths)
         for index, head in enumerate(memory.heads):
             head.truncate(memory.settled)
             head.keys.extend(*packed_keys[index])
             head.values.extend(*packed_values[index])
-        memory.settled = layer.settled
+        memory.settled = stored.settled
         return memory
 
 

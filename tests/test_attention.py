@@ -7,8 +7,8 @@ import torch
 from tiny_model import prompt, tiny_model
 
 from golden.attention import ATTENTION, ternary_attention
+from golden.attention_job import AttentionJob
 from golden.backends import (
-    AttentionJob,
     CheckedBackend,
     FloatBackend,
     GoldenBackend,
@@ -116,16 +116,16 @@ def test_left_padding_and_batch_companions_change_no_bit():
     module = torch.nn.Module()
     module.layer_idx = 0
     layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], recorder)
-    layer.update(keys, values)
+    passes = layer.update(keys, values)
     real = torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
     causal = torch.ones(longest, longest, dtype=torch.bool).tril()
     mask = (causal & real[:, None, :])[:, None]
-    outputs, _ = ternary_attention(module, query, layer, layer, mask)
+    outputs, _ = ternary_attention(module, query, *passes, mask)
     for row, length in enumerate(lengths):
         alone = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], GoldenBackend())
         part = slice(longest - length, None)
-        alone.update(keys[row : row + 1, :, part], values[row : row + 1, :, part])
-        expected, _ = ternary_attention(module, query[row : row + 1, :, part], alone, alone, None)
+        passes = alone.update(keys[row : row + 1, :, part], values[row : row + 1, :, part])
+        expected, _ = ternary_attention(module, query[row : row + 1, :, part], *passes, None)
         assert torch.equal(outputs[row, part], expected[0])
         assert not outputs[row, : longest - length].any()
 
@@ -149,11 +149,12 @@ def test_generate_with_padding_continues_as_each_prompt_alone(language_model):
 def test_beam_search_runs_on_the_cache(language_model):
     inputs = language_model.tokenizer(prompt(5), return_tensors="pt")
     cache = new_cache()
+    before = cache.layers[0].revision
     found = language_model.model.generate(
         **inputs, past_key_values=cache, max_new_tokens=4, num_beams=3, do_sample=False
     )
     assert found.shape == (1, 9)
-    assert cache.layers[0].revision > 0
+    assert cache.layers[0].revision is not before
 
 
 def test_queries_in_pieces_give_the_same_integers(language_model, monkeypatch):
@@ -166,7 +167,11 @@ def test_queries_in_pieces_give_the_same_integers(language_model, monkeypatch):
 
 
 def test_a_cache_of_another_kind_is_refused(language_model):
-    with pytest.raises(TypeError, match=r"^key is a Tensor, not a layer of a TernaryCache$"):
+    message = (
+        r"^the model's cache gave the attention a Tensor; 'kvtq_ternary' needs a TernaryCache: "
+        r"pass past_key_values=golden\.decoding\.make_cache\(\.\.\.\)$"
+    )
+    with pytest.raises(TypeError, match=message):
         language_model.model(tokens(3))
 
 
@@ -180,8 +185,28 @@ def test_a_cache_of_another_kind_is_refused(language_model):
 )
 def test_attention_variants_are_refused(options, message):
     layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], GoldenBackend())
+    passes = layer.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8))
     with pytest.raises(ValueError, match=message):
-        ternary_attention(torch.nn.Module(), torch.zeros(1, 4, 1, 8), layer, layer, None, **options)
+        ternary_attention(torch.nn.Module(), torch.zeros(1, 4, 1, 8), *passes, None, **options)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (
+            (2, 4, 1, 8),
+            r"^queries have batch, heads and head dimension \(2, 4, 8\); the cache and ",
+        ),
+        ((1, 6, 1, 8), r"\(1, 6, 8\); the cache and configuration 'tiny' need \(1, 4, 8\)$"),
+        ((1, 4, 1, 16), r"\(1, 4, 16\); the cache"),
+        ((1, 4, 3, 8), r"^queries are of 3 tokens; at most the 2 that were appended last can atte"),
+    ],
+)
+def test_queries_of_something_else_are_refused(shape, message):
+    layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], GoldenBackend())
+    passes = layer.update(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8))
+    with pytest.raises(ValueError, match=message):
+        ternary_attention(torch.nn.Module(), torch.zeros(shape), *passes, None)
 
 
 @pytest.mark.parametrize(
@@ -189,24 +214,28 @@ def test_attention_variants_are_refused(options, message):
     [
         (torch.zeros(1, 1, 2, 2), r"torch.float32 \(1, 1, 2, 2\) is not supported"),
         (torch.tensor([[[[True, False], [False, True]]]]), "rows are not prefixes of one set"),
+        (
+            torch.ones(1, 1, 2, 3, dtype=torch.bool),
+            r"\(1, 1, 2, 3\) is not supported; must be bool",
+        ),
     ],
 )
 def test_masks_that_the_engine_cannot_follow_are_refused(mask, message):
     layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], GoldenBackend())
-    layer.update(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8))
+    passes = layer.update(torch.zeros(1, 2, 2, 8), torch.zeros(1, 2, 2, 8))
     with pytest.raises(ValueError, match=message):
-        ternary_attention(torch.nn.Module(), torch.zeros(1, 4, 2, 8), layer, layer, mask)
+        ternary_attention(torch.nn.Module(), torch.zeros(1, 4, 2, 8), *passes, mask)
 
 
 def test_scaling_of_the_model_is_followed():
     recorder = Recorder(GoldenBackend())
     layer = TernaryCacheLayer(TINY, CODE, CONDITIONING[0], recorder)
-    layer.update(torch.ones(1, 2, 2, 8), torch.ones(1, 2, 2, 8))
+    passes = layer.update(torch.ones(1, 2, 2, 8), torch.ones(1, 2, 2, 8))
     module = torch.nn.Module()
     module.layer_idx = 0
     query = torch.randn(1, 4, 1, 8, generator=torch.Generator().manual_seed(0))
     for scaling in (None, 8**-0.5, 1.0):
-        ternary_attention(module, query, layer, layer, None, scaling=scaling)
+        ternary_attention(module, query, *passes, None, scaling=scaling)
     first, second, third = (job.real_queries for job in recorder.jobs)
     torch.testing.assert_close(first, second)
     torch.testing.assert_close(third, first * 8**0.5)

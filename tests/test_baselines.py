@@ -10,7 +10,7 @@ from golden.backends import GoldenBackend
 from golden.baselines.bits import pack_bits, unpack_bits
 from golden.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
 from golden.baselines.layer import BASELINE_ATTENTION, BaselineLayer, LayerRules, TierRule
-from golden.baselines.tiers import TieredVectors
+from golden.baselines.tiers import AllButNewest, TieredVectors, WholeChunks
 from golden.baselines.transformers_cache import resident_bytes
 from golden.calibration import calibrate
 from golden.catalog import BASELINE_EXAMPLES, parse_format
@@ -130,15 +130,16 @@ def test_a_vector_of_zeros():
 
 # --- tiers ----------------------------------------------------------------------------------------
 
+CPU = torch.device("cpu")
 TIERS = {
-    "everything short": lambda: TieredVectors(TokenCodec(4, True), HALF, 0, lambda n: n, 16),
-    "window": lambda: TieredVectors(TokenCodec(2, False), HALF, 0, lambda n: max(0, n - 5), 16),
+    "everything short": lambda: TieredVectors(TokenCodec(4, True), HALF, 0, lambda n: n, 16, CPU),
+    "window": lambda: TieredVectors(TokenCodec(2, False), HALF, 0, AllButNewest(5), 16, CPU),
     "sinks and window": lambda: TieredVectors(
-        TokenCodec(3, True), TokenCodec(8, True), 2, lambda n: max(0, n - 2 - 5), 16
+        TokenCodec(3, True), TokenCodec(8, True), 2, AllButNewest(2 + 5), 16, CPU
     ),
-    "groups of tokens": lambda: TieredVectors(ChannelCodec(2, 4), HALF, 0, lambda n: n - n % 4, 16),
+    "groups of tokens": lambda: TieredVectors(ChannelCodec(2, 4), HALF, 0, WholeChunks(4), 16, CPU),
     "residual of groups": lambda: TieredVectors(
-        ChannelCodec(2, 4), HALF, 0, lambda n: n - n % 8, 16
+        ChannelCodec(2, 4), HALF, 0, WholeChunks(8), 16, CPU
     ),
 }
 
@@ -157,12 +158,13 @@ def test_each_query_sees_what_it_would_see_token_by_token(kind, chunks):
     x = vectors(24)
     single, expected = TIERS[kind](), []
     for token in range(24):
-        single.append(x[:, :, token : token + 1])
-        expected.append(seen_by(single.versions(), 0, token + 1))
+        versions = single.append(x[:, :, token : token + 1]).read()
+        expected.append(seen_by(versions, 0, token + 1))
     chunked, start = TIERS[kind](), 0
     for length in chunks:
-        chunked.append(x[:, :, start : start + length])
-        versions = chunked.versions()
+        stored = chunked.append(x[:, :, start : start + length])
+        assert chunked.stored_elements() == 6 * 16 * (start + length)
+        versions = stored.read()
         for query in range(length):
             token = start + query
             assert torch.equal(seen_by(versions, query, token + 1), expected[token]), token
@@ -175,13 +177,11 @@ def test_tiers_hold_what_they_say():
     """Sinks and window in 8 bits, the rest rounded to 3 bits from those 8."""
     x = vectors(24)
     store = TIERS["sinks and window"]()
-    store.append(x)
-    store.settle()
-    found = store.versions()
+    found = store.append(x).read()
     fine = TokenCodec(8, True).decode(TokenCodec(8, True).encode(x), 16)
     coarse = TokenCodec(3, True).decode(TokenCodec(3, True).encode(fine), 16)
     expected = torch.cat((fine[:, :, :2], coarse[:, :, 2:19], fine[:, :, 19:]), 2)
-    assert torch.equal(found.vectors, expected)
+    assert torch.equal(seen_by(found, 23, 24), expected)
     assert store.stored_bytes() == 2 * 3 * (17 * (6 + 2) + 7 * (16 + 2))
 
 
@@ -192,8 +192,9 @@ def test_batches_are_rearranged():
         store.append(part)
         again.append(part[[1, 1, 0]])
     store.map_batch(lambda y: y.index_select(0, torch.tensor([1, 1, 0])))
-    again.settle()
-    assert torch.equal(store.versions().vectors, again.versions().vectors)
+    more = x[:, :, :1]
+    found, expected = store.append(more[[1, 1, 0]]).read(), again.append(more[[1, 1, 0]]).read()
+    assert torch.equal(found.vectors, expected.vectors)
 
 
 # --- layers ---------------------------------------------------------------------------------------
@@ -204,8 +205,8 @@ def test_a_layer_attends_like_any_attention():
     rule = TierRule(HALF, HALF, lambda tokens: 0)
     layer = BaselineLayer(LayerRules(rule, rule))
     keys, values, queries = vectors(7, 8), vectors(7, 8, 1), vectors(12, 8, 2).reshape(2, 6, 6, 8)
-    layer.update(keys, values)
-    found = layer.attend(queries[:, :, -3:] / 8**0.5, None)
+    stored, _ = layer.update(keys, values)
+    found = stored.attend(queries[:, :, -3:] / 8**0.5, None)
     keys, values = (x.half().float().repeat_interleave(2, 1) for x in (keys, values))
     mask = torch.ones(3, 7, dtype=torch.bool).tril(4)
     expected = torch.nn.functional.scaled_dot_product_attention(
@@ -217,7 +218,8 @@ def test_a_layer_attends_like_any_attention():
 def test_the_attention_needs_a_layer_of_its_own():
     model = tiny_model().model
     model.set_attn_implementation(BASELINE_ATTENTION)
-    with pytest.raises(TypeError, match=r"^key is a Tensor, not a layer of a BaselineCache$"):
+    message = r"^the model's cache gave the attention a Tensor; 'kvtq_baseline' needs a BaselineCac"
+    with pytest.raises(TypeError, match=message):
         model(torch.tensor([[5, 6, 7]]))
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from golden.backends import GoldenBackend
-from golden.cache import PlaneStore, TernaryCache, TernaryCacheLayer
+from golden.cache import TernaryCache, TernaryCacheLayer
 from golden.conditioning import Conditioning
+from golden.plane_store import PlaneStore
 from golden.planes import Planes
 from golden.quantizer import quantize
 from kvtq_hw.codes import CacheCode
@@ -41,7 +42,7 @@ def assert_holds(layer: TernaryCacheLayer, keys: torch.Tensor, values: torch.Ten
     conditioned = CONDITIONING.condition_keys(keys)[0], CONDITIONING.condition_values(values)[0]
     digits = (code.key_digits, code.value_digits)
     for x, n, found in zip(
-        conditioned, digits, (layer.key_planes(), layer.value_planes()), strict=True
+        conditioned, digits, (layer.keys.planes(), layer.values.planes()), strict=True
     ):
         assert_same(found, quantize(layer.config, x, code.kind, n, "max"))
 
@@ -53,17 +54,21 @@ def test_appending_in_pieces_is_quantizing_at_once(code, packing, fraction_bits)
     config = TINY.replace(packing=packing, scale_fraction_bits=fraction_bits)
     keys, values = states(2, 30)
     layer = layer_for(code, config)
+    revision = layer.revision
     for start, stop in ((0, 7), (7, 8), (8, 9), (9, 30)):
         assert layer.get_mask_sizes(stop - start) == (stop, 0)
-        returned = layer.update(keys[:, :, start:stop], values[:, :, start:stop], "extra", more=1)
-        assert returned == (layer, layer)
+        stored, same = layer.update(
+            keys[:, :, start:stop], values[:, :, start:stop], "extra", more=1
+        )
+        assert stored is same
+        assert (stored.tokens, stored.new_tokens) == (stop, stop - start)
         assert layer.get_seq_length() == stop
+        assert stored.revision is revision
     assert_holds(layer, keys, values)
     for start in (0, 5, 30):
-        tail = layer.key_planes(start)
+        tail = layer.keys.planes(start)
         assert tail.tokens == 30 - start
-        assert torch.equal(tail.trits, layer.key_planes().trits[:, :, start:])
-    assert layer.revision == 0
+        assert torch.equal(tail.trits, layer.keys.planes().trits[:, :, start:])
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)
@@ -100,11 +105,10 @@ def test_nothing_but_packed_bytes_is_kept():
         if isinstance(value, torch.Tensor)
     ]
     assert {tensor.dtype for tensor in kept} == {torch.uint8}
-    layer.value_exponent(3)
-    layer.update(*states(1, 1))
-    layer.value_exponent(1)
+    stored, _ = layer.update(*states(1, 1))
+    stored.settle(None)
     assert not [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
-    assert layer._value_exponents.newest.shape == (1, 2, 1)  # of each head
+    assert layer._exponents.newest.came.shape == (1, 2, 0)  # nothing of each token
 
 
 def test_room_to_grow_is_small():
@@ -112,9 +116,9 @@ def test_room_to_grow_is_small():
     moves, place = 0, 0
     for step in range(500):
         store.append(quantize(TINY, torch.full((1, 1, 1, 8), step << 4), "balanced", 1, "max"))
-        moves += place != store._bytes.data_ptr()
-        place = store._bytes.data_ptr()
-        assert store.buffers()[0].shape[-2] <= max(4 + store.tokens, store.tokens * 65 / 64)
+        moves += place != store.view().data.data_ptr()
+        place = store.view().data.data_ptr()
+        assert store.view().data.shape[-2] <= max(4 + store.tokens, store.tokens * 65 / 64)
     assert moves <= 500 // 4  # the more tokens, the rarer
     assert store.stored_bytes() == 500 * (2 + 1)
     assert store.planes(499).exponent.item() == store.planes().exponent[0, 0, 499, 0].item()
@@ -125,6 +129,7 @@ def test_batch_operations(code):
     keys, values = states(3, 6)
     layer = layer_for(code)
     layer.update(keys, values)
+    revisions = {layer.revision}
 
     layer.reorder_cache(torch.tensor([2, 0, 0]))
     keys, values = keys[[2, 0, 0]], values[[2, 0, 0]]
@@ -135,7 +140,7 @@ def test_batch_operations(code):
     layer.batch_select_indices(torch.tensor([5, 1]))
     keys, values = keys[[5, 1]], values[[5, 1]]
     assert_holds(layer, keys, values)
-    assert layer.revision == 3
+    assert layer.revision not in revisions
 
     more = states(2, 4, seed=9)
     layer.update(*more)
@@ -149,9 +154,11 @@ def test_crop_and_reset(code):
     layer = layer_for(code)
     layer.crop(-3)  # nothing stored yet
     layer.update(keys, values)
+    revision = layer.revision
     layer.crop(0)
-    assert layer.revision == 0
+    assert layer.revision is revision
     layer.crop(-4)
+    assert layer.revision is not revision
     assert layer.get_seq_length() == 6
     assert_holds(layer, keys[:, :, :6], values[:, :, :6])
     more = states(1, 2, seed=5)
@@ -161,7 +168,6 @@ def test_crop_and_reset(code):
         torch.cat([keys[:, :, :6], more[0]], -2),
         torch.cat([values[:, :, :6], more[1]], -2),
     )
-    assert layer.revision == 1
     with pytest.raises(ValueError, match=r"^tokens_to_remove: 2 is not allowed; must be zero or"):
         layer.crop(2)
     layer.reset()
@@ -169,7 +175,6 @@ def test_crop_and_reset(code):
     assert layer.stored_bytes() == 0
     layer.update(keys, values)
     assert_holds(layer, keys, values)
-    assert layer.revision == 2
 
 
 def test_moving_to_a_device_keeps_everything():

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from golden.backends import AttentionJob, GoldenBackend
+from golden.attention_job import AttentionJob
+from golden.backends import GoldenBackend
 from golden.calibration import calibrate
 from golden.capture import load_captured
 from golden.decoding import decode, decode_unquantized, make_cache
@@ -119,7 +120,7 @@ class EngineDouble:
     def attend(self, job: AttentionJob) -> Attention:
         result = GoldenBackend().attend(job)
         self.cycles += 1000
-        if self.wrong_from is not None and job.cache.get_seq_length() >= self.wrong_from:
+        if self.wrong_from is not None and job.cache.tokens >= self.wrong_from:
             result.values[0, 1, 1, 0, 3] += 1
         return result
 

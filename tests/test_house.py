@@ -172,6 +172,54 @@ def test_each_dependency_is_pinned_within_its_range() -> None:
         assert requirement.specifier.contains(pin), f"{line}: pinned to {pin}"
 
 
+# --- how compiled loops are entered ---------------------------------------------------------------
+
+#: The only file that may name Numba: its `compiled` checks what a loop is given.
+DOOR = Path("golden/compiled.py")
+
+
+def ways_around(source: str) -> list[str]:
+    """Names by which a file could call compiled code that nobody checks."""
+    tree = ast.parse(source)
+    found = [name for name, _ in imports(source, "") if belongs(name, "numba")]
+    parts, inside = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            decorators = {ast.unparse(entry).partition("(")[0] for entry in node.decorator_list}
+            if "loop_part" in decorators:
+                parts.add(node.name)
+            if decorators & {"compiled", "loop_part"}:
+                inside |= set(ast.walk(node))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node not in inside and node.id in parts:
+            found.append(node.id)
+        if isinstance(node, ast.Attribute) and node.attr in ("__wrapped__", "py_func", *parts):
+            found.append(node.attr)
+    return found
+
+
+@pytest.mark.parametrize("file", [file for file in sources() if file != DOOR], ids=str)
+def test_compiled_loops_are_entered_through_the_door(file: Path) -> None:
+    assert ways_around((ROOT / file).read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import numba", ["numba"]),
+        ("def f():\n    from numba import njit", ["numba", "numba.njit"]),
+        ("import numba.typed as t", ["numba.typed"]),
+        ("@loop_part\ndef _f(x): ...\n_f(1)", ["_f"]),
+        ("@loop_part\ndef _f(x): ...\ndef g():\n    return _f", ["_f"]),
+        ("@loop_part\ndef _f(x): ...\n@compiled(x=int)\ndef _g(x):\n    return _f(x)", []),
+        ("@compiled(x=int)\ndef _g(x): ...\n_g(1)", []),
+        ("import a\na._g.__wrapped__(1)", ["__wrapped__"]),
+    ],
+)
+def test_ways_around_the_door_are_found(source: str, found: list[str]) -> None:
+    assert ways_around(source) == found
+
+
 # --- what has a twin ------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ def test_life_of_a_cache(code: str) -> None:
         layer.update(*states[:, :, :, token : token + 1])
         for head in range(2):
             for kind, store in zip(KINDS, (layer.keys, layer.values), strict=True):
-                image.store(1, head, kind, store)
+                image.store(1, head, kind, store.view())
                 found = image.read(1, head, kind, token + 1)
                 expected = store.planes().map_tokens(lambda x, axis, head=head: x[0, head])
                 for field in ("trits", "unit", "fraction", "exponent"):
@@ -104,9 +104,9 @@ def test_records_stay_where_they_are() -> None:
     states = torch.randn(2, 1, 2, 30, 8, generator=torch.Generator().manual_seed(5))
     layer.update(*states[:, :, :, :20])
     early, late = image_for(code), image_for(code)
-    early.store(0, 0, "key", layer.keys)
+    early.store(0, 0, "key", layer.keys.view())
     layer.update(*states[:, :, :, 20:])
-    late.store(0, 0, "key", layer.keys)
+    late.store(0, 0, "key", layer.keys.view())
     body = early.layout.heads[0][0].key.body
     settled = slice(body.base - 0x80, body.address(11) - 0x80)  # 3 sinks, 11 body, 6 window
     assert int((early.data[settled] != 0).sum()) > 20

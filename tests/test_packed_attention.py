@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.backends import AttentionJob, FloatBackend
+from golden.attention_job import AttentionJob, CachePass
+from golden.backends import FloatBackend
 from golden.cache import TernaryCacheLayer
 from golden.conditioning import Conditioning
 from golden.versions import SinglePrecisionBackend
@@ -17,14 +18,15 @@ CODES = ["balanced:3/2", "balanced:1/1", "balanced:5/5", "residual:3/2"]
 CODES += ["balanced:2/1,sinks=4,window=9"]
 
 
-def filled(config: EngineConfig, code: str, batch: int, heads: int) -> TernaryCacheLayer:
+def filled(config: EngineConfig, code: str, batch: int, heads: int) -> CachePass:
     layer = TernaryCacheLayer(
         config, CacheCode.parse(code), Conditioning(True, None, -12, -12), FloatBackend()
     )
     generator = torch.Generator().manual_seed(1)
-    for tokens in (50, 1, 1, 20):
+    for tokens in (50, 1, 20):
         layer.update(*torch.randn(2, batch, heads, tokens, config.head_dim, generator=generator))
-    return layer
+    newest = torch.randn(2, batch, heads, 1, config.head_dim, generator=generator)
+    return layer.update(*newest)[0]
 
 
 @pytest.mark.parametrize("code", CODES)

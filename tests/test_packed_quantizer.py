@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from golden.cache import PlaneStore
 from golden.dequantizer import dequantize
 from golden.feedback import Feedback, feedback_from_hessian
+from golden.plane_store import PlaneStore
 from golden.quantizer import FEEDBACK_RATIOS, quantize
 from kvtq_hw.config import EngineConfig, load_config
 
@@ -74,7 +74,7 @@ def test_stores_the_bytes_of_quantize_and_pack(name, digits, make_feedback):
     for piece in vectors.split((1, 2, 60, 5), 2):
         found.append_vectors(piece)
     assert found.tokens == expected.tokens == 68
-    for stored, reference in zip(found.buffers()[:2], expected.buffers()[:2], strict=True):
+    for stored, reference in zip(found.view().buffers(), expected.view().buffers(), strict=True):
         assert stored.dtype == reference.dtype
         assert np.array_equal(stored[..., :68, :], reference[..., :68, :])
     assert torch.equal(found.vectors(0, 68), dequantize(config, planes))
@@ -92,7 +92,7 @@ def test_dropping_and_growing_leaves_the_newest_tokens():
         first = max(0, token - 32)
         assert torch.equal(store.vectors(0, store.tokens), expected[:, :, first : token + 1])
         assert torch.equal(dequantize(CONFIG, store.planes()), expected[:, :, first : token + 1])
-    assert store.buffers()[0].shape[-2] <= 38
+    assert store.view().buffers()[0].shape[-2] <= 38
     assert store.stored_bytes() == 2 * 33 * (5 * 13 + 1)
 
 
@@ -101,7 +101,7 @@ def test_a_window_that_a_long_chunk_passed_gives_its_room_back():
     vectors = corner_vectors(CONFIG, 1, 1).repeat(1, 1, 8, 1)
     store.append_vectors(vectors)
     store.drop(512)
-    assert store.buffers()[0].shape[-2] == 32 + 4
+    assert store.view().buffers()[0].shape[-2] == 32 + 4
     expected = dequantize(CONFIG, quantize(CONFIG, vectors, "balanced", 5, "absmean"))
     assert torch.equal(store.vectors(0, 32), expected[:, :, 512:])
 

@@ -13,6 +13,7 @@ from golden.dequantizer import dequantize
 from golden.feedback import feedback_from_hessian
 from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS, quantize
+from golden.versions import SinglePrecisionBackend
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
 from kvtq_hw.errors import UserError
@@ -80,7 +81,7 @@ def expected_planes(code: CacheCode, x: torch.Tensor, which: str) -> list[Planes
 def assert_holds(layer: TernaryCacheLayer, keys: torch.Tensor, values: torch.Tensor) -> None:
     conditioned = CONDITIONING.condition_keys(keys)[0], CONDITIONING.condition_values(values)[0]
     for which, x, found in zip(
-        ("key", "value"), conditioned, (layer.key_planes(), layer.value_planes()), strict=True
+        ("key", "value"), conditioned, (layer.keys.planes(), layer.values.planes()), strict=True
     ):
         expected = Planes.join(expected_planes(layer.code, x, which))
         for field in ("trits", "unit", "fraction", "exponent"):
@@ -94,18 +95,17 @@ def test_tiers_do_not_depend_on_the_pieces_tokens_come_in(code, pieces):
     layer, start = layer_for(code), 0
     for length in pieces:
         part = slice(start, start + length)
-        settled = layer.settled
-        before = dequantize(TINY, layer.key_planes())[:, :, :settled] if start else None
+        settled = layer.keys.view().settled if start else 0
+        before = dequantize(TINY, layer.keys.planes())[:, :, :settled] if start else None
         layer.update(keys[:, :, part], values[:, :, part])
-        layer.take_recent(length)
         start += length
         assert_holds(layer, keys[:, :, :start], values[:, :, :start])
-        after = dequantize(TINY, layer.key_planes())[:, :, :settled]
+        after = dequantize(TINY, layer.keys.planes())[:, :, :settled]
         assert before is None or torch.equal(after, before)  # what has settled stays
-    tail = layer.value_planes(11)
-    assert torch.equal(dequantize(TINY, tail), dequantize(TINY, layer.value_planes())[:, :, 11:])
+    tail = layer.values.planes(11)
+    assert torch.equal(dequantize(TINY, tail), dequantize(TINY, layer.values.planes())[:, :, 11:])
     assert layer.stored_bytes() == 2 * cache_bytes(TINY, layer.code, 30)
-    assert layer.keys.depths().tolist() == [
+    assert layer.keys.view().depths().tolist() == [
         layer.code.tier
         if t < layer.code.sinks or t >= 30 - layer.code.window
         else layer.code.key_digits
@@ -127,8 +127,8 @@ def test_every_query_of_a_chunk_sees_the_tiers_of_its_own_time(backend, code, pi
         layer, start, outputs = layer_for(code, backend), 0, []
         for length in split:
             part = slice(start, start + length)
-            layer.update(keys[:, :, part], values[:, :, part])
-            outputs.append(ternary_attention(module, query[:, :, part], layer, layer, None)[0])
+            passes = layer.update(keys[:, :, part], values[:, :, part])
+            outputs.append(ternary_attention(module, query[:, :, part], *passes, None)[0])
             start += length
         results.append(torch.cat(outputs, 1))
     if isinstance(backend, GoldenBackend):
@@ -148,18 +148,21 @@ def test_value_exponent_is_the_largest_that_was_ever_written(code, pieces):
     layer, start = layer_for(code), 0
     for length in pieces:
         part = slice(start, start + length)
-        layer.update(keys[:, :, part], values[:, :, part])
-        layer.take_recent(length)
+        stored, _ = layer.update(keys[:, :, part], values[:, :, part])
         start += length
         visible = torch.ones(length, start, dtype=torch.bool).tril(start - length)[None, None]
-        found = layer.value_exponent(length, visible)
-        assert torch.equal(found, expected[..., part])
-        assert torch.equal(layer.value_exponent(1), expected[..., start - 1 : start])
-    layer.crop(-11)
-    assert torch.equal(layer.value_exponent(1), expected[..., 18:19])
+        assert torch.equal(stored.value_exponent(), expected[..., part])
+        assert torch.equal(stored.value_exponent(visible), expected[..., part])
+        if start % 2:  # what has been settled, and what has not, gives the same
+            stored.settle(visible)
+    removed = min(4, pieces[-1])
+    layer.crop(-removed)
+    part = slice(30 - removed, 30)
+    stored, _ = layer.update(keys[:, :, part], values[:, :, part])
+    assert torch.equal(stored.value_exponent(), expected[..., part])
     layer.reset()
-    layer.update(keys[:, :, :1], values[:, :, :1])
-    assert torch.equal(layer.value_exponent(1), expected[..., :1])
+    stored, _ = layer.update(keys[:, :, :1], values[:, :, :1])
+    assert torch.equal(stored.value_exponent(), expected[..., :1])
 
 
 def running_value_exponents(code: CacheCode, values: torch.Tensor) -> torch.Tensor:
@@ -179,12 +182,12 @@ def test_an_overwritten_scale_counts_for_the_value_exponent():
     keys, values = states(2000, 2)
     values[:, :, 1] /= 4096  # the newest token's own scale does not matter
     layer = layer_for("balanced:2/5,window=1")
-    layer.update(keys, values)
+    stored, _ = layer.update(keys, values)
     x = CONDITIONING.condition_values(values)[0][:, :, :1]
     before = quantize(TINY, x, "balanced", 5, "absmean").exponent[..., 0]
-    after = layer.value_planes().exponent[..., 0].amax(-1, keepdim=True)
+    after = layer.values.planes().exponent[..., 0].amax(-1, keepdim=True)
     assert (before > after).any()
-    assert torch.equal(layer.value_exponent(1), torch.maximum(before, after))
+    assert torch.equal(stored.value_exponent()[..., 1:], torch.maximum(before, after))
 
 
 def test_left_padding_changes_no_bit():
@@ -198,45 +201,139 @@ def test_left_padding_changes_no_bit():
     causal = torch.ones(23, 23, dtype=torch.bool).tril()
     mask = (causal & real[:, None, :])[:, None]
     layer = layer_for("balanced:2/1,window=6,feedback")
-    layer.update(keys, values)
-    outputs, _ = ternary_attention(module, query, layer, layer, mask)
+    outputs, _ = ternary_attention(module, query, *layer.update(keys, values), mask)
     for row, length in enumerate(lengths):
         part = slice(23 - length, None)
         alone = layer_for("balanced:2/1,window=6,feedback")
-        alone.update(keys[row : row + 1, :, part], values[row : row + 1, :, part])
-        expected, _ = ternary_attention(module, query[row : row + 1, :, part], alone, alone, None)
+        passes = alone.update(keys[row : row + 1, :, part], values[row : row + 1, :, part])
+        expected, _ = ternary_attention(module, query[row : row + 1, :, part], *passes, None)
         assert torch.equal(outputs[row, part], expected[0])
 
     sinks = layer_for("balanced:2/1,sinks=2")
-    sinks.update(keys, values)
+    passes = sinks.update(keys, values)
     with pytest.raises(UserError, match=r"^code: 'balanced:2/1,sinks=2' has sinks, which a batch"):
-        ternary_attention(module, query, sinks, sinks, mask)
+        ternary_attention(module, query, *passes, mask)
 
 
-def test_cropping_shortens_the_window_and_leaves_the_body():
+@pytest.mark.parametrize("code", [code for code in CODES if "window" in code])
+@pytest.mark.parametrize("pieces", [[20], [14, 6], [3, 2, 15]], ids=str)
+def test_cropping_the_newest_update_leaves_what_was_there_before(code, pieces):
+    """Tokens that left the window because of what is forgotten are in the tier again."""
     keys, values = states(1, 30)
-    layer = layer_for(CODES[0])
-    layer.update(keys[:, :, :20], values[:, :, :20])
-    body = layer.keys.body.planes()
-    layer.crop(-4)
-    assert (layer.keys.sinks.tokens, layer.keys.body.tokens, layer.keys.window.tokens) == (3, 11, 2)
-    layer.update(keys[:, :, 20:23], values[:, :, 20:23])
-    assert (layer.keys.body.tokens, layer.keys.window.tokens) == (11, 5)
-    assert torch.equal(layer.keys.body.planes().trits, body.trits)
-    layer.crop(-17)
-    assert (layer.keys.sinks.tokens, layer.keys.body.tokens, layer.keys.window.tokens) == (2, 0, 0)
-    layer.reset()
-    layer.update(keys, values)
+    for removed in range(1, min(CacheCode.parse(code).window, pieces[-1]) + 1):
+        layer, start = layer_for(code), 0
+        for length in pieces:
+            part = slice(start, start + length)
+            layer.update(keys[:, :, part], values[:, :, part])
+            start += length
+        before = layer.revision
+        for _ in range(removed):
+            layer.crop(-1)
+        assert layer.revision is not before
+        kept = 20 - removed
+        assert_holds(layer, keys[:, :, :kept], values[:, :, :kept])
+        layer.update(keys[:, :, kept:], values[:, :, kept:])
+        assert_holds(layer, keys, values)
+
+
+def test_cropping_what_cannot_come_back_is_refused_and_changes_nothing():
+    keys, values = states(1, 30)
+    layer = layer_for(CODES[0])  # three sinks, a window of six
+    for token in range(20):
+        layer.update(keys[:, :, token, None], values[:, :, token, None])
+    message = (
+        r"^tokens_to_remove: -3 would bring 3 tokens back into the window of 6, and 1 of them are "
+        r"still in its digits; allowed is down to -1, or reset\(\)$"
+    )
+    with pytest.raises(ValueError, match=message):
+        layer.crop(-3)
+    assert_holds(layer, keys[:, :, :20], values[:, :, :20])
+    layer.crop(-1)
+    assert_holds(layer, keys[:, :, :19], values[:, :, :19])
+    with pytest.raises(ValueError, match=r"bring 1 tokens back .* 0 of them are still"):
+        layer.crop(-1)
+    layer.crop(-17)  # only sinks are left: nothing has to be in the window
+    assert_holds(layer, keys[:, :, :2], values[:, :, :2])
+    layer.update(keys[:, :, 2:], values[:, :, 2:])
     assert_holds(layer, keys, values)
 
 
-def test_the_window_of_a_pass_is_handed_out_once():
-    layer = layer_for(CODES[0])
-    layer.update(*states(1, 10))
-    assert layer.take_recent(10) is not None
-    assert layer.take_recent(10) is None
-    layer.update(*states(1, 1))
-    assert layer.take_recent(1) is None  # one query sees what is stored
+def test_a_pass_shows_what_it_showed_whatever_the_layer_does():
+    """Appending, cropping and appending again, rearranging, moving, reset."""
+    keys, values = states(2, 40)
+    for code in CODES:
+        layer = layer_for(code)
+        layer.update(keys[:, :, :13], values[:, :, :13])
+        stored, _ = layer.update(keys[:, :, 13:18], values[:, :, 13:18])
+        shown = [dequantize(TINY, view.planes()) for view in (stored.keys, stored.values)]
+        exponents = stored.value_exponent()
+        layer.crop(-4)
+        layer.update(keys[:, :, 20:29], values[:, :, 20:29])
+        layer.reorder_cache(torch.tensor([1, 0]))
+        layer.update(keys[:, :, 29:], values[:, :, 29:])
+        layer.offload()
+        layer.reset()
+        for view, expected in zip((stored.keys, stored.values), shown, strict=True):
+            assert torch.equal(dequantize(TINY, view.planes()), expected)
+        assert torch.equal(stored.value_exponent(), exponents)
+
+
+@pytest.mark.parametrize("code", ["balanced:2/1,window=6,feedback", "residual:2/3", "balanced:1/2"])
+def test_padding_does_not_count_whoever_reads_the_exponents(code):
+    """A padded batch: the same value exponents, read in the prefill, twice, later or never."""
+    keys, values = states(2, 30)
+    values[1, :, :9] *= 100  # padding whose exponents would be the largest
+    lengths = torch.tensor([23, 14])
+    real = torch.arange(23) >= 23 - lengths[:, None]
+    mask = (torch.ones(23, 23, dtype=torch.bool).tril() & real[:, None, :])[:, None]
+    module = torch.nn.Module()
+    module.layer_idx = 0
+    query = torch.randn(2, 4, 30, 8, generator=torch.Generator().manual_seed(7))
+
+    def decoded(prefill, read):
+        backend = Switched(prefill)
+        layer = layer_for(code, backend)
+        passes = layer.update(keys[:, :, :23], values[:, :, :23])
+        if read == "before":
+            passes[0].value_exponent()
+        ternary_attention(module, query[:, :, :23], *passes, mask)
+        if read == "after":
+            passes[0].value_exponent(mask)
+            passes[0].value_exponent()
+        backend.backend, outputs = GoldenBackend(), []
+        for token in range(23, 30):
+            known = torch.nn.functional.pad(real, (0, token - 22), value=True)[:, None, None]
+            passes = layer.update(keys[:, :, token, None], values[:, :, token, None])
+            outputs.append(ternary_attention(module, query[:, :, token, None], *passes, known)[0])
+        return torch.cat(outputs, 1)
+
+    expected = []
+    for row, length in enumerate(lengths.tolist()):  # each alone, without padding
+        layer, start = layer_for(code), 23 - length
+        tokens = [slice(start, 23)] + [slice(t, t + 1) for t in range(23, 30)]
+        outputs = [
+            ternary_attention(
+                module,
+                query[row, None, :, part],
+                *layer.update(keys[row, None, :, part], values[row, None, :, part]),
+                None,
+            )[0]
+            for part in tokens
+        ]
+        expected.append(torch.cat(outputs[1:], 1))
+    for prefill in (GoldenBackend(), FloatBackend(), SinglePrecisionBackend()):
+        for read in ("before", "after", "never"):
+            assert torch.equal(decoded(prefill, read), torch.cat(expected)), (prefill, read)
+
+
+class Switched:
+    """A backend that can be exchanged while a cache is in use."""
+
+    def __init__(self, backend) -> None:
+        self.backend = backend
+
+    def attend(self, job):
+        return self.backend.attend(job)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from golden.baselines.codecs import FloatCodec
 from golden.baselines.format import BaselineFormat
 from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import split
+from golden.baselines.tiers import never
 from golden.formats import FormatInputs
 
 __all__ = ["EXAMPLES", "parse"]
@@ -22,5 +23,5 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     if head not in _TYPES:
         return None
     codec = FloatCodec(_TYPES[head])
-    rule = TierRule(codec, codec, lambda tokens: 0)
+    rule = TierRule(codec, codec, never)
     return BaselineFormat(text, __name__, (LayerRules(rule, rule),) * inputs.language_model.layers)

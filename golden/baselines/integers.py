@@ -24,6 +24,7 @@ from golden.baselines.codecs import Codec, FloatCodec, TokenCodec
 from golden.baselines.format import BaselineFormat
 from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import divides, integer, split
+from golden.baselines.tiers import AllButNewest
 from golden.feedback import Feedback
 from golden.formats import FormatInputs
 from kvtq_hw.errors import UserError
@@ -54,7 +55,7 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
         return TierRule(
             replace(short, feedback=matrices),
             long,
-            lambda tokens: max(0, tokens - sinks - window),
+            AllButNewest(sinks + window),
             sinks,
         )
 

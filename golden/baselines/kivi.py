@@ -17,6 +17,7 @@ from golden.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
 from golden.baselines.format import BaselineFormat
 from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import divides, integer, split
+from golden.baselines.tiers import AllButNewest, WholeChunks
 from golden.formats import FormatInputs
 from kvtq_hw.errors import UserError
 
@@ -40,8 +41,8 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
         raise UserError(f"code: {text!r}: window={window} is not a multiple of group={group}")
     divides(text, group, inputs.language_model.head_dim)
     half = FloatCodec(torch.float16)
-    keys = TierRule(ChannelCodec(bits, group), half, lambda tokens: tokens - tokens % window)
-    values = TierRule(TokenCodec(bits, False, group), half, lambda tokens: max(0, tokens - window))
+    keys = TierRule(ChannelCodec(bits, group), half, WholeChunks(window))
+    values = TierRule(TokenCodec(bits, False, group), half, AllButNewest(window))
     return BaselineFormat(
         text, __name__, (LayerRules(keys, values),) * inputs.language_model.layers
     )

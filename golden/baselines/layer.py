@@ -13,16 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, Cache
+from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from golden.baselines.codecs import Codec
-from golden.baselines.tiers import TieredVectors
-from golden.cache_layer import StoredLayer
+from golden.baselines.tiers import TieredVectors, VersionedVectors
+from golden.cache_layer import StoredCache, StoredLayer
 from golden.conditioning import Conditioning
 from golden.versions import attend
 
-__all__ = ["BASELINE_ATTENTION", "BaselineCache", "BaselineLayer", "LayerRules", "TierRule"]
+__all__ = [
+    "BASELINE_ATTENTION",
+    "BaselineCache",
+    "BaselineLayer",
+    "BaselinePass",
+    "LayerRules",
+    "TierRule",
+]
 
 BASELINE_ATTENTION = "kvtq_baseline"
 
@@ -46,37 +53,17 @@ class LayerRules:
     conditioning: Conditioning | None = None
 
 
-class BaselineLayer(StoredLayer[TieredVectors]):
-    """One layer: keys and values under a rule each, conditioned or as they come."""
+@dataclass(frozen=True)
+class BaselinePass:
+    """What a layer holds after an update, as the attention function gets it.
 
-    def __init__(self, rules: LayerRules) -> None:
-        super().__init__()
-        self._rules = rules
-        self._conditioning = rules.conditioning
+    keys, values : everything stored
+    conditioning : what was done to them before; None for nothing
+    """
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make empty stores."""
-        self.keys, self.values = (
-            TieredVectors(rule.short, rule.long, rule.sinks, rule.short_tokens, states.shape[-1])
-            for rule, states in (
-                (self._rules.keys, key_states),
-                (self._rules.values, value_states),
-            )
-        )
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[BaselineLayer, BaselineLayer]:
-        """Append tokens [batch, kv_heads, tokens, D]; returns this layer for keys and values."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if self._conditioning is not None:
-            key_states = self._conditioning.condition_keys(key_states)[0] * self._key_unit
-            value_states = self._conditioning.condition_values(value_states)[0] * self._value_unit
-        self.keys.append(key_states.float())
-        self.values.append(value_states.float())
-        return self, self
+    keys: VersionedVectors
+    values: VersionedVectors
+    conditioning: Conditioning | None
 
     def attend(self, queries: Tensor, visible: Tensor | None) -> Tensor:
         """Attention of the newest chunk.
@@ -90,62 +77,130 @@ class BaselineLayer(StoredLayer[TieredVectors]):
         -------
         float32 [batch, heads, I, D]
         """
-        keys, values = self.keys.versions(), self.values.versions()
-        if self._conditioning is not None:
-            queries = self._conditioning.condition_queries(queries).float() / self._key_unit
+        keys, values = self.keys.read(), self.values.read()
+        if self.conditioning is not None:
+            key_unit = unit(self.conditioning.key_exponent)
+            queries = self.conditioning.condition_queries(queries).float() / key_unit
         if visible is None and queries.shape[-2] > 1:
             shape = queries.shape[-2], keys.vectors.shape[-2]
             causal = torch.ones(shape, dtype=torch.bool, device=queries.device)
             visible = causal.tril(shape[1] - shape[0])[None, None]
         grouped = queries.unflatten(1, (keys.vectors.shape[1], -1))
         outputs = attend(grouped, keys, values, visible).flatten(1, 2)
-        if self._conditioning is not None:
-            outputs = self._conditioning.restore_outputs(outputs.double() / self._value_unit)
+        if self.conditioning is not None:
+            value_unit = unit(self.conditioning.value_exponent)
+            outputs = self.conditioning.restore_outputs(outputs.double() / value_unit)
         return outputs.float()
+
+
+class BaselineLayer(StoredLayer[TieredVectors]):
+    """One layer: keys and values under a rule each, conditioned or as they come."""
+
+    def __init__(self, rules: LayerRules) -> None:
+        super().__init__()
+        self._rules = rules
+
+    @torch.compiler.disable
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[BaselinePass, BaselinePass]:
+        """Append tokens [batch, kv_heads, tokens, D]; returns the pass for keys and for values.
+
+        Raises
+        ------
+        ValueError
+            When keys and values do not fit each other, or do not fit what is stored.
+        """
+        self.admit(key_states, value_states)
+        condition = self._rules.conditioning
+        if condition is not None:
+            key_unit, value_unit = unit(condition.key_exponent), unit(condition.value_exponent)
+            key_states = condition.condition_keys(key_states)[0] * key_unit
+            value_states = condition.condition_values(value_states)[0] * value_unit
+        keys = self.keys.append(key_states.float())
+        values = self.values.append(value_states.float())
+        result = BaselinePass(keys, values, condition)
+        return result, result
 
     def get_max_length(self) -> int:
         """No limit."""
         return -1
 
-    def reset(self) -> None:
-        """Forget everything."""
-        self.is_initialized = False
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: what has turned short, and whole groups of tokens, cannot be taken back.
 
-    @property
-    def _key_unit(self) -> float:
-        """What one of the integers of conditioned keys is worth, so that scales fit fp16."""
-        return 0.0 if self._conditioning is None else 2.0**self._conditioning.key_exponent
+        Raises
+        ------
+        ValueError
+            Unless nothing is to be removed.
+        """
+        if tokens_to_remove:
+            raise ValueError(
+                f"tokens_to_remove: {tokens_to_remove} is not allowed; this cache cannot be "
+                "cropped, use a fresh one"
+            )
 
-    @property
-    def _value_unit(self) -> float:
-        return 0.0 if self._conditioning is None else 2.0**self._conditioning.value_exponent
+    def _empty_stores(
+        self, key_states: Tensor, value_states: Tensor
+    ) -> tuple[TieredVectors, TieredVectors]:
+        keys, values = (
+            TieredVectors(
+                rule.short,
+                rule.long,
+                rule.sinks,
+                rule.short_tokens,
+                states.shape[-1],
+                states.device,
+            )
+            for rule, states in (
+                (self._rules.keys, key_states),
+                (self._rules.values, value_states),
+            )
+        )
+        return keys, values
+
+    def _shared(self) -> tuple[object, ...]:
+        rules = self._rules
+        codecs = (codec for rule in (rules.keys, rules.values) for codec in (rule.short, rule.long))
+        return rules, *codecs
 
 
-class BaselineCache(Cache):
+class BaselineCache(StoredCache):
     """A whole model's cache; the model must run with `BASELINE_ATTENTION`."""
 
     def __init__(self, rules: Sequence[LayerRules]) -> None:
         super().__init__(layers=[BaselineLayer(entry) for entry in rules])
 
 
+def unit(exponent: int) -> float:
+    """What one of the integers of conditioned vectors is worth, so that scales fit fp16."""
+    return 2.0**exponent
+
+
+@torch.compiler.disable
 def baseline_attention(
     module: nn.Module,
     query: Tensor,
-    key: BaselineLayer,
-    value: BaselineLayer,
+    key: BaselinePass,
+    value: BaselinePass,
     attention_mask: Tensor | None,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of `query` [batch, heads, I, D] over a layer, [batch, I, heads, D].
 
+    A compiled model leaves its graph for it.
+
     Raises
     ------
     TypeError
         When the model did not run with a `BaselineCache`.
     """
-    if not isinstance(key, BaselineLayer):
-        raise TypeError(f"key is a {type(key).__name__}, not a layer of a BaselineCache")
+    if not isinstance(key, BaselinePass):
+        raise TypeError(
+            f"the model's cache gave the attention a {type(key).__name__}; {BASELINE_ATTENTION!r} "
+            "needs a BaselineCache: pass past_key_values=cache_format.make_cache()"
+        )
     factor = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
     outputs = key.attend(query.float() * factor, attention_mask)
     return outputs.transpose(1, 2).contiguous().to(query.dtype), None

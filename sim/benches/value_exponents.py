@@ -54,9 +54,9 @@ def expected(tasks: Payloads, written: list[int]) -> list[tuple[int, int]]:
             heads[task["table"]] = ValueExponents(1, 1)
         head = heads[task["table"]]
         numbers = [task["floor"], *(next(left) for _ in range(task["records"]))]
-        head.write(np.array([[numbers]], np.uint8), len(numbers))
+        running = head.write(np.array([[numbers]], np.uint8), len(numbers))
         if task["attend"]:
-            answers.append((int(head.newest[0, 0, -1]), task["rotate"]))
+            answers.append((int(running[0, 0, -1]), task["rotate"]))
     return answers
 
 
