@@ -28,7 +28,6 @@ from golden.coding_error import coding_errors
 from golden.conditioning import Conditioning
 from golden.models import LanguageModel
 from golden.sampling import sample_tokens
-from golden.tiered_store import TieredStore
 from kvtq_hw.codes import MAX_DIGITS, CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
