@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from golden.cache import TieredStore
 from golden.conditioning import Conditioning
 from golden.dequantizer import dequantize
 from golden.hadamard import inverse_hadamard
+from golden.tiered_store import TieredStore
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 
