@@ -250,7 +250,7 @@ class Scheduler(wiring.Component):
     ) -> Value:
         """Offer each part until it is taken; returns whether all are."""
         windowed = job.window_tokens != 0
-        sink = ~windowed & (job.body_tokens == 0)  # the new token is one
+        sink = job.body_tokens == 0  # the new token is one, where there is no window
         newest_slot = Mux(job.window_start == 0, job.window_tokens, job.window_start) - 1
         # the reader looks at a job until it has sent its last request: a copy for it alone
         read = self._describe_attend(m, job, appends)
@@ -317,7 +317,7 @@ class Scheduler(wiring.Component):
                         port.payload.base.eq(regions.window),
                         port.payload.slot.eq(newest_slot),
                     ]
-                with m.Elif(~leaving & sink):
+                with m.Elif(sink):  # no token leaves then
                     m.d.comb += [
                         port.payload.base.eq(regions.sinks),
                         port.payload.slot.eq(job.sink_tokens - 1),

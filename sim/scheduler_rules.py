@@ -20,8 +20,10 @@ from sim.axi_memory import RESPONSES
 from sim.scoreboard import Mismatch
 from sim.streams import Payload
 
-__all__ = ["ELEMENTS", "KINDS", "PARTS", "Cycle", "Errors", "Rules", "Taken"]
+__all__ = ["ELEMENTS", "IN_FLIGHT", "KINDS", "PARTS", "Cycle", "Errors", "Rules", "Taken"]
 
+#: Jobs that were taken, are right or refused, and have not ended, at most.
+IN_FLIGHT = 4
 KINDS = ("key", "value")
 PARTS = (
     *("queries", "reads", "attends", "exponents", "fetches"),
@@ -190,6 +192,12 @@ class Rules:
         newest = self.newest
         waits = newest is not None and not newest.right and not any(self.debts.values())
         return self.refusing or waits
+
+    @property
+    def served(self) -> bool:
+        """Whether an append or a read is done of jobs that have not ended."""
+        done = self.progress
+        return max(done.whole.values()) > done.ended_appends or done.jobs_read > done.ended_attends
 
     def step(self, cycle: Cycle) -> None:
         """Check one cycle."""

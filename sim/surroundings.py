@@ -91,6 +91,7 @@ class Surroundings:
     def _reset_state(self) -> None:
         """Nothing is under way."""
         self.offering: dict[str, Any] | None = None
+        self._waited = 0  # cycles without the end of a job
         self._ready: set[str] = set()
         self._forget()
 
@@ -151,7 +152,13 @@ class Surroundings:
     # --- a cycle ----------------------------------------------------------------------------------
 
     async def step(self) -> Cycle:
-        """Let a cycle pass; what its ports showed."""
+        """Let a cycle pass; what its ports showed.
+
+        Raises
+        ------
+        sim.scoreboard.Mismatch
+            When something is not as it must be, or no job ends for long though some must.
+        """
         await RisingEdge(self._dut.clk)
         self.last = cycle = self._sample()
         self._take_parts(cycle)
@@ -164,23 +171,22 @@ class Surroundings:
             self.fail((0, 0))
         self._offer(cycle)
         self._drive()
+        moves = cycle.end is not None or not self._unfinished
+        self._waited = 0 if moves else self._waited + 1
+        if self._waited > _HANG:
+            raise Mismatch(f"no job ends any more: in flight are {list(self.rules.in_flight)}")
         return cycle
 
-    async def run_dry(self) -> None:
-        """Step until every job has ended, and a while longer: nothing more may come.
+    @property
+    def _unfinished(self) -> bool:
+        """Whether something must still happen."""
+        jobs = self.queue or self.offering or self.rules.in_flight
+        return bool(jobs) or any(self._errors)
 
-        Raises
-        ------
-        sim.scoreboard.Mismatch
-            When no job ends for long though some must.
-        """
-        rules, waited = self.rules, 0
-        while self.queue or self.offering or rules.in_flight or any(self._errors):
-            ended = len(rules.ended)
+    async def run_dry(self) -> None:
+        """Step until every job has ended, and a while longer: nothing more may come."""
+        while self._unfinished:
             await self.step()
-            waited = 0 if len(rules.ended) > ended else waited + 1
-            if waited > _HANG:
-                raise Mismatch(f"no job ends any more: in flight are {list(rules.in_flight)}")
         for _ in range(20):
             await self.step()
 
@@ -238,8 +244,22 @@ class Surroundings:
             dut.jobs__payload.value = LogicArray(self._pack_job(self.offering), width)
             dut.jobs__valid.value = 1
         self._ready = {name for name in PARTS if self._chance(self.pace.parts)}
+        if self._read_failed:
+            self._ready -= {"reads", "fetches", "attends"}
+        if self._write_failed:
+            self._ready -= {"key_places", "value_places"}
         if self._chance(self.pace.ends):
             self._ready.add("done")
+
+    @property
+    def _read_failed(self) -> bool:
+        """The reader does nothing any more, and the core gets nothing."""
+        return self._errors[0] != 0
+
+    @property
+    def _write_failed(self) -> bool:
+        """The writer does nothing any more."""
+        return self._errors[1] != 0
 
     def _whole(self, what: str, jobs: int) -> int:
         """Of so many jobs that were handed out, those whose elements have all come."""
@@ -266,8 +286,10 @@ class Surroundings:
         if cycle.cancel:
             self._idle = self._idle or self._chance(self.pace.idle)
         else:
-            self._write()
-            self._read()
+            if not self._write_failed:
+                self._write()
+            if not self._read_failed:
+                self._read()
         self._put_out(cycle)
         self._give(cycle)
 

@@ -15,12 +15,11 @@ from cocotb.handle import HierarchyObject
 
 from golden.scheduler import job_problem
 from kvtq_hw.registers import JobStatus
-from rtl.scheduler import IN_FLIGHT
 from sim.axi_memory import RESPONSES
 from sim.bench import bench_config
 from sim.coverage import Coverage, Cross, Point
 from sim.job_cases import LIMITS, WRONG, limits_of, random_job, wrong_job
-from sim.scheduler_rules import PARTS, Cycle, Errors
+from sim.scheduler_rules import IN_FLIGHT, PARTS, Cycle, Errors
 from sim.scoreboard import Mismatch
 from sim.surroundings import Pace, Surroundings
 
@@ -44,6 +43,7 @@ STATES = {
     "offered": "A descriptor is offered in the very cycle: it is not taken.",
     "taken": "A descriptor was taken in the cycle before: it is kept for afterwards.",
     "held": "A descriptor waits for room in the flight, or for elements of jobs before it.",
+    "full": "A descriptor waits, and of the jobs in a full flight nothing is read or in memory.",
     "handing_out": "Some parts of a job have not been taken.",
     "refusing": "Elements of a refused job are thrown away.",
     "appending": "An append is not in memory as a whole.",
@@ -135,6 +135,7 @@ def states(world: Surroundings, cycle: Cycle) -> list[str]:
         "offered": world.offering and rules.handed_out and not waits,
         "taken": cycle.job is not None,
         "held": waits and cycle.job is None,
+        "full": waits and not rules.served and len(rules.in_flight) > IN_FLIGHT,
         "handing_out": newest is not None and newest.right and not rules.handed_out and not waits,
         "refusing": rules.refusing and any(rules.debts.values()),
         "appending": cycle.appending,
@@ -299,6 +300,29 @@ async def right_jobs_without_a_pause(dut: HierarchyObject) -> None:
 
 
 @cocotb.test()
+async def flight_full_of_appends(dut: HierarchyObject) -> None:
+    """As many appends as there are jobs in flight wait for all their elements."""
+    life = await start(dut)
+    life.pace = Pace(elements=0.0)
+    for _ in range(2 * IN_FLIGHT):
+        life.plan(append=True, attend=False, leaving=False)
+    await life.until("full")
+    await finish(life, 2 * IN_FLIGHT)
+
+
+@cocotb.test()
+async def ends_of_a_full_flight_wait(dut: HierarchyObject) -> None:
+    """All outputs of a full flight have left before the first end is taken."""
+    life = await start(dut)
+    life.pace = Pace(ends=0.0)
+    for _ in range(2 * IN_FLIGHT):
+        life.plan(append=False, attend=True, leaving=False)
+    while life.rules.progress.attended < IN_FLIGHT:
+        await life.step()
+    await finish(life, 2 * IN_FLIGHT)
+
+
+@cocotb.test()
 @cocotb.parametrize(part=(0, 1))
 async def jobs_of_all_kinds(dut: HierarchyObject, part: int) -> None:
     """Right jobs and wrong ones at any pace, no errors."""
@@ -365,11 +389,17 @@ async def every_event_in_every_state(dut: HierarchyObject) -> None:
     life = await start(dut, endless=True)
     for event in (*ERRORS, "reset"):
         for state in STATES:
-            life.endless = state != "nothing"
-            if state == "nothing":
+            life.endless = state not in ("full", "nothing")
+            if not life.endless:
                 await life.run_dry()
+            if state == "full":
+                await life.strike("reset")
+                life.pace = Pace(read=1000, elements=0.0)
+                for _ in range(IN_FLIGHT + 1):
+                    life.plan(append=False, attend=True, leaving=False)
             await life.until(state)
             await life.strike(event)
+            life.pace = Pace.random(life.rng)
             for _ in range(int(life.rng.integers(60))):
                 await life.step()
     await finish(life)
