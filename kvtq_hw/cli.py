@@ -200,6 +200,8 @@ def _fail(message: str, status: int = 1) -> int:
 
 def _one_line(message: str) -> str:
     line = " ".join(message.split())
+    # what moves a terminal's cursor is shown, not sent
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     if len(line) <= _LONGEST_LINE:
         return line
     return f"{line[: _LONGEST_LINE // 2]} [...] {line[-_LONGEST_LINE // 2 :]}"

@@ -93,7 +93,7 @@ def test_a_committed_table() -> None:
 
 def test_more_digits_than_planes() -> None:
     few = TINY.replace(max_planes=2)
-    with pytest.raises(UserError, match=r"^--code: 'mix\.toml@\w+' has 3 digits; configuration"):
+    with pytest.raises(UserError, match=r"^code: 'mix\.toml@\w+' has 3 digits; configuration"):
         ternary(few, TABLE)
 
 

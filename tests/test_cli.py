@@ -198,6 +198,12 @@ def test_a_long_message_is_cut_in_its_middle(flow, capsys) -> None:
     assert len(line) < 1100
 
 
+def test_what_controls_a_terminal_is_shown(flow, capsys) -> None:
+    flow("beeps", "def command(): raise click.ClickException('a\\x1b[2J\\u202e caf\xe9')")
+    assert run(["beeps"]) == 1
+    assert capsys.readouterr().err == "kvtq-hw: error: a\\x1b[2J\\u202e caf\xe9\n"
+
+
 def test_warnings_are_lines(flow, capsys) -> None:
     flow("warns", "def command():\n    from kvtq_hw.errors import warn\n    warn('a\\nb')")
     assert run(["warns"]) == 0

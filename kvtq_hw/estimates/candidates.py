@@ -196,7 +196,7 @@ def ternary(config: EngineConfig, code: CacheCode | CodeTable) -> Candidate:
     """
     if code.most_digits > config.max_planes:
         raise UserError(
-            f"--code: {str(code)!r} has {code.most_digits} digits; configuration {config.name!r} "
+            f"code: {str(code)!r} has {code.most_digits} digits; configuration {config.name!r} "
             f"has max_planes = {config.max_planes}"
         )
     if isinstance(code, CodeTable):

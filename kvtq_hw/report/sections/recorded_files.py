@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
+from kvtq_hw.errors import shown
 from kvtq_hw.files import Schema
 
 __all__ = ["SCHEMAS", "RecordedFile"]
@@ -53,7 +54,7 @@ class _Compare(RecordedFile):
     def _check_int8(self) -> Self:
         for way, rows in self.ways.items():
             if all(row.name != "INT8" for row in rows):
-                raise ValueError(f"ways.{way}: no row of INT8, which the others are compared with")
+                raise ValueError(f"ways: {shown(way)} has no row of INT8 to compare with")
         return self
 
 
