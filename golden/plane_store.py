@@ -276,7 +276,8 @@ class PlaneStore:
 
     def _make_room(self, tokens: int) -> int:
         """Place for tokens to come, at the end of the buffers' used part."""
-        self.behind = 0
+        if tokens:
+            self.behind = 0
         capacity, needed = self._data.shape[-2], self.tokens + tokens
         if self._first + needed > capacity:
             self._resize(capacity if needed <= capacity else self._with_room(needed))
