@@ -40,7 +40,8 @@ class RecordReader(wiring.Component):
 
     What the bus reports ends everything: `error` is set, nothing more is requested, and nothing
     that still comes is believed. `cancel` then drains what is under way, throws away all data and
-    forgets job and fetch. A burst is given up when 65536 cycles brought no beat of it.
+    forgets job and fetch. Bursts are given up when 65536 cycles brought no beat, counted from when
+    the last address was taken.
 
     Attributes
     ----------
@@ -217,7 +218,7 @@ class RecordReader(wiring.Component):
 
         # --- the end of an error ------------------------------------------------------------------
         quiet = Signal(range(_PATIENCE))
-        m.d.sync += quiet.eq(Mux(axi.rvalid | ~self.cancel, 0, quiet + 1))
+        m.d.sync += quiet.eq(Mux(axi.rvalid | axi.arvalid | ~self.cancel, 0, quiet + 1))
         m.d.comb += self.idle.eq(
             self.cancel & ~axi.arvalid & (~bursts.r_rdy | (quiet == _PATIENCE - 1))
         )

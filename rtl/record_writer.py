@@ -30,8 +30,8 @@ class RecordWriter(wiring.Component):
 
     What the bus reports ends everything: `error` is set and no burst begins any more. `cancel` then
     ends the burst that has begun, its words without strobes but for one that is on the bus already,
-    waits for responses, and forgets everything else. A burst without a response for 65536 cycles is
-    given up.
+    waits for responses, and forgets everything else. Bursts are given up when
+    65536 cycles brought no response, counted from when the last address and word were taken.
 
     Attributes
     ----------
@@ -149,12 +149,9 @@ class RecordWriter(wiring.Component):
 
         # --- the end of an error ------------------------------------------------------------------
         quiet = Signal(range(_PATIENCE))
-        m.d.sync += quiet.eq(Mux(axi.bvalid | ~self.cancel, 0, quiet + 1))
-        m.d.comb += self.idle.eq(
-            self.cancel
-            & ~(axi.awvalid | axi.wvalid | sending)
-            & (~tags.r_rdy | (quiet == _PATIENCE - 1))
-        )
+        asking = axi.awvalid | axi.wvalid | sending
+        m.d.sync += quiet.eq(Mux(axi.bvalid | asking | ~self.cancel, 0, quiet + 1))
+        m.d.comb += self.idle.eq(self.cancel & ~asking & (~tags.r_rdy | (quiet == _PATIENCE - 1)))
         with m.If(self.idle):
             m.d.sync += self.error.eq(Response.OKAY)
         return m

@@ -65,6 +65,7 @@ class ReadMemory:
     ----------
     data : as above
     fault : what goes wrong once; None when it has
+    aftermath : response of all beats that were asked for later than those that went wrong
     struck : address, beats and beat of the burst that went wrong last
     bursts : address and number of beats of each burst asked for
     beat_cycles : cycles of the beats
@@ -83,6 +84,7 @@ class ReadMemory:
         self.data = data
         self._latency = latency
         self.bursts: list[tuple[int, int]] = []
+        self.aftermath = 0
         self.struck: tuple[int, int, int] | None = None
         self.beat_cycles: list[int] = []
         self._waiting: deque[_Beat] = deque()
@@ -96,6 +98,7 @@ class ReadMemory:
     def restart(self) -> None:
         """Forget what was asked for, and every fault, as in reset."""
         self.fault = None
+        self._broken = False
         self._waiting.clear()
         self._offered = False
         self._silent = False
@@ -148,7 +151,9 @@ class ReadMemory:
         latency = self._latency if isinstance(self._latency, int) else self._latency()
         for place, response, last, silent in _beats(beats, fault):
             byte = address // word * word + place * word
-            self._waiting.append(_Beat(now + latency, byte, response, last, silent))
+            said = self.aftermath if self._broken else response
+            self._waiting.append(_Beat(now + latency, byte, said, last, silent))
+        self._broken |= fault is not None
 
 
 class WriteMemory:

@@ -45,6 +45,10 @@ class Target:
     failing : number of the burst that fails
     response : how; "slverr" by cocotbext-axi itself, which then writes nothing of the burst;
         "never": neither it nor those after it are answered
+
+    Attributes
+    ----------
+    bursts : that came whole; `writes` counts the accesses that they became
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class Target:
         self.data = bench.rng.integers(0, 256, size).astype(np.uint8)
         self.before = self.data.copy()
         self.writes = 0
-        self._bursts = 0
+        self.bursts = 0
         self._failing = failing
         bus = AxiWriteBus.from_prefix(bench.dut, "m_axi")
         self._slave = AxiSlaveWrite(bus, bench.dut.clk, target=self)
@@ -71,8 +75,8 @@ class Target:
                 channel.set_pause_generator(not go for go in pattern)
 
     async def write(self, address: int, data: bytes) -> None:
-        if self._bursts == self._failing and self._response != "never":
-            raise ValueError(f"burst {self._bursts} fails")
+        if self.bursts == self._failing and self._response != "never":
+            raise ValueError(f"burst {self.bursts} fails")
         self.writes += 1
         self.data[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
@@ -80,12 +84,17 @@ class Target:
         """No burst fails any more."""
         self._failing = None
 
+    def pause(self, pausing: bool) -> None:
+        """Take no address and no word, or take them again."""
+        for channel in (self._slave.aw_channel, self._slave.w_channel):
+            channel.pause = pausing
+
     async def _respond(self, transaction: Any) -> None:
-        self._bursts += 1
-        if self._failing is not None and self._bursts > self._failing:
+        self.bursts += 1
+        if self._failing is not None and self.bursts > self._failing:
             if self._response == "never":
                 return
-            if self._bursts == self._failing + 1:
+            if self.bursts == self._failing + 1:
                 transaction.bresp = RESPONSES[self._response]
         await self._send(transaction)
 
@@ -326,20 +335,30 @@ async def bus_errors(dut: HierarchyObject, response: str, mix: str) -> None:
 
 @cocotb.test()
 async def response_never_comes(dut: HierarchyObject) -> None:
-    """Without an answer nothing counts as written; `cancel` gives up after 65536 quiet cycles."""
+    """Without an answer nothing counts as written.
+
+    `cancel` gives up 65536 cycles after the last address and word were taken.
+    """
     bench = await Bench.start(dut, "record_writer")
     target = Target(bench, failing=3, response="never")
     records = random_records(bench, 16)
     written = Written(bench)
     drive(bench, records)
-    await ClockCycles(dut.clk, 5000)
+    while target.bursts < 4:  # of which three were answered
+        await RisingEdge(dut.clk)
+    target.pause(True)
+    await ClockCycles(dut.clk, 3000)
     bench.check(written.count <= 3, True, "records written before the memory fell silent")
     bench.check(int(dut.error.value), 0, "error: the port waits as long as nobody cancels")
+    waiting = int(dut.m_axi_awvalid.value), int(dut.m_axi_wvalid.value)
+    bench.check(waiting, (1, 1), "an address and a word wait")
     count = written.count
     bench.withdraw()
     dut.cancel.value = 1
+    await ClockCycles(dut.clk, 2000)
+    target.pause(False)
     await ClockCycles(dut.clk, 65_000)
-    bench.check(int(dut.idle.value), 0, "idle after 65000 cycles")
+    bench.check(int(dut.idle.value), 0, "idle 65000 cycles after the last word")
     await cancel(bench)
     bench.check(written.count, count, "records written after cancel")
     target.heal()
