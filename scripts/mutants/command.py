@@ -113,7 +113,7 @@ def _known(store: Path, mutants: Sequence[Mutant], imports: Imports) -> dict[str
     for text in store.read_text("utf-8").splitlines():
         entry = json.loads(text)
         mutant = drawn.get(entry["key"])
-        if mutant is None or entry["outcome"] == "equivalent":
+        if mutant is None or not entry["asked"]:  # listed as equivalent: looked up again
             continue
         asked = tuple(entry["asked"])
         if entry["digest"] == imports.digest(asked):

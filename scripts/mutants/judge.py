@@ -135,20 +135,26 @@ class Judge:
         blocks = self._imports.blocks_of(mutant.file)
         if not blocks or not mutant.file.startswith("rtl/"):
             return False
-        nearest = [blocks[0], *(block for block in OUTER if block in blocks[1:])]
-        if f"rtl/{blocks[0]}.py" != mutant.file:  # not a block itself: all that are not the outer
-            nearest = blocks
-        name = f"{Path(mutant.file).stem}-{self._imports.digest([mutant.file])}"
+        inner = [block for block in blocks if block not in OUTER]
+        inner = [block for block in inner if f"rtl/{block}.py" == mutant.file] or inner
+        # most mutants differ at once, where it costs little
+        return self._same(mutant, source, inner or blocks, True) and self._same(
+            mutant, source, [*inner, *(block for block in blocks if block in OUTER)], False
+        )
+
+    def _same(self, mutant: Mutant, source: str, blocks: list[str], one: bool) -> bool:
+        rest_on = [*(f"rtl/{block}.py" for block in blocks), "tests/bench_matrix.py"]
+        name = f"{Path(mutant.file).stem}-{one:d}-{self._imports.digest(rest_on)}"
         kept = self._folder / f"hardware-{name}.json"
         if not kept.is_file():
             self._change(mutant.file, source)
-            found = self._workshop.run(hardware, _HARDWARE_S, nearest, None)
+            found = self._workshop.run(hardware, _HARDWARE_S, blocks, one, None)
             if not found or "failure" in found:
                 return False
             kept.write_text(json.dumps(found), "utf-8")
         expected = json.loads(kept.read_text("utf-8"))
         self._change(mutant.file, mutant.apply(source))
-        return self._workshop.run(hardware, _HARDWARE_S, nearest, expected) == expected
+        return self._workshop.run(hardware, _HARDWARE_S, blocks, one, expected) == expected
 
 
 def _identity(mutant: Mutant) -> tuple[str, str, str, str]:

@@ -165,13 +165,15 @@ def hardware(
     environment: Mapping[str, str],
     answer: Path,
     blocks: list[str],
+    one: bool,
     expected: Mapping[str, str] | None,
 ) -> None:
     """Write hashes of what is generated to `answer`, as JSON, up to the first that is not expected.
 
     That is Verilog and manifest, of each block in every configuration that the tests' matrix or a
     preset names, smallest first. The engine and the accelerator, which contain the other blocks,
-    are asked in small configurations alone, unless there is nothing else to ask.
+    are asked in small configurations alone, unless there is nothing else to ask. With `one`, there
+    is only the first configuration.
     """
     _enter(tree, environment, answer.with_suffix(".log"))
     sys.path.insert(0, str(tree / "tests"))
@@ -187,6 +189,8 @@ def hardware(
     configs = {c.digest(): c for c in [*values, *presets] if isinstance(c, EngineConfig)}
     found: dict[str, str] = {}
     for config in sorted(configs.values(), key=lambda c: (c.head_dim, c.lanes, c.name)):
+        if one and found:
+            break
         for block in blocks:
             outer = block in OUTER and config.head_dim > SMALL and not set(blocks) <= set(OUTER)
             if outer or block not in blocks_of(config):
