@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from mutants.drawing import Mutant, candidates
 from mutants.suites import Imports
-from mutants.trial import OUTER, TOO_LONG_S, hardware, run_tests
+from mutants.trial import OUTER, hardware, run_tests
 from mutants.workshop import Workshop
 
 __all__ = ["Judge", "Verdict", "listed_equivalents", "stale_equivalents"]
 
-#: Processor seconds of tests that a mutant may survive; its own test file is asked in any case.
-_BUDGET_S = 60
-_HARDWARE_S = 1800
-
-
-def _limit_s(cost: float) -> float:
-    """Seconds for tests of so many processor seconds: other work may take most of the machine."""
-    return 120 + 12 * cost
+#: Processor seconds for a phase of the module's own test file, and for all tests of others.
+_OWN_S, _OTHERS_S = 90.0, 60.0
+#: Seconds for a process; tests end themselves long before, unless they hang in compiled code.
+_LIMIT_S = 1800
 
 
 #: Reasons by file, class and function, and both texts of the lines.
@@ -51,6 +47,27 @@ class Verdict:
         return asdict(self) | {"key": self.mutant.key}
 
 
+@dataclass(frozen=True)
+class _Record:
+    """What is known of a file's tests: processor seconds, which pass unchanged, which do not."""
+
+    path: Path
+    seconds: dict[str, float]
+    good: list[str]
+    bad: list[str]
+
+    @classmethod
+    def read(cls, path: Path) -> _Record:
+        known = json.loads(path.read_text("utf-8")) if path.is_file() else [{}, [], []]
+        return cls(path, *known)
+
+    def add(self, seconds: Mapping[str, float], good: Sequence[str] = (), bad: str = "") -> None:
+        self.seconds.update(seconds)
+        self.good.extend(name for name in good if name not in self.good)
+        self.bad.extend([bad] if bad else [])
+        self.path.write_text(json.dumps([self.seconds, self.good, self.bad]), "utf-8")
+
+
 class Judge:
     """Runs tests on mutants in one workshop.
 
@@ -76,34 +93,60 @@ class Judge:
         source = self._workshop.source(mutant.file)
         asked: list[str] = []
         spent = 0.0
-        tests = self._imports.tests_of(mutant.file)
-        own = [(test, phase) for test in tests[:1] for phase in (0, 1)]
-        steps = [*own, None, *((test, 0) for test in tests[1:])]
+        own, *others = self._imports.tests_of(mutant.file)
+        steps = [(own, 0, _OWN_S), (own, 1, _OWN_S), *((test, 0, _OTHERS_S) for test in others)]
         try:
-            for step in steps:
-                if step is None:
-                    if self._same_hardware(mutant, source):
-                        same = "generates the same Verilog"
-                        return self._verdict(mutant, "equivalent", same, asked)
-                    continue
-                test, phase = step
-                before = self._unchanged(mutant.file, source, test, phase)
-                seconds, bad = before["seconds"], set(before["bad"])
-                cost = sum(time for name, time in seconds.items() if name not in bad)
-                if not set(seconds) - bad or (step not in own and spent + cost > _BUDGET_S):
-                    continue
-                self._change(mutant.file, mutant.apply(source))
-                limit_s = _limit_s(cost)
-                found = self._workshop.run(run_tests, limit_s, test, phase, seconds, bad)
-                if found is None:
-                    return self._verdict(mutant, "timed out", f"{test}, {limit_s:.0f} s", [test])
-                if found["failure"]:
-                    return self._verdict(mutant, "killed", found["failure"], [test])
-                asked.append(test)
-                spent += cost
+            for test, phase, budget_s in steps:
+                if test != own and spent == 0.0 and self._same_hardware(mutant, source):
+                    same = "generates the same Verilog"
+                    return self._verdict(mutant, "equivalent", same, asked)
+                if spent >= budget_s:
+                    break
+                found = self._ask(mutant, source, test, phase, budget_s - spent)
+                if isinstance(found, tuple):
+                    return self._verdict(mutant, *found, [test])
+                if found:
+                    asked.append(test)
+                if test != own:
+                    spent += max(found, 0.1)
+            if not others and self._same_hardware(mutant, source):
+                return self._verdict(mutant, "equivalent", "generates the same Verilog", asked)
         finally:
             self._change(mutant.file, source)
         return self._verdict(mutant, "survived", "", asked)
+
+    def _ask(
+        self, mutant: Mutant, source: str, test: str, phase: int, budget_s: float
+    ) -> tuple[str, str] | float:
+        """The outcome and the test that noticed; or seconds of tests that noticed nothing.
+
+        A test counts that passes on the unchanged sources: it is tried there when it first fails.
+        """
+        record = _Record.read(
+            self._folder / f"{Path(test).stem}-{self._imports.digest([test])}.json"
+        )
+        while True:
+            arguments = (test, phase, record.seconds, set(record.bad))
+            self._change(mutant.file, mutant.apply(source))
+            found = self._workshop.run(run_tests, _LIMIT_S, *arguments, None, budget_s)
+            if found is not None and not found["failure"]:
+                record.add(found["seconds"])
+                return sum(found["seconds"][name] for name in found["passed"])
+            failure = test if found is None else found["failure"] or test
+            if failure not in record.good:
+                self._change(mutant.file, source)
+                only = failure if "::" in failure else None
+                unchanged = self._workshop.run(run_tests, _LIMIT_S, *arguments, only, budget_s)
+                if unchanged is None or (unchanged["failure"] and not unchanged.get("seconds")):
+                    raise RuntimeError(
+                        f"{test} does not run on the unchanged sources; see {self._workshop.log}"
+                    )
+                record.add(unchanged["seconds"], unchanged["passed"], unchanged["failure"])
+                if not unchanged["failure"]:
+                    record.add({}, [failure])
+            if failure in record.good:
+                late = found is None or found.get("late", False)
+                return "timed out" if late else "killed", failure
 
     def _verdict(self, mutant: Mutant, outcome: str, by: str, asked: list[str]) -> Verdict:
         asked = sorted(set(asked))
@@ -115,20 +158,6 @@ class Judge:
         self._workshop.write(file, text)
         if self._imports.compiled(file):
             self._workshop.forget_compiled()
-
-    def _unchanged(self, file: str, source: str, test: str, phase: int) -> dict[str, Any]:
-        """How long the tests take on the unchanged sources, and which do not pass there in time."""
-        kept = self._folder / f"{Path(test).stem}-{phase}-{self._imports.digest([test])}.json"
-        if not kept.is_file():
-            self._change(file, source)
-            found = self._workshop.run(run_tests, 20 * TOO_LONG_S, test, phase, None, set())
-            if not found or (found["failure"] and not found.get("seconds")):
-                raise RuntimeError(
-                    f"{test} does not run on the unchanged sources; see {self._workshop.log}"
-                )
-            kept.write_text(json.dumps(found), "utf-8")
-        known: dict[str, Any] = json.loads(kept.read_text("utf-8"))
-        return known
 
     def _same_hardware(self, mutant: Mutant, source: str) -> bool:
         """The mutant generates what the unchanged sources do, of every block that it is part of."""
@@ -148,13 +177,13 @@ class Judge:
         kept = self._folder / f"hardware-{name}.json"
         if not kept.is_file():
             self._change(mutant.file, source)
-            found = self._workshop.run(hardware, _HARDWARE_S, blocks, one, None)
+            found = self._workshop.run(hardware, _LIMIT_S, blocks, one, None)
             if not found or "failure" in found:
                 return False
             kept.write_text(json.dumps(found), "utf-8")
         expected = json.loads(kept.read_text("utf-8"))
         self._change(mutant.file, mutant.apply(source))
-        return self._workshop.run(hardware, _HARDWARE_S, blocks, one, expected) == expected
+        return self._workshop.run(hardware, _LIMIT_S, blocks, one, expected) == expected
 
 
 def _identity(mutant: Mutant) -> tuple[str, str, str, str]:
