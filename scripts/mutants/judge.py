@@ -17,9 +17,11 @@ from mutants.workshop import Workshop
 __all__ = ["Judge", "Verdict", "listed_equivalents", "stale_equivalents"]
 
 #: Processor seconds for a phase of the module's own test file, and for all tests of others.
-_OWN_S, _OTHERS_S = 90.0, 60.0
+_OWN_S, _OTHERS_S = 60.0, 15.0
 #: Seconds for a process; tests end themselves long before, unless they hang in compiled code.
 _LIMIT_S = 1800
+#: Processor seconds of a process before its first test.
+_START_S = 3.0
 
 
 #: Reasons by file, class and function, and both texts of the lines.
@@ -108,7 +110,7 @@ class Judge:
                 if found:
                     asked.append(test)
                 if test != own:
-                    spent += max(found, 0.1)
+                    spent += found + _START_S
             if not others and self._same_hardware(mutant, source):
                 return self._verdict(mutant, "equivalent", "generates the same Verilog", asked)
         finally:

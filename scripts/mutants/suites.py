@@ -44,7 +44,7 @@ class Imports:
         return [block for block in blocks if file in self.closure(f"rtl/{block}.py")]
 
     def tests_of(self, file: str) -> list[str]:
-        """Test files that use a file, directly or not: its own, then by the steps between."""
+        """Test files that use a file in any way: its own, then benches, by the steps between."""
         users: dict[str, set[str]] = {}
         for user, used in self._uses.items():
             for one in used:
@@ -57,7 +57,8 @@ class Imports:
                     reached.append(user)
         own = f"tests/test_{Path(file).stem}.py"
         found = [one for one in reached if one.startswith("tests/test_")]
-        return sorted(found, key=lambda test: (test != own, steps[test], test))
+        benches = {f"tests/test_{block}.py" for block in self._blocks}
+        return sorted(found, key=lambda test: (test != own, test not in benches, steps[test], test))
 
     def closure(self, file: str) -> set[str]:
         """The file and every file that it uses, directly or not."""
