@@ -72,6 +72,27 @@ def test_sixteen_bits_from_the_host_cost_nothing(config, limit, rotate):
     assert error < limit
 
 
+@pytest.mark.parametrize(
+    ("size", "value", "exponent"),
+    [
+        (1.0, 23637, 17 - 4),  # log2(e) / 8 = 0.18 is 23637 * 2**-17; 4 fraction bits of scores
+        (0.0, 0, 127),
+        (2.0**-300, 23637, 127),
+        (2.0**300, 23637, -128),
+    ],
+)
+def test_exponents_of_queries_from_the_host_stay_in_their_field(size, value, exponent):
+    found = quantize_queries(CONFIG, torch.full((1, 1, 64), size, dtype=torch.float64))
+    assert found.values.flatten().tolist() == [value] * 64
+    assert found.exponent.item() == exponent
+
+
+@pytest.mark.parametrize("element", [float("nan"), float("inf")])
+def test_queries_that_are_not_finite_are_refused(element):
+    with pytest.raises(ValueError, match="^queries hold an element that is not finite$"):
+        quantize_queries(CONFIG, torch.tensor([[[0.0, element]]]))
+
+
 @every_shape
 def test_bench(config: EngineConfig, simulator: str) -> None:
     check_bench("query_conditioner", config, simulator)
