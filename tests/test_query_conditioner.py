@@ -89,7 +89,7 @@ def test_exponents_of_queries_from_the_host_stay_in_their_field(size, value, exp
 
 @pytest.mark.parametrize("element", [float("nan"), float("inf")])
 def test_queries_that_are_not_finite_are_refused(element):
-    with pytest.raises(ValueError, match="^queries hold an element that is not finite$"):
+    with pytest.raises(ValueError, match=r"^queries hold an element that is not finite$"):
         quantize_queries(CONFIG, torch.tensor([[[0.0, element]]]))
 
 
