@@ -210,9 +210,8 @@ def checkout(folder: Path) -> Path:
 
 
 @pytest.fixture
-def toy_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Judge:
+def toy_judge(tmp_path: Path) -> Judge:
     toy = checkout(tmp_path)
-    monkeypatch.setattr(judge, "_LIMIT_S", 25)
     (tmp_path / "unchanged").mkdir()
     workshop = Workshop(toy, tmp_path / "workshop", fork_server(["pytest"]))
     return Judge({}, tmp_path / "unchanged", Imports(toy), workshop)
@@ -233,8 +232,10 @@ def toy_mutant(file: str, after: str, folder: Path) -> Mutant:
     ],
 )
 def test_verdicts(
-    toy_judge: Judge, tmp_path: Path, name: str, after: str, outcome: str, by: str
+    toy_judge: Judge, tmp_path: Path, monkeypatch, name: str, after: str, outcome: str, by: str
 ) -> None:
+    if outcome == "timed out":
+        monkeypatch.setattr(judge, "_LIMIT_S", 20)
     file = f"golden/{name}.py"
     verdict = toy_judge.judge(toy_mutant(file, after, tmp_path))
     assert (verdict.outcome, verdict.by) == (outcome, by)

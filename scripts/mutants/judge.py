@@ -133,7 +133,7 @@ class Judge:
             found = self._workshop.run(run_tests, _LIMIT_S, *arguments, None, budget_s)
             if found is not None and not found["failure"]:
                 record.add(found["seconds"])
-                return sum(found["seconds"][name] for name in found["passed"])
+                return sum(max(found["seconds"][name], 0.01) for name in found["passed"])
             failure = test if found is None else found["failure"] or test
             if failure not in record.good:
                 self._change(mutant.file, source)

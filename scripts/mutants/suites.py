@@ -36,7 +36,8 @@ class Imports:
     def compiled(self, file: str) -> bool:
         """Numba compiles functions of the file, or of one that takes constants from it."""
         users = [file, *(user for user, used in self._uses.items() if file in used)]
-        return any("import numba" in self._texts[user] for user in users)
+        near = {one for user in users for one in (user, *self._uses[user])}
+        return any("import numba" in self._texts[one] for one in near)
 
     def blocks_of(self, file: str) -> list[str]:
         """Blocks whose hardware a file is part of: the file's own, then those that contain it."""
