@@ -110,8 +110,10 @@ every_ternary_lane = pytest.mark.parametrize(
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
-def check_bench(block: str, config: EngineConfig, simulator: str, seed: int = 1) -> None:
-    """Run a block's bench; every cocotb test must pass."""
-    result = run_bench(block, config, simulator, seed=seed, folder=FOLDER)
+def check_bench(
+    block: str, config: EngineConfig, simulator: str, seed: int = 1, testcase: str | None = None
+) -> None:
+    """Run a block's bench, or those of its tests whose names end so; every one must pass."""
+    result = run_bench(block, config, simulator, seed=seed, folder=FOLDER, testcase=testcase)
     failures = "\n".join(f"{test.name}: {test.message}" for test in result.failed)
     assert not result.failed, f"{failures}\nlog: {result.log}"

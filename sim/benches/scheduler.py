@@ -307,7 +307,17 @@ async def flight_full_of_appends(dut: HierarchyObject) -> None:
     for _ in range(2 * IN_FLIGHT):
         life.plan(append=True, attend=False, leaving=False)
     await life.until("full")
-    await finish(life, 2 * IN_FLIGHT)
+    life.pace = Pace()
+    await life.run_dry()
+    # the last of them has two records
+    tiers: Job = {"sink_tokens": 1, "body_tokens": 1, "window_tokens": 1, "window_start": 0}
+    life.pace = Pace(elements=0.0)
+    for number in range(IN_FLIGHT):
+        leaving = number == IN_FLIGHT - 1
+        life.plan(append=True, attend=False, leaving=leaving, tokens=3, **tiers)
+    while len(life.rules.in_flight) < IN_FLIGHT or "handing_out" not in states(life, life.last):
+        await life.step()
+    await finish(life, 3 * IN_FLIGHT)
 
 
 @cocotb.test()
