@@ -27,6 +27,11 @@ LARGE = {
 }
 #: Tests of heads that live from their first token on.
 LIVES = "pausing=False,pausing=True,not_rotated,append_and_attend_apart"
+#: Those, limits of jobs and pages, and faults and resets; the coverage is asked of tiny alone.
+FAULTS = (
+    f"{LIVES},part=0,part=1,part=2,every_refusal,as_many_tokens_as_there_may_be,"
+    "reset_in_every_state"
+)
 
 
 def test_bench(simulator):
@@ -36,7 +41,7 @@ def test_bench(simulator):
 @pytest.mark.parametrize("simulator", ["verilator"], indirect=True)
 @pytest.mark.parametrize("config", OTHERS.values(), ids=OTHERS)
 def test_bench_of_other_shapes(config, simulator):
-    check_bench("accelerator", config, simulator)
+    check_bench("accelerator", config, simulator, testcase=FAULTS)
 
 
 @pytest.mark.parametrize("simulator", ["verilator"], indirect=True)

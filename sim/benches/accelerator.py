@@ -38,7 +38,7 @@ _STATES = {
     "outputs": "Outputs of a job are offered.",
     "owed": "The host has not given all elements of the jobs that it started.",
     "reading": "A read waits for its answer.",
-    "writing": "A word is written.",
+    "writing": "A word is written, or a write waits for its answer.",
 }
 
 COVERAGE = Coverage(
@@ -100,7 +100,7 @@ def states(machine: Machine) -> list[str]:
         "outputs": dut.m_axis_output_tvalid.value == 1,
         "owed": not (machine.pairs.idle() and machine.queries.idle()),
         "reading": dut.m_axi_rvalid.value == 1 or not machine.channels["r"].empty(),
-        "writing": dut.m_axi_wvalid.value == 1,
+        "writing": dut.m_axi_wvalid.value == 1 or not machine.channels["b"].empty(),
     }
     return [name for name, holds in found.items() if holds]
 
@@ -302,7 +302,7 @@ async def faults_at_any_time(dut: HierarchyObject, part: int) -> None:
 async def late_answers_to_an_abort(dut: HierarchyObject, answer: str) -> None:
     """Bursts are under way when the memory fails, and are answered long afterwards."""
     machine = Machine(dut, CODES[0])
-    await machine.start(pausing=["r" if answer == "r" else "w"])
+    await machine.start(pausing=["r", "b"])
     await fill(machine)
     fault, state = ("b_slverr", "reading") if answer == "r" else ("r_slverr", "writing")
     machine.fired = False
