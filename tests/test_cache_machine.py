@@ -323,6 +323,13 @@ class CacheMachine(RuleBasedStateMachine):
             for part in (self.keys, self.values):
                 part.map(lambda x, axis: x.narrow(axis, 0, kept))
 
+    @precondition(lambda self: self.tokens)
+    @rule(forgotten=st.integers(1, 5), tokens=st.integers(1, 5), seed=st.integers(0, 99))
+    def go_another_way(self, forgotten, tokens, seed) -> None:
+        """What is written now lies where the forgotten tokens were, which passes still show."""
+        self.crop(forgotten)
+        self.append(2, tokens, seed, 1.0, [0, 0, 0, 0], False)
+
     @rule()
     def reset(self) -> None:
         CacheMachine.steps += 1
