@@ -12,6 +12,7 @@ from bench_matrix import check_bench, every_config
 from golden.dequantizer import dequantize
 from golden.quantizer import (
     BALANCED_RATIOS,
+    FEEDBACK_RATIOS,
     RESIDUAL_RATIOS,
     _compare_and_subtract,
     _squared_error,
@@ -37,6 +38,13 @@ def gaussian(*shape: int, seed: int = 0, spread: float = 1 << 16) -> torch.Tenso
 def first_choice(code: int) -> tuple[int, ...]:
     """How much of a code the digits from the most significant down are: the tie break."""
     return tuple(balanced_digits(torch.tensor([code]), 5)[:, 0].abs().flip(0).tolist())
+
+
+@pytest.mark.parametrize("ratios", [BALANCED_RATIOS, *FEEDBACK_RATIOS.values()])
+def test_each_further_digit_takes_a_finer_scale(ratios):
+    """A code of one more digit reaches three times as far: its scale is less than half, above 0."""
+    assert len(ratios) == 5
+    assert all(0 < finer < coarser / 2 for coarser, finer in itertools.pairwise(ratios))
 
 
 @pytest.mark.parametrize("digits", range(1, 6))
