@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from types import CodeType
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
@@ -103,8 +102,8 @@ def compiled(*rules: str, **arguments: Array | type[int] | type[float]) -> Calla
     Raises
     ------
     TypeError
-        When the declaration does not name the arguments of the loop; when called, for an argument
-        of another type.
+        When the declaration does not name the arguments of the loop, or an axis as one of them;
+        when called, for an argument of another type.
     ValueError
         When called, for arrays that do not fit, or where a rule is not kept.
     """
@@ -113,41 +112,14 @@ def compiled(*rules: str, **arguments: Array | type[int] | type[float]) -> Calla
         names = tuple(inspect.signature(function).parameters)
         if set(names) != set(arguments):
             raise TypeError(f"{function.__name__} has the arguments {', '.join(names)}")
-        title = function.__name__.lstrip("_")
-        expected = [(name, arguments[name]) for name in names]
-        fixed = {
-            axis: axis
-            for _, argument in expected
-            if isinstance(argument, Array)
-            for axis in argument.axes
-            if isinstance(axis, int)
-        }
-        indices = [
-            f"not {name}.size or 0 <= {name}.min() <= {name}.max() < {argument.below}"
-            for name, argument in expected
-            if isinstance(argument, Array) and argument.below
-        ]
-        conditions = [compile(rule, f"<rule of {title}>", "eval") for rule in (*indices, *rules)]
-        texts = (*indices, *rules)
+        for name in names:
+            if any(name in x.axes for x in arguments.values() if isinstance(x, Array)):
+                raise TypeError(f"{name} is an argument of {function.__name__} and no axis")
+        declared = _Declared(
+            function.__name__.lstrip("_"), {name: arguments[name] for name in names}, rules
+        )
         loop = numba.njit(cache=True)(function)
-
-        @functools.wraps(function)
-        def checked(*given: Any) -> Any:
-            sizes: dict[Any, Any] = dict(fixed)
-            for (name, argument), value in zip(expected, given, strict=True):
-                if isinstance(argument, Array):
-                    argument.check(name, value, sizes)
-                elif not isinstance(value, argument):
-                    raise TypeError(
-                        f"{name} is {type(value).__name__}; must be {argument.__name__}"
-                    )
-            sizes.update(zip(names, given, strict=True))
-            for text, condition in zip(texts, conditions, strict=True):
-                if not eval(condition, {"np": np}, sizes):
-                    raise ValueError(_broken(title, text, condition, sizes))
-            return loop(*given)
-
-        return checked
+        return functools.wraps(function)(declared.entrance(loop))
 
     return decorate
 
@@ -157,9 +129,108 @@ def loop_part(function: Loop) -> Loop:
     return numba.njit(inline="always")(function)
 
 
-def _broken(title: str, rule: str, condition: CodeType, sizes: dict[Any, Any]) -> str:
-    """Which rule a call does not keep, and the numbers in it."""
-    numbers = [
-        f"{name} = {sizes[name]}" for name in condition.co_names if isinstance(sizes.get(name), int)
-    ]
-    return f"{title}: {rule} is not true with {', '.join(numbers) or 'these arrays'}"
+class _Declared:
+    """What a loop's arguments must be, in two forms: a quick one, and one that says what is wrong.
+
+    Parameters
+    ----------
+    title : name of the loop in messages
+    arguments : what each must be, in their order
+    rules : see `compiled`
+    """
+
+    def __init__(
+        self,
+        title: str,
+        arguments: dict[str, Array | type[int] | type[float]],
+        rules: Sequence[str],
+    ) -> None:
+        self.title = title
+        self.arguments = arguments
+        arrays = {name: x for name, x in arguments.items() if isinstance(x, Array)}
+        self.fixed = {
+            axis: axis for x in arrays.values() for axis in x.axes if isinstance(axis, int)
+        }
+        indices = [
+            f"(not {name}.size or 0 <= {name}.min() <= {name}.max() < {x.below})"
+            for name, x in arrays.items()
+            if x.below
+        ]
+        self.rules = [*indices, *rules]
+
+    def entrance(self, loop: Loop) -> Loop:
+        """A function that calls the loop if its arguments fit, and else says what does not.
+
+        A decode step enters some twenty loops a layer, and going through the declaration each time
+        would take as long as their work. So the declaration is written down as the straight lines
+        of one function, as the standard library does for dataclasses.
+        """
+
+        def refused(*given: Any) -> Any:
+            self.check(*given)
+            return loop(*given)  # bool for int, or a subclass: what is exact is only quicker
+
+        call = f"({', '.join(self.arguments)})"
+        lines = [f"def entrance{call}:"]
+        scope: dict[str, Any] = {"np": np, "_array": np.ndarray, "_refused": refused, "_loop": loop}
+        known: set[str | int] = set()
+        last = sorted(  # the axes of what may be empty must be known from elsewhere
+            self.arguments.items(), key=lambda item: isinstance(item[1], Array) and item[1].optional
+        )
+        for name, argument in last:
+            if not isinstance(argument, Array):
+                lines.append(f" if type({name}) is not {argument.__name__}: return _refused{call}")
+                continue
+            scope[f"_{name}_types"] = argument.dtypes
+            wrong = [f"type({name}) is not _array", f"{name}.dtype not in _{name}_types"]
+            lines.append(f" if {' or '.join(wrong)}: return _refused{call}")
+            wrong = [f"{name}.ndim != {len(argument.axes)}"]
+            wrong += [] if argument.strided else [f"not {name}.flags.c_contiguous"]
+            wrong += [f"not {name}.flags.writeable"] if argument.written else []
+            space = " "
+            if argument.optional:
+                lines.append(f" if {name}.size:")
+                space = "  "
+            lines.append(f"{space}if {' or '.join(wrong)}: return _refused{call}")
+            targets, compared = [], []
+            for index, axis in enumerate(argument.axes):
+                new = isinstance(axis, str) and axis not in known
+                targets.append(str(axis) if new else f"_{index}")
+                if new:
+                    known.add(axis)
+                else:
+                    compared.append(f"_{index} != {axis}")
+            lines.append(f"{space}{', '.join(targets)}, = {name}.shape")
+            if compared:
+                lines.append(f"{space}if {' or '.join(compared)}: return _refused{call}")
+        lines += [f" if not ({rule}): return _refused{call}" for rule in self.rules]
+        lines.append(f" return _loop{call}")
+        exec("\n".join(lines), scope)
+        return scope["entrance"]
+
+    def check(self, *given: Any) -> None:
+        """Refuse arguments that do not fit, in words.
+
+        Raises
+        ------
+        TypeError, ValueError
+            See `compiled`.
+        """
+        sizes: dict[Any, Any] = dict(self.fixed)
+        for (name, argument), value in zip(self.arguments.items(), given, strict=True):
+            if isinstance(argument, Array):
+                argument.check(name, value, sizes)
+            elif not isinstance(value, argument):
+                raise TypeError(f"{name} is {type(value).__name__}; must be {argument.__name__}")
+        sizes.update(zip(self.arguments, given, strict=True))
+        for rule in self.rules:
+            condition = compile(rule, f"<rule of {self.title}>", "eval")
+            if not eval(condition, {"np": np}, sizes):
+                numbers = [
+                    f"{name} = {sizes[name]}"
+                    for name in condition.co_names
+                    if isinstance(sizes.get(name), int)
+                ]
+                raise ValueError(
+                    f"{self.title}: {rule} is not true with {', '.join(numbers) or 'these arrays'}"
+                )

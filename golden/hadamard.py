@@ -71,7 +71,7 @@ def _ones(dim: int) -> np.ndarray:
 
 
 @compiled(
-    vectors=Array((np.int64, np.float64), "vectors", "dim", written=True),
+    vectors=Array((np.int64, np.float64), "count", "dim", written=True),
     before=Array(np.float64, "dim"),
     after=Array(np.float64, "dim"),
 )

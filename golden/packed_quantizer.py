@@ -46,9 +46,14 @@ class PackedQuantizer:
         self._error_max = 1 << (config.conditioned_bits - 1)
         self._factors, self._shifts = np.zeros((0, 0, 0), np.int8), np.zeros((0, 0), np.int64)
         if feedback is not None:
-            self._factors, self._shifts = feedback.factors.numpy(), feedback.shift.numpy()
+            self._factors = feedback.factors.numpy(force=True)
+            self._shifts = feedback.shift.numpy(force=True)
         self._bytes_of_groups = encode_table(config.packing).numpy()
         self._trits_of_bytes = decode_table(config.packing).numpy()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> PackedQuantizer:
+        """The same one: it never changes."""
+        return self
 
     def write(self, vectors: Tensor, data: np.ndarray, words: np.ndarray, start: int) -> None:
         """Quantize and pack.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,8 +27,7 @@ __all__ = ["PlaneStore", "PlaneView"]
 _LEAST_ROOM = 4
 
 
-@dataclass(frozen=True)
-class PlaneView:
+class PlaneView(NamedTuple):
     """What a `PlaneStore` holds at one time: a store never changes what a view shows.
 
     Attributes
@@ -62,12 +61,6 @@ class PlaneView:
             torch.nn.functional.pad(fraction, (0, absent)),
             torch.nn.functional.pad(exponent, (0, absent)),
         )
-
-    def exponents(self, newest: int) -> np.ndarray:
-        """Largest scale exponent of each of the newest tokens: uint8 [batch, kv_heads, newest]."""
-        stop = self.first + self.tokens
-        words = self.words[..., stop - newest : stop, 0].numpy(force=True)
-        return (words >> self.config.scale_fraction_bits).max(-2).astype(np.uint8)
 
     def buffers(self) -> tuple[np.ndarray, np.ndarray]:
         """Bytes and scale words as arrays, for compiled loops.
@@ -201,7 +194,7 @@ class PlaneStore:
             )
             return
         start = self._make_room(vectors.shape[-2])
-        self._packed_quantizer.write(vectors, *self.view().buffers(), start)
+        self._packed_quantizer.write(vectors, self._data.numpy(), self._words.numpy(), start)
         self.tokens += vectors.shape[-2]
 
     def vectors(self, start: int, stop: int) -> Tensor:
@@ -218,12 +211,18 @@ class PlaneStore:
             return dequantize(self.config, self.planes(start, stop))
         start, stop = start + self._first, stop + self._first
         return self._packed_quantizer.read(
-            *self.view().buffers(), start, stop, self.config.head_dim
+            self._data.numpy(), self._words.numpy(), start, stop, self.config.head_dim
         )
 
     def planes(self, start: int = 0, stop: int | None = None) -> Planes:
         """Unpack tokens from `start` to `stop`: Planes [batch, kv_heads, tokens, digits, D]."""
         return self.view().planes(start, stop)
+
+    def exponents(self, newest: int) -> np.ndarray:
+        """Largest scale exponent of each of the newest tokens: uint8 [batch, kv_heads, newest]."""
+        stop = self._first + self.tokens
+        words = self._words.numpy(force=True)[..., stop - newest : stop, 0]
+        return (words >> self.config.scale_fraction_bits).max(-2).astype(np.uint8)
 
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""
@@ -242,7 +241,7 @@ class PlaneStore:
         self.tokens -= tokens
         self.behind = min(keep, tokens)
         needed = self._with_room(self.tokens + self.behind)
-        if self._data.shape[-2] > 2 * needed:
+        if self._data.shape[-2] > needed + needed // 2:
             self._resize(needed)
 
     def take_back(self, tokens: int) -> None:
@@ -280,7 +279,7 @@ class PlaneStore:
             self.behind = 0
         capacity, needed = self._data.shape[-2], self.tokens + tokens
         if self._first + needed > capacity:
-            self._resize(capacity if needed <= capacity else self._with_room(needed))
+            self._resize(self._with_room(needed))
         elif self._first + self.tokens < self._shown:
             self._resize(capacity)
         return self._first + self.tokens

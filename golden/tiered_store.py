@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from kvtq_hw.config import EngineConfig
 __all__ = ["TieredStore", "TieredView", "Written"]
 
 
-@dataclass(frozen=True)
-class TieredView:
+class TieredView(NamedTuple):
     """What a `TieredStore` holds at one time: a store never changes what a view shows."""
 
     sinks: PlaneView
@@ -144,12 +143,12 @@ class TieredStore:
         written = []
         if sinks:
             self.sinks.append_vectors(vectors[..., :sinks, :])
-            written.append(self.sinks.view().exponents(sinks))
+            written.append(self.sinks.exponents(sinks))
             vectors = vectors[..., sinks:, :]
         rest = self.window if self._code.window else self.body
         rest.append_vectors(vectors)
-        written.append(rest.view().exponents(tokens - sinks))
-        came = np.concatenate(written, -1)
+        written.append(rest.exponents(tokens - sinks))
+        came = np.concatenate(written, -1) if sinks else written[0]
         left, before = np.zeros_like(came), None
         if self._code.window:
             before = self.window.view() if tokens > 1 else None
@@ -157,7 +156,7 @@ class TieredStore:
             if leaving > 0:
                 self.body.append_vectors(self.window.vectors(0, leaving))
                 # the newest token makes the last one leave, the one before it the last but one ...
-                left[..., tokens - leaving :] = self.body.view().exponents(leaving)
+                left[..., tokens - leaving :] = self.body.exponents(leaving)
                 self.window.drop(leaving, keep=self._code.window)
         return Written(came, left, before)
 

@@ -8,7 +8,7 @@ told, and from then on the running maximum alone.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -65,8 +65,7 @@ class ValueExponents:
         self._rises = [(tokens, mapped(function, maximum)) for tokens, maximum in self._rises]
 
 
-@dataclass(frozen=True)
-class WrittenExponents:
+class WrittenExponents(NamedTuple):
     """What the newest tokens wrote, and the maximum before them.
 
     before : uint8 [batch, kv_heads, 1], the maximum over the tokens in front of these

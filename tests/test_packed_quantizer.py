@@ -118,6 +118,16 @@ def test_refuses_elements_that_are_too_large_and_stores_nothing():
     assert store.tokens == 0
 
 
+def test_refuses_the_number_whose_magnitude_is_none():
+    """-2**63: its magnitude is negative in 64 bits, and the search for a scale never ended."""
+    store = PlaneStore(CONFIG, "balanced", 2, 1, 1, CPU)
+    with pytest.raises(
+        ValueError, match=r"^x holds 9223372036854775808; allowed are magnitudes up"
+    ):
+        store.append_vectors(torch.full((1, 1, 1, 64), -(2**63)))
+    assert store.tokens == 0
+
+
 def test_refuses_vectors_that_are_not_int64():
     store = PlaneStore(CONFIG, "balanced", 2, 1, 1, CPU)
     with pytest.raises(TypeError, match=r"^vectors are torch\.int32, must be torch\.int64$"):
