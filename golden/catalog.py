@@ -98,5 +98,5 @@ class TernaryFormat:
 
     def identity(self) -> str:
         """Configuration, calibration, and the sources of attention and of its evaluation."""
-        sources = source_digest("golden.attention", "golden.quality")
+        sources = source_digest("golden.attention", "golden.cache", "golden.quality")
         return f"{self.config.digest()} {calibration_digest(self.calibration)} {sources}"

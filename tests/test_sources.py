@@ -82,7 +82,7 @@ def test_results_depend_on_what_computes_them_and_on_no_command() -> None:
     """Two lists kept by hand were wrong: one lacked a file, one had the command line's."""
     integers = dependencies("golden.baselines.integers", "golden.quality")
     assert {"golden.cache_layer", "golden.versions", "golden.baselines.layer"} <= integers
-    measured = dependencies("golden.attention", "golden.quality")
+    measured = dependencies("golden.attention", "golden.cache", "golden.quality")
     assert {"golden.cache", "golden.engine", "kvtq_hw.codes", "kvtq_hw.packing"} <= measured
     for names in (integers, measured, dependencies("rtl.engine")):
         assert not {name for name in names if re.match(r"kvtq_hw\.(cli|options|flows)", name)}
