@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from tiny_model import prompt, save_tiny_model, tiny_model
-from transformers import DynamicCache
+from torch import Tensor
+from transformers import AttentionInterface, DynamicCache
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from golden import calibration as module
 from golden.calibration import (
+    KEY_DAMPING,
     calibrate,
     load_calibration,
     load_or_calibrate,
     save_calibration,
 )
+from golden.feedback import feedback_from_hessian
+from golden.hadamard import hadamard
+from golden.models import LanguageModel
 from golden.sampling import sample_tokens
 from kvtq_hw.cli import run
 from kvtq_hw.errors import UserError
@@ -41,6 +49,48 @@ def test_centres_are_the_mean_keys():
         ):
             room = 32767 * 2.0 ** exponents[index].item() / vectors.abs().max().item()
             assert 2 <= room < 4
+
+
+def recorded_attention(language_model: LanguageModel, ids: Tensor) -> list[tuple[Tensor, ...]]:
+    """Queries [heads, T, D], keys and values [kv_heads, T, D] of each layer."""
+    found: list[tuple[Tensor, ...]] = []
+
+    def attention(module, query, key, value, *args, **kwargs):
+        found.append((query[0].double(), key[0].double(), value[0].double()))
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
+
+    AttentionInterface.register("recorded", attention)
+    AttentionMaskInterface.register("recorded", sdpa_mask)
+    with language_model.attending_with("recorded"), torch.no_grad():
+        language_model.model(ids[None], use_cache=False)
+    return found
+
+
+def test_feedback_of_keys_weighs_queries_by_what_errors_of_their_scores_do():
+    """H = E[w q q'], w the squared derivative of the layer's output by the scores of short tokens.
+
+    Derivatives by PyTorch; the first four tokens, where sinks are, do not count.
+    """
+    language_model = tiny_model()
+    ids = language_model.tokenizer(TEXT, return_tensors="pt").input_ids[0, :30]
+    feedback = calibrate(language_model, TEXT, tokens=30).key_feedback
+    layers = language_model.model.model.layers
+    passes = recorded_attention(language_model, ids)
+    for index, (queries, keys, values) in enumerate(passes):
+        projection = layers[index].self_attn.o_proj.weight.detach().double()
+        hessian = torch.zeros(2, 8, 8, dtype=torch.float64)
+        for head, of_head in enumerate(queries):
+            kv_head = head // 2
+            out = projection[:, 8 * head : 8 * head + 8]
+            for token, query in enumerate(of_head):
+                scores = keys[kv_head, : token + 1] @ query / math.sqrt(8)
+                seen = values[kv_head, : token + 1]
+                moved = torch.func.jacrev(lambda s, v=seen, o=out: o @ (s.softmax(-1) @ v))(scores)
+                rotated = hadamard(query)
+                hessian[kv_head] += moved[:, 4:].square().sum() * rotated.outer(rotated)
+        expected = feedback_from_hessian(hessian, KEY_DAMPING).factors
+        assert expected.any()
+        assert torch.equal(feedback[index], expected)
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
