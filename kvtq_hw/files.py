@@ -249,6 +249,8 @@ def _check_ancestors(folder: Path, path: Path, what: str) -> None:
     try:
         while not folder.exists() and not folder.is_symlink():
             folder = folder.parent
+        if folder == path.absolute() and not folder.is_dir():
+            raise UserError(f"{what} {str(path)!r}: is a file; must be a folder")
         if not folder.is_dir():
             raise UserError(f"{what} {str(path)!r}: {str(folder)!r} is not a folder")
         # what may be written shows when it is tried: rights, mounts, folders of the system

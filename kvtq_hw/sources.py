@@ -7,7 +7,7 @@ of files is kept by hand::
     key = {"config": config.digest(), "sources": source_digest("golden.quality")}
 
 Comments, docstrings and layout do not count. An import for type checking alone does not count
-either.
+either, nor do modules that only carry what others compute: reading and writing files, errors.
 """
 
 from __future__ import annotations
@@ -22,6 +22,9 @@ __all__ = ["dependencies", "source_digest"]
 
 #: Packages of this distribution. What others are imported counts by the versions of tools in a key.
 PACKAGES = ("golden", "kvtq_hw", "rtl", "sim")
+
+#: Modules that carry bytes and words and decide no result: what they read is in a key by content.
+_CARRIERS = ("kvtq_hw.errors", "kvtq_hw.files", "kvtq_hw.sources")
 
 _ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,7 +52,7 @@ def source_digest(*modules: str) -> str:
 
 
 def dependencies(*modules: str) -> set[str]:
-    """Return names of modules and of every module of ours that they import, transitively.
+    """Return names of modules and of all that decide their results: what they import, transitively.
 
     Raises
     ------
@@ -62,7 +65,7 @@ def dependencies(*modules: str) -> set[str]:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting += _imported(name)
+            waiting += (inner for inner in _imported(name) if inner not in _CARRIERS)
     return found
 
 

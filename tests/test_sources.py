@@ -87,3 +87,10 @@ def test_results_depend_on_what_computes_them_and_on_no_command() -> None:
     for names in (integers, measured, dependencies("rtl.engine")):
         assert not {name for name in names if re.match(r"kvtq_hw\.(cli|options|flows)", name)}
     assert {"rtl.select_add", "rtl.multiply_add", "rtl.layouts"} <= dependencies("rtl.engine")
+
+
+def test_how_files_are_read_decides_no_result() -> None:
+    """An edit of the reader of files once made every measured result stale."""
+    for names in (dependencies("rtl.engine"), dependencies("golden.cache", "golden.quality")):
+        assert "kvtq_hw.config" in names
+        assert not names & {"kvtq_hw.files", "kvtq_hw.errors", "kvtq_hw.sources"}

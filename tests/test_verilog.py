@@ -289,7 +289,7 @@ def test_generate_into_a_file_is_one_line(
     target = tmp_path / "file"
     target.write_text("")
     assert run(["generate", "--preset", "tiny", "-o", str(target)]) == 1
-    expected = f"kvtq-hw: error: output: cannot write to {str(target)!r}: File exists\n"
+    expected = f"kvtq-hw: error: --output {str(target)!r}: is a file; must be a folder\n"
     assert capsys.readouterr().err == expected
 
 
