@@ -44,6 +44,7 @@ def test_bits_come_back(bits, count):
 def test_bits_are_in_order():
     assert pack_bits(torch.tensor([1, 2, 3, 0]), 2).tolist() == [0b00111001]
     assert pack_bits(torch.tensor([7, 0, 0, 0, 0, 0, 0, 1]), 3).tolist() == [7, 0, 0b00100000]
+    assert pack_bits(torch.zeros(2, 0, 8, dtype=torch.int64), 3).shape == (2, 0, 3)
 
 
 @pytest.mark.parametrize("code", [-1, 8])
@@ -63,6 +64,21 @@ def test_symmetric_integers_by_hand(bits, group):
         scale = (piece.abs().amax(-1, keepdim=True) / largest).half().float()
         expected = (piece / scale).round().clamp(-largest, largest) * scale
         torch.testing.assert_close(rounded, expected, rtol=0, atol=1e-5)
+
+
+def test_clipping_takes_the_best_of_ten_tenths_to_three():
+    """Each share of the range is the best one of some vectors with heavy tails."""
+    x = torch.randn(2, 3, 400, 64, generator=torch.Generator().manual_seed(3)) ** 3
+    codec = TokenCodec(2, True, clip=True)
+    errors = []
+    for tenths in range(3, 11):
+        scale = (tenths / 10 * x.abs().amax(-1, keepdim=True)).half().float()
+        rounded = (x / scale).round().clamp(-1, 1) * scale
+        errors.append((x - rounded).square().sum(-1))
+    least, best = torch.stack(errors).min(0)
+    assert set(best.flatten().tolist()) == set(range(8))
+    found = (x - codec.decode(codec.encode(x), 64)).square().sum(-1)
+    torch.testing.assert_close(found, least)
 
 
 @pytest.mark.parametrize("bits", [2, 4])

@@ -51,6 +51,8 @@ HEADS = {
     "odd": CONFIGS["odd"],
     "D80": SHAPES["D80"].replace(table_heads=5),
     "D128": load_config("llama3-8b").replace(table_heads=2),
+    # as many as there may be, of the smallest
+    "1024 heads": TINY.replace(head_dim=4, lanes=4, table_heads=1024),
 }
 
 

@@ -17,7 +17,7 @@ from mutants.workshop import Workshop
 __all__ = ["Judge", "Verdict", "listed_equivalents", "stale_equivalents"]
 
 #: Processor seconds for a phase of the module's own test file, and for all tests of others.
-_OWN_S, _OTHERS_S = 60.0, 15.0
+_OWN_S, _OTHERS_S = 240.0, 60.0
 #: Seconds for a process; tests end themselves long before, unless they hang in compiled code.
 _LIMIT_S = 1800
 #: Processor seconds of a process before its first test.

@@ -7,7 +7,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.handle import HierarchyObject
-from cocotb.triggers import RisingEdge
+from cocotb.triggers import ClockCycles, RisingEdge
 
 from golden.planes import Planes
 from golden.quantizer import absmean_constant
@@ -72,14 +72,10 @@ async def follow_codes(bench: Bench, codes: list[VectorCode]) -> None:
         await RisingEdge(bench.dut.clk)
 
 
-async def run(
-    bench: Bench,
-    vectors: np.ndarray,
-    codes: list[VectorCode],
-    source: str = "none",
-    sink: str = "none",
-) -> None:
-    """Quantize vectors [N, D], each with its own code, one after the other."""
+def begin(
+    bench: Bench, vectors: np.ndarray, codes: list[VectorCode], source: str, sink: str
+) -> list[dict[str, int]]:
+    """Quantize vectors [N, D], each with its own code, one after the other; returns the scales."""
     config = bench.config
     tables = random_matrices(bench.rng, bench.config)
     answer_factors(bench, tables)
@@ -91,7 +87,18 @@ async def run(
     cocotb.start_soon(follow_codes(bench, codes))
     bench.drive("i", [{"value": value} for value in vectors.flatten().tolist()], source)
     bench.expect("o", elements, sink)
-    bench.expect("scale", scales, sink)
+    return scales
+
+
+async def run(
+    bench: Bench,
+    vectors: np.ndarray,
+    codes: list[VectorCode],
+    source: str = "none",
+    sink: str = "none",
+) -> None:
+    """Quantize vectors [N, D], and compare digits and scales."""
+    bench.expect("scale", begin(bench, vectors, codes, source, sink), sink)
     await bench.finish()
 
 
@@ -151,3 +158,16 @@ async def cycles_of_a_vector(dut: HierarchyObject, rule: Rule) -> None:
     # all but the last element come in one cycle after they can: when the one before has been read
     bench.check((taken[1:, -1] - sent[:-1, -1, -1]).tolist(), [1] * 9, "cycles to the last element")
     bench.check(bool((taken[1:, -2] < sent[:-1, -1, -1]).all()), True, "loading during digits")
+
+
+@cocotb.test()
+async def a_scale_that_waits(dut: HierarchyObject) -> None:
+    """While nobody takes a vector's scale, the next one's runs go on up to the last."""
+    bench = await Bench.start(dut, "quantizer")
+    dim, digits = bench.config.head_dim, bench.config.max_planes
+    code = random_code(bench.rng, bench.config, digits, ("residual", "max", False))
+    scales = begin(bench, random_vectors(bench, 2), [code] * 2, "none", "none")
+    await ClockCycles(dut.clk, 2 * digits * (dim + bench.component.scale_latency(1)) + 100)
+    bench.check(len(bench.sinks["o"].payloads), (2 * digits - 1) * dim, "elements before the scale")
+    bench.expect("scale", scales)
+    await bench.finish()
