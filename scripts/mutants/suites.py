@@ -45,7 +45,10 @@ class Imports:
         return [block for block in blocks if file in self.closure(f"rtl/{block}.py")]
 
     def tests_of(self, file: str) -> list[str]:
-        """Test files that use a file in any way: its own, then benches, by the steps between."""
+        """Test files that use a file in any way: its own, then the others by the steps between.
+
+        Benches come before other tests for what has a bench: hardware, and its golden twin.
+        """
         users: dict[str, set[str]] = {}
         for user, used in self._uses.items():
             for one in used:
@@ -59,7 +62,12 @@ class Imports:
         own = f"tests/test_{Path(file).stem}.py"
         found = [one for one in reached if one.startswith("tests/test_")]
         benches = {f"tests/test_{block}.py" for block in self._blocks}
-        return sorted(found, key=lambda test: (test != own, test not in benches, steps[test], test))
+        in_benches = file.startswith("rtl/") or Path(file).stem in self._blocks
+
+        def place(test: str) -> tuple[bool, bool, int, str]:
+            return test != own, in_benches and test not in benches, steps[test], test
+
+        return sorted(found, key=place)
 
     def closure(self, file: str) -> set[str]:
         """The file and every file that it uses, directly or not."""
