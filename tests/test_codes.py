@@ -79,3 +79,16 @@ def test_tables_that_are_refused(tmp_path, text, message):
 def test_a_table_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match=r"no\.toml': No such file or directory$"):
         read_code(str(tmp_path / "no.toml"))
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("balanced:2/2", "absmean"),
+        ("residual:2/2", "max"),
+        ("balanced:2/2,scale=lsq", "lsq"),
+        ("residual:2/2,scale=absmean", "absmean"),
+    ],
+)
+def test_choice_of_the_scale(text: str, choice: str) -> None:
+    assert CacheCode.parse(text).scale_choice == choice

@@ -61,7 +61,8 @@ def test_a_row_that_is_no_result_is_none(tmp_path):
     path, key = tmp_path / "results.sqlite", {"code": "int4"}
     store = ResultStore(path)
     for text in ("", "{", "[]", "null", '{"nll": NaN}', '{"nll": "x"}', '{"nll": "0.5"}',
-                 '{"nll": 1, "nll": 2}', '{"nll": 1e999}', "9" * 5000, "[" * 100_000, b"\xff", None):  # fmt: skip
+                 '{"nll": 1, "nll": 2}', '{"nll": 1e999}', "9" * 5000, "[" * 100_000,
+                 b"\xff", None):  # fmt: skip
         with closing(sqlite3.connect(path)) as database, database:
             database.execute("REPLACE INTO results VALUES (?, ?)", ('{"code": "int4"}', text))
         assert store.get(key, SCORE) is None

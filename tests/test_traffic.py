@@ -32,6 +32,23 @@ def test_bits_are_those_of_the_cache():
         assert entry.bits_per_element == bits_per_element(CONFIG, code, 1024)
 
 
+def test_bytes_per_token_of_published_models():
+    """Keys and values of a token in 16 bits, layers x 2 x KV heads x elements x 2."""
+    assert {
+        name: traffic(model, 1024, CONFIG, [])[0].cache_bytes // 1024
+        for name, model in MODELS.items()
+    } == {
+        "SmolLM2-135M": 23_040,
+        "SmolLM2-1.7B": 196_608,
+        "Llama-3.2-1B": 32_768,
+        "Llama-3.2-3B": 114_688,
+        "Qwen2.5-7B": 57_344,
+        "Mistral-7B": 131_072,
+        "Llama-3-8B": 131_072,
+        "Llama-3-70B": 327_680,
+    }
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_size_grows_with_the_context(model):
     sizes = [traffic(MODELS[model], n, CONFIG, CODES)[-1].cache_bytes for n in CONTEXTS]
