@@ -87,6 +87,8 @@ def test_attributes_and_join() -> None:
         assert f"assign m_axi_{channel}size = 3'h4;" in text  # 16 bytes
         assert f"assign m_axi_{channel}burst = 2'h1;" in text
         assert f"assign m_axi_{channel}cache = 4'h3;" in text
+        for name, bits in (("id", 1), ("lock", 1), ("prot", 3), ("qos", 4)):
+            assert f"assign m_axi_{channel}{name} = {bits}'h0;" in text
         assert f"assign m_axi_{channel}valid = 1'h1;" in text
 
 

@@ -30,6 +30,30 @@ def small(**changes: object) -> EngineConfig:
     return config_from_fields(SMALL | changes)
 
 
+def test_fields_that_a_file_leaves_out() -> None:
+    """A change of one of these changes every file that leaves it out."""
+    assert small().model_dump() == SMALL | {
+        "query_bits": 12,
+        "score_bits": 16,
+        "score_fraction_bits": 7,
+        "weight_bits": 14,
+        "output_fraction_bits": 10,
+        "scale_fraction_bits": 3,
+        "scale_exponent_bits": 5,
+        "cache_format": "ternary",
+        "max_planes": 5,
+        "key_planes_per_cycle": 1,
+        "value_planes_per_cycle": 1,
+        "block": 32,
+        "packing": "5in8",
+        "max_context": 8192,
+        "memory_bits": 128,
+        "address_bits": 40,
+        "table_heads": 1,
+        "read_ahead": 256,
+    }
+
+
 # --- what it refuses ------------------------------------------------------------------------------
 
 INTEGERS = {

@@ -20,7 +20,7 @@ from golden.quantizer import (
     balanced_digits,
     quantize,
 )
-from golden.scale import decode_scale, join_scale, split_scale
+from golden.scale import decode_scale, encode_scale, join_scale, split_scale
 from kvtq_hw.config import EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
@@ -203,6 +203,23 @@ def test_lsq_is_never_worse_than_max_and_close_to_absmean(config, digits):
     )
     assert lsq <= largest
     assert lsq <= absmean * 1.02
+
+
+def test_lsq_takes_the_best_of_ten_tenths_to_three():
+    """Of one digit: each share of the largest element is the best scale of some vectors."""
+    x = gaussian(1000, 64).double()
+    x = x.sign() * x.abs() ** 3  # a few large elements, so that clipping pays
+    x = (x * (2 * CONFIG.conditioned_max / x.abs().max())).round().long()
+    largest = x.abs().amax(-1)
+    errors = []
+    for tenths in range(3, 11):
+        step = decode_scale(CONFIG, *encode_scale(CONFIG, largest * tenths * 256 // 10, 8))
+        rounded = torch.where(2 * x.abs() > step[..., None], x.sign(), 0) * step[..., None]
+        errors.append((x - rounded).square().sum(-1))
+    least, best = torch.stack(errors).min(0)
+    assert set(best.flatten().tolist()) >= set(range(1, 8))
+    found = dequantize(CONFIG, quantize(CONFIG, x, "balanced", 1, "lsq")) - x
+    assert (found.square().sum(-1) <= least).all()
 
 
 @pytest.mark.parametrize("digits", range(2, 6))

@@ -49,6 +49,10 @@ def test_bytes_per_token_of_published_models():
     }
 
 
+def test_contexts_are_powers_of_two_from_a_thousand_tokens_to_a_million():
+    assert CONTEXTS == (1_024, 4_096, 16_384, 131_072, 1_048_576)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_size_grows_with_the_context(model):
     sizes = [traffic(MODELS[model], n, CONFIG, CODES)[-1].cache_bytes for n in CONTEXTS]

@@ -135,10 +135,14 @@ async def life(dut: HierarchyObject, code: str, pausing: bool) -> None:
     words = {"r": 0, "w": 0}
     for channel in words:
         cocotb.start_soon(count_words(dut, channel, words))
+    runs = [0]
+    cocotb.start_soon(count_runs(dut, runs))
     for _ in range(10):
         for head in range(2):
             await machine.step(head)
     await machine.settle()
+    if not pausing and max(runs) < bench_config().head_dim:
+        raise Mismatch(f"s_axis_key_value: {max(runs)} beats at most in cycles one after the other")
     for channel, register in (("r", "read_words"), ("w", "written_words")):
         counted = (await machine.read(register))["count"]
         if not 0 < counted == words[channel]:
@@ -152,6 +156,16 @@ async def count_words(dut: HierarchyObject, channel: str, words: dict[str, int])
     while True:
         await RisingEdge(dut.clk)
         words[channel] += int(valid.value == 1 and ready.value == 1)
+
+
+async def count_runs(dut: HierarchyObject, runs: list[int]) -> None:
+    """Append the length of each run of cycles in which a key and a value element are taken."""
+    while True:
+        await RisingEdge(dut.clk)
+        if dut.s_axis_key_value_tvalid.value == 1 and dut.s_axis_key_value_tready.value == 1:
+            runs[-1] += 1
+        elif runs[-1]:
+            runs.append(0)
 
 
 @cocotb.test()

@@ -221,7 +221,8 @@ async def pace(dut: HierarchyObject) -> None:
     length = vector_bytes(config, config.max_planes, 1)
     target = Target(bench)
     records = []
-    for number, kind in enumerate(("key", "key", "value", "key", "key", "value", "key", "key")):
+    key, value = KINDS
+    for number, kind in enumerate((key, key, value, key, key, value, key, key)):
         data = bench.rng.integers(0, 256, length).astype(np.uint8)
         shifted = payload | {"base": 1024 * number}
         records.append(Record(kind, shifted, shifted["base"] + slot * length, data))
