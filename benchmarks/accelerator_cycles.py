@@ -20,8 +20,8 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.layout import MemoryLayout, TierCounts
 from kvtq_hw.options import preset_option
-from sim.descriptors import HeadDescriptors
-from sim.verilated_accelerator import (
+from sim.host.descriptors import HeadDescriptors
+from sim.verilated.accelerator import (
     DDR4,
     IDEAL,
     LPDDR4,

@@ -20,9 +20,9 @@ from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import bound_cycles
 from kvtq_hw.options import preset_option
 from rtl.blocks import create_block
-from sim.append_cases import leaving_tasks, new_tasks, run_tasks
-from sim.vector_code import VectorCode, random_matrices
-from sim.verilated_append_path import AppendRun, VerilatedAppendPath
+from sim.bench.append_cases import leaving_tasks, new_tasks, run_tasks
+from sim.bench.vector_code import VectorCode, random_matrices
+from sim.verilated.append_path import AppendRun, VerilatedAppendPath
 
 CONTEXTS = (64, 256, 1024, 4096)
 STEPS = 200

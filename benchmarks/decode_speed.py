@@ -21,7 +21,7 @@ from golden.quality import documentation_text
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
 from kvtq_hw.files import json_text, write_text
-from sim.rtl_attention import RtlBackend
+from sim.backends.engine import EngineBackend
 
 CONTEXT = 64
 
@@ -40,7 +40,7 @@ def main(new_tokens: int, json_file: Path | None) -> None:
     backends: dict[str, AttentionBackend] = {
         "golden": golden,
         "float": FloatBackend(),
-        "rtl": SplitBackend(prefill=golden, decode=RtlBackend(config)),
+        "rtl": SplitBackend(prefill=golden, decode=EngineBackend(config)),
     }
     runs: dict[str, Decoded] = {"unquantized": decode_unquantized(model, prompt, new_tokens)}
     for name, backend in backends.items():

@@ -13,8 +13,8 @@ from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import bound_cycles, uniform_job_cycles
 from kvtq_hw.options import preset_option
-from sim.cases import random_case
-from sim.verilated import VerilatedEngine
+from sim.bench.cases import random_case
+from sim.verilated.engine import VerilatedEngine
 
 CONTEXTS = (1, 16, 64, 256, 1024, 4096)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvtq_hw.config import EngineConfig, load_config
-from sim.runner import run_bench
+from sim.bench.runner import run_bench
 
 TINY = load_config("tiny")
 

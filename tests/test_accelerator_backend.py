@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 from test_decoding import arguments
-from test_rtl_attention import report_of
+from test_engine_backend import report_of
 
 from kvtq_hw.cli import run
-from sim.accelerator_backend import AcceleratorBackend
+from sim.backends.accelerator import AcceleratorBackend
 
 
 def report(folder, *more: str) -> dict[str, object]:

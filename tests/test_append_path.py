@@ -13,9 +13,9 @@ from golden.append_path import condition, records
 from golden.conditioning import Conditioning
 from golden.quantizer import quantize
 from kvtq_hw.config import EngineConfig, load_config
-from sim.append_cases import leaving_tasks, new_tasks, random_vectors, run_tasks
-from sim.vector_code import RULES, random_code, random_matrices
-from sim.verilated_append_path import VerilatedAppendPath
+from sim.bench.append_cases import leaving_tasks, new_tasks, random_vectors, run_tasks
+from sim.bench.vector_code import RULES, random_code, random_matrices
+from sim.verilated.append_path import VerilatedAppendPath
 
 TINY = load_config("tiny")
 

@@ -13,8 +13,8 @@ from bench_matrix import TINY
 
 from rtl.axi import Axi4, Axi4Lite, Axi4Read, Axi4Write, AxiStream, BusSignature
 from rtl.blocks import create_block
-from sim.axi_checker import bus_ports, rules_of, unwatched
-from sim.axi_rules import AxiError, AxiRules, BusRules, Rule, StreamRules
+from sim.bench.axi_checker import bus_ports, rules_of, unwatched
+from sim.bench.axi_rules import AxiError, AxiRules, BusRules, Rule, StreamRules
 
 Row = Mapping[str, Any]
 

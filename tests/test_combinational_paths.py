@@ -14,7 +14,7 @@ from rtl.blocks import emit_block
 from rtl.combinational_paths import combinational_paths
 from rtl.skid_buffer import SkidBuffer
 from rtl.verilog import emit
-from sim.verilog_cache import cached_verilog
+from sim.verilated.verilog_cache import cached_verilog
 
 
 @pytest.mark.parametrize("preset", preset_names())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sim.coverage import TABLE, Coverage, Cross, Point
-from sim.scoreboard import Mismatch
+from sim.bench.coverage import TABLE, Coverage, Cross, Point
+from sim.bench.scoreboard import Mismatch
 
 _numbers = count()
 

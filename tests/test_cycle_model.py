@@ -13,8 +13,8 @@ from rtl.online_softmax import OnlineSoftmax
 from rtl.plane_scaler import PlaneScaler
 from rtl.select_add import SelectAdd
 from rtl.weight_scaler import WeightScaler
-from sim.cases import random_case
-from sim.verilated import VerilatedEngine
+from sim.bench.cases import random_case
+from sim.verilated.engine import VerilatedEngine
 
 TINY = load_config("tiny")
 

@@ -130,9 +130,9 @@ def engine(monkeypatch) -> type[EngineDouble]:
     class Engine(EngineDouble):
         pass
 
-    module = types.ModuleType("sim.rtl_attention")
-    module.RtlBackend = Engine
-    monkeypatch.setitem(sys.modules, "sim.rtl_attention", module)
+    module = types.ModuleType("sim.backends.engine")
+    module.EngineBackend = Engine
+    monkeypatch.setitem(sys.modules, "sim.backends.engine", module)
     return Engine
 
 

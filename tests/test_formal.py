@@ -15,8 +15,8 @@ from bench_matrix import CONFIGS, PLANES_CONFIGS
 from kvtq_hw.config import EngineConfig
 from rtl.blocks import create_block
 from rtl.skid_buffer import SkidBuffer
-from sim.formal import Proof, ProofError, Verdict, streams_of
-from sim.proofs import (
+from sim.proofs.formal import Proof, ProofError, Verdict, streams_of
+from sim.proofs.proofs import (
     answers_of_the_bus,
     packer_inverse,
     queue_of_jobs,

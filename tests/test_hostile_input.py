@@ -57,7 +57,7 @@ def place(tmp_path, valid, model, monkeypatch) -> Path:
         "golden.decoding.decode",
         "golden.quality.evaluate_reference",
         "golden.calibration.calibrate",
-        "sim.runner.run_bench",
+        "sim.bench.runner.run_bench",
         "rtl.blocks.emit_block",
     ):
         monkeypatch.setattr(name, begin)

@@ -98,7 +98,7 @@ def test_import_rule(file: Path) -> None:
     [
         ("golden/a.py", "import rtl", ["rtl"]),
         ("golden/a.py", "def f():\n    from rtl.engine import Engine", ["rtl.engine"]),
-        ("golden/a.py", "import sim.runner as r", ["sim.runner"]),
+        ("golden/a.py", "import sim.bench.runner as r", ["sim.bench.runner"]),
         ("rtl/a.py", "from golden import engine", ["golden"]),
         ("rtl/a.py", "from kvtq_hw import flows", ["kvtq_hw.flows"]),
         ("rtl/a.py", "from . import layouts\nimport kvtq_hw.config\nimport rtlib", []),
@@ -252,12 +252,12 @@ OWN_FILES = {
     "rtl/combinational_paths.py",
     "rtl/netlist.py",
     "rtl/verilog.py",
-    "sim/axi_checker.py",
-    "sim/coverage.py",
-    "sim/formal.py",
-    "sim/recording.py",
-    "sim/runner.py",
-    "sim/verilated_library.py",
+    "sim/bench/axi_checker.py",
+    "sim/bench/coverage.py",
+    "sim/proofs/formal.py",
+    "sim/bench/recording.py",
+    "sim/bench/runner.py",
+    "sim/verilated/library.py",
 }
 WRITING = {"write_text", "write_bytes", "save_file"}
 PARSING = {("json", "load"), ("json", "loads"), ("tomllib", "load"), ("tomllib", "loads")}
@@ -291,7 +291,7 @@ def test_files_are_read_and_written_in_one_place(file: Path) -> None:
         "kvtq_hw/config.py": ["tomllib.loads"],
         "kvtq_hw/flows/report.py": ["json.loads"],
         # into the file that takes the other's place when it is whole
-        "sim/wave_names.py": ["scratch.open"],
+        "sim/bench/wave_names.py": ["scratch.open"],
     }
     assert found == allowed.get(str(file), [])
 

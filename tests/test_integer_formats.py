@@ -11,7 +11,7 @@ from bench_matrix import INTEGER_CONFIGS
 from kvtq_hw.config import EngineConfig, config_from_fields, load_config
 from kvtq_hw.errors import UserError
 from rtl.blocks import BLOCKS, blocks_of, create_block
-from sim.cases import random_case
+from sim.bench.cases import random_case
 
 
 def rounded(value: int, shift: int) -> int:

@@ -10,7 +10,7 @@ from rtl import select_add
 from rtl.blocks import BLOCKS, create_block, module_name
 from rtl.netlist import count_multipliers, expected_multipliers
 from rtl.verilog import emit
-from sim.verilog_cache import cached_verilog
+from sim.verilated.verilog_cache import cached_verilog
 
 TOP = module_name("engine")
 

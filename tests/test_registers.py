@@ -20,7 +20,7 @@ from kvtq_hw.registers import (
     register_map,
 )
 from rtl.control import descriptor_layout
-from sim.driver import Driver, descriptor_words
+from sim.host.driver import Driver, descriptor_words
 
 ROOT = Path(__file__).resolve().parent.parent
 REGISTERS = register_map()

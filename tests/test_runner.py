@@ -11,9 +11,9 @@ from kvtq_hw.cli import run
 from kvtq_hw.errors import UserError
 from rtl import select_add
 from rtl.blocks import BLOCKS, INTEGER_LANES, create_block
-from sim.axi_checker import WATCHED_VARIABLE
-from sim.object_cache import _run as compile_through_cache
-from sim.runner import BenchError, CaseResult, read_results, run_bench
+from sim.bench.axi_checker import WATCHED_VARIABLE
+from sim.bench.runner import BenchError, CaseResult, read_results, run_bench
+from sim.verilated.object_cache import _run as compile_through_cache
 
 TINY = CONFIGS["tiny"]
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,8 +6,8 @@ import pytest
 from bench_matrix import CONFIGS, FOLDER, TINY, check_bench
 
 from kvtq_hw.config import EngineConfig
-from sim.coverage import TABLE
-from sim.runner import run_bench
+from sim.bench.coverage import TABLE
+from sim.bench.runner import run_bench
 
 
 @pytest.mark.parametrize("config", [CONFIGS["tiny"], CONFIGS["odd"]], ids=["tiny", "odd"])

@@ -9,8 +9,8 @@ import pytest
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum
 
-from sim.scoreboard import Mismatch, Scoreboard
-from sim.streams import STALLS, pack, stall_pattern, unpack
+from sim.bench.scoreboard import Mismatch, Scoreboard
+from sim.bench.streams import STALLS, pack, stall_pattern, unpack
 
 
 class Color(enum.Enum, shape=2):

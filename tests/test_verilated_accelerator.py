@@ -16,8 +16,8 @@ from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.layout import MemoryLayout
-from sim.descriptors import HeadDescriptors
-from sim.verilated_accelerator import (
+from sim.host.descriptors import HeadDescriptors
+from sim.verilated.accelerator import (
     DDR4,
     IDEAL,
     LPDDR4,
@@ -25,7 +25,7 @@ from sim.verilated_accelerator import (
     MemorySettings,
     VerilatedAccelerator,
 )
-from sim.verilated_library import SimulationError
+from sim.verilated.library import SimulationError
 
 SLOW = MemorySettings(7, 0.3, refresh_interval=50, refresh_cycles=11, outstanding=1)
 CODES = [

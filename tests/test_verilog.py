@@ -24,7 +24,7 @@ from rtl.blocks import blocks_of, create_block, emit_block
 from rtl.manifest import manifest
 from rtl.verilog import config_header, emit, emit_rtlil, lint_waivers
 from rtl.yosys import YosysError, run_yosys
-from sim.verilog_cache import cached_verilog
+from sim.verilated.verilog_cache import cached_verilog
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = CONFIGS["tiny"]

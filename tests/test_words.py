@@ -7,7 +7,7 @@ import pytest
 from amaranth.hdl import signed, unsigned
 from amaranth.lib import data
 
-from sim.words import pack_words, unpack_words, words_of
+from sim.verilated.words import pack_words, unpack_words, words_of
 
 LAYOUT = data.StructLayout(
     {

@@ -24,7 +24,7 @@ from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import mapped_netlist
 
 if TYPE_CHECKING:
-    from sim.recording import Recording
+    from sim.bench.recording import Recording
 
 __all__ = ["BlockPower", "PowerReport", "measure_power"]
 

@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from golden.decoding import Decoded
     from golden.models import LanguageModel
     from golden.saturation import Saturation
-    from sim.accelerator_backend import AcceleratorBackend
-    from sim.rtl_attention import RtlBackend
+    from sim.backends.accelerator import AcceleratorBackend
+    from sim.backends.engine import EngineBackend
 
 __all__ = ["DecodeReport", "command"]
 
@@ -232,18 +232,18 @@ def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]
     warn_of_keys(language_model, calibration.conditioning(), config, code)
     golden = GoldenBackend()
     backend: AttentionBackend = golden
-    rtl: RtlBackend | AcceleratorBackend | None = None
+    rtl: EngineBackend | AcceleratorBackend | None = None
     checked = measured = accelerator = None
     if request.backend == "engine":
-        from sim.rtl_attention import RtlBackend
+        from sim.backends.engine import EngineBackend
 
         with console.status("Building the verilated engine"):
-            rtl = engine = RtlBackend(config)
+            rtl = engine = EngineBackend(config)
         if request.check:
             checked = CheckedBackend(golden, engine, Path("build/mismatch"))
         backend = SplitBackend(prefill=golden, decode=checked or engine)
     elif request.backend == "rtl":
-        from sim.accelerator_backend import AcceleratorBackend, LoadingBackend
+        from sim.backends.accelerator import AcceleratorBackend, LoadingBackend
 
         codes = code.for_layers(language_model.layers)
         conditioning, kv_heads = calibration.conditioning(), language_model.kv_heads

@@ -17,7 +17,7 @@ from kvtq_hw.traffic import MODELS
 
 if TYPE_CHECKING:
     from golden.capture import Captured
-    from sim.recording import Recording
+    from sim.bench.recording import Recording
 
 __all__ = ["command"]
 
@@ -132,9 +132,9 @@ def _variant(captured: Captured, variant: str) -> Captured:
 def _record(job: Captured, build_folder: Path) -> Recording:
     """What the engine's ports see when the RTL runs a job."""
     from rtl.blocks import create_block
-    from sim.recording import RECORD_VARIABLE, load_recording
-    from sim.replay import FILE_VARIABLE
-    from sim.runner import run_bench
+    from sim.bench.recording import RECORD_VARIABLE, load_recording
+    from sim.bench.replay import FILE_VARIABLE
+    from sim.bench.runner import run_bench
 
     with scratch_folder() as folder:
         file, ports = folder / "job.safetensors", folder / "ports"
@@ -145,7 +145,7 @@ def _record(job: Captured, build_folder: Path) -> Recording:
             "verilator",
             seed=1,
             folder=build_folder,
-            module="sim.replay",
+            module="sim.bench.replay",
             variables={FILE_VARIABLE: str(file), RECORD_VARIABLE: str(ports)},
         )
         if result.failed:

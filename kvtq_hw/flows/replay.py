@@ -42,8 +42,8 @@ def command(file: Path, simulator: str, waves: bool, build_folder: Path) -> int:
     import torch
 
     from golden.capture import load_captured
-    from sim.replay import FILE_VARIABLE, replayed_cycles
-    from sim.runner import run_bench
+    from sim.bench.replay import FILE_VARIABLE, replayed_cycles
+    from sim.bench.runner import run_bench
 
     job = load_captured(file)
     if not torch.equal(job.golden(), job.expected):
@@ -55,7 +55,7 @@ def command(file: Path, simulator: str, waves: bool, build_folder: Path) -> int:
         seed=1,
         folder=build_folder,
         waves=waves,
-        module="sim.replay",
+        module="sim.bench.replay",
         variables={FILE_VARIABLE: str(file.resolve())},
     )
     place = f"layer {job.layer}, KV head {job.head}, step {job.step}"

@@ -60,7 +60,7 @@ def command(
     from rich.table import Table
 
     from rtl.blocks import blocks_of, check_block
-    from sim.runner import run_bench
+    from sim.bench.runner import run_bench
 
     for block in blocks:
         check_block(block)

@@ -1,7 +1,7 @@
 """Bench of the accelerator: KV heads live through decode steps, errors and resets.
 
-Buses, memory and host are `sim.machine`'s; what must come out and be in memory is said by golden
-heads (`sim.heads`). What the bench must have met is declared here: a hole fails it.
+Buses, memory and host are `sim.bench.machine`'s; what must come out and be in memory is said by
+golden heads (`sim.bench.heads`). What the bench must have met is declared here: a hole fails it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.layout import MemoryLayout
-from sim.bench import bench_config
-from sim.coverage import Coverage, Cross, Point
-from sim.heads import page_before
-from sim.job_cases import WRONG
-from sim.machine import CHANNELS, FAULTS, Machine
-from sim.scoreboard import Mismatch
+from sim.bench.bench import bench_config
+from sim.bench.coverage import Coverage, Cross, Point
+from sim.bench.heads import page_before
+from sim.bench.job_cases import WRONG
+from sim.bench.machine import CHANNELS, FAULTS, Machine
+from sim.bench.scoreboard import Mismatch
 
 CODES = (
     "balanced:2/1,sinks=2,window=3,feedback",

@@ -15,11 +15,11 @@ from golden.dequantizer import dequantize
 from golden.quantizer import BALANCED_RATIOS, quantize
 from kvtq_hw.config import VECTOR_MAX
 from kvtq_hw.packing import vector_bytes
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.streams import Payload
+from sim.bench.tables import answer_factors, answer_reads
+from sim.bench.vector_code import VectorCode, random_code, random_matrices
 from sim.benches.dequantizer import coded_planes
-from sim.streams import Payload
-from sim.tables import answer_factors, answer_reads
-from sim.vector_code import VectorCode, random_code, random_matrices
 
 
 class Tasks:

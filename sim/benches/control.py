@@ -16,11 +16,11 @@ from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
 from kvtq_hw.registers import WORD_BYTES, JobStatus, Kind, Register, register_map
 from rtl.control import control_counters_layout, descriptor_layout
-from sim.bench import Bench
-from sim.coverage import Coverage, Point
-from sim.driver import Driver
-from sim.register_model import Inputs, RegisterModel
-from sim.streams import layout_of, stall_pattern
+from sim.bench.bench import Bench
+from sim.bench.coverage import Coverage, Point
+from sim.bench.register_model import Inputs, RegisterModel
+from sim.bench.streams import layout_of, stall_pattern
+from sim.host.driver import Driver
 
 REGISTERS = register_map()
 

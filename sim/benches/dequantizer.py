@@ -12,9 +12,9 @@ from cocotb.handle import HierarchyObject
 from golden.dequantizer import dequantize
 from golden.planes import Planes
 from golden.quantizer import quantize
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import trit_payloads
 from sim.benches.quantizer import corner_vectors, random_vectors
-from sim.stimulus import trit_payloads
 
 
 def coded_planes(bench: Bench, planes: Planes, unit_first: bool) -> list[dict[str, Any]]:

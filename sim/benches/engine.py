@@ -15,15 +15,15 @@ from golden.engine import attend
 from golden.queries import Queries
 from kvtq_hw.cycle_model import uniform_job_cycles
 from rtl.layouts import counters_layout, slice_field
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import (
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import (
     Vectors,
     element_payloads,
     plain_trit_payloads,
     random_planes,
     random_vectors,
 )
-from sim.streams import unpack
+from sim.bench.streams import unpack
 
 Payloads = list[dict[str, Any]]
 

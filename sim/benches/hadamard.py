@@ -9,7 +9,7 @@ from cocotb.handle import HierarchyObject
 
 from golden.hadamard import hadamard
 from kvtq_hw.config import VECTOR_MAX
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 
 TOP = 2 * VECTOR_MAX
 

@@ -6,7 +6,7 @@ import cocotb
 import numpy as np
 from cocotb.handle import HierarchyObject
 
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 from sim.benches.select_add import beats, random_slices
 
 

@@ -10,7 +10,7 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.normalizer import normalizer
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 
 Payloads = list[dict[str, Any]]
 

@@ -10,7 +10,7 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.online_softmax import online_softmax
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 
 Payloads = list[dict[str, Any]]
 

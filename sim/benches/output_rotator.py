@@ -10,7 +10,7 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.output_rotator import output_rotator
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from cocotb.handle import HierarchyObject
 from golden.packer import pack
 from golden.unpacker import unpack
 from kvtq_hw.packing import DIGITS_PER_BYTE, plane_bytes
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import random_trits, trit_payloads
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import random_trits, trit_payloads
 
 
 async def run(bench: Bench, trits: np.ndarray, source: str = "none", sink: str = "none") -> None:

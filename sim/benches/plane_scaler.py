@@ -10,8 +10,8 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.plane_scaler import plane_scaler
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, random_planes, random_vectors
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import Vectors, random_planes, random_vectors
 
 Payloads = list[dict[str, Any]]
 

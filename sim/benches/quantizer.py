@@ -12,10 +12,10 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from golden.planes import Planes
 from golden.quantizer import absmean_constant
 from kvtq_hw.config import EngineConfig
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import plain_trit_payloads
-from sim.tables import answer_factors
-from sim.vector_code import RULES, Rule, VectorCode, random_code, random_matrices
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import plain_trit_payloads
+from sim.bench.tables import answer_factors
+from sim.bench.vector_code import RULES, Rule, VectorCode, random_code, random_matrices
 
 
 def corner_vectors(bench: Bench) -> np.ndarray:

@@ -7,8 +7,8 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import RisingEdge, Timer
 
-from sim.bench import STALL_MIXES, Bench
-from sim.streams import pack
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.streams import pack
 
 
 async def load(bench: Bench, queries: np.ndarray, mix: str) -> None:

@@ -12,7 +12,7 @@ from cocotb.handle import HierarchyObject
 from golden.queries import Queries
 from golden.query_conditioner import query_conditioner
 from kvtq_hw.config import VECTOR_MAX
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from cocotb.handle import HierarchyObject
 
 from golden.record_packer import pack_record
 from kvtq_hw.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, plain_trit_payloads, random_vectors
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import Vectors, plain_trit_payloads, random_vectors
 
 
 def elements(vectors: Vectors, vector: int, unit_first: bool) -> list[dict[str, Any]]:

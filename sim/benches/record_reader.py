@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from kvtq_hw.layout import VectorKind
 from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
 from rtl.memory_layouts import APPEND_BITS, read_job_layout
-from sim.axi_memory import RESPONSES, Fault, ReadMemory
-from sim.axi_rules import AxiRules, Rule
-from sim.bench import Bench
-from sim.coverage import Coverage, Cross, Point
-from sim.read_jobs import (
+from sim.bench.axi_memory import RESPONSES, Fault, ReadMemory
+from sim.bench.axi_rules import AxiRules, Rule
+from sim.bench.bench import Bench
+from sim.bench.coverage import Coverage, Cross, Point
+from sim.bench.read_jobs import (
     KINDS,
     TIERS,
     Fetch,
@@ -31,8 +31,8 @@ from sim.read_jobs import (
     random_fetch,
     random_job,
 )
-from sim.scoreboard import Mismatch, Scoreboard
-from sim.streams import changing_stalls, pack, stall_pattern
+from sim.bench.scoreboard import Mismatch, Scoreboard
+from sim.bench.streams import changing_stalls, pack, stall_pattern
 
 #: By fault, the rule of AXI that the memory breaks.
 BROKEN_RULES = {

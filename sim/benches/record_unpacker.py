@@ -9,8 +9,8 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 
 from kvtq_hw.layout import VectorKind
-from sim.bench import STALL_MIXES, Bench
-from sim.records import Records, random_records
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.records import Records, random_records
 
 KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
 

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from kvtq_hw.layout import VectorKind
 from kvtq_hw.packing import vector_bytes
 from rtl.memory_layouts import largest_record_bytes
-from sim.axi_memory import RESPONSES, WriteMemory
-from sim.axi_rules import AxiRules, Rule
-from sim.bench import Bench
-from sim.coverage import Coverage, Point
-from sim.scoreboard import Mismatch
-from sim.streams import changing_stalls, current_cycle, stall_pattern
+from sim.bench.axi_memory import RESPONSES, WriteMemory
+from sim.bench.axi_rules import AxiRules, Rule
+from sim.bench.bench import Bench
+from sim.bench.coverage import Coverage, Point
+from sim.bench.scoreboard import Mismatch
+from sim.bench.streams import changing_stalls, current_cycle, stall_pattern
 
 KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
 PAGE = 4096

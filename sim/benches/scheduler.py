@@ -1,7 +1,7 @@
 """Bench of the scheduler: random jobs, right and wrong, under errors and resets at any cycle.
 
-The bench plays the blocks around it (`sim.surroundings`) and holds every cycle against what must be
-(`sim.scheduler_rules`). What it must have met is declared here: a hole fails the bench.
+The bench plays the blocks around it (`sim.bench.surroundings`) and holds every cycle against what
+must be (`sim.bench.scheduler_rules`). What it must have met is declared here: a hole fails the bench.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from cocotb.handle import HierarchyObject
 
 from golden.scheduler import job_problem
 from kvtq_hw.registers import JobStatus
-from sim.axi_memory import RESPONSES
-from sim.bench import bench_config
-from sim.coverage import Coverage, Cross, Point
-from sim.job_cases import LIMITS, WRONG, limits_of, random_job, wrong_job
-from sim.scheduler_rules import IN_FLIGHT, PARTS, Cycle, Errors
-from sim.scoreboard import Mismatch
-from sim.surroundings import Pace, Surroundings
+from sim.bench.axi_memory import RESPONSES
+from sim.bench.bench import bench_config
+from sim.bench.coverage import Coverage, Cross, Point
+from sim.bench.job_cases import LIMITS, WRONG, limits_of, random_job, wrong_job
+from sim.bench.scheduler_rules import IN_FLIGHT, PARTS, Cycle, Errors
+from sim.bench.scoreboard import Mismatch
+from sim.bench.surroundings import Pace, Surroundings
 
 Job = dict[str, Any]
 

@@ -13,8 +13,8 @@ from golden.multiply_accumulate import multiply_accumulate
 from golden.select_accumulate import select_accumulate
 from kvtq_hw.config import EngineConfig
 from rtl.layouts import Operation, slice_field
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import element_payloads, random_elements
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import element_payloads, random_elements
 
 Payloads = list[dict[str, Any]]
 

@@ -13,8 +13,8 @@ from golden.multiply_add import multiply_add
 from golden.select_add import select_add
 from kvtq_hw.config import EngineConfig
 from rtl.layouts import slice_field
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import element_payloads, random_elements
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import element_payloads, random_elements
 
 Beats = list[dict[str, Any]]
 

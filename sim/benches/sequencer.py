@@ -11,9 +11,9 @@ from cocotb.handle import HierarchyObject
 from cocotb.triggers import RisingEdge
 
 from rtl.layouts import slice_field
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, element_payloads, random_planes, random_vectors
-from sim.streams import current_cycle
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import Vectors, element_payloads, random_planes, random_vectors
+from sim.bench.streams import current_cycle
 
 Payloads = list[dict[str, Any]]
 

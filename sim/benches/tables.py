@@ -13,8 +13,8 @@ from cocotb.triggers import RisingEdge
 
 from golden.feedback import Feedback
 from golden.tables import factor_words, load_words
-from sim.bench import STALL_MIXES, Bench
-from sim.vector_code import random_matrices
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.vector_code import random_matrices
 
 READERS = {
     "centres": ("table", "element"),

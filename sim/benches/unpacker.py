@@ -9,7 +9,7 @@ from cocotb.handle import HierarchyObject
 
 from golden.unpacker import unpack
 from kvtq_hw.packing import plane_bytes
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 
 
 async def run(bench: Bench, data: np.ndarray, source: str = "none", sink: str = "none") -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 
 from golden.value_exponents import ValueExponents
-from sim.bench import STALL_MIXES, Bench
+from sim.bench.bench import STALL_MIXES, Bench
 
 Payloads = list[dict[str, Any]]
 

@@ -11,8 +11,8 @@ from cocotb.handle import HierarchyObject
 
 from golden.weight_scaler import weight_scaler
 from rtl.layouts import Operation, slice_field
-from sim.bench import STALL_MIXES, Bench
-from sim.stimulus import Vectors, element_payloads, random_planes, random_vectors
+from sim.bench.bench import STALL_MIXES, Bench
+from sim.bench.stimulus import Vectors, element_payloads, random_planes, random_vectors
 
 Payloads = list[dict[str, Any]]
 

@@ -14,8 +14,8 @@ CONTEXTS = (16, 64, 256, 1024)
 
 def build(inputs: Inputs) -> Section:
     """Run random jobs on the verilated engine and compare."""
-    from sim.cases import random_case
-    from sim.verilated import VerilatedEngine
+    from sim.bench.cases import random_case
+    from sim.verilated.engine import VerilatedEngine
 
     config, code = inputs.config, inputs.codes[0]
     contexts = [tokens for tokens in CONTEXTS if tokens <= config.max_context]

@@ -1,0 +1,1 @@
+"""Backends of `golden.attention` that run a model's attention on verilated RTL."""

@@ -1,0 +1,207 @@
+"""A model's attention and its KV cache on the RTL: the verilated accelerator as a backend.
+
+Only vectors and memory cross the boundary. After a prefill, which the golden model computes, the
+cache's image is written into the memory; from then on the hardware quantizes, stores, requantizes
+and fetches what every decode step brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from golden.attention_job import AttentionJob, Revision
+from golden.backends import IntegerBackend
+from golden.cache import TernaryCache, TernaryCacheLayer
+from golden.conditioning import Conditioning
+from golden.engine import Attention
+from golden.feedback import Feedback
+from golden.memory_image import MemoryImage
+from golden.tables import load_words
+from golden.tiered_store import TieredView
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.layout import MemoryLayout
+from sim.host.descriptors import HeadDescriptors
+from sim.verilated.accelerator import IDEAL, AcceleratorJob, MemorySettings, VerilatedAccelerator
+
+__all__ = ["AcceleratorBackend", "LoadingBackend"]
+
+
+@dataclass
+class _LayerState:
+    """What the memory holds of a layer.
+
+    tokens, revision : of the cache layer that it mirrors; no revision while it is empty
+    floors : value exponents of its heads that the hardware does not know yet; None where it does
+    """
+
+    tokens: int = 0
+    revision: Revision | None = None
+    floors: list[int] | None = None
+
+
+class AcceleratorBackend:
+    """Computes decode steps on the verilated accelerator, one job for each KV head.
+
+    Parameters
+    ----------
+    config : the configuration of the hardware and of the cache
+    codes, conditioning : of each layer
+    kv_heads : KV heads of a layer
+    settings : how fast the memory is
+
+    Attributes
+    ----------
+    cycles : clock cycles with a job in flight
+    jobs : KV heads attended
+
+    Raises
+    ------
+    UserError
+        For a code that the hardware does not compute, or a model with more heads than its tables.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        codes: Sequence[CacheCode],
+        conditioning: Sequence[Conditioning],
+        kv_heads: int,
+        settings: MemorySettings = IDEAL,
+    ) -> None:
+        tables = len(codes) * kv_heads
+        if tables > config.table_heads:
+            raise UserError(
+                f"table_heads: {config.table_heads} of configuration {config.name!r} is not "
+                f"enough; the model has {tables} KV heads in all layers"
+            )
+        layout = MemoryLayout(config, codes, kv_heads, config.max_context)
+        memory = np.zeros(layout.bytes, np.uint8)
+        self._image = MemoryImage(layout, torch.from_numpy(memory))
+        self._descriptors = [
+            [
+                HeadDescriptors(
+                    layout,
+                    layer,
+                    head,
+                    table=layer * kv_heads + head,
+                    rotate=entry.rotate,
+                    centre=entry.key_centre is not None,
+                )
+                for head in range(kv_heads)
+            ]
+            for layer, entry in enumerate(conditioning)
+        ]
+        self._layers = [_LayerState(floors=[0] * kv_heads) for _ in codes]
+        self._accelerator = VerilatedAccelerator(
+            config, memory, base=layout.base, settings=settings
+        )
+        packets = load_words(config, *_tables(conditioning))
+        self._accelerator.load_tables([np.array(packet, np.uint32) for packet in packets])
+        self.cycles = 0
+        self.jobs = 0
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Append the newest token of one layer's KV heads and attend, the heads back to back.
+
+        Raises
+        ------
+        ValueError
+            When the job is not a decode step of one sequence.
+        """
+        if not job.is_decode_step:
+            raise ValueError("the accelerator computes decode steps of one sequence only")
+        state = self._layers[job.layer_index]
+        tokens, new = job.cache.tokens, job.cache.vectors
+        follows = state.tokens == tokens - 1 and state.revision in (None, job.cache.revision)
+        append = new is not None and follows
+        if not append:
+            self.load(job)
+            state = self._layers[job.layer_index]
+        state.revision = job.cache.revision
+        queries, floors = job.host_queries, state.floors
+        jobs = []
+        for head, descriptors in enumerate(self._descriptors[job.layer_index]):
+            descriptor = descriptors.job(
+                tokens,
+                append=append,
+                query_exponent=queries.exponent[0, head, :, 0].tolist(),
+                first=floors is not None,
+                value_exponent=floors[head] if floors else 0,
+            )
+            vectors = None
+            if append and new is not None:
+                vectors = torch.stack([x[0, head, 0] for x in new]).numpy()
+            jobs.append(AcceleratorJob(descriptor, vectors, queries.values[0, head, :, 0].numpy()))
+        run = self._accelerator.run(jobs)
+        state.tokens, state.floors = tokens, None
+        self.cycles += run.counters["busy_cycles"]
+        self.jobs += len(jobs)
+        return Attention(
+            torch.from_numpy(run.outputs.copy())[None, :, :, None],
+            torch.from_numpy(run.exponents.copy())[None, :, None],
+            torch.tensor(run.counters["saturated_scores"]),
+        )
+
+    def load(self, job: AttentionJob) -> None:
+        """Write what the golden model has stored of a job's layer into the memory."""
+        cache = job.cache
+        store_layer(self._image, job.layer_index, cache.keys, cache.values)
+        floors = job.value_exponent[0, :, -1].tolist()
+        self._layers[job.layer_index] = _LayerState(cache.tokens, cache.revision, floors)
+
+    def compare_memory(self, cache: TernaryCache) -> tuple[int, int]:
+        """Compare the memory with the image of a cache: bytes compared, and how many differ."""
+        expected = MemoryImage(self._image.layout)
+        for layer, stored in enumerate(cache.layers):
+            if isinstance(stored, TernaryCacheLayer):
+                store_layer(expected, layer, stored.keys.view(), stored.values.view())
+        different = int((expected.data != self._image.data).sum())
+        return sum(layer.stored_bytes() for layer in cache.layers), different
+
+
+class LoadingBackend:
+    """A backend for prefills, after which the accelerator's memory is what the cache is."""
+
+    def __init__(self, reference: IntegerBackend, accelerator: AcceleratorBackend) -> None:
+        self._reference = reference
+        self._accelerator = accelerator
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Let the reference compute the job, and load the layer."""
+        result = self._reference.attend(job)
+        self._accelerator.load(job)
+        return result
+
+
+def store_layer(image: MemoryImage, layer: int, keys: TieredView, values: TieredView) -> None:
+    """Write all vectors that a layer's cache holds, of sequence 0, into an image."""
+    for head in range(len(image.layout.heads[layer])):
+        image.store(layer, head, "key", keys)
+        image.store(layer, head, "value", values)
+
+
+def _tables(
+    conditioning: Sequence[Conditioning],
+) -> tuple[Tensor | None, Feedback | None, Feedback | None]:
+    """Centres and feedback of all heads, layer after layer; None where a layer has none."""
+    centres = [entry.key_centre for entry in conditioning if entry.key_centre is not None]
+    keys = [entry.key_feedback for entry in conditioning if entry.key_feedback is not None]
+    values = [entry.value_feedback for entry in conditioning if entry.value_feedback is not None]
+    return (
+        torch.cat(centres) if len(centres) == len(conditioning) else None,
+        _joined(keys) if len(keys) == len(conditioning) else None,
+        _joined(values) if len(values) == len(conditioning) else None,
+    )
+
+
+def _joined(parts: Sequence[Feedback]) -> Feedback:
+    return Feedback(
+        torch.cat([part.factors for part in parts]), torch.cat([part.shift for part in parts])
+    )

@@ -1,0 +1,139 @@
+"""A model's attention on the RTL: the verilated engine as a backend of `golden.attention`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from golden.attention_job import AttentionJob, CachePass, Revision
+from golden.backends import rotated_back
+from golden.engine import Attention
+from golden.planes import Planes
+from kvtq_hw.config import EngineConfig
+from sim.verilated.engine import Job, VerilatedEngine
+from sim.verilated.slices import Kind, SliceBuffer, pack_slices
+
+__all__ = ["EngineBackend"]
+
+
+@dataclass
+class _HeadMemory:
+    """One KV head's cache in the form that the engine's streams take."""
+
+    keys: SliceBuffer
+    values: SliceBuffer
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens."""
+        self.keys.truncate(tokens)
+        self.values.truncate(tokens)
+
+
+@dataclass
+class _LayerMemory:
+    """One layer's KV heads, and how many of their tokens were settled when they were packed."""
+
+    heads: list[_HeadMemory]
+    settled: int = 0
+
+
+class EngineBackend:
+    """Computes decode steps on the verilated engine, one job for each KV head.
+
+    Queries are quantized by the job; planes are packed for the streams when their token is new, and
+    once more when it leaves the recent window. Give it to `golden.backends.SplitBackend` as the
+    backend of decode steps.
+
+    Parameters
+    ----------
+    config : the configuration of the engine and of the cache
+
+    Attributes
+    ----------
+    cycles : clock cycles with a job in flight
+    bound_cycles : slices streamed: the cycles that an engine with one slice a cycle needs at least
+    jobs : KV heads attended
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._engine = VerilatedEngine(config)
+        self._layers: WeakKeyDictionary[Revision, _LayerMemory] = WeakKeyDictionary()
+        self.cycles = 0
+        self.bound_cycles = 0
+        self.jobs = 0
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Run one layer's KV heads back to back.
+
+        Raises
+        ------
+        ValueError
+            When the job is not a decode step of one sequence.
+        """
+        if not job.is_decode_step:
+            raise ValueError("the engine computes decode steps of one sequence only")
+        memory = self._updated(job.cache)
+        values = job.queries.values[0, :, :, 0]  # [kv_heads, G, D]
+        exponents = job.queries.exponent[0, :, :, 0]
+        value_exponent = job.value_exponent[0, :, 0]
+        run = self._engine.run(
+            [
+                Job(
+                    queries=values[index].numpy(),
+                    query_exponent=exponents[index].numpy(),
+                    value_exponent=int(value_exponent[index]),
+                    keys=head.keys,
+                    values=head.values,
+                )
+                for index, head in enumerate(memory.heads)
+            ]
+        )
+        self.cycles += run.cycles
+        self.bound_cycles += run.counters["key_slices"] + run.counters["value_slices"]
+        self.jobs += len(memory.heads)
+        config = self._engine.config
+        point = config.scale_fraction_bits - config.output_fraction_bits
+        attention = Attention(
+            torch.from_numpy(run.outputs.copy())[None, :, :, None],
+            (value_exponent + point)[None, :, None],
+            torch.tensor(run.counters["saturated_scores"]),
+        )
+        return rotated_back(job, attention)
+
+    def _updated(self, stored: CachePass) -> _LayerMemory:
+        """The layer's memory, with the tokens that are new, or not settled, since the last call."""
+        config = self._engine.config
+        memory = self._layers.get(stored.revision)
+        if memory is None:
+            heads = [
+                _HeadMemory(SliceBuffer(config, "key"), SliceBuffer(config, "value"))
+                for _ in range(stored.kv_heads)
+            ]
+            memory = self._layers[stored.revision] = _LayerMemory(heads)
+        keys, values = stored.keys.planes(memory.settled), stored.values.planes(memory.settled)
+        key_depths = stored.keys.depths(memory.settled).numpy()
+        value_depths = stored.values.depths(memory.settled).numpy()
+        packed_keys = _pack_heads(config, "key", keys, key_depths)
+        packed_values = _pack_heads(config, "value", values, value_depths)
+        for index, head in enumerate(memory.heads):
+            head.truncate(memory.settled)
+            head.keys.extend(*packed_keys[index])
+            head.values.extend(*packed_values[index])
+        memory.settled = stored.settled
+        return memory
+
+
+def _pack_heads(
+    config: EngineConfig, kind: Kind, planes: Planes, depths: NDArray[np.int64]
+) -> list[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
+    """What `pack_slices` gives for each KV head of the only sequence, packed at once."""
+    heads = planes.unit.shape[1]
+    flat = planes.map_tokens(lambda x, axis: x[0].flatten(0, 1))
+    words, slices = pack_slices(config, kind, flat, np.tile(depths, heads))
+    of_heads = slices.reshape(heads, -1)
+    ends = of_heads.sum(1).cumsum()[:-1]
+    return list(zip(np.split(words, ends), of_heads, strict=True))

@@ -1,0 +1,1 @@
+"""What cocotb benches are made of: agents, stimuli, checkers, references and their runner."""

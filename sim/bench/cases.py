@@ -1,0 +1,67 @@
+"""Random jobs for the verilated engine, with the golden model's answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from golden.engine import Attention, attend
+from golden.queries import Queries
+from kvtq_hw.config import EngineConfig
+from sim.bench.stimulus import Vectors, random_vectors
+from sim.verilated.engine import Job
+from sim.verilated.slices import SliceBuffer
+
+
+@dataclass(frozen=True)
+class Case:
+    """A job, the vectors in it, and what it must give: outputs [G, D]."""
+
+    job: Job
+    keys: Vectors
+    values: Vectors
+    expected: NDArray[np.int64]
+    saturated: int
+
+
+def make_case(config: EngineConfig, keys: Vectors, values: Vectors, queries: Queries) -> Case:
+    """A job over these vectors, for queries [G, 1, D]."""
+    key_buffer, value_buffer = SliceBuffer(config, "key"), SliceBuffer(config, "value")
+    key_buffer.append(keys.golden(), keys.planes)
+    value_buffer.append(values.golden(), values.planes)
+    result: Attention = attend(config, queries, keys.golden(), values.golden())
+    job = Job(
+        queries.values[:, 0].numpy(),
+        queries.exponent[:, 0].numpy(),
+        values.largest_exponent,
+        key_buffer,
+        value_buffer,
+    )
+    return Case(job, keys, values, result.values[:, 0].numpy(), int(result.saturated))
+
+
+def random_queries(rng: np.random.Generator, config: EngineConfig) -> Queries:
+    """Queries over the whole range, with exponents that spread scores from tiny to saturating."""
+    shape = (config.query_group, 1, config.head_dim)
+    values = rng.integers(-config.query_max, config.query_max + 1, shape)
+    middle = config.query_bits + 3 + (1 << (config.scale_exponent_bits - 1))
+    exponents = middle + rng.integers(-8, 8, shape[:2])
+    return Queries(torch.from_numpy(values), torch.from_numpy(exponents))
+
+
+def random_case(
+    seed: int,
+    config: EngineConfig,
+    key_planes: Sequence[int] | NDArray[np.int64],
+    value_planes: Sequence[int] | NDArray[np.int64],
+    code: str = "any",
+) -> Case:
+    """Random vectors with these numbers of planes."""
+    rng = np.random.default_rng(seed)
+    keys = random_vectors(rng, config, key_planes, code=code)
+    values = random_vectors(rng, config, value_planes, code=code)
+    return make_case(config, keys, values, random_queries(rng, config))

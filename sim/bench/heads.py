@@ -1,0 +1,331 @@
+"""KV heads on an accelerator, and golden ones beside them: jobs, what must come of them, recovery.
+
+Host software's part in a simulation. It plans jobs ahead without knowing how they will end; when
+all have ended, `Heads.settle` holds outputs, statuses and memory against golden heads that have
+done the jobs that ended well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from golden.accelerator import KvHead
+from golden.conditioning import Conditioning
+from golden.engine import Attention
+from golden.feedback import Feedback
+from golden.memory_image import MemoryImage
+from golden.tables import load_words
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import VECTOR_MAX, EngineConfig
+from kvtq_hw.layout import MemoryLayout
+from kvtq_hw.registers import JobStatus
+from sim.bench.job_cases import WRONG, wrong_job
+from sim.bench.scheduler_rules import IN_FLIGHT
+from sim.bench.scoreboard import Mismatch
+from sim.host.descriptors import HeadDescriptors
+
+__all__ = ["Heads", "Output", "Planned", "page_before"]
+
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that the host starts.
+
+    descriptor : by the names of `rtl.control.descriptor_layout`
+    head : whose it is
+    wrong : kind of `sim.bench.job_cases.WRONG`, None for a right one
+    vectors : int64 [2, D] of a job that appends, refused or not
+    queries : int64 [G, D] of a job that attends
+    """
+
+    descriptor: dict[str, Any]
+    head: int
+    wrong: str | None
+    vectors: NDArray[np.int64] | None
+    queries: NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Output:
+    """What came out of one job: int64 [G, D], and the exponent."""
+
+    values: NDArray[np.int64]
+    exponent: int
+
+
+class Heads:
+    """Golden heads and the memory that they share with an accelerator.
+
+    Parameters
+    ----------
+    code : of all heads
+    count : KV heads
+    tokens : most tokens of a head
+    base : address of the memory
+    rotate : keys, values and queries are rotated
+
+    Attributes
+    ----------
+    memory : uint8, what the accelerator reads and writes
+    unknown : heads whose value exponent the hardware does not know
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        code: str,
+        rng: np.random.Generator,
+        *,
+        count: int = 2,
+        tokens: int = 24,
+        base: int = 0x4000,
+        rotate: bool = True,
+    ) -> None:
+        self.config, self.rng = config, rng
+        self.code = CacheCode.parse(code)
+        self.layout = MemoryLayout(config, [self.code], count, tokens, base=base)
+        self.memory = np.zeros(self.layout.bytes, np.uint8)
+        dim = config.head_dim
+        self._centres = torch.from_numpy(rng.integers(-9000, 9000, (count, dim)))
+        self._feedback = [self._random_feedback(count) for _ in range(2)]
+        self._rotate = rotate
+        self._descriptors = [
+            HeadDescriptors(self.layout, 0, head, table=head, rotate=rotate, centre=True)
+            for head in range(count)
+        ]
+        self._golden = [self._golden_head(head) for head in range(count)]
+        self._tokens = [0] * count  # with those that are planned
+        self.unknown = set(range(count))
+
+    def _golden_head(self, head: int) -> KvHead:
+        one = slice(head, head + 1)
+        key, value = (Feedback(f.factors[one], f.shift[one]) for f in self._feedback)
+        conditioning = Conditioning(self._rotate, self._centres[one], 0, 0, key, value)
+        return KvHead(self.config, self.code, conditioning)
+
+    def _random_feedback(self, heads: int) -> Feedback:
+        dim = self.config.head_dim
+        factors = torch.from_numpy(self.rng.integers(-4, 5, (heads, dim, dim)).astype(np.int8))
+        shift = torch.from_numpy(self.rng.integers(0, 8, (heads, dim)))
+        return Feedback(factors.triu(1), shift)
+
+    def tables(self) -> Iterator[list[int]]:
+        """Packets of words that load the heads' tables."""
+        return load_words(self.config, self._centres, self._feedback[0], self._feedback[1])
+
+    def tokens(self, head: int) -> int:
+        """Tokens of a head, those that are planned included."""
+        return self._tokens[head]
+
+    # --- jobs -------------------------------------------------------------------------------------
+
+    def random_vectors(self, count: int) -> NDArray[np.int64]:
+        """Vectors of 16-bit elements [count, D]: Gaussian, with extremes, small, or zero."""
+        dim = self.config.head_dim
+        kind = self.rng.integers(0, 8)
+        x = np.rint(self.rng.normal(0, 6000, (count, dim)))
+        if kind == 0:
+            x = self.rng.choice([-VECTOR_MAX - 1, VECTOR_MAX, 0], (count, dim))
+        elif kind == 1:
+            x = self.rng.integers(-3, 4, (count, dim))
+        elif kind == 2:
+            x = np.zeros((count, dim))
+        return x.clip(-VECTOR_MAX - 1, VECTOR_MAX).astype(np.int64)
+
+    def random_exponents(self) -> list[int]:
+        """Exponents under which scores spread over some octaves."""
+        config = self.config
+        middle = config.head_dim.bit_length() + 27 - config.score_fraction_bits
+        return self.rng.integers(middle - 3, middle + 4, config.query_group).tolist()
+
+    def plan(
+        self, head: int, *, append: bool = True, attend: bool = True, wrong: str | None = None
+    ) -> Planned:
+        """The next job of a head; a wrong one leaves the head as it is.
+
+        Raises
+        ------
+        ValueError
+            When the head is full, or has nothing to attend to.
+        """
+        tokens = self._tokens[head] + (append and wrong is None)
+        if not (tokens or wrong):
+            raise ValueError(f"head {head} has no tokens")
+        job = self._descriptors[head].job(
+            max(tokens, 1),
+            append=append,
+            query_exponent=self.random_exponents() if attend else None,
+            first=head in self.unknown,
+            value_exponent=self._golden[head].value_exponent if head in self.unknown else 0,
+        )
+        if wrong:
+            job = wrong_job(self.config, job, wrong)
+        else:
+            self.unknown.discard(head)
+            self._tokens[head] = tokens
+        group = self.config.query_group
+        return Planned(
+            job,
+            head,
+            wrong,
+            self.random_vectors(2) if job["append"] else None,
+            self.random_vectors(group) if job["attend"] else None,
+        )
+
+    # --- what must come of them -------------------------------------------------------------------
+
+    def settle(
+        self,
+        jobs: Sequence[Planned],
+        outputs: Sequence[Output],
+        errors: Sequence[dict[str, int]] = (),
+        fault: JobStatus = JobStatus.OK,
+    ) -> int:
+        """All jobs have ended: compare everything, and restore the heads whose jobs failed.
+
+        A job that attends ends well if and only if its outputs came: so the outputs say how many
+        failed, and where jobs may fail all right ones attend. Those that failed follow one another.
+
+        Parameters
+        ----------
+        outputs : of the jobs in their order
+        errors : what the register `first_error` said, each time that it was cleared; `job` counts
+            from the first of these
+        fault : status with which jobs may fail
+
+        Returns
+        -------
+        int
+            How many right jobs failed.
+
+        Raises
+        ------
+        sim.bench.scoreboard.Mismatch
+            When outputs, statuses or bytes of the memory are not as they must be.
+        """
+        right = [number for number, job in enumerate(jobs) if job.wrong is None]
+        attending = [number for number in right if jobs[number].queries is not None]
+        lost = len(attending) - len(outputs)
+        if lost and (fault == JobStatus.OK or len(attending) < len(right)):
+            raise Mismatch(f"{len(outputs)} outputs, expected {len(attending)}")
+        if not 0 <= lost <= IN_FLIGHT:
+            raise Mismatch(f"{lost} jobs failed")
+        self._check_errors(jobs, errors, fault if lost else JobStatus.OK)
+        first, known = self._first_failed(jobs, right, errors) if lost else (len(jobs), True)
+        failed = [number for number in right if number >= first]
+        spoiled: set[int] = set() if known else {jobs[number].head for number in failed}
+        found = iter(outputs)
+        for number in right:
+            job = jobs[number]
+            if known and number in failed[:lost]:
+                spoiled.add(job.head)
+                continue
+            output = next(found, None) if job.queries is not None else None
+            if job.head not in spoiled:
+                self._do(number, job, output)
+        self._compare_memory(spoiled)
+        self.restore(spoiled)
+        return lost
+
+    @staticmethod
+    def _check_errors(
+        jobs: Sequence[Planned], errors: Sequence[dict[str, int]], fault: JobStatus
+    ) -> None:
+        """Every error that is reported is one, and the first one is."""
+        refusals = {number: WRONG[job.wrong].status for number, job in enumerate(jobs) if job.wrong}
+        for error in errors:
+            number, status = error["job"], JobStatus(error["status"])
+            # a refused job that is in flight may end with the others
+            allowed = {refusals.get(number, fault), fault} - {JobStatus.OK}
+            if status not in allowed:
+                names = ", ".join(sorted(status.name for status in allowed))
+                raise Mismatch(f"job {number} ended with {status.name}, expected {names or 'OK'}")
+        if fault != JobStatus.OK and not errors:
+            raise Mismatch(f"jobs failed, and no error was reported: {fault.name}")
+        if refusals and (not errors or errors[0]["job"] > min(refusals)):
+            raise Mismatch(f"job {min(refusals)} is refused, reported is {errors}")
+
+    @staticmethod
+    def _first_failed(
+        jobs: Sequence[Planned], right: Sequence[int], errors: Sequence[dict[str, int]]
+    ) -> tuple[int, bool]:
+        """Number of the first right job that failed, and whether it is known.
+
+        It is not where a refused job had just been reported: it comes after that one.
+        """
+        reported = [error["job"] for error in errors]
+        for number in reported:
+            if number in right:
+                return number, True
+        return min(reported), False
+
+    def _do(self, number: int, job: Planned, output: Output | None) -> None:
+        """The golden head does a job too."""
+        head = self._golden[job.head]
+        if job.vectors is not None:
+            head.append(*torch.from_numpy(job.vectors))
+        if job.queries is None or output is None:
+            return
+        exponents = torch.tensor(job.descriptor["query_exponent"])
+        expected: Attention = head.attend(torch.from_numpy(job.queries), exponents)
+        if not np.array_equal(output.values, expected.values[:, 0].numpy()):
+            raise Mismatch(f"outputs of job {number}: {output.values}, expected {expected.values}")
+        if output.exponent != int(expected.exponent[0]):
+            raise Mismatch(
+                f"exponent of job {number}: {output.exponent}, expected {expected.exponent[0]}"
+            )
+
+    def _compare_memory(self, spoiled: Iterable[int]) -> None:
+        """The memory is the image of the golden heads, to the byte, but for spoiled heads."""
+        image = self._image()
+        for head in spoiled:
+            for region in self._regions(head):
+                image[region] = self.memory[region]
+        wrong = np.flatnonzero(image != self.memory)
+        if len(wrong):
+            at = self.layout.base + int(wrong[0])
+            raise Mismatch(f"{len(wrong)} bytes of the memory are wrong, the first at {at:#x}")
+
+    def restore(self, heads: Iterable[int]) -> None:
+        """What a host does when jobs have failed: it loads what it knows of their heads."""
+        image = self._image()
+        for head in heads:
+            for region in self._regions(head):
+                self.memory[region] = image[region]
+            self._tokens[head] = self._golden[head].keys.tokens
+            self.unknown.add(head)
+
+    def restore_all(self) -> None:
+        """The same after a reset: no job that was planned counts, and everything is loaded."""
+        self.restore(range(len(self._golden)))
+        self._compare_memory(())
+
+    def _image(self) -> NDArray[np.uint8]:
+        image = MemoryImage(self.layout)
+        for index, head in enumerate(self._golden):
+            if head.keys.tokens:
+                head.store(image, 0, index)
+        found: NDArray[np.uint8] = image.data.numpy()
+        return found
+
+    def _regions(self, head: int) -> Iterator[slice]:
+        """Bytes of the memory that belong to a head."""
+        layout = self.layout.heads[0][head]
+        for vectors in (layout.key, layout.value):
+            for region in vectors.regions.values():
+                start = region.base - self.layout.base
+                yield slice(start, start + region.bytes)
+
+
+def page_before(config: EngineConfig, rng: np.random.Generator, size: int) -> int:
+    """Base of a memory of so many bytes that holds the end of a 4 KiB page."""
+    word = config.memory_bits // 8
+    return 5 * _PAGE - word * int(rng.integers(1, max(2, min(size, _PAGE) // word)))

@@ -1,0 +1,183 @@
+"""Jobs and fetches of the record reader, with the records that they read placed in a memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kvtq_hw.layout import VectorKind
+from sim.bench.bench import Bench
+from sim.bench.records import Records, random_records
+
+__all__ = [
+    "KINDS",
+    "TIERS",
+    "Fetch",
+    "Job",
+    "Memory",
+    "order",
+    "random_fetch",
+    "random_job",
+]
+
+KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
+TIERS = ("sinks", "body", "window")
+PAGE = 4096
+
+
+class Memory:
+    """Bytes of a memory, and what is placed in it."""
+
+    def __init__(self, bench: Bench, size: int = 1 << 19) -> None:
+        self._bench = bench
+        self.word = bench.config.memory_bits // 8
+        self.data = bench.rng.integers(0, 256, size).astype(np.uint8)
+        self._end = 0
+
+    def place(self, records: NDArray[np.uint8]) -> int:
+        """Write records from a word on, often just before the end of a page; returns the base."""
+        base = self._end + self.word * int(self._bench.rng.integers(0, 3))
+        if self._bench.rng.integers(3) == 0:
+            to_page_end = -base % PAGE
+            base += max(0, to_page_end - self.word * int(self._bench.rng.integers(1, 5)))
+        self.data[base : base + records.size] = records.ravel()
+        self._end = -(-(base + records.size) // self.word) * self.word
+        if self._end > len(self.data):
+            raise ValueError("the memory of the bench is full")
+        return base
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job: its description, what is where, and what comes of it."""
+
+    payload: dict[str, Any]
+    records: dict[VectorKind, list[Records]]  # chronological
+    tokens: int
+
+    def slices(self, bench: Bench, kind: VectorKind) -> list[dict[str, Any]]:
+        """What comes of its keys or values."""
+        return [s for records in self.records[kind] for s in records.slices(bench.config)]
+
+    def newest(self, kind: VectorKind) -> list[slice]:
+        """Where the records lie that its append writes: the body's last, and the newest of all."""
+        sinks, body, window = self.records[kind]
+        bases = self.payload[kind]
+        found = []
+        if len(body):
+            found.append((bases["body"], body, len(body) - 1))
+        if len(window):
+            newest = (self.payload["window_start"] - 1) % len(window)
+            found.append((bases["window"], window, newest))
+        elif not len(body):
+            found.append((bases["sinks"], sinks, len(sinks) - 1))
+        return [_place(base, records, slot) for base, records, slot in found]
+
+
+def _place(base: int, records: Records, slot: int) -> slice:
+    size = records.data.shape[1]
+    return slice(base + slot * size, base + (slot + 1) * size)
+
+
+def random_job(
+    bench: Bench,
+    memory: Memory,
+    counts: tuple[int, int, int] | None = None,
+    planes: tuple[int, int, int] | None = None,
+    residual: bool | None = None,
+    appends: int = 0,
+) -> Job:
+    """A job whose records are placed in memory.
+
+    Parameters
+    ----------
+    counts : tokens in sinks, body and window
+    planes : digits of tiers, and of keys and values in the body
+    """
+    rng, config = bench.rng, bench.config
+    if counts is None:
+        most = config.block + 6
+        numbers = [int(rng.choice([0, 1, int(rng.integers(most))])) for _ in TIERS]
+        counts = (numbers[0], numbers[1], max(numbers[2], int(not any(numbers))))
+    tier, key, value = planes or rng.integers(1, config.max_planes + 1, 3).tolist()
+    residual = bool(rng.integers(2)) if residual is None else residual
+    full = counts[2] > 0 and rng.integers(2)
+    start = int(rng.integers(counts[2])) if full else 0
+
+    bases: dict[str, dict[str, int]] = {}
+    records: dict[VectorKind, list[Records]] = {}
+    for kind, digits in zip(KINDS, (key, value), strict=True):
+        bases[kind], records[kind] = {}, []
+        for name, count in zip(TIERS, counts, strict=True):
+            in_body = name == "body"
+            some = random_records(
+                rng, config, kind, count, digits if in_body else tier, in_body and residual
+            )
+            stored = np.roll(some.data, start, axis=0) if name == "window" else some.data
+            bases[kind][name] = memory.place(stored)
+            records[kind].append(some)
+    payload = {
+        "key": bases["key"],
+        "value": bases["value"],
+        "tier_digits": tier,
+        "key_digits": key,
+        "value_digits": value,
+        "residual": int(residual),
+        "sink_tokens": counts[0],
+        "body_tokens": counts[1],
+        "window_tokens": counts[2],
+        "window_start": start,
+        "appends": appends,
+    }
+    return Job(payload, records, sum(counts))
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """One token that leaves a window: its description and its records."""
+
+    payload: dict[str, int]
+    records: dict[VectorKind, Records]
+
+    def place(self, kind: VectorKind) -> slice:
+        """Where its key or value lies."""
+        base = self.payload[f"{kind}_window"]
+        return _place(base, self.records[kind], self.payload["slot"])
+
+
+def random_fetch(bench: Bench, memory: Memory, appends: int = 0) -> Fetch:
+    """A fetch from windows that are placed in memory."""
+    rng, config = bench.rng, bench.config
+    count = int(rng.integers(1, 2 * config.block))
+    slot, planes = int(rng.integers(count)), int(rng.integers(1, config.max_planes + 1))
+    payload = {"slot": slot, "digits": planes, "appends": appends}
+    records: dict[VectorKind, Records] = {}
+    for kind in KINDS:
+        window = random_records(rng, config, kind, count, planes, False)
+        payload[f"{kind}_window"] = memory.place(window.data)
+        records[kind] = window.part(slot, slot + 1)
+    return Fetch(payload, records)
+
+
+def order(bench: Bench, jobs: list[Job]) -> list[str]:
+    """Kind of each slice: K block 0, then K block i+1 before V block i."""
+    kinds: list[str] = []
+    for job in jobs:
+        slices: dict[str, list[int]] = {}
+        for kind in KINDS:
+            each = [
+                count
+                for records in job.records[kind]
+                for count in records.slice_counts(bench.config)
+            ]
+            step = bench.config.block
+            slices[kind] = [sum(each[i : i + step]) for i in range(0, job.tokens, step)]
+        turns = [("key", 0)]
+        for block in range(len(slices["key"])):
+            turns += [("key", block + 1)] * (block + 1 < len(slices["key"]))
+            turns.append(("value", block))
+        kinds += [kind for kind, block in turns for _ in range(slices[kind][block])]
+    return kinds

@@ -1,0 +1,372 @@
+"""What the scheduler must do, cycle by cycle: a reference that watches its ports.
+
+It is told what moved in each cycle, in the order of the cycles, and raises `Mismatch` as soon as
+something is not as it must be. What a job's parts hold and which descriptors are wrong is
+`golden.scheduler`'s to say; when a part may come, when and how a job ends, and what an abort leaves
+is said here.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from golden.scheduler import job_parts, job_problem
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.registers import JobStatus
+from sim.bench.axi_memory import RESPONSES
+from sim.bench.scoreboard import Mismatch
+from sim.bench.streams import Payload
+
+__all__ = ["ELEMENTS", "IN_FLIGHT", "KINDS", "PARTS", "Cycle", "Errors", "Rules", "Taken"]
+
+#: Jobs that were taken, are right or refused, and have not ended, at most.
+IN_FLIGHT = 4
+KINDS = ("key", "value")
+PARTS = (
+    *("queries", "reads", "attends", "exponents", "fetches"),
+    *("key_tasks", "value_tasks", "key_places", "value_places"),
+)
+#: What the host gives, and which jobs want it.
+ELEMENTS = {"vectors": "append", "queries": "attend"}
+_COUNTER = 16  # appends are counted modulo this
+_OKAY = 0
+
+Job = Mapping[str, Any]
+Errors = tuple[int, int]  # responses of reader and writer
+
+
+@dataclass
+class Taken:
+    """A job whose descriptor was taken and that has not ended.
+
+    Attributes
+    ----------
+    problem : why it is refused, or OK
+    entered : it is in flight: its parts have been offered, or its elements are owed, or the next
+        descriptor has been taken
+    doubtful : it may have been in flight at an abort: that does not show where it asks for nothing
+    """
+
+    job: Job
+    problem: JobStatus
+    entered: bool = False
+    doubtful: bool = False
+
+    @property
+    def right(self) -> bool:
+        return self.problem == JobStatus.OK
+
+    @property
+    def asks(self) -> bool:
+        """Whether it has parts, or its elements are thrown away."""
+        return bool(self.job["append"] or self.job["attend"])
+
+
+@dataclass(frozen=True)
+class Part:
+    """A payload that must come, and when it may.
+
+    append : number of the append, the job's own, since the scheduler began anew
+    reads, fetches : as many must have been read before it may be offered
+    last : it is the last record of its append
+    """
+
+    bits: int
+    compared: int
+    append: int
+    reads: int = 0
+    fetches: int = 0
+    last: bool = False
+
+
+@dataclass
+class Cycle:
+    """What the ports showed in one cycle.
+
+    job : the descriptor that was taken
+    parts : payloads that were offered, by stream
+    taken : streams that moved, parts and `done`
+    end : the payload of `done`, if it was valid
+    owed : by `ELEMENTS`
+    given : elements that the host gave in this cycle
+    pulses : job_read, fetch_read, attended, keys_written, values_written
+    appended : counters of keys and values
+    """
+
+    job: Job | None
+    parts: dict[str, int]
+    taken: set[str]
+    end: int | None
+    owed: dict[str, bool]
+    given: dict[str, bool]
+    pulses: dict[str, bool]
+    appended: dict[str, int]
+    appending: bool
+    discard: bool
+    cancel: bool
+    restart: bool
+    errors: Errors
+    idle: bool
+    output_begun: bool
+
+
+@dataclass
+class Progress:
+    """What has happened since the scheduler began anew."""
+
+    appends: int = 0
+    attends: int = 0
+    reads: int = 0  # jobs that read, handed out
+    fetches: int = 0
+    jobs_read: int = 0
+    fetches_read: int = 0
+    attended: int = 0
+    ended_appends: int = 0
+    ended_attends: int = 0
+    records: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    whole: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))  # appends
+
+
+class Rules:
+    """The reference.
+
+    Parameters
+    ----------
+    packers : of each part's payload: its bits, and those that are compared
+
+    Attributes
+    ----------
+    in_flight : jobs that were taken and have not ended
+    newest : the job that was taken last since reset; one that is refused may have ended, and its
+        elements still be owed
+    progress : since the scheduler began anew
+    waiting : parts that must still come, by stream
+    debts : elements that the host owes
+    ended : statuses of all jobs that have ended
+    restarts : how often the scheduler began anew
+    """
+
+    def __init__(
+        self, config: EngineConfig, packers: Mapping[str, Callable[[Payload], tuple[int, int]]]
+    ) -> None:
+        self._config = config
+        self._packers = packers
+        self.ended: list[JobStatus] = []
+        self.restarts = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """The scheduler is reset: it knows of no job."""
+        self.in_flight: deque[Taken] = deque()
+        self.newest: Taken | None = None
+        self._failing = 0  # jobs at the front that must end with `_failure`
+        self._failure = JobStatus.OK
+        self._errors: Errors = (_OKAY, _OKAY)  # of the cycle before
+        self._cancelled = False  # in the cycle before
+        self._offered: set[str] = set()  # and not taken in the cycle before
+        self._begin()
+
+    def _begin(self) -> None:
+        self.progress = Progress()
+        self.waiting: dict[str, deque[Part]] = {name: deque() for name in PARTS}
+        self._written: dict[str, deque[bool]] = {kind: deque() for kind in KINDS}
+        self.debts = dict.fromkeys(ELEMENTS, 0)
+
+    @property
+    def handed_out(self) -> bool:
+        """Whether all parts of all jobs have been taken, but for what is read."""
+        return not any(parts for name, parts in self.waiting.items() if name != "reads")
+
+    @property
+    def refusing(self) -> bool:
+        """Whether the elements that are owed are those of a job that is refused."""
+        newest = self.newest
+        return newest is not None and newest.entered and not newest.right
+
+    @property
+    def _may_discard(self) -> bool:
+        """Whether nobody wants the elements that come now, without an abort."""
+        newest = self.newest
+        waits = newest is not None and not newest.right and not any(self.debts.values())
+        return self.refusing or waits
+
+    @property
+    def served(self) -> bool:
+        """Whether an append or a read is done of jobs that have not ended."""
+        done = self.progress
+        return max(done.whole.values()) > done.ended_appends or done.jobs_read > done.ended_attends
+
+    def step(self, cycle: Cycle) -> None:
+        """Check one cycle."""
+        self._enter(cycle)
+        self._check_levels(cycle)
+        fell = self._offered - {*cycle.parts, *(["done"] if cycle.end is not None else [])}
+        if fell and not (cycle.cancel and "done" not in fell):
+            raise Mismatch(f"{sorted(fell)} fell before they were taken")
+        for name, bits in cycle.parts.items():
+            self._check_part(name, bits, name in cycle.taken, cycle.cancel)
+        if cycle.end is not None:
+            self._check_end(JobStatus(cycle.end), "done" in cycle.taken)
+        self._count(cycle)
+        if cycle.restart:
+            self._restart(cycle)
+        if cycle.job is not None:
+            self._take(cycle.job)
+        self._errors, self._cancelled = cycle.errors, cycle.cancel and not cycle.restart
+        self._offered = {*cycle.parts, *(["done"] if cycle.end is not None else [])} - cycle.taken
+
+    # --- jobs come --------------------------------------------------------------------------------
+
+    def _take(self, job: Job) -> None:
+        if self._failing:
+            raise Mismatch("a job was taken before those that failed had ended")
+        newest = self.newest
+        if not self.handed_out or (newest and newest.asks and not newest.entered):
+            raise Mismatch("a job was taken before the one before it was handed out")
+        if newest:
+            newest.entered = True
+        self.newest = Taken(job, job_problem(self._config, job))
+        self.in_flight.append(self.newest)
+        self._expect_parts(self.newest)
+
+    def _expect_parts(self, taken: Taken) -> None:
+        """Its parts must come, after those of the jobs before."""
+        if not taken.right:
+            return
+        job, done = taken.job, self.progress
+        append = done.appends + job["append"]
+        for name, payloads in job_parts(job, done.appends).items():
+            for number, payload in enumerate(payloads):
+                bits, compared = self._packers[name](payload)
+                place = name.endswith("_places")
+                part = Part(
+                    bits,
+                    compared,
+                    append,
+                    reads=done.reads if place else 0,
+                    fetches=done.fetches + job["leaving"] if place else 0,
+                    last=number == job["leaving"],
+                )
+                self.waiting[name].append(part)
+
+    def _enter(self, cycle: Cycle) -> None:
+        """See whether the newest job has entered the flight."""
+        newest = self.newest
+        if newest is None or newest.entered:
+            return
+        if newest.right:
+            enters = "exponents" in cycle.parts
+        else:
+            enters = any(cycle.owed.values()) and not any(self.debts.values())
+        if not enters:
+            return
+        newest.entered = True
+        job, done = newest.job, self.progress
+        for what, wanted in ELEMENTS.items():
+            self.debts[what] += self._config.head_dim * bool(job[wanted])
+        if newest.right:
+            done.appends += job["append"]
+            done.attends += job["attend"]
+            done.reads += job["attend"]
+            done.fetches += job["leaving"]
+
+    # --- what is seen in every cycle --------------------------------------------------------------
+
+    def _check_levels(self, cycle: Cycle) -> None:
+        done = self.progress
+        owed = {what: debt > 0 for what, debt in self.debts.items()}
+        if cycle.owed != owed:
+            raise Mismatch(f"owed is {cycle.owed}, the host owes {self.debts}")
+        if cycle.appended != {kind: whole % _COUNTER for kind, whole in done.whole.items()}:
+            raise Mismatch(f"appended is {cycle.appended}, in memory are {done.whole}")
+        if cycle.appending != any(whole != done.appends for whole in done.whole.values()):
+            raise Mismatch(f"appending is {cycle.appending}: {done}")
+        if self._cancelled and not cycle.cancel:
+            raise Mismatch("an abort ended without a restart")
+        if cycle.cancel and not self._cancelled:
+            read, write = self._errors
+            if not (read or write):
+                raise Mismatch("an abort without an error")
+            truncated = JobStatus.READ_TRUNCATED
+            reading = truncated if read == RESPONSES["exokay"] else JobStatus.READ_ERROR
+            self._failure = reading if read else JobStatus.WRITE_ERROR
+        if cycle.discard and not cycle.cancel and not self._may_discard:
+            raise Mismatch("elements are thrown away though a job wants them")
+        if cycle.restart and not cycle.cancel:
+            raise Mismatch("a restart without an abort")
+
+    def _check_part(self, name: str, bits: int, taken: bool, cancel: bool) -> None:
+        if cancel:
+            raise Mismatch(f"{name} is offered during an abort")
+        if not self.waiting[name]:
+            raise Mismatch(f"{name} is offered, and no job that was taken has one")
+        part, done = self.waiting[name][0], self.progress
+        if (bits ^ part.bits) & part.compared:
+            raise Mismatch(f"{name} is {bits:#x}, expected {part.bits:#x}")
+        if done.jobs_read < part.reads:
+            raise Mismatch(f"{name}: {done.jobs_read} of {part.reads} jobs before have been read")
+        if done.fetches_read < part.fetches:
+            raise Mismatch(f"{name}: the slot has not been fetched")
+        if taken:
+            self.waiting[name].popleft()
+            if name.endswith("_places"):
+                self._written[name.removesuffix("_places")].append(part.last)
+
+    def _check_end(self, status: JobStatus, taken: bool) -> None:
+        if not self.in_flight:
+            raise Mismatch(f"a job ends with {status.name}, and none is in flight")
+        first, done = self.in_flight[0], self.progress
+        if first.asks and not first.entered:
+            raise Mismatch(f"job {len(self.ended)} ends before it is in flight")
+        fails = self._failing or (first.doubtful and status == self._failure)
+        expected = self._failure if fails else first.problem
+        if status != expected:
+            raise Mismatch(f"job {len(self.ended)} ends with {status.name}, not {expected.name}")
+        job = first.job
+        if status == JobStatus.OK and not (
+            (not job["append"] or min(done.whole.values()) > done.ended_appends)
+            and (not job["attend"] or done.attended > done.ended_attends)
+        ):
+            raise Mismatch(f"job {len(self.ended)} ends well before everything is done")
+        if not taken:
+            return
+        if status == JobStatus.OK:
+            done.ended_appends += job["append"]
+            done.ended_attends += job["attend"]
+        self._failing = max(self._failing - 1, 0)
+        self.in_flight.popleft()
+        self.ended.append(status)
+
+    def _count(self, cycle: Cycle) -> None:
+        """What the blocks around have done in this cycle shows in the next one."""
+        done = self.progress
+        for what, given in cycle.given.items():
+            self.debts[what] -= given
+        done.jobs_read += cycle.pulses["job_read"]
+        done.fetches_read += cycle.pulses["fetch_read"]
+        done.attended += cycle.pulses["attended"]
+        for kind in KINDS:
+            if cycle.pulses[f"{kind}s_written"]:
+                done.records[kind] += 1
+                done.whole[kind] += self._written[kind].popleft()
+
+    def _restart(self, cycle: Cycle) -> None:
+        """The scheduler begins anew; what it has not handed out is still to be done."""
+        if not cycle.idle:
+            raise Mismatch("a restart before the memory is idle")
+        if any(cycle.owed.values()):
+            raise Mismatch(f"a restart while the host owes {self.debts}")
+        if cycle.output_begun:
+            raise Mismatch("a restart while outputs leave")
+        if cycle.end is not None and "done" not in cycle.taken:
+            raise Mismatch("a restart while the end of a job waits")
+        self.restarts += 1
+        self._begin()
+        self._failing = sum(taken.entered for taken in self.in_flight)
+        if self.in_flight and not self.in_flight[-1].entered:
+            kept = self.in_flight[-1]
+            kept.doubtful = not kept.asks
+            self._expect_parts(kept)

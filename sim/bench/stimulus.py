@@ -1,0 +1,199 @@
+"""Random and corner data for the benches, as numpy arrays and as payloads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from golden.planes import Planes
+from kvtq_hw.config import EngineConfig
+from sim.verilated.slices import planes_together
+
+__all__ = [
+    "Together",
+    "Vectors",
+    "element_payloads",
+    "plain_trit_payloads",
+    "random_elements",
+    "random_planes",
+    "random_trits",
+    "random_vectors",
+    "trit_payloads",
+]
+
+
+def random_trits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Ternary digits, int8, whose share of zeros differs along the first axis."""
+    density = rng.choice([0.0, 0.1, 0.5, 2 / 3, 1.0], size=(shape[0], *[1] * (len(shape) - 1)))
+    nonzero = rng.random(shape) < density
+    return np.where(nonzero, rng.choice([-1, 1], size=shape), 0).astype(np.int8)
+
+
+def random_elements(
+    rng: np.random.Generator, config: EngineConfig, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Elements of planes or of integer vectors, int8; integers of all magnitudes, both ends too."""
+    if not config.integer_bits:
+        return random_trits(rng, shape)
+    top = config.code_max
+    integers = rng.integers(-top, top, shape) >> rng.integers(0, config.integer_bits, shape)
+    ends = np.where(rng.random(shape) < 0.5, -top, top - 1)
+    return np.where(rng.random(shape) < 0.2, ends, integers).astype(np.int8)
+
+
+def element_payloads(rng: np.random.Generator, config: EngineConfig, elements: np.ndarray) -> Any:
+    """Payloads of trits or integers, nested as the array is but for its last axis, the packed one.
+
+    Zero trits come in both of their encodings.
+    """
+    if not config.integer_bits:
+        return trit_payloads(rng, elements)
+    digits = (elements[..., None] >> np.arange(config.integer_bits)) & 1
+    bits = digits.astype(np.uint8).reshape(*elements.shape[:-1], -1)
+    return _nest(np.packbits(bits, axis=-1, bitorder="little"))
+
+
+def trit_payloads(rng: np.random.Generator, trits: np.ndarray) -> list[Any]:
+    """Payloads of ternary digits, nested as the array is but for its last axis, which is packed.
+
+    Zeros come in both of their encodings.
+    """
+    return _payloads(trits, (trits < 0) | ((trits == 0) & (rng.random(trits.shape) < 0.25)))
+
+
+def plain_trit_payloads(trits: np.ndarray) -> list[Any]:
+    """The same with zeros as hardware writes them."""
+    return _payloads(trits, trits < 0)
+
+
+def _payloads(trits: np.ndarray, negative: np.ndarray) -> list[Any]:
+    bits = np.stack([trits != 0, negative], -1).reshape(*trits.shape[:-1], -1)
+    packed = np.packbits(bits, axis=-1, bitorder="little")
+    return _nest(packed)
+
+
+def _nest(packed: np.ndarray) -> Any:
+    """Rows of bytes, least significant first, as integers."""
+    if packed.ndim > 1:
+        return [_nest(part) for part in packed]
+    return int.from_bytes(packed.tobytes(), "little")
+
+
+@dataclass(frozen=True)
+class Together:
+    """T vectors as Q slices' planes each: up to P planes of one run together, its unit plane first.
+
+    trits : int8 [T, Q, P, D], planes of zeros where a run has no more
+    unit, fraction, exponent : [T, Q]
+    first : int64 [T, Q], the index of each first plane
+    counts : int64 [T], how many of the Q are there
+    """
+
+    trits: NDArray[np.int8]
+    unit: NDArray[np.bool_]
+    fraction: NDArray[np.int64]
+    exponent: NDArray[np.int64]
+    first: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def elements(self, config: EngineConfig) -> NDArray[np.int8]:
+        """The elements of each slice, [T, Q, S, P * L]."""
+        tokens, most, planes, _ = self.trits.shape
+        sliced = self.trits.reshape(tokens, most, planes, config.slices, config.lanes)
+        return sliced.swapaxes(2, 3).reshape(tokens, most, config.slices, planes * config.lanes)
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """T vectors as ternary planes, as numpy arrays, with the number of planes of each.
+
+    trits : int8 [T, P, D], or integers; unit plane of a run first; planes from `planes[t]` on are
+        absent
+    unit : bool [T, P]
+    fraction, exponent : int64 [T, P]
+    planes : int64 [T]
+    """
+
+    trits: NDArray[np.int8]
+    unit: NDArray[np.bool_]
+    fraction: NDArray[np.int64]
+    exponent: NDArray[np.int64]
+    planes: NDArray[np.int64]
+
+    def golden(self) -> Planes:
+        """The same as the golden model takes them."""
+        return Planes(
+            torch.from_numpy(self.trits),
+            torch.from_numpy(self.unit),
+            torch.from_numpy(self.fraction),
+            torch.from_numpy(self.exponent),
+        )
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """Whether a plane is one of its vector's, bool [T, P]."""
+        return np.arange(self.unit.shape[1]) < self.planes[:, None]
+
+    def together(self, planes: int) -> Together:
+        """Planes as slices of several of them hold them."""
+        trits, unit, first, counts = planes_together(self.trits, self.unit, self.planes, planes)
+        fraction, exponent = (
+            np.where(unit, np.take_along_axis(field, first, 1), 0)
+            for field in (self.fraction, self.exponent)
+        )
+        return Together(trits, unit, fraction, exponent, first, counts)
+
+    @property
+    def largest_exponent(self) -> int:
+        """Largest exponent of a scale."""
+        return int(self.exponent[self.unit].max())
+
+
+def random_planes(
+    rng: np.random.Generator, config: EngineConfig, count: int, kind: str = "mixed"
+) -> NDArray[np.int64]:
+    """Numbers of planes of `count` vectors: the "fewest", the "most", or "mixed"."""
+    low, high = {
+        "fewest": (1, 1),
+        "most": (config.max_planes, config.max_planes),
+        "mixed": (1, config.max_planes),
+    }[kind]
+    return rng.integers(low, high + 1, count)
+
+
+def random_vectors(
+    rng: np.random.Generator,
+    config: EngineConfig,
+    planes: ArrayLike,
+    *,
+    code: str = "any",
+    exponents: tuple[int, int] | None = None,
+) -> Vectors:
+    """Random vectors.
+
+    Parameters
+    ----------
+    planes : int [T], number of planes of each vector
+    code : "balanced" (one run), "residual" (runs of one plane) or "any" (runs of any lengths)
+    exponents : smallest and largest exponent of a scale; the whole range if None
+    """
+    counts = np.asarray(planes, np.int64)
+    shape = (len(counts), config.max_planes)
+    present = np.arange(config.max_planes) < counts[:, None]
+    trits = random_elements(rng, config, (*shape, config.head_dim))
+    trits *= present[..., None].astype(np.int8)
+    opens = {
+        "balanced": np.zeros(shape, bool),
+        "residual": np.ones(shape, bool),
+        "any": rng.random(shape) < 0.4,
+    }[code]
+    opens[:, 0] = True
+    opens &= present
+    low, high = exponents or (0, (1 << config.scale_exponent_bits) - 1)
+    fraction = rng.integers(1 << config.scale_fraction_bits, size=shape)
+    exponent = rng.integers(low, high + 1, size=shape)
+    return Vectors(trits, opens, np.where(opens, fraction, 0), np.where(opens, exponent, 0), counts)

@@ -1,0 +1,351 @@
+"""The blocks around the scheduler, played on its pins: host, reader, writer, core, faults.
+
+Each takes random times, and how long is drawn anew from time to time, so that everything meets
+everything: a slow host under a fast memory, reads that outlast appends, ends that nobody takes. In
+every cycle `sim.bench.scheduler_rules` is told what moved.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.clock import Clock
+from cocotb.triggers import ClockCycles, RisingEdge
+from cocotb.types import LogicArray
+
+from rtl.verilog import port_members
+from sim.bench.bench import Bench
+from sim.bench.scheduler_rules import ELEMENTS, KINDS, PARTS, Cycle, Errors, Rules
+from sim.bench.scoreboard import Mismatch, compared_bits
+from sim.bench.streams import PERIOD_NS, packer
+
+__all__ = ["Pace", "Surroundings"]
+
+_HANG = 4000  # cycles without the end of a job
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the blocks are: probabilities a cycle, and most cycles.
+
+    jobs, ends, parts, elements, idle : that a descriptor is offered, an end or a part is taken, an
+        element is given, the memory becomes idle in an abort
+    read, write, fetch, core, outputs : most cycles of each
+    """
+
+    jobs: float = 1.0
+    ends: float = 1.0
+    parts: float = 1.0
+    elements: float = 1.0
+    idle: float = 1.0
+    read: int = 1
+    write: int = 1
+    fetch: int = 1
+    core: int = 1
+    outputs: int = 1
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Pace:
+        """Any pace."""
+        jobs, ends, parts, elements, idle = rng.choice((1.0, 0.7, 0.3, 0.1), 5).tolist()
+        read, write, fetch, core, outputs = rng.choice((1, 8, 40), 5).tolist()
+        return cls(jobs, ends, parts, elements, idle, read, write, fetch, core, outputs)
+
+
+class Surroundings:
+    """One test of the scheduler: `start`, then jobs, errors and resets, a cycle by `step`.
+
+    Attributes
+    ----------
+    rules : sim.bench.scheduler_rules.Rules
+    pace : Pace, may be changed at any time
+    queue : jobs that have not been taken
+    offering : the descriptor that is offered
+    last : Cycle, what the ports showed in the cycle before
+    busy : set of str
+        What is under way: "fetch", "read", "core", "outputs".
+    """
+
+    def __init__(self, dut: Any) -> None:
+        self._dut = dut
+        self.bench = bench = Bench(dut, "scheduler")
+        self.config, self.rng = bench.config, bench.rng
+        shapes = {
+            name: member.signature.members["payload"].shape
+            for name, member in bench.component.signature.members.items()
+            if not member.is_port
+        }
+        self.rules = Rules(self.config, {name: compared_bits(shapes[name]) for name in PARTS})
+        self._pack_job = packer(shapes["jobs"])
+        self.pace = Pace()
+        self.queue: deque[dict[str, Any]] = deque()
+        self._errors: Errors = (0, 0)
+        self._pins = {name: dut[name] for name in port_members(bench.component)}
+        self._driven: dict[str, bool] = {}  # levels of pins
+        self._reset_state()
+
+    def _reset_state(self) -> None:
+        """Nothing is under way."""
+        self.offering: dict[str, Any] | None = None
+        self._waited = 0  # cycles without the end of a job
+        self._ready: set[str] = set()
+        self._forget()
+
+    def _forget(self) -> None:
+        """The blocks begin anew."""
+        self._pulses = dict.fromkeys(
+            ("job_read", "fetch_read", "attended", "keys_written", "values_written"), False
+        )
+        self._given = dict.fromkeys(ELEMENTS, False)
+        self._idle = self._begun = False
+        self._countdown: dict[str, int] = {}
+        # number of the append and cycles, of each record
+        self._writing: dict[str, deque[tuple[int, int]]] = {kind: deque() for kind in KINDS}
+        self._asked: dict[str, deque[int]] = {"reads": deque(), "fetches": deque()}
+        self._attends = 0
+
+    @property
+    def busy(self) -> set[str]:
+        """What is under way."""
+        return {*self._countdown, *(["write"] if any(self._writing.values()) else [])}
+
+    async def start(self) -> None:
+        """Start the clock and reset."""
+        dut = self._dut
+        dut.jobs__valid.value, dut.jobs__payload.value = 0, 0
+        dut.read_error.value = dut.write_error.value = 0
+        self._drive()
+        Clock(dut.clk, PERIOD_NS, "ns").start(start_high=False)
+        await self.reset()
+        cocotb.start_soon(self._stop_at_cancel())
+
+    async def reset(self) -> None:
+        """Reset the scheduler and everything around it."""
+        self._dut.rst.value = 1
+        self.rules.reset()
+        self._reset_state()
+        self.fail((0, 0))
+        self._dut.jobs__valid.value = 0
+        self._drive()
+        await ClockCycles(self._dut.clk, 1)
+        self._dut.rst.value = 0
+
+    def fail(self, errors: Errors) -> None:
+        """Reader and writer report these responses from the next cycle on."""
+        self._errors = errors
+        self._dut.read_error.value, self._dut.write_error.value = errors
+
+    async def _stop_at_cancel(self) -> None:
+        """Reader and writer stop in the very cycle of `cancel`, and may be idle in it."""
+        while True:
+            await RisingEdge(self._dut.cancel)
+            for name in ("job_read", "fetch_read", "keys_written", "values_written"):
+                self._pulses[name] = False
+                self._set(name, False)
+            self._idle = self._chance(self.pace.idle)
+            self._set("idle", self._idle)
+
+    # --- a cycle ----------------------------------------------------------------------------------
+
+    async def step(self) -> Cycle:
+        """Let a cycle pass; what its ports showed.
+
+        Raises
+        ------
+        sim.bench.scoreboard.Mismatch
+            When something is not as it must be, or no job ends for long though some must.
+        """
+        await RisingEdge(self._dut.clk)
+        self.last = cycle = self._sample()
+        self._take_parts(cycle)
+        self.rules.step(cycle)
+        if cycle.restart:
+            self._forget()
+        else:
+            self._work(cycle)
+        if cycle.idle and cycle.cancel:
+            self.fail((0, 0))
+        self._offer(cycle)
+        self._drive()
+        moves = cycle.end is not None or not self._unfinished
+        self._waited = 0 if moves else self._waited + 1
+        if self._waited > _HANG:
+            raise Mismatch(f"no job ends any more: in flight are {list(self.rules.in_flight)}")
+        return cycle
+
+    @property
+    def _unfinished(self) -> bool:
+        """Whether something must still happen."""
+        jobs = self.queue or self.offering or self.rules.in_flight
+        return bool(jobs) or any(self._errors)
+
+    async def run_dry(self) -> None:
+        """Step until every job has ended, and a while longer: nothing more may come."""
+        while self._unfinished:
+            await self.step()
+        for _ in range(20):
+            await self.step()
+
+    def _sample(self) -> Cycle:
+        pin, pins = self._pin, self._pins
+        offered = [name for name in PARTS if pin(f"{name}__valid")]
+        end = pins["done__payload"].value.to_unsigned() if pin("done__valid") else None
+        shown = {*offered, *(["done"] if end is not None else [])}
+        return Cycle(
+            job=self.offering if pin("jobs__ready") else None,
+            parts={name: pins[f"{name}__payload"].value.to_unsigned() for name in offered},
+            taken=shown & self._ready,
+            end=end,
+            owed={what: pin(f"{what}_owed") for what in ELEMENTS},
+            given=self._given,
+            pulses=self._pulses,
+            appended={kind: pins[f"{kind}s_appended"].value.to_unsigned() for kind in KINDS},
+            **{name: pin(name) for name in ("appending", "discard", "cancel", "restart")},
+            errors=self._errors,
+            idle=self._idle,
+            output_begun=self._begun,
+        )
+
+    def _pin(self, name: str) -> bool:
+        return bool(self._pins[name].value)
+
+    def _drive(self) -> None:
+        """Everything but descriptors and errors."""
+        for name in (*PARTS, "done"):
+            self._set(f"{name}__ready", name in self._ready)
+        for name, pulse in self._pulses.items():
+            self._set(name, pulse)
+        self._set("vector_taken", self._given["vectors"])
+        self._set("query_taken", self._given["queries"])
+        self._set("idle", self._idle)
+        self._set("output_begun", self._begun)
+
+    def _set(self, name: str, level: bool) -> None:
+        if self._driven.get(name) != level:
+            self._driven[name] = level
+            self._pins[name].value = int(level)
+
+    def _chance(self, probability: float) -> bool:
+        return probability == 1.0 or bool(self.rng.random() < probability)
+
+    def _offer(self, cycle: Cycle) -> None:
+        """The next descriptor; whether ends and parts are taken in the next cycle."""
+        dut = self._dut
+        if cycle.job is not None:
+            self.offering = None
+            dut.jobs__valid.value = 0
+        if self.offering is None and self.queue and self._chance(self.pace.jobs):
+            self.offering = self.queue.popleft()
+            width = len(dut.jobs__payload)
+            dut.jobs__payload.value = LogicArray(self._pack_job(self.offering), width)
+            dut.jobs__valid.value = 1
+        self._ready = {name for name in PARTS if self._chance(self.pace.parts)}
+        if self._read_failed:
+            self._ready -= {"reads", "fetches", "attends"}
+        if self._write_failed:
+            self._ready -= {"key_places", "value_places"}
+        if self._chance(self.pace.ends):
+            self._ready.add("done")
+
+    @property
+    def _read_failed(self) -> bool:
+        """The reader does nothing any more, and the core gets nothing."""
+        return self._errors[0] != 0
+
+    @property
+    def _write_failed(self) -> bool:
+        """The writer does nothing any more."""
+        return self._errors[1] != 0
+
+    def _whole(self, what: str, jobs: int) -> int:
+        """Of so many jobs that were handed out, those whose elements have all come."""
+        if self.rules.refusing:
+            return jobs
+        return jobs - -(-self.rules.debts[what] // self.config.head_dim)
+
+    # --- the blocks' work -------------------------------------------------------------------------
+
+    def _take_parts(self, cycle: Cycle) -> None:
+        """What was taken in this cycle is to be done."""
+        for name, queue in self._asked.items():
+            if name in cycle.taken and self.rules.waiting[name]:
+                queue.append(self.rules.waiting[name][0].append - (name == "fetches"))
+        self._attends += "attends" in cycle.taken
+        for kind, writing in self._writing.items():
+            waiting = self.rules.waiting[f"{kind}_places"]
+            if f"{kind}_places" in cycle.taken and waiting:
+                writing.append((waiting[0].append, int(self.rng.integers(self.pace.write))))
+
+    def _work(self, cycle: Cycle) -> None:
+        """Decide what the blocks do in the next cycle."""
+        self._pulses = dict.fromkeys(self._pulses, False)
+        if cycle.cancel:
+            self._idle = self._idle or self._chance(self.pace.idle)
+        else:
+            if not self._write_failed:
+                self._write()
+            if not self._read_failed:
+                self._read()
+        self._put_out(cycle)
+        self._give(cycle)
+
+    def _write(self) -> None:
+        """Records whose elements have come."""
+        whole = self._whole("vectors", self.rules.progress.appends)
+        for kind, writing in self._writing.items():
+            if writing and writing[0][0] <= whole:
+                append, left = writing.popleft()
+                if left:
+                    writing.appendleft((append, left - 1))
+                else:
+                    self._pulses[f"{kind}s_written"] = True
+
+    def _read(self) -> None:
+        """Fetches, and jobs: each when what it reads has been appended."""
+        appended = min(self.rules.progress.whole.values())
+        for name, pulse in (("fetch", "fetch_read"), ("read", "job_read")):
+            asked = self._asked["fetches" if name == "fetch" else "reads"]
+            if name in self._countdown:
+                self._pulses[pulse] = self._counted(name)
+            elif asked and asked[0] <= appended:
+                asked.popleft()
+                self._countdown[name] = int(self.rng.integers(1, 1 + getattr(self.pace, name)))
+
+    def _put_out(self, cycle: Cycle) -> None:
+        """The core, and outputs that leave; those that have begun do so whatever happens."""
+        done = self.rules.progress
+        if self._begun:
+            if cycle.pulses["attended"]:
+                self._begun = False
+            elif self._counted("outputs"):
+                self._pulses["attended"] = True
+        elif cycle.cancel:
+            return
+        elif "core" in self._countdown:
+            if self._counted("core"):
+                self._begun = True
+                self._countdown["outputs"] = int(self.rng.integers(1, 1 + self.pace.outputs))
+        elif done.attended < min(
+            self._attends, done.jobs_read, self._whole("queries", done.attends)
+        ):
+            self._countdown["core"] = int(self.rng.integers(1, 1 + self.pace.core))
+
+    def _counted(self, name: str) -> bool:
+        """A cycle less; whether it was the last one."""
+        self._countdown[name] -= 1
+        if self._countdown[name]:
+            return False
+        del self._countdown[name]
+        return True
+
+    def _give(self, cycle: Cycle) -> None:
+        """The host gives elements that it owes, to blocks that want them or are thrown away."""
+        wanted = cycle.discard or not (cycle.cancel or self.rules.refusing)
+        self._given = {
+            what: wanted and debt > 0 and self._chance(self.pace.elements)
+            for what, debt in self.rules.debts.items()
+        }

@@ -1,0 +1,1 @@
+"""What host software does with the accelerator: job descriptors and register accesses."""

@@ -1,0 +1,118 @@
+"""Job descriptors of a KV head: what the host writes into the registers, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS, RESIDUAL_RATIOS, absmean_constant
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import EngineConfig
+from kvtq_hw.errors import UserError
+from kvtq_hw.layout import MemoryLayout, TierCounts, VectorKind
+
+__all__ = ["HeadDescriptors", "check_code"]
+
+
+def check_code(code: CacheCode) -> None:
+    """Raise `UserError` for a code whose scales the hardware does not compute."""
+    allowed = ("absmean",) if code.kind == "balanced" else ("absmean", "max")
+    if code.scale_choice not in allowed:
+        raise UserError(
+            f"code: {str(code)!r} has scale {code.scale_choice!r}, which the hardware does not "
+            f"compute; allowed for {code.kind} codes is {' or '.join(allowed)}"
+        )
+
+
+class HeadDescriptors:
+    """Descriptors of one KV head's jobs.
+
+    Parameters
+    ----------
+    layout : where the head's vectors are
+    layer, head : which one it is
+    table : number of its tables
+    rotate, centre : how its vectors are conditioned
+
+    Raises
+    ------
+    UserError
+        For a code that the hardware does not compute.
+    """
+
+    def __init__(
+        self,
+        layout: MemoryLayout,
+        layer: int,
+        head: int,
+        *,
+        table: int,
+        rotate: bool,
+        centre: bool,
+    ) -> None:
+        config, code = layout.config, layout.codes[layer]
+        check_code(code)
+        self._config = config
+        self._code = code
+        regions = layout.heads[layer][head]
+        tier_digits = code.tier_digits(config.max_planes)
+        self._static: dict[str, Any] = {
+            "rotate": rotate,
+            "centre": centre,
+            "feedback": code.feedback,
+            "residual": code.kind == "residual",
+            "absmean": code.scale_choice == "absmean",
+            "tier_digits": tier_digits,
+            "key_digits": code.key_digits,
+            "value_digits": code.value_digits,
+            "tier_constant": absmean_constant(config, BALANCED_RATIOS[tier_digits - 1]),
+            "key_constants": body_constants(config, code, "key"),
+            "value_constants": body_constants(config, code, "value"),
+            "table": table,
+            **{
+                kind: {name: region.base for name, region in vectors.regions.items()}
+                for kind, vectors in (("key", regions.key), ("value", regions.value))
+            },
+        }
+
+    def job(
+        self,
+        tokens: int,
+        *,
+        append: bool = False,
+        query_exponent: Sequence[int] | None = None,
+        first: bool = False,
+        value_exponent: int = 0,
+    ) -> dict[str, Any]:
+        """A job with `tokens` tokens, the appended one included, as `sim.host.driver` takes it.
+
+        Parameters
+        ----------
+        query_exponent : of each query of a job that attends
+        first : nothing that was written before counts for the value exponent
+        value_exponent : what it is at least
+        """
+        counts = TierCounts.of(self._code, tokens)
+        before = TierCounts.of(self._code, tokens - 1) if append else counts
+        return self._static | {
+            "append": append,
+            "attend": query_exponent is not None,
+            "first": first,
+            "leaving": bool(self._code.window) and counts.body > before.body,
+            "tokens": tokens,
+            "sink_tokens": counts.sinks,
+            "body_tokens": counts.body,
+            "window_tokens": counts.window,
+            "window_start": counts.window_start,
+            "value_exponent": value_exponent,
+            "query_exponent": list(query_exponent or [0] * self._config.query_group),
+        }
+
+
+def body_constants(config: EngineConfig, code: CacheCode, kind: VectorKind) -> list[int]:
+    """Absmean constants of a body vector, one a run."""
+    digits = code.key_digits if kind == "key" else code.value_digits
+    if code.kind == "residual":
+        return [absmean_constant(config, ratio) for ratio in RESIDUAL_RATIOS[:digits]]
+    ratios = FEEDBACK_RATIOS[kind] if code.feedback else BALANCED_RATIOS
+    return [absmean_constant(config, ratios[digits - 1])]

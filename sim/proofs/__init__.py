@@ -1,0 +1,1 @@
+"""Proofs over all inputs and all lengths of time."""

@@ -1,0 +1,205 @@
+"""What is proved of the blocks: each function makes a `sim.proofs.formal.Proof`.
+
+Conditions are about a block's edge: they hold for whatever is inside.
+"""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import connect
+
+from kvtq_hw.registers import WORD_BYTES, register_map
+from sim.proofs.formal import Proof
+
+__all__ = [
+    "answers_of_the_bus",
+    "packer_inverse",
+    "queue_of_jobs",
+    "room_for_scores",
+    "sequencer_progress",
+    "skid_order",
+    "stream_rules",
+]
+
+_WORD = slice((WORD_BYTES - 1).bit_length(), None)  # of an address
+
+
+def stream_rules(block: wiring.Component) -> Proof:
+    """Every output channel holds valid and payload until the transfer."""
+    proof = Proof(dut=block)
+    proof.free_block(block)
+    proof.stream_rules(block)
+    return proof
+
+
+def packer_inverse(packer: wiring.Component, unpacker: wiring.Component) -> Proof:
+    """Planes come out of packer and unpacker as they went in, each once, in order.
+
+    Any one plane is watched on its way: the proof chooses when it starts.
+    """
+    proof = Proof(packer=packer, unpacker=unpacker)
+    m = proof.module
+    connect(m, packer.o, unpacker.i)
+    watch = Signal()
+    proof.free(packer.i.valid, packer.i.payload, unpacker.o.ready, watch)
+    enters, leaves = packer.i.valid & packer.i.ready, unpacker.o.valid & unpacker.o.ready
+    inside = _count(m, enters, leaves, 2)  # one plane in each of the two
+    plane, found = (Value.cast(s.payload) for s in (packer.i, unpacker.o))
+    watched, before = Signal(len(plane)), Signal.like(inside)  # planes that leave first
+    watching = Signal()
+    starts = watch & enters & ~watching
+    with m.If(starts):
+        m.d.sync += [watching.eq(1), watched.eq(_canonical(plane)), before.eq(inside - leaves)]
+    with m.Elif(leaves):
+        m.d.sync += [before.eq(before - 1), watching.eq(watching & (before != 0))]
+    arrives = watching & unpacker.o.valid & (before == 0)
+    proof.never("another plane comes out", arrives & (found != watched))
+    proof.never("a plane from nowhere", unpacker.o.valid & (inside == 0))
+    proof.never("more planes than there are places", inside > 2)
+    proof.reachable("the watched plane comes out behind another", arrives & (watched != 0))
+    return proof
+
+
+def sequencer_progress(sequencer: wiring.Component) -> Proof:
+    """Not two cycles in which all streams are willing, the queries are there, and nothing moves."""
+    proof = Proof(dut=sequencer)
+    proof.free_block(sequencer)
+    inputs = (sequencer.jobs, sequencer.value_exponents, sequencer.keys, sequencer.values)
+    outputs = (sequencer.key_slices, sequencer.value_slices)
+    willing = sequencer.query_full
+    for port in inputs:
+        willing = willing & port.valid
+    for port in outputs:
+        willing = willing & port.ready
+    moves = Cat(port.valid & port.ready for port in inputs).any()
+    stuck = Signal()
+    proof.module.d.sync += stuck.eq(willing & ~moves)
+    proof.never("nothing moves", stuck & willing & ~moves)
+    passing = [port.valid & port.ready for port in outputs]
+    proof.never("two slices pass at once", passing[0] & passing[1])
+    proof.reachable("a key slice passes", passing[0])
+    proof.reachable("a value slice passes", passing[1])
+    return proof
+
+
+def room_for_scores(online_softmax: wiring.Component, block: int) -> Proof:
+    """Scores never come in that the two banks have no room for, and none leaves that did not come.
+
+    Assumes that a block of scores ends after `block` of them, if not before.
+    """
+    proof = Proof(dut=online_softmax)
+    proof.free_block(online_softmax)
+    score = online_softmax.i
+    enters = score.valid & score.ready
+    place = Signal(range(block))
+    with proof.module.If(enters):
+        proof.module.d.sync += place.eq(Mux(score.payload.block_end, 0, place + 1))
+    proof.assume(~score.valid | (place != block - 1) | score.payload.block_end)
+    leaves = online_softmax.o.valid & online_softmax.o.ready
+    capacity = 2 * block
+    inside = _count(proof.module, enters, leaves, capacity)
+    proof.never("more scores than there is room for", inside > capacity)
+    proof.never("a weight without a score", online_softmax.o.valid & (inside == 0))
+    proof.reachable("all places are taken", inside == capacity)
+    return proof
+
+
+def queue_of_jobs(control: wiring.Component, depth: int) -> Proof:
+    """A job is lost only where the queue is full, and none comes out that was not started."""
+    proof = Proof(dut=control)
+    proof.free_block(control)
+    axi, register = control.axi, register_map()["control"].address // WORD_BYTES
+    has_room = ~axi.bvalid | axi.bready
+    there, done = [], Signal()
+    for valid, ready, payload in (
+        (axi.awvalid, axi.awready, axi.awaddr),
+        (axi.wvalid, axi.wready, Cat(axi.wdata[0], axi.wstrb[0])),
+    ):
+        full, kept = Signal(), Signal(len(payload))  # taken, and waits for the other part
+        proof.never("a part is taken twice", full & ready)
+        there.append((full | valid & ready, Mux(full, kept, payload)))
+        proof.module.d.sync += full.eq(there[-1][0] & ~done)
+        with proof.module.If(~full):
+            proof.module.d.sync += kept.eq(payload)
+    (has_address, address), (has_word, starting) = there
+    proof.module.d.comb += done.eq(has_address & has_word & has_room)
+    waiting = Signal(range(depth + 1))
+    starts = done & (address[_WORD] == register) & starting.all() & (waiting != depth)
+    leaves = control.jobs.valid & control.jobs.ready
+    proof.module.d.sync += waiting.eq(waiting + starts - leaves)
+    proof.never("a job from nowhere", control.jobs.valid & (waiting == 0))
+    proof.never("a job is lost", ~control.jobs.valid & (waiting != 0))
+    proof.reachable("the queue is full", waiting == depth)
+    return proof
+
+
+def answers_of_the_bus(control: wiring.Component) -> Proof:
+    """One answer for each write and each read, a cycle after all its parts are there.
+
+    One more of each may be taken while an answer waits, and a write's parts come in any order.
+    """
+    proof = Proof(dut=control)
+    proof.free_block(control)
+    axi = control.axi
+    for name, parts, valid, ready in (
+        ("write", ("aw", "w"), axi.bvalid, axi.bready),
+        ("read", ("ar",), axi.rvalid, axi.rready),
+    ):
+        counts = []
+        for part in parts:
+            taken = getattr(axi, f"{part}valid") & getattr(axi, f"{part}ready")
+            counts.append(_count(proof.module, taken, valid & ready, 2))
+        complete = Cat(count != 0 for count in counts).all()
+        proof.never(f"a {name} is answered that is not complete", valid & ~complete)
+        proof.never(f"a {name} waits for its answer", ~valid & complete)
+        for part, count in zip(parts, counts, strict=True):
+            proof.never(f"{part} is taken without room", count > 2)
+            proof.reachable(f"{part} is kept while an answer waits", count == 2)
+        proof.reachable(f"a {name} is answered", valid & ready)
+        if len(counts) == 2:
+            proof.reachable("an address waits for its word", (counts[0] == 1) & (counts[1] == 0))
+            proof.reachable("a word waits for its address", (counts[0] == 0) & (counts[1] == 1))
+    return proof
+
+
+def skid_order(buffer: wiring.Component) -> Proof:
+    """Transfers come out as they went in, each once, in order; one is kept at most.
+
+    Any one transfer is watched on its way: the proof chooses which.
+    """
+    proof = Proof(dut=buffer)
+    proof.free_block(buffer)
+    m, watch = proof.module, Signal()
+    proof.free(watch)
+    enters, leaves = buffer.i.valid & buffer.i.ready, buffer.o.valid & buffer.o.ready
+    inside = _count(m, enters, leaves, 1)
+    kept = Signal.like(buffer.i.payload)
+    watching = Signal()
+    with m.If(watch & enters & ~leaves & ~watching):
+        m.d.sync += [watching.eq(1), kept.eq(buffer.i.payload)]
+    with m.Elif(leaves):
+        m.d.sync += watching.eq(0)
+    straight = buffer.o.valid & (inside == 0)
+    proof.never("another transfer comes out", watching & (buffer.o.payload != kept))
+    proof.never("another one passes", straight & (buffer.o.payload != buffer.i.payload))
+    proof.never("a transfer from nowhere", straight & ~enters)
+    proof.never("a transfer is lost", ~buffer.o.valid & ((inside != 0) | buffer.i.valid))
+    proof.never("the source waits, or does not, for another reason", buffer.i.ready == inside)
+    proof.reachable("the watched one comes out", watching & leaves & (kept != 0))
+    proof.reachable("one passes at once", straight & leaves)
+    return proof
+
+
+def _count(m: Module, enters: Value, leaves: Value, most: int) -> Signal:
+    """How many came in and have not left; up to one more than `most`, where it stays."""
+    inside = Signal(range(most + 2))
+    with m.If(inside <= most):
+        m.d.sync += inside.eq(inside + enters - leaves)
+    return inside
+
+
+def _canonical(trits: Value) -> Value:
+    """Trits of two bits each with 0b10, the other zero, read as 0b00."""
+    pairs = [trits[start : start + 2] for start in range(0, len(trits), 2)]
+    return Cat(Cat(pair[0], pair.all()) for pair in pairs)

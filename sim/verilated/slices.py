@@ -1,0 +1,172 @@
+"""Planes as the slices that the engine's `keys` and `values` streams carry, ready to send."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from amaranth.lib import data
+from numpy.typing import NDArray
+
+from golden.planes import Planes
+from kvtq_hw.config import EngineConfig
+from rtl.layouts import key_input_layout, slice_field, value_input_layout
+from sim.verilated.words import pack_words, words_of
+
+__all__ = ["Kind", "SliceBuffer", "pack_slices", "planes_together"]
+
+Kind = Literal["key", "value"]
+"""Keys send a run's most significant plane first, values its unit plane."""
+
+
+class SliceBuffer:
+    """An append-only sequence of packed plane slices: one KV head's keys or values.
+
+    Slices are packed once, when their token arrives, and stay where they are; capacity doubles.
+
+    Parameters
+    ----------
+    config : EngineConfig
+    kind : order of the planes
+    """
+
+    def __init__(self, config: EngineConfig, kind: Kind) -> None:
+        if kind not in ("key", "value"):
+            raise ValueError(f"kind must be 'key' or 'value', not {kind!r}")
+        self._config = config
+        self._kind = kind
+        self._buffer = np.zeros((64, words_of(_layout(config, kind))), np.uint32)
+        self._ends: list[int] = []
+
+    @property
+    def tokens(self) -> int:
+        """Vectors appended so far."""
+        return len(self._ends)
+
+    @property
+    def words(self) -> NDArray[np.uint32]:
+        """All slices in stream order, uint32 [slices, words]."""
+        return self._buffer[: self._ends[-1] if self._ends else 0]
+
+    def block_slices(self) -> list[int]:
+        """Slices in each block of tokens, as `kvtq_hw.cycle_model.job_cycles` takes them."""
+        ends = [0, *self._ends[self._config.block - 1 :: self._config.block]]
+        if self.tokens % self._config.block:
+            ends.append(self._ends[-1])
+        return np.diff(ends).tolist()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.truncate(0)
+
+    def truncate(self, tokens: int) -> None:
+        """Forget all but the first `tokens` vectors."""
+        del self._ends[tokens:]
+
+    def append(self, planes: Planes, digits: NDArray[np.int64] | None = None) -> None:
+        """Pack vectors with `pack_slices` and append them."""
+        self.extend(*pack_slices(self._config, self._kind, planes, digits))
+
+    def extend(self, words: NDArray[np.uint32], slices: NDArray[np.int64]) -> None:
+        """Append vectors that are packed already: their words, and the slices of each vector."""
+        start = len(self.words)
+        needed = start + len(words)
+        if needed > len(self._buffer):
+            grown = np.zeros((max(needed, 2 * len(self._buffer)), words.shape[1]), np.uint32)
+            grown[:start] = self._buffer[:start]
+            self._buffer = grown
+        self._buffer[start:needed] = words
+        self._ends += (start + np.cumsum(slices)).tolist()
+
+
+def pack_slices(
+    config: EngineConfig, kind: Kind, planes: Planes, digits: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Pack vectors as slices in stream order.
+
+    Parameters
+    ----------
+    planes : Planes without batch axes, trits [n, P, D]
+    digits : planes of each vector that are sent, [n]; all P when None
+
+    Returns
+    -------
+    words : uint32 [slices, words], and the number of slices of each vector : int64 [n]
+    """
+    trits = planes.trits.numpy()
+    count, depth, dim = trits.shape
+    if dim != config.head_dim:
+        raise ValueError(f"trits have {dim} elements, must be head_dim = {config.head_dim}")
+    if depth > config.max_planes:
+        raise ValueError(f"trits have {depth} planes, at most max_planes = {config.max_planes}")
+    sent = np.full(count, depth) if digits is None else np.asarray(digits)
+    per_slice = config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
+    trits, unit, first, sent = planes_together(trits, planes.unit.numpy(), sent, per_slice)
+    depth = unit.shape[1]
+    position = np.arange(depth)
+    absent = position >= sent[:, None]
+
+    within = -position if kind == "key" else position
+    run = np.cumsum(unit, axis=-1)
+    order = np.argsort(run * 2 * depth + within + absent * 4 * depth * depth, axis=-1)
+
+    def arrange(field: NDArray[np.generic]) -> NDArray[np.generic]:
+        """What is sent in stream order, each repeated for its slices."""
+        rows = np.take_along_axis(field, order, axis=-1)[~absent]
+        return rows.repeat(config.slices)
+
+    def scale(field: NDArray[np.int64]) -> NDArray[np.generic]:
+        return arrange(np.where(unit, np.take_along_axis(field, first, axis=-1), 0))
+
+    ordered = np.take_along_axis(trits, order[..., None, None], axis=1)[~absent]
+    sliced = ordered.reshape(-1, per_slice, config.slices, config.lanes).swapaxes(1, 2)
+    lanes = sliced.reshape(-1, per_slice * config.lanes)
+    elements = lanes if config.integer_bits else {"nonzero": lanes != 0, "negative": lanes < 0}
+    words = pack_words(
+        _layout(config, kind),
+        {
+            slice_field(config): elements,
+            "fraction": scale(planes.fraction.numpy()),
+            "exponent": scale(planes.exponent.numpy()),
+            "unit": arrange(unit),
+            "last": (position == sent[:, None] - 1)[~absent].repeat(config.slices),
+        },
+    )
+    return words, sent * config.slices
+
+
+def planes_together(
+    trits: NDArray[np.int8], unit: NDArray[np.bool_], counts: NDArray[np.int64], planes: int
+) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
+    """Up to `planes` planes of one run together, as a slice holds them.
+
+    Parameters
+    ----------
+    trits, unit : [n, P, D] and [n, P], a run's unit plane first
+    counts : [n], planes of each vector
+
+    Returns
+    -------
+    trits [n, Q, planes, D], zeros where a run has no more; unit [n, Q]; the index of each first
+    plane [n, Q]; how many of the Q each vector has [n]
+    """
+    vectors, depth, dim = trits.shape
+    index = np.arange(depth)
+    place = (index - np.maximum.accumulate(np.where(unit, index, 0), axis=1)) % planes
+    present = index < counts[:, None]
+    opens = present & (place == 0)
+    number = np.cumsum(opens, axis=1) - 1
+    sent = opens.sum(1)
+    most = int(sent.max(initial=1))
+    found = np.zeros((vectors, most, planes, dim), trits.dtype)
+    row, plane = np.nonzero(present)
+    found[row, number[row, plane], place[row, plane]] = trits[row, plane]
+    first = np.zeros((vectors, most), np.int64)
+    row, plane = np.nonzero(opens)
+    first[row, number[row, plane]] = plane
+    is_unit = np.take_along_axis(unit, first, 1) & (np.arange(most) < sent[:, None])
+    return found, is_unit, first, sent
+
+
+def _layout(config: EngineConfig, kind: Kind) -> data.StructLayout:
+    return key_input_layout(config) if kind == "key" else value_input_layout(config)
