@@ -1,7 +1,8 @@
 """The accelerator's register map: kvtq_hw/registers.rdl (SystemRDL 2.0), read, and written out.
 
 Hardware (`rtl.control`), driver (`sim.host.driver`), the C header and docs/registers.md come from
-that one file. Other tools that read SystemRDL (PeakRDL's UVM models, IP-XACT, ...) take it as it is.
+that one file. Other tools that read SystemRDL (PeakRDL's UVM models, IP-XACT, ...) take it as it
+is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Bench of the scheduler: random jobs, right and wrong, under errors and resets at any cycle.
 
 The bench plays the blocks around it (`sim.bench.surroundings`) and holds every cycle against what
-must be (`sim.bench.scheduler_rules`). What it must have met is declared here: a hole fails the bench.
+must be (`sim.bench.scheduler_rules`). What it must have met is declared here: a hole fails the
+bench.
 """
 
 from __future__ import annotations
