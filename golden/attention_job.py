@@ -115,7 +115,7 @@ class CachePass:
         position = torch.arange(self.tokens - queries, self.tokens)[:, None]
         token = torch.arange(self.tokens - keys.tokens, self.tokens)
         seen = (token > position - self.code.window) & (token <= position)
-        return Recent(keys, values, seen.to(keys.trits.device))
+        return Recent(keys, values, seen.to(keys.digits.device))
 
 
 @dataclass(frozen=True)

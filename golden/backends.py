@@ -67,7 +67,7 @@ class GoldenBackend:
                     Queries(queries.values[..., piece, :], queries.exponent[..., piece]),
                     keys,
                     values,
-                    None if visible is None else _per_head(visible[..., piece, :], keys.trits),
+                    None if visible is None else _per_head(visible[..., piece, :], keys.digits),
                     None if recent is None else replace(recent, seen=recent.seen[piece]),
                     job.value_exponent[..., piece],
                 )
@@ -225,7 +225,7 @@ class CheckedBackend:
 def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attention) -> None:
     """Save what a job was computed from, and two results, as a safetensors file.
 
-    Tensors are named ``queries.values``, ``queries.exponent``, ``keys.trits``, ``keys.unit``,
+    Tensors are named ``queries.values``, ``queries.exponent``, ``keys.digits``, ``keys.unit``,
     ``keys.fraction``, ``keys.exponent``, the same for ``values``, ``value_exponent``,
     ``expected.values``, ``expected.exponent``, ``found.values`` and ``found.exponent``; the
     metadata hold the layer and the configuration.
@@ -233,7 +233,7 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
     tensors = {"queries.values": job.queries.values, "queries.exponent": job.queries.exponent}
     tensors["value_exponent"] = job.value_exponent
     for name, planes in (("keys", job.cache.keys.planes()), ("values", job.cache.values.planes())):
-        for field in ("trits", "unit", "fraction", "exponent"):
+        for field in ("digits", "unit", "fraction", "exponent"):
             tensors[f"{name}.{field}"] = getattr(planes, field)
     for name, result in (("expected", expected), ("found", found)):
         tensors[f"{name}.values"] = result.values
@@ -256,6 +256,6 @@ def to_float(result: Attention | Tensor) -> Tensor:
     return result if isinstance(result, Tensor) else result.to_float()
 
 
-def _per_head(visible: Tensor, trits: Tensor) -> Tensor:
+def _per_head(visible: Tensor, digits: Tensor) -> Tensor:
     """Expand [batch, 1, I, T] over the KV heads of planes [batch, kv_heads, T, P, D]."""
-    return visible.expand(trits.shape[0], trits.shape[1], *visible.shape[-2:])
+    return visible.expand(digits.shape[0], digits.shape[1], *visible.shape[-2:])

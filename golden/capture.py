@@ -31,7 +31,7 @@ from kvtq_hw.files import Schema, parse_json, validated
 __all__ = ["CaptureBackend", "Captured", "load_captured"]
 
 _WHAT = "captured attention"
-_FIELDS = ("trits", "unit", "fraction", "exponent")
+_FIELDS = ("digits", "unit", "fraction", "exponent")
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _expected(config: EngineConfig) -> dict[str, Expected]:
     for name in ("keys", "values"):
         planes = ("T", f"planes of {name}")
         found |= {
-            f"{name}.trits": Expected(torch.int8, (*planes, dim), *element),
+            f"{name}.digits": Expected(torch.int8, (*planes, dim), *element),
             f"{name}.unit": Expected(torch.bool, planes),
             f"{name}.fraction": Expected(
                 torch.int64, planes, 0, (1 << config.scale_fraction_bits) - 1
@@ -182,7 +182,7 @@ def _check(captured: Captured) -> None:
         absent = torch.arange(places) >= depths[:, None]
         if not planes.unit[:, 0].all():
             raise ValueError(f"{name}.unit: plane 0 of a token does not open a run")
-        if (absent & planes.unit).any() or (absent[..., None] & (planes.trits != 0)).any():
+        if (absent & planes.unit).any() or (absent[..., None] & (planes.digits != 0)).any():
             raise ValueError(f"{name}: a token has more planes than its depth says")
     largest = int(torch.where(captured.values.unit, captured.values.exponent, 0).max())
     if captured.value_exponent < largest:

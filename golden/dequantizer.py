@@ -18,4 +18,4 @@ def dequantize(config: EngineConfig, planes: Planes) -> Tensor:
     run = planes.run_index()
     first = torch.zeros_like(scale).scatter_add_(-1, run, torch.where(planes.unit, scale, 0))
     weight = first.gather(-1, run) * planes.run_weight()
-    return (weight[..., None] * planes.trits).sum(-2)
+    return (weight[..., None] * planes.digits).sum(-2)

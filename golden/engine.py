@@ -93,8 +93,8 @@ def attend(
         raise ValueError("exponent: None is not allowed where tokens have other versions")
     keys, values = keys.merged(), values.merged()
     if visible is None:
-        shape = (*keys.trits.shape[:-3], queries.values.shape[-2], keys.tokens)
-        visible = torch.ones(shape, dtype=torch.bool, device=keys.trits.device)
+        shape = (*keys.digits.shape[:-3], queries.values.shape[-2], keys.tokens)
+        visible = torch.ones(shape, dtype=torch.bool, device=keys.digits.device)
     else:
         keys, values, visible, recent = _align_tokens(keys, values, visible, recent)
     scores, saturated = _scores(config, queries, keys)
@@ -130,7 +130,7 @@ def attend(
 def _scores(config: EngineConfig, queries: Queries, keys: Planes) -> tuple[Tensor, Tensor]:
     """Scores [..., G, I, T] of every query with every key, and which saturated."""
     key_lanes = multiply_add if config.integer_bits else select_add
-    sums = key_lanes(keys.trits, queries.values)
+    sums = key_lanes(keys.digits, queries.values)
     return plane_scaler(config, sums, keys, queries.exponent)
 
 
@@ -142,7 +142,7 @@ def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent:
     plane_weights = weight_scaler(config, weights, values, exponent)
     value_lanes = weighted_sums if config.integer_bits else block_sums
     return value_lanes(
-        values.trits.unflatten(-3, (-1, config.block)),
+        values.digits.unflatten(-3, (-1, config.block)),
         plane_weights.unflatten(-2, (-1, config.block)),
     )
 

@@ -66,10 +66,10 @@ def without_zeros(captured: Captured, tensor: str) -> Captured:
         if of_keys
         else (captured.values, captured.value_depths)
     )
-    drawn = torch.randint(0, 2, planes.trits.shape, generator=generator, dtype=torch.int8)
-    there = torch.arange(planes.trits.shape[-2]) < depths[:, None]
-    zero = (planes.trits == 0) & there[..., None]
-    filled = dataclasses.replace(planes, trits=torch.where(zero, 2 * drawn - 1, planes.trits))
+    drawn = torch.randint(0, 2, planes.digits.shape, generator=generator, dtype=torch.int8)
+    there = torch.arange(planes.digits.shape[-2]) < depths[:, None]
+    zero = (planes.digits == 0) & there[..., None]
+    filled = dataclasses.replace(planes, digits=torch.where(zero, 2 * drawn - 1, planes.digits))
     job = dataclasses.replace(
         captured,
         keys=filled if of_keys else captured.keys,
@@ -81,7 +81,7 @@ def without_zeros(captured: Captured, tensor: str) -> Captured:
 def _integers(ternary: EngineConfig, config: EngineConfig, planes: Planes) -> Planes:
     merged = planes.merged()
     scales = decode_scale(ternary, merged.fraction, merged.exponent) * merged.unit
-    vectors = (merged.trits.long() * scales[..., None]).sum(-2)  # [T, D]
+    vectors = (merged.digits.long() * scales[..., None]).sum(-2)  # [T, D]
     top = config.code_max - 1
     largest = vectors.abs().amax(-1)
     numerator = -(-(largest << _GUARD) // top)

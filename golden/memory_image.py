@@ -51,7 +51,7 @@ class MemoryImage:
     def write(
         self, layer: int, head: int, kind: VectorKind, tier: str, planes: Planes, tokens: int
     ) -> None:
-        """Write the vectors of one tier, chronological, trits [n, P, D].
+        """Write the vectors of one tier, chronological, digits [n, P, D].
 
         Parameters
         ----------

@@ -167,13 +167,13 @@ class PlaneStore:
         """
         batch, kv_heads, _, _, _ = self._data.shape
         expected = batch, kv_heads, planes.tokens, self.digits, self.config.head_dim
-        if planes.trits.shape != expected:
-            raise ValueError(f"planes are {tuple(planes.trits.shape)}; must be {expected}")
+        if planes.digits.shape != expected:
+            raise ValueError(f"planes are {tuple(planes.digits.shape)}; must be {expected}")
         start = self._make_room(planes.tokens)
         stop = start + planes.tokens
         words = join_scale(self.config, planes.fraction, planes.exponent)
         words = words[..., : self._words.shape[-3]]  # a balanced code: the unit plane's only
-        self._data[..., start:stop, :] = pack(self.config.packing, planes.trits).transpose(-3, -2)
+        self._data[..., start:stop, :] = pack(self.config.packing, planes.digits).transpose(-3, -2)
         self._words[..., start:stop, :] = words.transpose(-2, -1)[..., None].to(self._words.dtype)
         self.tokens += planes.tokens
 

@@ -14,22 +14,23 @@ __all__ = ["Planes"]
 
 @dataclass(frozen=True)
 class Planes:
-    """T vectors a batch entry, each up to P planes of D trits, grouped into runs.
+    """T vectors per batch entry, each up to P planes of D digits, grouped into runs.
 
     A vector is the sum over its runs of ``scale * sum_c 3**c * plane_c``. Planes are stored with
     the unit plane (c = 0) of a run first. Absent planes are all zero with ``unit`` false and come
     last, so that vectors with different numbers of planes share one tensor.
 
-    In an integer cache format a vector is one run of one "plane", of the integers themselves.
+    A digit is a trit. Where a vector's runs are `merged` into one "plane" each, the digits are the
+    runs' sums, up to 121; in an integer cache format they are the integers themselves.
 
     Attributes
     ----------
-    trits : int8 [..., T, P, D] in {-1, 0, +1}, or integers
+    digits : int8 [..., T, P, D]; trits in {-1, 0, +1}, or integers
     unit : bool [..., T, P]; the plane opens a run. Plane 0 always does.
     fraction, exponent : int64 [..., T, P]; the run's scale, meaningful where `unit` is true.
     """
 
-    trits: Tensor
+    digits: Tensor
     unit: Tensor
     fraction: Tensor
     exponent: Tensor
@@ -37,16 +38,16 @@ class Planes:
     def __post_init__(self) -> None:
         for name in ("unit", "fraction", "exponent"):
             shape = getattr(self, name).shape
-            if shape != self.trits.shape[:-1]:
+            if shape != self.digits.shape[:-1]:
                 raise ValueError(
-                    f"{name} has shape {tuple(shape)}, trits {tuple(self.trits.shape)} need "
-                    f"{tuple(self.trits.shape[:-1])}"
+                    f"{name} has shape {tuple(shape)}, digits {tuple(self.digits.shape)} need "
+                    f"{tuple(self.digits.shape[:-1])}"
                 )
 
     @property
     def tokens(self) -> int:
         """Number of vectors T along the token axis."""
-        return self.trits.shape[-3]
+        return self.digits.shape[-3]
 
     def run_index(self) -> Tensor:
         """Index of each plane's run within its vector, int64 [..., T, P]."""
@@ -75,7 +76,7 @@ class Planes:
         # |code| <= 121, sums of at most five terms: exact in float32
         weights = (member * self.run_weight()[..., None]).float()
         return Planes(
-            (weights.mT @ self.trits.float()).to(torch.int8),
+            (weights.mT @ self.digits.float()).to(torch.int8),
             opens.any(-2),
             (opens * self.fraction[..., None]).sum(-2),
             (opens * self.exponent[..., None]).sum(-2),
@@ -91,7 +92,7 @@ class Planes:
             return pad(x, (0, 0) * trailing + (0, depth - x.shape[axis]))
 
         return Planes(
-            torch.cat([padded(part.trits, 1) for part in parts], -3),
+            torch.cat([padded(part.digits, 1) for part in parts], -3),
             torch.cat([padded(part.unit, 0) for part in parts], -2),
             torch.cat([padded(part.fraction, 0) for part in parts], -2),
             torch.cat([padded(part.exponent, 0) for part in parts], -2),
@@ -100,7 +101,7 @@ class Planes:
     def map_tokens(self, function: Callable[[Tensor, int], Tensor]) -> Planes:
         """Apply ``function(tensor, token_axis)`` to each tensor: slicing, gathering, padding."""
         return Planes(
-            function(self.trits, -3),
+            function(self.digits, -3),
             function(self.unit, -2),
             function(self.fraction, -2),
             function(self.exponent, -2),

@@ -38,7 +38,7 @@ def pack_record(config: EngineConfig, planes: Planes, unit_first: bool) -> Tenso
     unit = planes.unit.flatten(0, -2)
     if not bool((unit == unit[0]).all()):
         raise ValueError("planes: vectors differ in their runs; must be the same for all")
-    data = pack(config.packing, planes.trits)
+    data = pack(config.packing, planes.digits)
     words = join_scale(config, planes.fraction, planes.exponent)
     shifts = 8 * torch.arange(scale_bytes(config), device=words.device)
     scales = (words[..., None] >> shifts & 255).to(torch.uint8)

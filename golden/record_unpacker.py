@@ -18,7 +18,7 @@ __all__ = ["unpack_records"]
 def unpack_records(
     config: EngineConfig, data: Tensor, digits: int, residual: bool, kind: VectorKind
 ) -> Planes:
-    """Unpack records uint8 [..., T, record bytes] into planes with trits [..., T, digits, D].
+    """Unpack records uint8 [..., T, record bytes] into planes with digits [..., T, P, D].
 
     Parameters
     ----------

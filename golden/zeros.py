@@ -50,7 +50,7 @@ def zero_shares(cache: TernaryCache, lanes: tuple[int, ...]) -> list[ZeroShare]:
     found = []
     for index, layer in enumerate(cache.layers):
         for tensor, store in (("key", layer.keys), ("value", layer.values)):
-            zero = store.body.planes().trits == 0  # [batch, kv_heads, T, planes, D]
+            zero = store.body.planes().digits == 0  # [batch, kv_heads, T, planes, D]
             for n in lanes:
                 if zero.shape[-1] % n:
                     raise ValueError(f"lanes: {n} does not divide head_dim {zero.shape[-1]}")

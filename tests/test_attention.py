@@ -295,7 +295,7 @@ def test_a_single_wrong_bit_is_found_named_and_saved(language_model, tmp_path, f
         assert type(TINY).model_validate_json(file.metadata()["config"]) == TINY
         wrong = file.get_tensor(f"found.{field}") != file.get_tensor(f"expected.{field}")
         assert wrong.sum() == 1
-        assert file.get_tensor("keys.trits").shape == (1, 2, 7, 5, 8)
+        assert file.get_tensor("keys.digits").shape == (1, 2, 7, 5, 8)
 
 
 def test_a_result_of_another_shape_is_a_mismatch(language_model, tmp_path):

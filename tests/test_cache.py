@@ -32,7 +32,7 @@ def states(batch: int, tokens: int, seed: int = 0) -> tuple[torch.Tensor, torch.
 
 
 def assert_same(found: Planes, expected: Planes) -> None:
-    for field in ("trits", "unit", "fraction", "exponent"):
+    for field in ("digits", "unit", "fraction", "exponent"):
         assert torch.equal(getattr(found, field), getattr(expected, field)), field
 
 
@@ -68,7 +68,7 @@ def test_appending_in_pieces_is_quantizing_at_once(code, packing, fraction_bits)
     for start in (0, 5, 30):
         tail = layer.keys.planes(start)
         assert tail.tokens == 30 - start
-        assert torch.equal(tail.trits, layer.keys.planes().trits[:, :, start:])
+        assert torch.equal(tail.digits, layer.keys.planes().digits[:, :, start:])
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)

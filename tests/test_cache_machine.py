@@ -51,7 +51,7 @@ CODES = [
     "balanced:4/5,window=5",
     "residual:2/2,sinks=1,window=4,tier=3",
 ]
-FIELDS = ("trits", "unit", "fraction", "exponent")
+FIELDS = ("digits", "unit", "fraction", "exponent")
 MODULE = torch.nn.Module()
 MODULE.layer_idx = 0
 
@@ -63,7 +63,7 @@ def deep(planes: Planes) -> Planes:
         missing = 5 - planes.unit.shape[-1]
         return torch.nn.functional.pad(x, (0, 0) * trailing + (0, missing))
 
-    return Planes(*(padded(getattr(planes, name), name == "trits") for name in FIELDS))
+    return Planes(*(padded(getattr(planes, name), name == "digits") for name in FIELDS))
 
 
 def largest(planes: Planes) -> torch.Tensor:

@@ -203,7 +203,7 @@ def test_command_fails_where_the_rtl_differs(tiny_folder, engine, capsys):
     (saved,) = Path("build/mismatch").iterdir()
     assert str(saved) in error
     with safe_open(saved, framework="pt") as file:
-        assert file.get_tensor("keys.trits").shape == (1, 2, 12, 3, 8)
+        assert file.get_tensor("keys.digits").shape == (1, 2, 12, 3, 8)
 
 
 def test_command_fails_where_the_tokens_differ(tiny_folder, engine, monkeypatch, capsys):

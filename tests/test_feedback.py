@@ -127,7 +127,7 @@ def test_without_any_feedback_it_is_plain_rounding():
     x = vectors(1, 2, 50, 8)
     plain = quantize(CONFIG, x, "balanced", 2, "absmean")
     found = quantize(CONFIG, x, "balanced", 2, "absmean", feedback=nothing)
-    assert torch.equal(found.trits, plain.trits)
+    assert torch.equal(found.digits, plain.digits)
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3])

@@ -448,15 +448,15 @@ def place_text(**changes: object) -> str:
 
 CAPTURED: dict[str, Spoil] = {
     **NO_TENSORS,
-    "trits of another D": edit({"keys.trits": lambda t: t[..., :4]}),
-    "trits of 2": edit({"keys.trits": set_first(2)}),
-    "trits of -128": edit({"values.trits": set_first(-128)}),
-    "trits of floats": edit({"keys.trits": lambda t: t.float()}),
-    "trits of one dimension": edit({"keys.trits": lambda t: t.flatten()}),
-    "tokens too few": edit({"keys.trits": lambda t: t[:-1]}),
+    "digits of another D": edit({"keys.digits": lambda t: t[..., :4]}),
+    "digits of 2": edit({"keys.digits": set_first(2)}),
+    "digits of -128": edit({"values.digits": set_first(-128)}),
+    "digits of floats": edit({"keys.digits": lambda t: t.float()}),
+    "digits of one dimension": edit({"keys.digits": lambda t: t.flatten()}),
+    "tokens too few": edit({"keys.digits": lambda t: t[:-1]}),
     "no tokens": edit({name: lambda t: t[:0] for name in (
         *(f"{of}.{field}" for of in ("keys", "values")
-          for field in ("trits", "unit", "fraction", "exponent")),
+          for field in ("digits", "unit", "fraction", "exponent")),
         "key_depths", "value_depths")}),
     "exponents of floats": edit({"keys.exponent": lambda t: t.double()}),
     "exponents of 32": edit({"keys.exponent": set_first(32)}),
@@ -468,7 +468,7 @@ CAPTURED: dict[str, Spoil] = {
     "key depths of 0": edit({"key_depths": set_first(0)}),
     "depths below the planes": edit({"key_depths": lambda t: torch.ones_like(t)}),
     "six planes": edit({f"keys.{field}": lambda t: torch.cat([t, t[:, :1]], 1)
-                        for field in ("trits", "unit", "fraction", "exponent")}),
+                        for field in ("digits", "unit", "fraction", "exponent")}),
     "queries beyond their width": edit({"queries.values": set_first(128)}),
     "queries of another G": edit({"queries.values": lambda t: t[:1]}),
     "query exponents of 10**6": edit({"queries.exponent": set_first(10**6)}),

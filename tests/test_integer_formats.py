@@ -69,7 +69,7 @@ def test_golden_engine_is_the_contract(name: str, seed: int) -> None:
     case = random_case(seed, config, [1] * tokens, [1] * tokens)
     vectors = []
     for planes in (case.keys, case.values):
-        fields = (planes.trits[:, 0], planes.fraction[:, 0], planes.exponent[:, 0])
+        fields = (planes.digits[:, 0], planes.fraction[:, 0], planes.exponent[:, 0])
         vectors.append(list(zip(*(field.tolist() for field in fields), strict=True)))
     found = attention(config, case, *vectors)
     np.testing.assert_array_equal(case.expected, found)
@@ -78,7 +78,7 @@ def test_golden_engine_is_the_contract(name: str, seed: int) -> None:
 def test_cases_reach_both_ends_of_the_integers_and_some_outputs() -> None:
     for config in INTEGER_CONFIGS.values():
         cases = [random_case(seed, config, [1] * 10, [1] * 10) for seed in range(12)]
-        elements = np.concatenate([case.values.trits.ravel() for case in cases])
+        elements = np.concatenate([case.values.digits.ravel() for case in cases])
         assert elements.min() == -config.code_max
         assert elements.max() == config.code_max - 1
         assert sum(np.count_nonzero(case.expected) for case in cases) > 100

@@ -71,7 +71,7 @@ def test_scale_of_two_bytes() -> None:
     layout = MemoryLayout(config, [CacheCode.parse("balanced:1/1")], kv_heads=1, tokens=4)
     image = MemoryImage(layout)
     planes = some_planes([True])
-    planes = Planes(planes.trits, planes.unit, torch.tensor([[33]]), torch.tensor([[21]]))
+    planes = Planes(planes.digits, planes.unit, torch.tensor([[33]]), torch.tensor([[21]]))
     image.write(0, 0, "key", "body", planes, 1)
     word = 33 | 21 << 6
     assert image.data[:4].tolist() == [word & 255, word >> 8, 1, 0]
@@ -92,7 +92,7 @@ def test_life_of_a_cache(code: str) -> None:
                 image.store(1, head, kind, store.view())
                 found = image.read(1, head, kind, token + 1)
                 expected = store.planes().map_tokens(lambda x, axis, head=head: x[0, head])
-                for field in ("trits", "unit", "fraction", "exponent"):
+                for field in ("digits", "unit", "fraction", "exponent"):
                     assert torch.equal(getattr(found, field), getattr(expected, field)), field
 
 

@@ -208,12 +208,12 @@ def test_integers_are_the_same_vectors(captured) -> None:
     for name in ("keys", "values"):
         planes, integers = getattr(job, name), getattr(other, name)
         weights = planes.run_weight() * decode_scale(job.config, *_first(planes))
-        exact = (planes.trits.long() * weights[..., None]).sum(-2)
+        exact = (planes.digits.long() * weights[..., None]).sum(-2)
         scale = decode_scale(other.config, integers.fraction, integers.exponent)
-        found = (integers.trits.long() * scale[..., None])[:, 0]
+        found = (integers.digits.long() * scale[..., None])[:, 0]
         assert ((found - exact).abs() * 2 <= scale).all()
         # the whole range is used: the scale has few bits, and is rounded up
-        assert (integers.trits.abs().amax(-1) > 127 // 2)[exact.any(-1)].all()
+        assert (integers.digits.abs().amax(-1) > 127 // 2)[exact.any(-1)].all()
 
 
 def _first(planes):
@@ -224,11 +224,11 @@ def _first(planes):
 def test_without_zeros_nothing_else_changes(captured) -> None:
     job = load_captured(captured)
     other = without_zeros(job, "values")
-    assert torch.equal(other.keys.trits, job.keys.trits)
-    digits = other.values.trits[:, :2]
+    assert torch.equal(other.keys.digits, job.keys.digits)
+    digits = other.values.digits[:, :2]
     assert digits.all()
-    there = job.values.trits[:, :2] != 0
-    assert torch.equal(digits[there], job.values.trits[:, :2][there])
+    there = job.values.digits[:, :2] != 0
+    assert torch.equal(digits[there], job.values.digits[:, :2][there])
     assert torch.equal(other.golden(), other.expected)
 
 

@@ -105,7 +105,7 @@ def test_absmean_scale_is_a_constant_times_the_sum(head_dim):
 def test_balanced_vector_is_the_nearest_code_under_its_stored_scale(config, choice, digits):
     x = gaussian(2, 3, 7, 64)
     planes = quantize(config, x, "balanced", digits, choice)
-    assert planes.trits.shape == (2, 3, 7, digits, 64)
+    assert planes.digits.shape == (2, 3, 7, digits, 64)
     assert planes.unit.tolist() == [[[[True] + [False] * (digits - 1)] * 7] * 3] * 2
     scale = decode_scale(config, planes.fraction, planes.exponent)[..., :1]
     limit = (3**digits - 1) // 2
@@ -140,7 +140,7 @@ def test_residual_planes_each_round_what_is_left(config, choice):
             largest = rest.abs().amax(-1, keepdim=True)
             rounding = 1 / 3 if config is POWER_OF_TWO else 1 / 16
             assert ((step / largest - 1).abs() <= rounding).all()
-        trits = planes.trits[:, plane].long()
+        trits = planes.digits[:, plane].long()
         for other in (-1, 0, 1):
             assert ((rest - step * trits).abs() <= (rest - step * other).abs()).all()
         rest = rest - step * trits
@@ -150,7 +150,7 @@ def test_residual_planes_each_round_what_is_left(config, choice):
 @pytest.mark.parametrize(("kind", "choice"), list(itertools.product(KINDS, CHOICES)))
 def test_a_vector_of_zeros_has_the_smallest_scale_and_no_digits(kind, choice):
     planes = quantize(CONFIG, torch.zeros(2, 64, dtype=torch.int64), kind, 3, choice)
-    assert not planes.trits.any()
+    assert not planes.digits.any()
     assert not planes.fraction.any()
     assert not planes.exponent.any()
 
@@ -159,10 +159,10 @@ def test_a_vector_of_zeros_has_the_smallest_scale_and_no_digits(kind, choice):
 def test_vectors_beyond_the_scale_range(kind, choice):
     config = CONFIG.replace(scale_exponent_bits=4, scale_fraction_bits=0)
     huge = quantize(config, torch.full((1, 64), config.conditioned_max), kind, 2, choice)
-    assert (huge.trits == 1).all()
+    assert (huge.digits == 1).all()
     assert huge.exponent[0, 0] == 15
     tiny = quantize(CONFIG, torch.ones((1, 64), dtype=torch.int64), kind, 2, choice)
-    assert not tiny.trits.any()  # half of the smallest scale, 8, is more
+    assert not tiny.digits.any()  # half of the smallest scale, 8, is more
     assert not tiny.exponent.any()
 
 
@@ -170,7 +170,7 @@ def test_vectors_beyond_the_scale_range(kind, choice):
 def test_negating_a_vector_negates_its_digits(kind, choice):
     x = gaussian(20, 64, spread=20)  # many ties
     plus, minus = (quantize(CONFIG, sign * x, kind, 3, choice) for sign in (1, -1))
-    assert torch.equal(plus.trits, -minus.trits)
+    assert torch.equal(plus.digits, -minus.digits)
     assert torch.equal(plus.exponent, minus.exponent)
     assert torch.equal(plus.fraction, minus.fraction)
 
@@ -181,7 +181,7 @@ def test_a_vector_does_not_depend_on_its_companions(kind, choice):
     together = quantize(CONFIG, x, kind, 3, choice)
     for row in range(6):
         alone = quantize(CONFIG, x[row : row + 1], kind, 3, choice)
-        assert torch.equal(alone.trits[0], together.trits[row])
+        assert torch.equal(alone.digits[0], together.digits[row])
         assert torch.equal(alone.exponent[0], together.exponent[row])
         assert torch.equal(alone.fraction[0], together.fraction[row])
 

@@ -34,14 +34,14 @@ def test_key_record_is_a_scale_and_planes_from_the_top_digit_down(config: Engine
     for place, digit in enumerate((3, 2, 1, 0)):
         begin = start + place * plane_bytes(config.packing, 64)
         found = data[1, begin : begin + plane_bytes(config.packing, 64)]
-        assert torch.equal(found, pack(config.packing, planes.trits[1, digit]))
+        assert torch.equal(found, pack(config.packing, planes.digits[1, digit]))
 
 
 def test_value_record_has_the_unit_plane_first() -> None:
     planes = quantize(CONFIG, vectors(2), "balanced", 2, "absmean")
     data = pack_record(CONFIG, planes, unit_first=True)
-    assert torch.equal(data[:, 1:14], pack("5in8", planes.trits[:, 0]))
-    assert torch.equal(data[:, 14:], pack("5in8", planes.trits[:, 1]))
+    assert torch.equal(data[:, 1:14], pack("5in8", planes.digits[:, 0]))
+    assert torch.equal(data[:, 14:], pack("5in8", planes.digits[:, 1]))
 
 
 @pytest.mark.parametrize("unit_first", [False, True])
@@ -51,7 +51,7 @@ def test_residual_record_is_a_scale_and_a_plane_a_run(unit_first: bool) -> None:
     words = planes.fraction | planes.exponent << CONFIG.scale_fraction_bits
     runs = data.unflatten(-1, (3, 14))
     assert torch.equal(runs[..., 0].long(), words)
-    assert torch.equal(runs[..., 1:], pack("5in8", planes.trits))
+    assert torch.equal(runs[..., 1:], pack("5in8", planes.digits))
 
 
 def test_vectors_with_other_runs_are_refused() -> None:

@@ -42,7 +42,7 @@ def test_captured_jobs_are_of_their_steps(files):
     assert torch.equal(first.golden(), first.expected)
     assert first.expected.any()
     # sinks and body never change
-    assert torch.equal(first.keys.trits[:17], later.keys.trits[:17])
+    assert torch.equal(first.keys.digits[:17], later.keys.digits[:17])
 
 
 def test_replay_compares_and_records(files, simulator):

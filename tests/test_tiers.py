@@ -84,7 +84,7 @@ def assert_holds(layer: TernaryCacheLayer, keys: torch.Tensor, values: torch.Ten
         ("key", "value"), conditioned, (layer.keys.planes(), layer.values.planes()), strict=True
     ):
         expected = Planes.join(expected_planes(layer.code, x, which))
-        for field in ("trits", "unit", "fraction", "exponent"):
+        for field in ("digits", "unit", "fraction", "exponent"):
             assert torch.equal(getattr(found, field), getattr(expected, field)), (which, field)
 
 

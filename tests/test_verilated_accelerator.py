@@ -104,7 +104,7 @@ class Heads:
                 exponents = torch.randint(20, 28, (group,), generator=self.random)
                 head.append(*vectors)
                 for vectors_of in (head.keys, head.values):
-                    self.nonzeros += int(vectors_of.planes().trits.count_nonzero())
+                    self.nonzeros += int(vectors_of.planes().digits.count_nonzero())
                 expected.append(head.attend(queries, exponents))
                 descriptor = descriptors.job(
                     tokens, append=True, query_exponent=exponents.tolist(), first=tokens == 1

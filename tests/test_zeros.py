@@ -38,7 +38,7 @@ def test_shares_are_counts():
     for share in found:
         layer = cache.layers[share.layer]
         store = layer.keys if share.tensor == "key" else layer.values
-        trits = store.planes().trits[0, :, 3:35, share.plane].tolist()  # the body
+        trits = store.planes().digits[0, :, 3:35, share.plane].tolist()  # the body
         digits = [trit for head in trits for token in head for trit in token]
         assert share.digits == digits.count(0) / len(digits)
         for lanes in (4, 8):

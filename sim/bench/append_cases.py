@@ -133,7 +133,7 @@ def _expected(
 def _fields(planes: Planes, vector: int, unit_first: bool) -> dict[str, Any]:
     """The planes of a balanced vector in the order of its record."""
     step = 1 if unit_first else -1
-    trits = planes.trits[vector].numpy()[::step]
+    trits = planes.digits[vector].numpy()[::step]
     unit = planes.unit[vector].numpy()[::step]
     last = np.zeros(len(unit), bool)
     last[-1] = True

@@ -64,7 +64,7 @@ class Records:
         single = self.vectors.together(1)
         return [
             {"trits": trits, **flags}
-            for trits, flags in self._stream(single, single.trits[:, :, 0])
+            for trits, flags in self._stream(single, single.digits[:, :, 0])
         ]
 
     def _stream(

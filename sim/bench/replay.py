@@ -63,7 +63,7 @@ async def captured(dut: HierarchyObject) -> None:
 
 def _vectors(planes: Planes, depths: Tensor) -> Vectors:
     return Vectors(
-        planes.trits.numpy(),
+        planes.digits.numpy(),
         planes.unit.numpy(),
         planes.fraction.numpy(),
         planes.exponent.numpy(),

@@ -87,13 +87,13 @@ def _nest(packed: np.ndarray) -> Any:
 class Together:
     """T vectors as Q slices' planes each: up to P planes of one run together, its unit plane first.
 
-    trits : int8 [T, Q, P, D], planes of zeros where a run has no more
+    digits : int8 [T, Q, P, D], planes of zeros where a run has no more
     unit, fraction, exponent : [T, Q]
     first : int64 [T, Q], the index of each first plane
     counts : int64 [T], how many of the Q are there
     """
 
-    trits: NDArray[np.int8]
+    digits: NDArray[np.int8]
     unit: NDArray[np.bool_]
     fraction: NDArray[np.int64]
     exponent: NDArray[np.int64]
@@ -102,8 +102,8 @@ class Together:
 
     def elements(self, config: EngineConfig) -> NDArray[np.int8]:
         """The elements of each slice, [T, Q, S, P * L]."""
-        tokens, most, planes, _ = self.trits.shape
-        sliced = self.trits.reshape(tokens, most, planes, config.slices, config.lanes)
+        tokens, most, planes, _ = self.digits.shape
+        sliced = self.digits.reshape(tokens, most, planes, config.slices, config.lanes)
         return sliced.swapaxes(2, 3).reshape(tokens, most, config.slices, planes * config.lanes)
 
 
@@ -111,14 +111,14 @@ class Together:
 class Vectors:
     """T vectors as ternary planes, as numpy arrays, with the number of planes of each.
 
-    trits : int8 [T, P, D], or integers; unit plane of a run first; planes from `planes[t]` on are
-        absent
+    digits : int8 [T, P, D], trits or integers; unit plane of a run first; planes from `planes[t]`
+        on are absent
     unit : bool [T, P]
     fraction, exponent : int64 [T, P]
     planes : int64 [T]
     """
 
-    trits: NDArray[np.int8]
+    digits: NDArray[np.int8]
     unit: NDArray[np.bool_]
     fraction: NDArray[np.int64]
     exponent: NDArray[np.int64]
@@ -127,7 +127,7 @@ class Vectors:
     def golden(self) -> Planes:
         """The same as the golden model takes them."""
         return Planes(
-            torch.from_numpy(self.trits),
+            torch.from_numpy(self.digits),
             torch.from_numpy(self.unit),
             torch.from_numpy(self.fraction),
             torch.from_numpy(self.exponent),
@@ -140,12 +140,12 @@ class Vectors:
 
     def together(self, planes: int) -> Together:
         """Planes as slices of several of them hold them."""
-        trits, unit, first, counts = planes_together(self.trits, self.unit, self.planes, planes)
+        digits, unit, first, counts = planes_together(self.digits, self.unit, self.planes, planes)
         fraction, exponent = (
             np.where(unit, np.take_along_axis(field, first, 1), 0)
             for field in (self.fraction, self.exponent)
         )
-        return Together(trits, unit, fraction, exponent, first, counts)
+        return Together(digits, unit, fraction, exponent, first, counts)
 
     @property
     def largest_exponent(self) -> int:
@@ -184,8 +184,8 @@ def random_vectors(
     counts = np.asarray(planes, np.int64)
     shape = (len(counts), config.max_planes)
     present = np.arange(config.max_planes) < counts[:, None]
-    trits = random_elements(rng, config, (*shape, config.head_dim))
-    trits *= present[..., None].astype(np.int8)
+    digits = random_elements(rng, config, (*shape, config.head_dim))
+    digits *= present[..., None].astype(np.int8)
     opens = {
         "balanced": np.zeros(shape, bool),
         "residual": np.ones(shape, bool),
@@ -196,4 +196,6 @@ def random_vectors(
     low, high = exponents or (0, (1 << config.scale_exponent_bits) - 1)
     fraction = rng.integers(1 << config.scale_fraction_bits, size=shape)
     exponent = rng.integers(low, high + 1, size=shape)
-    return Vectors(trits, opens, np.where(opens, fraction, 0), np.where(opens, exponent, 0), counts)
+    return Vectors(
+        digits, opens, np.where(opens, fraction, 0), np.where(opens, exponent, 0), counts
+    )

@@ -75,7 +75,7 @@ class VectorCode:
             if self.feedback
             else None,
         )
-        return Planes(planes.trits[0], planes.unit[0], planes.fraction[0], planes.exponent[0])
+        return Planes(planes.digits[0], planes.unit[0], planes.fraction[0], planes.exponent[0])
 
 
 def random_code(

@@ -20,7 +20,7 @@ from sim.benches.quantizer import corner_vectors, random_vectors
 def coded_planes(bench: Bench, planes: Planes, unit_first: bool) -> list[dict[str, Any]]:
     """One vector of planes [1, N, D] as transfers, in the order of its record."""
     digits = planes.unit.shape[-1]
-    trits = trit_payloads(bench.rng, planes.trits[0].numpy())
+    trits = trit_payloads(bench.rng, planes.digits[0].numpy())
     order = list(range(digits)) if unit_first else list(reversed(range(digits)))
     config = bench.config
     other = bench.rng.integers([1 << config.scale_fraction_bits, 1 << config.scale_exponent_bits])

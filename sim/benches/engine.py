@@ -196,8 +196,8 @@ async def rising_maximum(dut: HierarchyObject) -> None:
     tokens = 4 * config.block
     job = random_job(bench, tokens, planes="fewest", spread=4)
     keys = job.keys
-    keys.trits[:] = keys.trits[:1]
-    keys.trits[:, 0] = np.where(job.queries[0] > 0, 1, -1)
+    keys.digits[:] = keys.digits[:1]
+    keys.digits[:, 0] = np.where(job.queries[0] > 0, 1, -1)
     keys.exponent[:, 0] = 9 + np.arange(tokens) // config.block
     await run(bench, [job])
 
@@ -209,8 +209,8 @@ async def flat_scores(dut: HierarchyObject) -> None:
     config = bench.config
     tokens = min(config.max_context, 7 * config.block)
     job = random_job(bench, tokens, planes="fewest", spread=4)
-    job.keys.trits[:] = 0
-    job.values.trits[:, 0] = -1
+    job.keys.digits[:] = 0
+    job.values.digits[:, 0] = -1
     job.values.fraction[:, 0] = (1 << config.scale_fraction_bits) - 1
     job.values.exponent[:, 0] = 12
     await run(bench, [job])
@@ -222,11 +222,11 @@ async def zeros_and_one_sign(dut: HierarchyObject) -> None:
     bench = await Bench.start(dut, "engine")
     config = bench.config
     jobs = [random_job(bench, config.block + 1, planes="most", code="balanced") for _ in range(4)]
-    jobs[0].keys.trits[:] = 0
-    jobs[1].values.trits[:] = 0
+    jobs[0].keys.digits[:] = 0
+    jobs[1].values.digits[:] = 0
     jobs[2].queries[:] = 0
     for part in (jobs[3].keys, jobs[3].values):
-        part.trits[:] = 1
+        part.digits[:] = 1
         part.exponent[part.unit] = (1 << config.scale_exponent_bits) - 1
     jobs[3].queries[:] = -config.query_max
     await run(bench, jobs)

@@ -42,7 +42,7 @@ def coded_elements(
     config: EngineConfig, code: VectorCode, planes: Planes, vector: int
 ) -> list[dict[str, Any]]:
     """One of the vectors that planes [N, P, D] stand for, as the block sends it."""
-    trits = planes.trits[vector].numpy()  # [P, D]
+    trits = planes.digits[vector].numpy()  # [P, D]
     common = {
         "planes": code.digits,
         "residual": code.kind == "residual",

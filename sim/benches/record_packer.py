@@ -17,7 +17,7 @@ from sim.bench.stimulus import Vectors, plain_trit_payloads, random_vectors
 def elements(vectors: Vectors, vector: int, unit_first: bool) -> list[dict[str, Any]]:
     """A vector of one run, or of runs of one plane, as the quantizer sends it."""
     count = int(vectors.planes[vector])
-    trits = vectors.trits[vector, :count]
+    trits = vectors.digits[vector, :count]
     residual = bool(vectors.unit[vector, :count].all()) and count > 1
     return [
         {

@@ -63,9 +63,9 @@ class SliceBuffer:
         """Forget all but the first `tokens` vectors."""
         del self._ends[tokens:]
 
-    def append(self, planes: Planes, digits: NDArray[np.int64] | None = None) -> None:
+    def append(self, planes: Planes, counts: NDArray[np.int64] | None = None) -> None:
         """Pack vectors with `pack_slices` and append them."""
-        self.extend(*pack_slices(self._config, self._kind, planes, digits))
+        self.extend(*pack_slices(self._config, self._kind, planes, counts))
 
     def extend(self, words: NDArray[np.uint32], slices: NDArray[np.int64]) -> None:
         """Append vectors that are packed already: their words, and the slices of each vector."""
@@ -80,28 +80,28 @@ class SliceBuffer:
 
 
 def pack_slices(
-    config: EngineConfig, kind: Kind, planes: Planes, digits: NDArray[np.int64] | None = None
+    config: EngineConfig, kind: Kind, planes: Planes, counts: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Pack vectors as slices in stream order.
 
     Parameters
     ----------
-    planes : Planes without batch axes, trits [n, P, D]
-    digits : planes of each vector that are sent, [n]; all P when None
+    planes : Planes without batch axes, digits [n, P, D]
+    counts : planes of each vector that are sent, [n]; all P when None
 
     Returns
     -------
     words : uint32 [slices, words], and the number of slices of each vector : int64 [n]
     """
-    trits = planes.trits.numpy()
-    count, depth, dim = trits.shape
+    digits = planes.digits.numpy()
+    count, depth, dim = digits.shape
     if dim != config.head_dim:
-        raise ValueError(f"trits have {dim} elements, must be head_dim = {config.head_dim}")
+        raise ValueError(f"digits have {dim} elements, must be head_dim = {config.head_dim}")
     if depth > config.max_planes:
-        raise ValueError(f"trits have {depth} planes, at most max_planes = {config.max_planes}")
-    sent = np.full(count, depth) if digits is None else np.asarray(digits)
+        raise ValueError(f"digits have {depth} planes, at most max_planes = {config.max_planes}")
+    sent = np.full(count, depth) if counts is None else np.asarray(counts)
     per_slice = config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
-    trits, unit, first, sent = planes_together(trits, planes.unit.numpy(), sent, per_slice)
+    digits, unit, first, sent = planes_together(digits, planes.unit.numpy(), sent, per_slice)
     depth = unit.shape[1]
     position = np.arange(depth)
     absent = position >= sent[:, None]
@@ -118,7 +118,7 @@ def pack_slices(
     def scale(field: NDArray[np.int64]) -> NDArray[np.generic]:
         return arrange(np.where(unit, np.take_along_axis(field, first, axis=-1), 0))
 
-    ordered = np.take_along_axis(trits, order[..., None, None], axis=1)[~absent]
+    ordered = np.take_along_axis(digits, order[..., None, None], axis=1)[~absent]
     sliced = ordered.reshape(-1, per_slice, config.slices, config.lanes).swapaxes(1, 2)
     lanes = sliced.reshape(-1, per_slice * config.lanes)
     elements = lanes if config.integer_bits else {"nonzero": lanes != 0, "negative": lanes < 0}
@@ -136,21 +136,21 @@ def pack_slices(
 
 
 def planes_together(
-    trits: NDArray[np.int8], unit: NDArray[np.bool_], counts: NDArray[np.int64], planes: int
+    digits: NDArray[np.int8], unit: NDArray[np.bool_], counts: NDArray[np.int64], planes: int
 ) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
     """Up to `planes` planes of one run together, as a slice holds them.
 
     Parameters
     ----------
-    trits, unit : [n, P, D] and [n, P], a run's unit plane first
+    digits, unit : [n, P, D] and [n, P], a run's unit plane first
     counts : [n], planes of each vector
 
     Returns
     -------
-    trits [n, Q, planes, D], zeros where a run has no more; unit [n, Q]; the index of each first
+    digits [n, Q, planes, D], zeros where a run has no more; unit [n, Q]; the index of each first
     plane [n, Q]; how many of the Q each vector has [n]
     """
-    vectors, depth, dim = trits.shape
+    vectors, depth, dim = digits.shape
     index = np.arange(depth)
     place = (index - np.maximum.accumulate(np.where(unit, index, 0), axis=1)) % planes
     present = index < counts[:, None]
@@ -158,9 +158,9 @@ def planes_together(
     number = np.cumsum(opens, axis=1) - 1
     sent = opens.sum(1)
     most = int(sent.max(initial=1))
-    found = np.zeros((vectors, most, planes, dim), trits.dtype)
+    found = np.zeros((vectors, most, planes, dim), digits.dtype)
     row, plane = np.nonzero(present)
-    found[row, number[row, plane], place[row, plane]] = trits[row, plane]
+    found[row, number[row, plane], place[row, plane]] = digits[row, plane]
     first = np.zeros((vectors, most), np.int64)
     row, plane = np.nonzero(opens)
     first[row, number[row, plane]] = plane
