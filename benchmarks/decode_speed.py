@@ -8,45 +8,42 @@ that is `kvtq-hw decode --check`.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 import torch
 
-from golden.backends import AttentionBackend, FloatBackend, GoldenBackend, SplitBackend
-from golden.calibration import load_or_calibrate
-from golden.decoding import Decoded, decode, decode_unquantized, make_cache
+from golden.backends import FloatBackend
+from golden.decoding import Decoded, decode_unquantized
 from golden.models import LanguageModel, load_model
 from golden.quality import documentation_text
 from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
 from kvtq_hw.files import json_text, write_text
-from sim.backends.engine import EngineBackend
+from kvtq_hw.session import load_session, on_engine
 
 CONTEXT = 64
+CODE = CacheCode("balanced", 3, 2)
 
 
 @click.command()
 @click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True)
 @click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
 def main(new_tokens: int, json_file: Path | None) -> None:
-    """Print tokens a second for each backend, and as a ratio to the unquantized model."""
+    """Print tokens per second for each backend, and as a ratio to the unquantized model."""
     torch.set_num_threads(1)  # more make small operations slower, and depend on other processes
-    config = load_config("smollm2")
     model = load_model("smollm2")
-    calibration = load_or_calibrate(model)
     prompt = _prompt(model, CONTEXT - new_tokens // 2)
-    golden = GoldenBackend()
-    backends: dict[str, AttentionBackend] = {
-        "golden": golden,
-        "float": FloatBackend(),
-        "rtl": SplitBackend(prefill=golden, decode=EngineBackend(config)),
-    }
+    loaded = load_session(model, CODE, 2 * CONTEXT)
     runs: dict[str, Decoded] = {"unquantized": decode_unquantized(model, prompt, new_tokens)}
-    for name, backend in backends.items():
-        code = CacheCode.parse("balanced:3/2")
-        cache = make_cache(config, code, calibration, backend)
-        runs[name] = decode(model, prompt, new_tokens, cache)
+    sessions = {
+        "golden": loaded,
+        "float": replace(loaded, backend=FloatBackend()),
+        "engine": on_engine(loaded),
+    }
+    for name, opened in sessions.items():
+        with opened as session:
+            runs[name] = session.decode(prompt, new_tokens)
     base = runs["unquantized"].tokens_per_second
     for name, run in runs.items():
         speed = run.tokens_per_second

@@ -19,7 +19,7 @@ from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 
-__all__ = ["Decoded", "OnToken", "decode", "decode_unquantized", "make_cache"]
+__all__ = ["Decoded", "OnToken", "decode", "decode_unquantized", "make_cache", "needed_context"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ def make_cache(
 ) -> TernaryCache:
     """An empty cache for the calibrated model: one code for all layers, or one for each."""
     return TernaryCache(config, code, calibration.conditioning(), backend)
+
+
+def needed_context(language_model: LanguageModel, prompt: str, max_new_tokens: int) -> int:
+    """Tokens in the cache at the end of a run: the last new token is never read."""
+    return len(language_model.tokenizer(prompt).input_ids) + max_new_tokens - 1
 
 
 def decode(

@@ -19,8 +19,9 @@ from golden.attention_job import AttentionJob
 from golden.backends import GoldenBackend
 from golden.calibration import calibrate
 from golden.capture import load_captured
-from golden.decoding import decode, decode_unquantized, make_cache
+from golden.decoding import decode, decode_unquantized, make_cache, needed_context
 from golden.engine import Attention
+from golden.models import load_model
 from golden.saturation import saturation
 from kvtq_hw.cli import run
 from kvtq_hw.codes import CacheCode
@@ -28,6 +29,7 @@ from kvtq_hw.config import load_config
 from kvtq_hw.cycle_model import bound_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.flows.decode import DEFAULT_PROMPT
+from kvtq_hw.session import load_session, on_engine, on_float, on_golden
 
 TINY = load_config("tiny")
 CODE = CacheCode("balanced", 3, 2)
@@ -112,6 +114,7 @@ class EngineDouble:
     """
 
     wrong_from: int | None = None
+    closed = 0
 
     def __init__(self, config) -> None:
         self.config = config
@@ -123,6 +126,9 @@ class EngineDouble:
         if self.wrong_from is not None and job.cache.tokens >= self.wrong_from:
             result.values[0, 1, 1, 0, 3] += 1
         return result
+
+    def close(self) -> None:
+        type(self).closed += 1
 
 
 @pytest.fixture
@@ -166,6 +172,7 @@ def test_command_on_the_rtl_backend(tiny_folder, engine, capsys):
     bound = sum(bound_cycles(TINY, tokens, 3, 2) for tokens in range(10, 15))
     assert report["bound_cycles"] == 2 * 2 * bound
     printed = " ".join(capsys.readouterr().out.split())
+    assert engine.closed == 1
     assert "identical to those of the golden model alone" in printed
     assert f"compared {jobs * 16} outputs with the golden model, 0 differ" in printed
 
@@ -195,6 +202,7 @@ def test_command_fails_where_the_rtl_differs(tiny_folder, engine, capsys):
     assert report["mismatches"] == 1
     assert report["tokens_identical"] is None
     assert len(report["tokens"]) == 3  # the steps at contexts 10 and 11 were right
+    assert engine.closed == 1
     error = capsys.readouterr().err
     assert error.startswith(
         "kvtq-hw: error: the RTL differs from the golden model: layer 0, query head 3 (KV head 1), "
@@ -233,6 +241,26 @@ def test_command_on_the_float_backend_and_unquantized(tiny_folder):
     assert run(arguments(tiny_folder, "--backend", "unquantized", *more)) == 0
     report = json.loads(Path("report.json").read_text())
     assert report["code"] is report["scale"] is report["bits_per_element"] is None
+
+
+def test_a_session_on_each_backend_decodes_the_same(tiny_folder, engine):
+    """And each is what its name says: nothing of another backend stays."""
+    model = load_model(str(tiny_folder))
+    loaded = load_session(model, CODE, needed_context(model, PROMPT, 6), preset=TINY)
+    expected = loaded.decode(PROMPT, 6)
+    assert needed_context(model, PROMPT, 6) == expected.context
+    with on_engine(loaded) as alone:
+        assert alone.decode(PROMPT, 6).tokens == expected.tokens
+        assert (alone.checked, alone.compare_memory) == (None, None)
+    with on_engine(loaded, check=True) as session:
+        assert session.decode(PROMPT, 6).tokens == expected.tokens
+        assert session.checked.outputs_compared == 5 * 2 * 2 * 2 * 8
+        assert session.hardware.cycles == 5 * 2 * 1000
+        for other in (on_golden(session), on_float(session)):
+            assert other.hardware is other.checked is None
+            assert other.decode(PROMPT, 2).tokens == expected.tokens[:2]
+        assert session.checked.outputs_compared == 5 * 2 * 2 * 2 * 8
+    assert engine.closed == 2
 
 
 def test_residual_code_takes_the_papers_scale(tiny_folder):

@@ -27,6 +27,7 @@ ABOVE_GROUND = (
     "kvtq_hw.flows",
     "kvtq_hw.estimates",
     "kvtq_hw.report",
+    "kvtq_hw.session",
     "kvtq_hw.__main__",
 )
 

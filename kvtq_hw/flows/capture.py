@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.options import MAX_TOKENS, OutputFolder, code_option, fitted_option, model_option
+from kvtq_hw.session import load_session
 
 __all__ = ["command"]
 
@@ -54,26 +56,24 @@ def command(
 ) -> None:
     """Decode with the golden model and save chosen attentions: --layer, --head and --step each
     may be given several times."""
-    from golden.calibration import load_or_calibrate
     from golden.capture import CaptureBackend
-    from golden.decoding import decode, make_cache
+    from golden.decoding import needed_context
     from golden.models import load_model
     from golden.saturation import saturation
 
-    language_model = load_model(model_name)
-    prompt_tokens = len(language_model.tokenizer(prompt).input_ids)
-    new_tokens = max(steps) + 2
-    config = language_model.fitted(preset, [code], prompt_tokens + new_tokens - 1)
+    model, new_tokens = load_model(model_name), max(steps) + 2
     for name, chosen, count in (
-        ("--layer", layers, language_model.layers),
-        ("--head", heads, language_model.kv_heads),
+        ("--layer", layers, model.layers),
+        ("--head", heads, model.kv_heads),
     ):
         for number in chosen:
             if not 0 <= number < count:
                 raise UserError(f"{name}: {number} is not allowed; must be 0..{count - 1}")
+    loaded = load_session(model, code, needed_context(model, prompt, new_tokens), preset=preset)
     backend = CaptureBackend(layers, heads, steps)
-    cache = make_cache(config, code, load_or_calibrate(language_model), backend)
-    decode(language_model, prompt, new_tokens, cache)
+    session = replace(loaded, backend=backend)
+    cache = session.new_cache()
+    session.decode(prompt, new_tokens, cache)
     found = saturation(cache)
     if found.elements:
         click.echo(str(found))

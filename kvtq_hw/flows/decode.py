@@ -14,7 +14,9 @@ Greedy decoding through `generate()` on a cache of packed ternary planes. Backen
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +27,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from kvtq_hw.codes import (
-    SCALE_CHOICES,
-    CacheCode,
-    CodeTable,
-    ScaleChoice,
-)
+from kvtq_hw.codes import SCALE_CHOICES, CacheCode, CodeTable, ScaleChoice
 from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import code_bound
 from kvtq_hw.errors import UserError
 from kvtq_hw.options import (
     MAX_TOKENS,
@@ -42,13 +38,11 @@ from kvtq_hw.options import (
     model_option,
     write_json,
 )
+from kvtq_hw.session import BACKENDS, Session, load_session, on_golden
 
 if TYPE_CHECKING:
+    from golden.cache import TernaryCache
     from golden.decoding import Decoded
-    from golden.models import LanguageModel
-    from golden.saturation import Saturation
-    from sim.backends.accelerator import AcceleratorBackend
-    from sim.backends.engine import EngineBackend
 
 __all__ = ["DecodeReport", "command"]
 
@@ -56,10 +50,11 @@ DEFAULT_PROMPT = (
     "Once upon a time, in a small village at the edge of a great forest, there lived a young girl "
     "named Lily who loved to"
 )
-BACKENDS = ("rtl", "engine", "golden", "float", "unquantized")
+#: The backend that is the model itself, without a ternary cache.
+UNQUANTIZED = "unquantized"
 
 
-@dataclass(frozen=True)
+@dataclass(kw_only=True)
 class DecodeReport:
     """What a run gave, as ``--json`` writes it. None: the run does not measure it.
 
@@ -72,7 +67,7 @@ class DecodeReport:
         holds at the end, compared with the golden cache's, and how many differ
     rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
     bound_cycles : the same jobs at one plane slice per cycle (`kvtq_hw.cycle_model.code_bound`)
-    tokens_per_second : decode steps a second of wall time, prefill not counted
+    tokens_per_second : decode steps per second of wall time, prefill not counted
     bits_per_element : stored bits per cached number, scales and padding included
     context : tokens in the cache at the end
     saturated, saturated_share : elements of keys and values that did not fit the 16 bits of the
@@ -81,35 +76,112 @@ class DecodeReport:
         attention over the same planes: largest absolute, and relative root mean square
     """
 
-    text: str
-    tokens: list[int]
-    tokens_identical: bool | None
-    outputs_compared: int
-    mismatches: int
-    memory_bytes_compared: int
-    memory_differences: int
-    rtl_cycles: int | None
-    bound_cycles: int | None
-    tokens_per_second: float
-    bits_per_element: float | None
-    context: int
-    preset: str | None
-    code: str | None
+    text: str = ""
+    tokens: list[int] = field(default_factory=list)
+    tokens_identical: bool | None = None
+    outputs_compared: int = 0
+    mismatches: int = 0
+    memory_bytes_compared: int = 0
+    memory_differences: int = 0
+    rtl_cycles: int | None = None
+    bound_cycles: int | None = None
+    tokens_per_second: float = 0.0
+    bits_per_element: float | None = None
+    context: int = 0
+    preset: str | None = None
+    code: str | None = None
     backend: str
-    scale: str | None
+    scale: str | None = None
     model: str
     prompt: str
-    saturated: int | None
-    saturated_share: float | None
-    float_error_max: float | None
-    float_error_rms: float | None
+    saturated: int | None = None
+    saturated_share: float | None = None
+    float_error_max: float | None = None
+    float_error_rms: float | None = None
+
+    def take(self, decoded: Decoded) -> None:
+        """Enter what was decoded."""
+        self.text, self.tokens = decoded.text, list(decoded.tokens)
+        self.tokens_per_second, self.context = decoded.tokens_per_second, decoded.context
+
+    def take_session(self, session: Session, cache: TernaryCache, decoded: Decoded) -> None:
+        """Enter what a session measured while it decoded on a cache."""
+        from golden.saturation import saturation
+
+        self.preset, self.code = session.config.name, str(session.code)
+        self.scale, self.bits_per_element = session.code.scale_choice, cache.bits_per_element()
+        found = saturation(cache)
+        self.saturated, self.saturated_share = found.elements, found.share
+        if session.hardware is not None:
+            self.rtl_cycles = session.hardware.cycles
+            self.bound_cycles = session.bound_cycles(decoded)
+        if session.checked is not None:
+            self.outputs_compared = session.checked.outputs_compared
+            self.mismatches = session.checked.mismatches
+        if session.measured is not None:
+            self.float_error_max = session.measured.largest_error
+            self.float_error_rms = session.measured.relative_error
+
+    def table(self) -> Table:
+        """What a terminal shows of the report."""
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for row in (*self._rows_of_the_run(), *self._rows_of_the_comparison()):
+            table.add_row(*row)
+        return table
+
+    def _rows_of_the_run(self) -> Iterator[tuple[str, str]]:
+        """Rows of speed, cache and cycles: name and words."""
+        from golden.saturation import saturated_words
+
+        steps = len(self.tokens) - 1
+        configuration = f", configuration {self.preset}" if self.preset else ""
+        yield "backend", f"{self.backend}, model {self.model}{configuration}"
+        yield "speed", f"{self.tokens_per_second:.2f} tokens/s ({steps} decode steps)"
+        yield "context", f"{self.context} tokens"
+        if self.bits_per_element is not None:
+            yield "cache code", f"{self.code}, scale {self.scale}"
+            bits = f"{self.bits_per_element:.4g} bits per element"
+            yield "cache size", f"{bits}, everything included"
+        if self.saturated:
+            yield "saturated", saturated_words(self.saturated, self.saturated_share or 0)
+        if self.rtl_cycles is not None and self.bound_cycles and steps:
+            yield (
+                "RTL cycles",
+                f"{self.rtl_cycles / steps:,.0f} per token, all layers and heads; "
+                f"{self.rtl_cycles / self.bound_cycles:.3f} of the bound "
+                f"of one plane slice a cycle, {self.bound_cycles / steps:,.0f}",
+            )
+
+    def _rows_of_the_comparison(self) -> Iterator[tuple[str, str]]:
+        """Rows of what was compared with the golden model: name and words."""
+        if self.outputs_compared:
+            yield (
+                "compared",
+                f"{self.outputs_compared:,} outputs with the golden model, "
+                f"{self.mismatches:,} differ",
+            )
+        if self.memory_bytes_compared:
+            yield (
+                "memory",
+                f"{self.memory_bytes_compared:,} bytes of the cache, "
+                f"{self.memory_differences:,} differ from the golden model's",
+            )
+        if self.tokens_identical is not None:
+            same = "identical to" if self.tokens_identical else "DIFFERENT from"
+            yield "tokens", f"{same} those of the golden model alone"
+        if self.float_error_max is not None:
+            yield (
+                "integer error",
+                f"golden against float64: largest {self.float_error_max:.2g}, "
+                f"relative rms {self.float_error_rms:.2g}",
+            )
 
 
 @click.command()
 @fitted_option
 @click.option(
     "--backend",
-    type=click.Choice(BACKENDS),
+    type=click.Choice([*BACKENDS, UNQUANTIZED]),
     default="golden",
     show_default=True,
     help="Who computes the attention.",
@@ -161,204 +233,75 @@ def command(
     json_file: Path | None,
 ) -> None:
     """Continue a prompt with a language model on a ternary KV cache."""
+    from golden.decoding import decode_unquantized, needed_context
+    from golden.models import load_model
+
     if scale is not None:
         if isinstance(code, CodeTable):
             raise UserError("--scale: a code table has its own; allowed is a spelled code")
         code = replace(code, scale=scale)
-    request = _Request(
-        preset, backend, code, model_name, calibration_file, prompt, max_new_tokens, check
-    )
     console = Console()
-    report, failure = _run(request, console)
-    console.print(_summary(report))
+    report, failure = DecodeReport(backend=backend, model=model_name, prompt=prompt), None
+    screen = partial(_Screen, console, prompt, max_new_tokens)
+    with console.status(f"Loading model {model_name}"):
+        model = load_model(model_name, ternary=backend != UNQUANTIZED)
+    if backend == UNQUANTIZED:
+        with screen("decoding") as shown:
+            report.take(decode_unquantized(model, prompt, max_new_tokens, shown.show))
+    else:
+        loaded = load_session(
+            model,
+            code,
+            needed_context(model, prompt, max_new_tokens),
+            preset=preset,
+            calibration_file=calibration_file,
+            tables=backend == "rtl",
+            status=console.status,
+        )
+        with BACKENDS[backend](loaded, check, console.status) as session:
+            failure = _decode(session, report, screen)
+    console.print(report.table())
     write_json(json_file, asdict(report))
     if failure is not None:
         raise UserError(failure)
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What the user asked for; the fields are the command's options."""
+def _decode(session: Session, report: DecodeReport, screen: Callable[..., _Screen]) -> str | None:
+    """Decode on a session and fill in the report; says what went wrong, if anything did."""
+    from golden.backends import MismatchError
+    from golden.decoding import Decoded
 
-    preset: EngineConfig | None
-    backend: str
-    code: CacheCode | CodeTable
-    model_name: str
-    calibration_file: Path | None
-    prompt: str
-    max_new_tokens: int
-    check: bool
-
-
-def _run(request: _Request, console: Console) -> tuple[DecodeReport, str | None]:
-    """Load, decode and report; the second value says what went wrong, if anything did."""
-    from golden.backends import (
-        AttentionBackend,
-        CheckedBackend,
-        FloatBackend,
-        GoldenBackend,
-        MeasuredBackend,
-        MismatchError,
-        SplitBackend,
-    )
-    from golden.calibration import load_calibration, load_or_calibrate
-    from golden.decoding import Decoded, decode, decode_unquantized, make_cache
-    from golden.key_error import warn_of_keys
-    from golden.models import load_model
-    from golden.saturation import saturation
-
-    with console.status(f"Loading model {request.model_name}"):
-        language_model = load_model(request.model_name, ternary=request.backend != "unquantized")
-    if request.backend == "unquantized":
-        with _Screen(console, request, "decoding") as screen:
-            decoded = decode_unquantized(
-                language_model, request.prompt, request.max_new_tokens, screen.show
-            )
-        return _report(request, None, decoded), None
-
-    code = request.code
-    prompt_tokens = len(language_model.tokenizer(request.prompt).input_ids)
-    config = language_model.fitted(
-        request.preset,
-        [code],
-        prompt_tokens + request.max_new_tokens - 1,  # the last new token is never read
-        tables=request.backend == "rtl",
-    )
-    with console.status("Calibrating"):
-        if request.calibration_file is None:
-            calibration = load_or_calibrate(language_model)
-        else:
-            calibration = load_calibration(request.calibration_file, language_model)
-    warn_of_keys(language_model, calibration.conditioning(), config, code)
-    golden = GoldenBackend()
-    backend: AttentionBackend = golden
-    rtl: EngineBackend | AcceleratorBackend | None = None
-    checked = measured = accelerator = None
-    if request.backend == "engine":
-        from sim.backends.engine import EngineBackend
-
-        with console.status("Building the verilated engine"):
-            rtl = engine = EngineBackend(config)
-        if request.check:
-            checked = CheckedBackend(golden, engine, Path("build/mismatch"))
-        backend = SplitBackend(prefill=golden, decode=checked or engine)
-    elif request.backend == "rtl":
-        from sim.backends.accelerator import AcceleratorBackend, LoadingBackend
-
-        codes = code.for_layers(language_model.layers)
-        conditioning, kv_heads = calibration.conditioning(), language_model.kv_heads
-        with console.status("Building the verilated accelerator"):
-            accelerator = AcceleratorBackend(config, codes, conditioning, kv_heads)
-        rtl = accelerator
-        if request.check:
-            checked = CheckedBackend(golden, accelerator, Path("build/mismatch"))
-        backend = SplitBackend(LoadingBackend(golden, accelerator), checked or accelerator)
-    elif request.backend == "float":
-        backend = measured = MeasuredBackend(FloatBackend(), golden)
-
-    cache = make_cache(config, code, calibration, backend)
-    failure = identical = None
-    with _Screen(console, request, "decoding") as screen:
+    failure = None
+    cache = session.new_cache()
+    with screen("decoding") as shown:
         try:
-            decoded = decode(
-                language_model, request.prompt, request.max_new_tokens, cache, screen.show
-            )
+            decoded = shown.decode(session, cache)
         except MismatchError as error:
             failure = f"the RTL differs from the golden model: {error}"
-            decoded = screen.latest or Decoded((), (), "", 0.0)
-    if checked is not None and failure is None:
-        again = make_cache(config, code, calibration, golden)
-        with _Screen(console, request, "the same on the golden model", quiet=True) as screen:
-            reference = decode(
-                language_model, request.prompt, request.max_new_tokens, again, screen.show
-            )
-        identical = decoded.tokens == reference.tokens
-        if not identical:
-            failure = f"the golden model alone continues differently: {reference.text!r}"
-
-    memory_bytes = memory_differences = 0
-    if accelerator is not None and request.check and failure is None:
-        memory_bytes, memory_differences = accelerator.compare_memory(cache)
-        if memory_differences:
-            failure = f"the memory differs from the golden cache in {memory_differences} bytes"
-
-    report = _report(
-        request,
-        config,
-        decoded,
-        tokens_identical=identical,
-        outputs_compared=checked.outputs_compared if checked else 0,
-        mismatches=checked.mismatches if checked else 0,
-        memory_bytes_compared=memory_bytes,
-        memory_differences=memory_differences,
-        rtl_cycles=rtl.cycles if rtl else None,
-        bound_cycles=_bound(config, code, decoded, language_model) if rtl else None,
-        bits_per_element=cache.bits_per_element(),
-        saturated=saturation(cache),
-        float_error_max=measured.largest_error if measured else None,
-        float_error_rms=measured.relative_error if measured else None,
-    )
-    return report, failure
+            decoded = shown.latest or Decoded((), (), "", 0.0)
+    report.take(decoded)
+    report.take_session(session, cache, decoded)
+    if session.checked is not None and failure is None:
+        failure = _compare_tokens(session, report, screen)
+    if session.compare_memory is not None and failure is None:
+        report.memory_bytes_compared, different = session.compare_memory(cache)
+        report.memory_differences = different
+        if different:
+            failure = f"the memory differs from the golden cache in {different} bytes"
+    return failure
 
 
-def _bound(
-    config: EngineConfig,
-    code: CacheCode | CodeTable,
-    decoded: Decoded,
-    language_model: LanguageModel,
-) -> int:
-    """Bound on the cycles of all decode steps, every layer and KV head."""
-    prompt = len(decoded.prompt_tokens)
-    first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step as well
-    return language_model.kv_heads * sum(
-        code_bound(config, of_layer, tokens)
-        for of_layer in code.for_layers(language_model.layers)
-        for tokens in range(first, prompt + decoded.steps + 1)
-    )
-
-
-def _report(
-    request: _Request,
-    config: EngineConfig | None,
-    decoded: Decoded,
-    *,
-    tokens_identical: bool | None = None,
-    outputs_compared: int = 0,
-    mismatches: int = 0,
-    memory_bytes_compared: int = 0,
-    memory_differences: int = 0,
-    rtl_cycles: int | None = None,
-    bound_cycles: int | None = None,
-    bits_per_element: float | None = None,
-    saturated: Saturation | None = None,
-    float_error_max: float | None = None,
-    float_error_rms: float | None = None,
-) -> DecodeReport:
-    quantized = request.backend != "unquantized"
-    return DecodeReport(
-        text=decoded.text,
-        tokens=list(decoded.tokens),
-        tokens_identical=tokens_identical,
-        outputs_compared=outputs_compared,
-        mismatches=mismatches,
-        memory_bytes_compared=memory_bytes_compared,
-        memory_differences=memory_differences,
-        rtl_cycles=rtl_cycles,
-        bound_cycles=bound_cycles,
-        tokens_per_second=decoded.tokens_per_second,
-        bits_per_element=bits_per_element,
-        context=decoded.context,
-        preset=config.name if config else None,
-        code=str(request.code) if quantized else None,
-        backend=request.backend,
-        scale=request.code.scale_choice if quantized else None,
-        model=request.model_name,
-        prompt=request.prompt,
-        saturated=saturated.elements if saturated else None,
-        saturated_share=saturated.share if saturated else None,
-        float_error_max=float_error_max,
-        float_error_rms=float_error_rms,
-    )
+def _compare_tokens(
+    session: Session, report: DecodeReport, screen: Callable[..., _Screen]
+) -> str | None:
+    """Decode again on the golden model alone; says what went wrong, if anything did."""
+    golden = on_golden(session)
+    with screen("the same on the golden model", quiet=True) as shown:
+        reference = shown.decode(golden, golden.new_cache())
+    report.tokens_identical = report.tokens == list(reference.tokens)
+    if report.tokens_identical:
+        return None
+    return f"the golden model alone continues differently: {reference.text!r}"
 
 
 class _Screen:
@@ -370,10 +313,16 @@ class _Screen:
     """
 
     def __init__(
-        self, console: Console, request: _Request, title: str, quiet: bool = False
+        self,
+        console: Console,
+        prompt: str,
+        max_new_tokens: int,
+        title: str,
+        quiet: bool = False,
     ) -> None:
         self.latest: Decoded | None = None
-        self._prompt = request.prompt
+        self._prompt = prompt
+        self._max_new_tokens = max_new_tokens
         self._quiet = quiet
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -383,7 +332,7 @@ class _Screen:
             TimeElapsedColumn(),
             TextColumn("{task.fields[speed]}"),
         )
-        self._task = self._progress.add_task(title, total=request.max_new_tokens, speed="")
+        self._task = self._progress.add_task(title, total=max_new_tokens, speed="")
         self._live = Live(console=console)
 
     def __enter__(self) -> _Screen:
@@ -395,6 +344,10 @@ class _Screen:
         self._live.__exit__(None, None, None)
         if not self._live.console.is_terminal:  # there it is left at the end of the last line
             self._live.console.print()
+
+    def decode(self, session: Session, cache: TernaryCache) -> Decoded:
+        """Continue the prompt on a session's cache, shown as it grows."""
+        return session.decode(self._prompt, self._max_new_tokens, cache, self.show)
 
     def show(self, decoded: Decoded) -> None:
         """Take everything decoded so far; called after each token."""
@@ -409,63 +362,3 @@ class _Screen:
         else:
             grown = Text.assemble((self._prompt, "dim"), (text, "bold"))
             self._live.update(Group(grown, self._progress))
-
-
-def _summary(report: DecodeReport) -> Table:
-    """The report as a table."""
-    from golden.saturation import saturated_words
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    steps = len(report.tokens) - 1
-    configuration = f", configuration {report.preset}" if report.preset else ""
-    rows: list[tuple[str, str]] = [
-        ("backend", f"{report.backend}, model {report.model}{configuration}"),
-        ("speed", f"{report.tokens_per_second:.2f} tokens/s ({steps} decode steps)"),
-        ("context", f"{report.context} tokens"),
-    ]
-    if report.bits_per_element is not None:
-        rows.append(("cache code", f"{report.code}, scale {report.scale}"))
-        rows.append(
-            ("cache size", f"{report.bits_per_element:.4g} bits per element, everything included")
-        )
-    if report.saturated:
-        rows.append(("saturated", saturated_words(report.saturated, report.saturated_share or 0)))
-    if report.rtl_cycles is not None and report.bound_cycles and steps:
-        rows.append(
-            (
-                "RTL cycles",
-                f"{report.rtl_cycles / steps:,.0f} per token, all layers and heads; "
-                f"{report.rtl_cycles / report.bound_cycles:.3f} of the bound "
-                f"of one plane slice a cycle, {report.bound_cycles / steps:,.0f}",
-            )
-        )
-    if report.outputs_compared:
-        rows.append(
-            (
-                "compared",
-                f"{report.outputs_compared:,} outputs with the golden model, "
-                f"{report.mismatches:,} differ",
-            )
-        )
-    if report.memory_bytes_compared:
-        rows.append(
-            (
-                "memory",
-                f"{report.memory_bytes_compared:,} bytes of the cache, "
-                f"{report.memory_differences:,} differ from the golden model's",
-            )
-        )
-    if report.tokens_identical is not None:
-        same = "identical to" if report.tokens_identical else "DIFFERENT from"
-        rows.append(("tokens", f"{same} those of the golden model alone"))
-    if report.float_error_max is not None:
-        rows.append(
-            (
-                "integer error",
-                f"golden against float64: largest {report.float_error_max:.2g}, "
-                f"relative rms {report.float_error_rms:.2g}",
-            )
-        )
-    for row in rows:
-        table.add_row(*row)
-    return table

@@ -165,6 +165,10 @@ class AcceleratorBackend:
         different = int((expected.data != self._image.data).sum())
         return sum(layer.stored_bytes() for layer in cache.layers), different
 
+    def close(self) -> None:
+        """End the simulation."""
+        self._accelerator.close()
+
 
 class LoadingBackend:
     """A backend for prefills, after which the accelerator's memory is what the cache is."""

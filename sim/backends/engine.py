@@ -104,6 +104,10 @@ class EngineBackend:
         )
         return rotated_back(job, attention)
 
+    def close(self) -> None:
+        """End the simulation."""
+        self._engine.close()
+
     def _updated(self, stored: CachePass) -> _LayerMemory:
         """The layer's memory, with the tokens that are new, or not settled, since the last call."""
         config = self._engine.config
