@@ -18,7 +18,7 @@ import numpy as np
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_bound
-from kvtq_hw.layout import MemoryLayout, TierCounts
+from kvtq_hw.layout import MemoryLayout
 from kvtq_hw.options import preset_option
 from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import (
@@ -41,15 +41,11 @@ def bounds(
     config: EngineConfig, code: CacheCode, tokens: int, settings: MemorySettings
 ) -> tuple[int, int]:
     """Cycles that a job's plane slices take at least, and those that its words take."""
-    counts = TierCounts.of(code, tokens)
+    spread = code.tiers.spread(tokens)
     head = MemoryLayout(config, [code], 1, tokens).heads[0][0]
     size = 0
     for vectors in (head.key, head.value):
-        for region, count in (
-            (vectors.sinks, counts.sinks),
-            (vectors.body, counts.body),
-            (vectors.window, counts.window),
-        ):
+        for region, count in zip(vectors.regions.values(), spread, strict=True):
             size += count * region.record_bytes
     words = -(-size // (config.memory_bits // 8)) / settings.words_per_cycle
     if settings.refresh_interval:

@@ -125,7 +125,8 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
     """Run a text [T] forwards and backwards."""
     position = torch.arange(len(ids))
     causal = position[:, None] >= position
-    body = (position[:, None] - position >= max(code.window, 1)) & (position >= code.sinks)
+    tiers = code.tiers
+    body = (position[:, None] - position >= max(tiers.window, 1)) & (position >= tiers.sinks)
     states: dict[int, tuple[Tensor, Tensor]] = {}
     moves: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -194,14 +195,12 @@ def digits_for_bits(
     UserError
         When one digit each is too much, or the tiers alone are.
     """
-    plane = plane_bytes(config.packing, config.head_dim)
-    tier = code.tier_tokens(tokens)
+    plane, scale = plane_bytes(config.packing, config.head_dim), scale_bytes(config)
     vectors = 2 * layers
     elements = config.head_dim * vectors * tokens
-    fixed = vectors * (
-        tokens * scale_bytes(config) + tier * code.tier_digits(config.max_planes) * plane
-    )
-    per_digit = plane * (tokens - tier)  # bytes of one tensor's body
+    tier = code.tier_digits(config.max_planes) * plane + scale
+    fixed = vectors * code.tiers.total(tokens, tier, scale)
+    per_digit = code.tiers.total(tokens, 0, plane)  # bytes of one tensor's body
     if fixed + vectors * per_digit > bits * elements / 8:
         least = (fixed + vectors * per_digit) * 8 / elements
         raise UserError(
@@ -231,11 +230,10 @@ def digits_for_cycles(
             f"cycles: {config.name} takes {config.key_planes_per_cycle} planes of keys and "
             f"{config.value_planes_per_cycle} of values per cycle; allowed is one of each"
         )
-    tier = code.tier_tokens(tokens)
     vectors = 2 * layers
     slices = kv_heads * config.slices
-    fixed = vectors * tier * code.tier_digits(config.max_planes) * slices
-    per_digit = (tokens - tier) * slices
+    fixed = vectors * code.tiers.total(tokens, code.tier_digits(config.max_planes) * slices, 0)
+    per_digit = code.tiers.total(tokens, 0, slices)
     if fixed + vectors * per_digit > cycles:
         raise UserError(
             f"cycles: {cycles} is too small for {code} at {tokens} tokens; allowed is at least "

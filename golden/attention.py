@@ -78,7 +78,7 @@ def ternary_attention(
     if factor != 1.0:
         queries = queries * factor
     visible = _visible(attention_mask, query.shape[-2], key.tokens, query.device)
-    if key.code.sinks and visible is not None and not visible.any(-2).all():
+    if key.code.tiers.sinks and visible is not None and not visible.any(-2).all():
         raise UserError(
             f"code: {str(key.code)!r} has sinks, which a batch with padded sequences cannot have; "
             "allowed are codes with sinks=0"

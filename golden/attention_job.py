@@ -114,7 +114,7 @@ class CachePass:
         keys, values = (view.planes() for view in self.window)
         position = torch.arange(self.tokens - queries, self.tokens)[:, None]
         token = torch.arange(self.tokens - keys.tokens, self.tokens)
-        seen = (token > position - self.code.window) & (token <= position)
+        seen = (token > position - self.code.tiers.window) & (token <= position)
         return Recent(keys, values, seen.to(keys.digits.device))
 
 

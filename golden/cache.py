@@ -87,7 +87,7 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
                 "this model"
             )
         super().lazy_initialization(key_states, value_states)
-        self._exponents = ExponentHistory(batch, kv_heads, self.code.window)
+        self._exponents = ExponentHistory(batch, kv_heads, self.code.tiers.window)
 
     @torch.compiler.disable
     def update(

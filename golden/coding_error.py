@@ -14,6 +14,7 @@ from golden.hadamard import inverse_hadamard
 from golden.tiered_store import TieredStore
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
+from kvtq_hw.tiers import NO_TIERS
 
 __all__ = ["coding_errors"]
 
@@ -36,7 +37,7 @@ def coding_errors(
     else:
         exponent, feedback = conditioning.value_exponent, conditioning.value_feedback
         integers, _ = conditioning.condition_values(vectors[None])
-    body = replace(code, sinks=0, window=0)
+    body = replace(code, tiers=NO_TIERS)
     used = feedback if code.feedback else None
     store = TieredStore(config, body, which, used, 1, len(vectors), vectors.device)
     store.append(integers)

@@ -14,7 +14,7 @@ from golden.planes import Planes
 from golden.record_packer import pack_record
 from golden.record_unpacker import unpack_records
 from golden.tiered_store import TieredView
-from kvtq_hw.layout import MemoryLayout, Region, TierCounts, VectorKind
+from kvtq_hw.layout import MemoryLayout, Region, VectorKind
 
 __all__ = ["MemoryImage"]
 
@@ -98,8 +98,8 @@ class MemoryImage:
         if not 1 <= tokens <= self.layout.tokens:
             raise ValueError(f"tokens: {tokens} is not allowed; must be 1..{self.layout.tokens}")
         vectors = self.layout.heads[layer][head].of(kind)
-        counts = TierCounts.of(self.layout.codes[layer], tokens)
-        first = {"sinks": 0, "body": counts.sinks, "window": counts.sinks + counts.body}[tier]
-        count = getattr(counts, tier)
+        spread = self.layout.codes[layer].tiers.spread(tokens)
+        first = {"sinks": 0, "body": spread.sinks, "window": spread.sinks + spread.body}[tier]
+        count = getattr(spread, tier)
         places = [vectors.place(token, tokens)[1] for token in range(first, first + count)]
         return vectors.regions[tier], torch.tensor(places, dtype=torch.long)

@@ -101,12 +101,12 @@ class TieredStore:
         kv_heads: int,
         device: torch.device,
     ) -> None:
-        self._code = code
+        self._tiers = code.tiers
         digits = code.key_digits if which == "key" else code.value_digits
         ratio = FEEDBACK_RATIOS[which][digits - 1] if feedback else None
         tier_digits = code.tier_digits(config.max_planes)
         shape = batch, kv_heads, device
-        self.sinks = PlaneStore(config, "balanced", tier_digits, *shape, most=code.sinks)
+        self.sinks = PlaneStore(config, "balanced", tier_digits, *shape, most=code.tiers.sinks)
         self.body = PlaneStore(
             config, code.kind, digits, *shape, code.scale_choice, ratio, feedback
         )
@@ -139,25 +139,26 @@ class TieredStore:
     def append(self, vectors: Tensor) -> Written:
         """Quantize int64 vectors [batch, kv_heads, tokens, D] behind what is stored."""
         tokens = vectors.shape[-2]
-        sinks = max(0, min(self._code.sinks - self.tokens, tokens))
+        now, then = self._tiers.spread(self.tokens), self._tiers.spread(self.tokens + tokens)
+        sinks = then.sinks - now.sinks
         written = []
         if sinks:
             self.sinks.append_vectors(vectors[..., :sinks, :])
             written.append(self.sinks.exponents(sinks))
             vectors = vectors[..., sinks:, :]
-        rest = self.window if self._code.window else self.body
+        rest = self.window if self._tiers.window else self.body
         rest.append_vectors(vectors)
         written.append(rest.exponents(tokens - sinks))
         came = np.concatenate(written, -1) if sinks else written[0]
         left, before = np.zeros_like(came), None
-        if self._code.window:
+        if self._tiers.window:
             before = self.window.view() if tokens > 1 else None
-            leaving = self.window.tokens - self._code.window
-            if leaving > 0:
+            leaving = then.body - now.body
+            if leaving:
                 self.body.append_vectors(self.window.vectors(0, leaving))
                 # the newest token makes the last one leave, the one before it the last but one ...
                 left[..., tokens - leaving :] = self.body.exponents(leaving)
-                self.window.drop(leaving, keep=self._code.window)
+                self.window.drop(leaving, keep=self._tiers.window)
         return Written(came, left, before)
 
     def planes(self, start: int = 0) -> Planes:
@@ -176,8 +177,8 @@ class TieredStore:
         if window and back > self.window.behind:
             raise ValueError(
                 f"tokens_to_remove: {tokens - self.tokens} would bring {back} tokens back into the "
-                f"window of {self._code.window}, and {self.window.behind} of them are still in its "
-                f"digits; allowed is down to {-self.window.behind}, or reset()"
+                f"window of {self._tiers.window}, and {self.window.behind} of them are still in "
+                f"its digits; allowed is down to {-self.window.behind}, or reset()"
             )
 
     def crop(self, tokens: int) -> None:
@@ -211,10 +212,8 @@ class TieredStore:
 
     def _after_crop(self, tokens: int) -> tuple[int, int]:
         """Tokens in the window of a context of so many, and how many of them are in the body."""
-        sinks = min(tokens, self.sinks.tokens)
-        window = min(tokens - sinks, self._code.window)
-        body = tokens - sinks - window
-        return window, self.body.tokens - body
+        spread = self._tiers.spread(tokens)
+        return spread.window, self.body.tokens - spread.body
 
     @property
     def _parts(self) -> tuple[PlaneStore, PlaneStore, PlaneStore]:

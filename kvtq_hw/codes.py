@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 
 from kvtq_hw.errors import UserError, shown
 from kvtq_hw.files import Schema, read_toml, validated
+from kvtq_hw.tiers import NO_TIERS, Tiers
 
 __all__ = [
     "MAX_DIGITS",
@@ -21,7 +22,6 @@ __all__ = [
     "CodeKind",
     "CodeTable",
     "ScaleChoice",
-    "by_token",
     "read_code",
 ]
 
@@ -50,9 +50,8 @@ class CacheCode:
     Attributes
     ----------
     kind, key_digits, value_digits : the code of the body: every token that is in no tier
-    sinks : first tokens of the context that stay in the tier's digits
-    window : newest tokens that are in the tier's digits; one that leaves is requantized to the
-        body's code
+    tiers : the sinks and the window, whose tokens are in the tier's digits; a token that leaves the
+        window is requantized to the body's code
     tier : digits of sinks and window, keys and values, always of the balanced code
     feedback : body vectors are rounded with feedback, by the matrices of the calibration
     scale : choice of the body's scale; None is absmean for balanced codes, max for residual ones
@@ -60,15 +59,14 @@ class CacheCode:
     Raises
     ------
     ValueError
-        For an unknown kind or scale, a number of digits outside 1..5, a negative or huge tier, or
-        feedback in a residual code.
+        For an unknown kind or scale, a number of digits outside 1..5, huge tiers, or feedback in a
+        residual code.
     """
 
     kind: CodeKind
     key_digits: int
     value_digits: int
-    sinks: int = 0
-    window: int = 0
+    tiers: Tiers = NO_TIERS
     tier: int = MAX_DIGITS
     feedback: bool = False
     scale: ScaleChoice | None = None
@@ -80,9 +78,8 @@ class CacheCode:
             digits = getattr(self, name)
             if not 1 <= digits <= MAX_DIGITS:
                 raise ValueError(f"{name}: {digits} is not allowed; must be 1..{MAX_DIGITS}")
-        for name in ("sinks", "window"):
-            count = getattr(self, name)
-            if not 0 <= count <= _MAX_COUNT:
+        for name, count in vars(self.tiers).items():
+            if count > _MAX_COUNT:
                 raise ValueError(f"{name}: {count} is not allowed; must be 0..{_MAX_COUNT}")
         if self.scale is not None and self.scale not in SCALE_CHOICES:
             raise ValueError(
@@ -115,15 +112,14 @@ class CacheCode:
                 raise UserError(f"code: {shown(text)} has option {name!r} twice; allowed is once")
             options[name] = value
         try:
-            return cls(kind, digits[0], digits[1], **options)
+            tiers = Tiers(options.pop("sinks", 0), options.pop("window", 0))
+            return cls(kind, digits[0], digits[1], tiers, **options)
         except ValueError as error:
             raise UserError(f"code: {shown(text)}: {error}") from None
 
     def __str__(self) -> str:
         parts = [f"{self.kind}:{self.key_digits}/{self.value_digits}"]
-        parts += [
-            f"{name}={getattr(self, name)}" for name in ("sinks", "window") if getattr(self, name)
-        ]
+        parts += [f"{name}={count}" for name, count in vars(self.tiers).items() if count]
         parts += [f"tier={self.tier}"] * (self.tier != MAX_DIGITS)
         parts += ["feedback"] * self.feedback
         parts += [f"scale={self.scale}"] * (self.scale is not None)
@@ -139,22 +135,13 @@ class CacheCode:
         """Most digits of a body vector."""
         return max(self.key_digits, self.value_digits)
 
-    @property
-    def has_tiers(self) -> bool:
-        """Some tokens are stored in the tier's digits."""
-        return bool(self.sinks or self.window)
-
-    def tier_tokens(self, tokens: int) -> int:
-        """Tokens of a context of `tokens` tokens that are in sinks or window."""
-        return min(tokens, self.sinks + self.window)
-
     def tier_digits(self, max_planes: int) -> int:
-        """Digits of sinks and window in an engine that has so many planes a vector at most."""
+        """Return the digits of sinks and window in an engine of at most so many planes."""
         return min(self.tier, max_planes)
 
     def planes(self, digits: int, tokens: int, max_planes: int) -> list[int]:
-        """Planes of each token of a context: sinks, a body of so many digits, window."""
-        return by_token(tokens, self.sinks, self.window, self.tier_digits(max_planes), digits)
+        """Return the planes of each token of a context; `digits` applies to body tokens."""
+        return self.tiers.per_token(tokens, self.tier_digits(max_planes), digits)
 
     def with_digits(self, key_digits: int, value_digits: int) -> CacheCode:
         """The same with other digits in the body."""
@@ -250,13 +237,6 @@ class CodeTable:
                 f"code table {self.name!r} has {len(self.codes)} layers; the model has {layers}"
             )
         return self.codes
-
-
-def by_token(tokens: int, sinks: int, window: int, tier: int, body: int) -> list[int]:
-    """A number for each token of a context: `tier` in the sinks and the window, else `body`."""
-    sinks = min(tokens, sinks)
-    window = min(tokens - sinks, window)
-    return [tier] * sinks + [body] * (tokens - sinks - window) + [tier] * window
 
 
 def read_code(text: str) -> CacheCode | CodeTable:

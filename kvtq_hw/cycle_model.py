@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvtq_hw.codes import CacheCode, by_token
+from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 
 __all__ = [
@@ -56,12 +56,13 @@ def uniform_job_cycles(
 
 def code_bound(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """`bound_cycles` of a context in a code, its tiers in their own digits."""
-    return sum(sum(slices) for slices in _code_slices(config, code, tokens))
+    return sum(code.tiers.total(tokens, *slices) for slices in _code_slices(config, code))
 
 
 def code_job_cycles(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """`job_cycles` of a context in a code, its tiers in their own digits."""
-    return token_job_cycles(config, *_code_slices(config, code, tokens))
+    keys, values = (code.tiers.per_token(tokens, *s) for s in _code_slices(config, code))
+    return token_job_cycles(config, keys, values)
 
 
 def token_job_cycles(
@@ -75,14 +76,13 @@ def token_job_cycles(
     return job_cycles(config, keys, values)
 
 
-def _code_slices(config: EngineConfig, code: CacheCode, tokens: int) -> tuple[list[int], list[int]]:
-    """Slices of each token's key and of each token's value."""
+def _code_slices(config: EngineConfig, code: CacheCode) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Slices per key in the tier and in the body, and the same per value."""
 
-    def of(digits: int, planes_per_cycle: int) -> list[int]:
-        body = token_slices(planes_per_cycle, digits, code.scales(digits))
+    def of(digits: int, planes_per_cycle: int) -> tuple[int, int]:
         tier = token_slices(planes_per_cycle, code.tier_digits(config.max_planes))
-        slices = by_token(tokens, code.sinks, code.window, tier, body)
-        return [number * config.slices for number in slices]
+        body = token_slices(planes_per_cycle, digits, code.scales(digits))
+        return tier * config.slices, body * config.slices
 
     return (
         of(code.key_digits, config.key_planes_per_cycle),

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Literal
 
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import vector_bytes
 
-__all__ = ["HeadLayout", "MemoryLayout", "Region", "TierCounts", "VectorKind", "VectorLayout"]
+__all__ = ["HeadLayout", "MemoryLayout", "Region", "VectorKind", "VectorLayout"]
 
 VectorKind = Literal["key", "value"]
 
@@ -57,27 +57,6 @@ class Region:
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot: {slot} is not allowed; must be 0..{self.slots - 1}")
         return self.base + slot * self.record_bytes
-
-
-@dataclass(frozen=True)
-class TierCounts:
-    """How a context's tokens are spread over the tiers, chronological: sinks, body, window.
-
-    window_start : slot of the oldest token of the window
-    """
-
-    sinks: int
-    body: int
-    window: int
-    window_start: int
-
-    @classmethod
-    def of(cls, code: CacheCode, tokens: int) -> Self:
-        """The spread of `tokens` tokens."""
-        sinks = min(tokens, code.sinks)
-        window = min(tokens - sinks, code.window)
-        body = tokens - sinks - window
-        return cls(sinks, body, window, body % code.window if code.window else 0)
 
 
 @dataclass(frozen=True)
@@ -187,13 +166,13 @@ class MemoryLayout:
 
     def _place(self, code: CacheCode, kind: VectorKind) -> VectorLayout:
         """Take room for the regions of one KV head's keys or values."""
-        counts = TierCounts.of(code, self.tokens)
+        spread = code.tiers.spread(self.tokens)
         tier = code.tier_digits(self.config.max_planes)
         body = code.key_digits if kind == "key" else code.value_digits
         return VectorLayout(
-            sinks=self._take(counts.sinks, tier, False),
-            body=self._take(counts.body, body, code.kind == "residual"),
-            window=self._take(counts.window, tier, False),
+            sinks=self._take(spread.sinks, tier, False),
+            body=self._take(spread.body, body, code.kind == "residual"),
+            window=self._take(spread.window, tier, False),
         )
 
     def _take(self, slots: int, digits: int, residual: bool) -> Region:

@@ -39,7 +39,7 @@ __all__ = [
 
 
 #: What commands take where no code is named, and what we recommend (docs/quality.md).
-DEFAULT_CODE = CacheCode("balanced", 3, 2, sinks=4, window=32, feedback=True)
+DEFAULT_CODE = CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback")
 
 #: Most tokens that any option takes: the longest context of a configuration.
 MAX_TOKENS = 1 << 20

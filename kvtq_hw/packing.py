@@ -58,9 +58,8 @@ def token_bytes(config: EngineConfig, code: CacheCode) -> int:
 
 def cache_bytes(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """Bytes of a context of `tokens` tokens of one KV head, tiers included."""
-    tier = code.tier_tokens(tokens)
     tier_bytes = 2 * vector_bytes(config, code.tier_digits(config.max_planes), 1)
-    return tier * tier_bytes + (tokens - tier) * token_bytes(config, code)
+    return code.tiers.total(tokens, tier_bytes, token_bytes(config, code))
 
 
 def bits_per_element(config: EngineConfig, code: CacheCode, tokens: int) -> float:

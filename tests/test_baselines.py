@@ -10,7 +10,7 @@ from golden.backends import GoldenBackend
 from golden.baselines.bits import pack_bits, unpack_bits
 from golden.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
 from golden.baselines.layer import BASELINE_ATTENTION, BaselineLayer, LayerRules, TierRule
-from golden.baselines.tiers import AllButNewest, TieredVectors, WholeChunks
+from golden.baselines.tiers import TieredVectors, WholeChunks
 from golden.baselines.transformers_cache import resident_bytes
 from golden.calibration import calibrate
 from golden.catalog import BASELINE_EXAMPLES, parse_format
@@ -19,6 +19,7 @@ from golden.models import LanguageModel
 from golden.versions import Versions
 from kvtq_hw.config import load_config
 from kvtq_hw.errors import UserError
+from kvtq_hw.tiers import Tiers
 
 HALF = FloatCodec(torch.float16)
 
@@ -149,9 +150,9 @@ def test_a_vector_of_zeros():
 CPU = torch.device("cpu")
 TIERS = {
     "everything short": lambda: TieredVectors(TokenCodec(4, True), HALF, 0, lambda n: n, 16, CPU),
-    "window": lambda: TieredVectors(TokenCodec(2, False), HALF, 0, AllButNewest(5), 16, CPU),
+    "window": lambda: TieredVectors(TokenCodec(2, False), HALF, 0, Tiers(window=5).body, 16, CPU),
     "sinks and window": lambda: TieredVectors(
-        TokenCodec(3, True), TokenCodec(8, True), 2, AllButNewest(2 + 5), 16, CPU
+        TokenCodec(3, True), TokenCodec(8, True), 2, Tiers(2, 5).body, 16, CPU
     ),
     "groups of tokens": lambda: TieredVectors(ChannelCodec(2, 4), HALF, 0, WholeChunks(4), 16, CPU),
     "residual of groups": lambda: TieredVectors(

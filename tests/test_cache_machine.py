@@ -91,7 +91,7 @@ class Rules:
             feedback = CONDITIONING.key_feedback if key else CONDITIONING.value_feedback
             ratio = FEEDBACK_RATIOS[self.which][digits - 1]
         high = quantize(self.config, x, "balanced", code.tier, "absmean")
-        source = dequantize(self.config, high) if code.window else x
+        source = dequantize(self.config, high) if code.tiers.window else x
         body = quantize(
             self.config,
             source,
@@ -101,7 +101,7 @@ class Rules:
             ratio=ratio,
             feedback=feedback,
         )
-        first = high if code.window or code.sinks else body
+        first = high if code.tiers.window or code.tiers.sinks else body
         pair = [deep(first), deep(body)]
         if self.first is not None:
             pair = [Planes.join(p) for p in zip((self.first, self.second), pair, strict=True)]
@@ -115,7 +115,7 @@ class Rules:
     def high(self, tokens: int, context: int) -> torch.Tensor:
         """Which of the first tokens are in the tier while there are so many."""
         token = torch.arange(tokens)
-        return (token < self.code.sinks) | (token >= context - self.code.window)
+        return (token < self.code.tiers.sinks) | (token >= context - self.code.tiers.window)
 
     def planes(self, context: int) -> Planes:
         """Every token as it is when there are so many, [batch, kv_heads, context, 5, D]."""
@@ -133,11 +133,11 @@ class Rules:
         batch, kv_heads, tokens = first.shape
         result, running = [], torch.zeros(batch, kv_heads, dtype=torch.int64)
         for token in range(tokens):
-            sink = token < self.code.sinks
-            came = first if sink or self.code.window else second
+            sink = token < self.code.tiers.sinks
+            came = first if sink or self.code.tiers.window else second
             running = torch.maximum(running, came[:, :, token] * real[:, None, token])
-            left = token - self.code.window
-            if self.code.window and left >= self.code.sinks:
+            left = token - self.code.tiers.window
+            if self.code.tiers.window and left >= self.code.tiers.sinks:
                 running = torch.maximum(running, second[:, :, left] * real[:, None, left])
             result.append(running)
         return torch.stack(result, -1)
@@ -197,7 +197,9 @@ class CacheMachine(RuleBasedStateMachine):
         assert stored.revision is self.layer.revision is revision
         if not tokens:
             return
-        self.write(states, padding if not self.tokens and not self.code.sinks else [0] * batch)
+        self.write(
+            states, padding if not self.tokens and not self.code.tiers.sinks else [0] * batch
+        )
         self.check_pass(stored, tokens)
         if attends:
             self.attend(stored, tokens, generator)
@@ -218,10 +220,12 @@ class CacheMachine(RuleBasedStateMachine):
         before = self.tokens
         self.real = real if self.real is None else torch.cat((self.real, real), 1)
         body = [
-            max(0, n - self.code.sinks - self.code.window) if self.code.window else 0
+            max(0, n - self.code.tiers.sinks - self.code.tiers.window)
+            if self.code.tiers.window
+            else 0
             for n in (before, self.tokens)
         ]
-        self.behind = min(body[1] - body[0], self.code.window)
+        self.behind = min(body[1] - body[0], self.code.tiers.window)
 
     def visible(self, tokens: int) -> torch.Tensor:
         causal = torch.ones(tokens, self.tokens, dtype=torch.bool).tril(self.tokens - tokens)
@@ -308,9 +312,12 @@ class CacheMachine(RuleBasedStateMachine):
     def crop(self, tokens) -> None:
         self.step()
         before, kept = self.layer.revision, self.tokens - tokens
-        if tokens and kept > 0 and self.code.window:
-            body = [max(0, n - self.code.sinks - self.code.window) for n in (kept, self.tokens)]
-            back = body[1] - body[0] if kept > self.code.sinks else 0
+        if tokens and kept > 0 and self.code.tiers.window:
+            body = [
+                max(0, n - self.code.tiers.sinks - self.code.tiers.window)
+                for n in (kept, self.tokens)
+            ]
+            back = body[1] - body[0] if kept > self.code.tiers.sinks else 0
             if back > self.behind:
                 with pytest.raises(ValueError, match=r"^tokens_to_remove: .* or reset\(\)$"):
                     self.layer.crop(-tokens)

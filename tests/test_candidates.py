@@ -18,6 +18,7 @@ from kvtq_hw.estimates.candidates import (
     integers,
     ternary,
 )
+from kvtq_hw.tiers import Tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
@@ -41,7 +42,7 @@ def test_cycles_and_bytes_of_a_code() -> None:
 
 
 def test_tiers_count_in_planes_and_bytes() -> None:
-    tiered = ternary(TINY, CacheCode("balanced", 2, 1, sinks=1, window=2))
+    tiered = ternary(TINY, CacheCode("balanced", 2, 1, Tiers(sinks=1, window=2)))
     assert tiered.bytes(6) == 3 * 2 * (5 * 2 + 1) + 3 * (2 * 2 + 1 + 1 * 2 + 1)
     two = TINY.slices
     assert tiered.cycles(TINY, 6) == job_cycles(TINY, [two * (3 * 5 + 3 * 2)], [two * (3 * 5 + 3)])
@@ -52,7 +53,7 @@ def test_a_residual_code_stores_a_scale_a_plane() -> None:
 
 
 def test_runs_of_one_plane_come_one_by_one() -> None:
-    residual = ternary(TINY, CacheCode("residual", 3, 2, sinks=1))
+    residual = ternary(TINY, CacheCode("residual", 3, 2, Tiers(sinks=1)))
     wide = residual.engine(8, 3, 2)
     # a sink in five digits of one run: two slices of keys, three of values
     assert residual.layers[0].slices(wide, 10) == (2 + 9 * 3) + (3 + 9 * 2)
@@ -127,7 +128,7 @@ def test_tiers_of_conditioned_int4() -> None:
     assert conditioned.cycles(config, 37) == job_cycles(config, blocks, blocks)
     assert conditioned.layers[0].slices(config, 37) == 2 * sum(blocks)
     # in lanes of 8 bits the tier is like the rest
-    tiered = IntegerLayer(8, sinks=4, window=32)
+    tiered = IntegerLayer(8, Tiers(sinks=4, window=32))
     assert tiered.cycles(int8.config, 40) == int8.cycles(int8.config, 40)
 
 

@@ -25,7 +25,7 @@ def write(tmp_path, text: str = TABLE) -> str:
 def test_a_table_gives_each_layer_its_code(tmp_path):
     table = read_code(write(tmp_path))
     assert isinstance(table, CodeTable)
-    expected = (CacheCode("balanced", 3, 1, window=4), CacheCode("balanced", 2, 2, window=4))
+    expected = tuple(CacheCode.parse(f"balanced:{digits},window=4") for digits in ("3/1", "2/2"))
     assert table.for_layers(2) == expected
     assert table.most_digits == 3
     assert read_code(write(tmp_path, table.to_toml())) == table

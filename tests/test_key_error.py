@@ -21,7 +21,7 @@ from kvtq_hw.cli import run
 from kvtq_hw.codes import CacheCode, CodeTable
 
 CODES = [
-    CacheCode("balanced", 3, 2, sinks=4, window=32, feedback=True),
+    CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback"),
     CacheCode("balanced", 5, 5),
     CacheCode("balanced", 2, 2, feedback=True),
     CacheCode("residual", 4, 3),

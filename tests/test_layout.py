@@ -10,7 +10,7 @@ from kvtq_hw.cli import run
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import load_config
 from kvtq_hw.errors import UserError
-from kvtq_hw.layout import MemoryLayout, Region, TierCounts
+from kvtq_hw.layout import MemoryLayout, Region
 from kvtq_hw.packing import cache_bytes
 
 TINY = load_config("tiny")  # planes of 2 bytes, scales of 1, words of 4
@@ -77,23 +77,23 @@ def test_slots_over_the_life_of_a_context(code: str) -> None:
     vectors = layout_of(cache_code, tokens=40).heads[0][0].key
     sinks: list[int] = []
     body: list[int] = []
-    ring: list[int | None] = [None] * cache_code.window
+    ring: list[int | None] = [None] * cache_code.tiers.window
     for token in range(40):
-        if token < cache_code.sinks:
+        if token < cache_code.tiers.sinks:
             sinks.append(token)
-        elif cache_code.window:
-            slot = (token - cache_code.sinks) % cache_code.window
+        elif cache_code.tiers.window:
+            slot = (token - cache_code.tiers.sinks) % cache_code.tiers.window
             leaving = ring[slot]
             if leaving is not None:
                 body.append(leaving)
             ring[slot] = token
         else:
             body.append(token)
-        counts = TierCounts.of(cache_code, token + 1)
+        spread = cache_code.tiers.spread(token + 1)
         present = [t for t in ring if t is not None]
-        assert (counts.sinks, counts.body, counts.window) == (len(sinks), len(body), len(present))
+        assert spread == (len(sinks), len(body), len(present))
         if present:
-            assert ring[counts.window_start] == min(present)
+            assert ring[spread.window_start] == min(present)
         contents = ((vectors.sinks, sinks), (vectors.body, body), (vectors.window, ring))
         for region, tokens in contents:
             for slot, held in enumerate(tokens):

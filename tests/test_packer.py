@@ -97,7 +97,7 @@ def test_true_bits_of_the_default_code():
     # K: 3 planes of 13 bytes and one scale byte; V: 2 planes and one scale byte
     assert token_bytes(config, CacheCode("balanced", 3, 2)) == 3 * 13 + 1 + 2 * 13 + 1
     assert bits_per_element(config, CacheCode("balanced", 3, 2), 100) == 67 * 8 / 128
-    tiers = CacheCode("balanced", 3, 2, sinks=4, window=32)
+    tiers = CacheCode.parse("balanced:3/2,sinks=4,window=32")
     assert bits_per_element(config, tiers, 100) == (36 * 132 + 64 * 67) * 8 / 12800
     assert bits_per_element(config, tiers, 10) == 132 * 8 / 128
     assert token_bytes(config, CacheCode("residual", 4, 3)) == 7 * 13 + 7

@@ -67,10 +67,10 @@ def expected_planes(code: CacheCode, x: torch.Tensor, which: str) -> list[Planes
     for token in range(tokens):
         vector = x[..., token : token + 1, :]
         high = quantize(TINY, vector, "balanced", code.tier, "absmean")
-        if token < code.sinks or token >= tokens - code.window:
+        if token < code.tiers.sinks or token >= tokens - code.tiers.window:
             result.append(high)
             continue
-        source = dequantize(TINY, high) if code.window else vector
+        source = dequantize(TINY, high) if code.tiers.window else vector
         choice = code.scale_choice
         result.append(
             quantize(TINY, source, code.kind, digits, choice, ratio=ratio, feedback=feedback)
@@ -107,7 +107,7 @@ def test_tiers_do_not_depend_on_the_pieces_tokens_come_in(code, pieces):
     assert layer.stored_bytes() == 2 * cache_bytes(TINY, layer.code, 30)
     assert layer.keys.view().depths().tolist() == [
         layer.code.tier
-        if t < layer.code.sinks or t >= 30 - layer.code.window
+        if t < layer.code.tiers.sinks or t >= 30 - layer.code.tiers.window
         else layer.code.key_digits
         for t in range(30)
     ]
@@ -220,7 +220,7 @@ def test_left_padding_changes_no_bit():
 def test_cropping_the_newest_update_leaves_what_was_there_before(code, pieces):
     """Tokens that left the window because of what is forgotten are in the tier again."""
     keys, values = states(1, 30)
-    for removed in range(1, min(CacheCode.parse(code).window, pieces[-1]) + 1):
+    for removed in range(1, min(CacheCode.parse(code).tiers.window, pieces[-1]) + 1):
         layer, start = layer_for(code), 0
         for length in pieces:
             part = slice(start, start + length)

@@ -24,10 +24,10 @@ from golden.baselines.codecs import Codec, FloatCodec, TokenCodec
 from golden.baselines.format import BaselineFormat
 from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import divides, integer, split
-from golden.baselines.tiers import AllButNewest
 from golden.feedback import Feedback
 from golden.formats import FormatInputs
 from kvtq_hw.errors import UserError
+from kvtq_hw.tiers import NO_TIERS, Tiers
 
 __all__ = ["EXAMPLES", "parse"]
 
@@ -44,19 +44,18 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     bits = int(match[1])
     group = integer(text, settings, "group", 0, 1) or None
     divides(text, group, inputs.language_model.head_dim)
-    sinks = integer(text, settings, "sinks", 0, 1)
-    window = integer(text, settings, "window", 0, 1)
+    tiers = Tiers(*(integer(text, settings, name, 0, 1) for name in ("sinks", "window")))
     short = TokenCodec(bits, "asymmetric" not in settings, group, "clip" in settings)
     # without a window every token is rounded when it comes, and nothing is held in between
-    long: Codec = TokenCodec(8, True) if sinks or window else FloatCodec(torch.float32)
+    long: Codec = TokenCodec(8, True) if tiers != NO_TIERS else FloatCodec(torch.float32)
 
     def rule(feedback: Feedback | None) -> TierRule:
         matrices = None if feedback is None else _matrices(feedback)
         return TierRule(
             replace(short, feedback=matrices),
             long,
-            AllButNewest(sinks + window),
-            sinks,
+            tiers.body,
+            tiers.sinks,
         )
 
     if "conditioned" not in settings:

@@ -17,9 +17,10 @@ from golden.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
 from golden.baselines.format import BaselineFormat
 from golden.baselines.layer import LayerRules, TierRule
 from golden.baselines.spelling import divides, integer, split
-from golden.baselines.tiers import AllButNewest, WholeChunks
+from golden.baselines.tiers import WholeChunks
 from golden.formats import FormatInputs
 from kvtq_hw.errors import UserError
+from kvtq_hw.tiers import Tiers
 
 __all__ = ["EXAMPLES", "parse"]
 
@@ -42,7 +43,7 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     divides(text, group, inputs.language_model.head_dim)
     half = FloatCodec(torch.float16)
     keys = TierRule(ChannelCodec(bits, group), half, WholeChunks(window))
-    values = TierRule(TokenCodec(bits, False, group), half, AllButNewest(window))
+    values = TierRule(TokenCodec(bits, False, group), half, Tiers(window=window).body)
     return BaselineFormat(
         text, __name__, (LayerRules(keys, values),) * inputs.language_model.layers
     )

@@ -17,26 +17,12 @@ from torch import Tensor
 from golden.baselines.codecs import Codec
 from golden.versions import Versions
 
-__all__ = ["AllButNewest", "TieredVectors", "VersionedVectors", "WholeChunks", "never"]
+__all__ = ["TieredVectors", "VersionedVectors", "WholeChunks", "never"]
 
 
 def never(tokens: int) -> int:
     """No token ever turns short."""
     return 0
-
-
-@dataclass(frozen=True)
-class AllButNewest:
-    """All tokens are short but the newest, and as many others as are sinks.
-
-    long : how many these are together
-    """
-
-    long: int
-
-    def __call__(self, tokens: int) -> int:
-        """Short ones of so many tokens."""
-        return max(0, tokens - self.long)
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvtq_hw.codes import CacheCode, CodeTable, by_token
+from kvtq_hw.codes import CacheCode, CodeTable
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.cycle_model import code_bound, code_job_cycles, token_job_cycles
 from kvtq_hw.errors import UserError
 from kvtq_hw.packing import cache_bytes, scale_bytes
+from kvtq_hw.tiers import NO_TIERS, Tiers
 
 __all__ = [
     "Candidate",
@@ -31,8 +32,8 @@ __all__ = [
 TIER_BITS = 8
 
 #: INT4 with what the ternary codes have, as `kvtq-hw eval` spells it.
-_SINKS, _WINDOW = 4, 32
-CONDITIONED_INT4 = f"int4,conditioned,feedback,sinks={_SINKS},window={_WINDOW}"
+_TIERS = Tiers(sinks=4, window=32)
+CONDITIONED_INT4 = f"int4,conditioned,feedback,sinks={_TIERS.sinks},window={_TIERS.window}"
 
 
 class LayerFormat(Protocol):
@@ -79,29 +80,27 @@ class IntegerLayer:
     """
 
     bits: int
-    sinks: int = 0
-    window: int = 0
+    tiers: Tiers = NO_TIERS
 
     def cycles(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`."""
-        slices = [config.slices * number for number in self._passes(tokens)]
+        slices = self.tiers.per_token(tokens, *self._token_slices(config))
         return token_job_cycles(config, slices, slices)
 
     def slices(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`."""
-        return 2 * config.slices * sum(self._passes(tokens))
+        return 2 * self.tiers.total(tokens, *self._token_slices(config))
 
     def bytes(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`; a scale is as long as the engine's."""
-        tier = min(tokens, self.sinks + self.window)
-        return 2 * sum(
-            number * (-(-config.head_dim * bits // 8) + scale_bytes(config))
-            for number, bits in ((tier, TIER_BITS), (tokens - tier, self.bits))
+        tier, body = (
+            -(-config.head_dim * bits // 8) + scale_bytes(config) for bits in (TIER_BITS, self.bits)
         )
+        return 2 * self.tiers.total(tokens, tier, body)
 
-    def _passes(self, tokens: int) -> list[int]:
-        """Slices of each token's vector, by slice of the head dimension."""
-        return by_token(tokens, self.sinks, self.window, -(-TIER_BITS // self.bits), 1)
+    def _token_slices(self, config: EngineConfig) -> tuple[int, int]:
+        """Slices per vector in the tier and in the body."""
+        return -(-TIER_BITS // self.bits) * config.slices, config.slices
 
 
 @dataclass(frozen=True)
@@ -220,5 +219,5 @@ def integers(config: EngineConfig) -> list[Candidate]:
     return [
         Candidate("INT8", int8, "int8", (IntegerLayer(8),)),
         Candidate("INT4", int4, "int4", (IntegerLayer(4),)),
-        Candidate("INT4 conditioned", int4, CONDITIONED_INT4, (IntegerLayer(4, _SINKS, _WINDOW),)),
+        Candidate("INT4 conditioned", int4, CONDITIONED_INT4, (IntegerLayer(4, _TIERS),)),
     ]

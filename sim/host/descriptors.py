@@ -9,7 +9,7 @@ from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS, RESIDUAL_RATIOS, 
 from kvtq_hw.codes import CacheCode
 from kvtq_hw.config import EngineConfig
 from kvtq_hw.errors import UserError
-from kvtq_hw.layout import MemoryLayout, TierCounts, VectorKind
+from kvtq_hw.layout import MemoryLayout, VectorKind
 
 __all__ = ["HeadDescriptors", "check_code"]
 
@@ -92,18 +92,19 @@ class HeadDescriptors:
         first : nothing that was written before counts for the value exponent
         value_exponent : what it is at least
         """
-        counts = TierCounts.of(self._code, tokens)
-        before = TierCounts.of(self._code, tokens - 1) if append else counts
+        tiers = self._code.tiers
+        spread = tiers.spread(tokens)
+        before = tiers.spread(tokens - 1) if append else spread
         return self._static | {
             "append": append,
             "attend": query_exponent is not None,
             "first": first,
-            "leaving": bool(self._code.window) and counts.body > before.body,
+            "leaving": bool(tiers.window) and spread.body > before.body,
             "tokens": tokens,
-            "sink_tokens": counts.sinks,
-            "body_tokens": counts.body,
-            "window_tokens": counts.window,
-            "window_start": counts.window_start,
+            "sink_tokens": spread.sinks,
+            "body_tokens": spread.body,
+            "window_tokens": spread.window,
+            "window_start": spread.window_start,
             "value_exponent": value_exponent,
             "query_exponent": list(query_exponent or [0] * self._config.query_group),
         }

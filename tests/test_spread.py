@@ -1,0 +1,163 @@
+"""Tiers of a context: every count and sum against a walk over the tokens, one by one."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from golden.allocator import digits_for_bits, digits_for_cycles
+from kvtq_hw.codes import CacheCode
+from kvtq_hw.config import load_config
+from kvtq_hw.cycle_model import code_bound, code_job_cycles, token_job_cycles, token_slices
+from kvtq_hw.errors import UserError
+from kvtq_hw.estimates.candidates import IntegerLayer
+from kvtq_hw.packing import cache_bytes, vector_bytes
+from kvtq_hw.tiers import NO_TIERS, Tiers
+
+TINY = load_config("tiny")
+COUNTS = st.integers(0, 12)
+TIERS = st.builds(Tiers, COUNTS, COUNTS)
+TOKENS = st.integers(0, 40)
+DIGITS = st.integers(1, 5)
+CODES = st.builds(
+    CacheCode, st.sampled_from(("balanced", "residual")), DIGITS, DIGITS, TIERS, DIGITS
+)
+# its planes a cycle divide no number of digits
+WIDE = TINY.replace(key_planes_per_cycle=3, value_planes_per_cycle=2)
+CONFIGS = st.sampled_from((TINY, WIDE, TINY.replace(max_planes=5, packing="2bit")))
+
+every = settings(max_examples=200, deadline=None, derandomize=True)
+
+
+def parts(tiers: Tiers, tokens: int) -> list[str]:
+    """The part of each token, by moving tokens: a ring of the newest, the oldest goes to the body.
+
+    Nothing is counted here: each token comes, and the token that it pushes out of the window goes.
+    """
+    place: list[str] = []
+    window: list[int] = []
+    for token in range(tokens):
+        if len([name for name in place if name == "sinks"]) < tiers.sinks:
+            place.append("sinks")
+            continue
+        place.append("window")
+        window.append(token)
+        while len(window) > tiers.window:
+            place[window.pop(0)] = "body"
+    return place
+
+
+@every
+@given(TIERS, TOKENS)
+def test_spread_counts_the_tokens_of_each_part(tiers, tokens):
+    found = parts(tiers, tokens)
+    spread = tiers.spread(tokens)
+    assert spread._asdict() == {name: found.count(name) for name in ("sinks", "body", "window")}
+    assert tiers.body(tokens) == spread.body
+    assert found == ["sinks"] * spread.sinks + ["body"] * spread.body + ["window"] * spread.window
+
+
+@every
+@given(TIERS, TOKENS)
+def test_the_window_starts_where_the_ring_has_its_oldest_token(tiers, tokens):
+    ring: list[int | None] = [None] * tiers.window
+    for token in range(tiers.sinks, tokens):
+        if ring:
+            ring[(token - tiers.sinks) % tiers.window] = token
+    held = [token for token in ring if token is not None]
+    start = tiers.spread(tokens).window_start
+    assert (ring[start] == min(held)) if held else start == 0
+
+
+@every
+@given(TIERS, TOKENS, st.integers(0, 99), st.integers(0, 99))
+def test_numbers_of_tokens_and_their_sum(tiers, tokens, tier, body):
+    expected = [body if part == "body" else tier for part in parts(tiers, tokens)]
+    assert tiers.per_token(tokens, tier, body) == expected
+    assert tiers.total(tokens, tier, body) == sum(expected)
+
+
+@pytest.mark.parametrize("counts", [{"sinks": -1}, {"window": -1}])
+def test_negative_tiers_are_refused(counts):
+    [name] = counts
+    with pytest.raises(ValueError, match=rf"^{name}: -1 is not allowed; must be at least 0$"):
+        Tiers(**counts)
+
+
+def test_no_tiers():
+    assert NO_TIERS.spread(7) == (0, 7, 0)
+
+
+# --- who asks -------------------------------------------------------------------------------------
+
+
+@every
+@given(CONFIGS, CODES, st.integers(1, 40))
+def test_planes_bytes_and_cycles_of_a_code(config, code, tokens):
+    """Token by token: balanced digits in the tier, no more than the engine has planes."""
+    tier = min(code.tier, config.max_planes)
+    size, slices = 0, {"key": [], "value": []}
+    sides = (
+        ("key", code.key_digits, config.key_planes_per_cycle),
+        ("value", code.value_digits, config.value_planes_per_cycle),
+    )
+    for side, digits, per_cycle in sides:
+        planes = []
+        for part in parts(code.tiers, tokens):
+            short = part == "body"
+            planes.append(digits if short else tier)
+            runs = digits if short and code.kind == "residual" else 1
+            size += vector_bytes(config, planes[-1], runs)
+            slices[side].append(config.slices * token_slices(per_cycle, planes[-1], runs))
+        assert code.planes(digits, tokens, config.max_planes) == planes
+    assert cache_bytes(config, code, tokens) == size
+    assert code_bound(config, code, tokens) == sum(slices["key"] + slices["value"])
+    assert code_job_cycles(config, code, tokens) == token_job_cycles(
+        config, slices["key"], slices["value"]
+    )
+
+
+@every
+@given(st.sampled_from((2, 4, 8)), TIERS, st.integers(1, 40))
+def test_bytes_and_slices_of_integers(bits, tiers, tokens):
+    layer = IntegerLayer(bits, tiers)
+    of_tokens = [bits if part == "body" else 8 for part in parts(tiers, tokens)]
+    assert TINY.scale_bits <= 8
+    assert layer.bytes(TINY, tokens) == 2 * sum(TINY.head_dim * n // 8 + 1 for n in of_tokens)
+    slices = [TINY.slices * max(1, n // bits) for n in of_tokens]
+    assert layer.slices(TINY, tokens) == 2 * sum(slices)
+    assert layer.cycles(TINY, tokens) == token_job_cycles(TINY, slices, slices)
+
+
+@every
+@given(CODES, st.integers(1, 40), st.integers(0, 16))
+def test_budgets_are_spent_on_the_body_alone(code, tokens, spare):
+    """A budget of exactly some digits buys them, and one less buys one digit less.
+
+    What those digits cost is counted from the bytes and the slices of codes that have them.
+    """
+    code = CacheCode("balanced", 1, 1, code.tiers, code.tier)
+    layers, kv_heads = 2, 3
+    digits = 4 + spare  # of four tensors with at most five each
+    body = code.tiers.body(tokens)
+    key, value = divmod(digits, 4)
+    spread = [key + (index < value) for index in range(4)]
+    codes = [code.with_digits(*pair) for pair in (spread[:2], spread[2:])]
+    size = sum(cache_bytes(TINY, of_layer, tokens) for of_layer in codes)
+    elements = 2 * layers * TINY.head_dim * tokens
+    bits = 8 * size / elements
+    assert digits_for_bits(TINY, code, layers, bits + 1e-9, tokens) == (digits if body else 20)
+    cycles = kv_heads * sum(code_bound(TINY, of_layer, tokens) for of_layer in codes)
+    assert digits_for_cycles(TINY, code, layers, kv_heads, cycles, tokens) == (
+        digits if body else 20
+    )
+    for function, budget in (
+        (lambda b: digits_for_bits(TINY, code, layers, b, tokens), bits - 1e-9),
+        (lambda b: digits_for_cycles(TINY, code, layers, kv_heads, b, tokens), cycles - 1),
+    ):
+        if digits == 4 or not body:
+            with pytest.raises(UserError, match="is too small"):
+                function(budget)
+        else:
+            assert function(budget) == digits - 1
