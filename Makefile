@@ -1,7 +1,7 @@
 # make demo   a language model decodes with its attention computed by the generated RTL
 # make test   every test, on Verilator and on Icarus Verilog
 # make report area, cycles, bits and quality on one page, build/report/report.html
-# make lint   ruff and mypy
+# make lint   ruff, mypy and import-linter
 # make mutants small mistakes in the sources, one at a time: does a test notice each?
 # make fuzz   a thousand spoiled inputs of every format that a command reads
 # make clean  remove what was built (not .venv and .tools, which are what takes time)
@@ -40,7 +40,7 @@ model: $(SETUP)
 
 # The system's own if it is recent enough; else a copy in the tools folder.
 icarus: $(SETUP)
-	@$(BIN)/python -c 'from kvtq_hw.toolchain import icarus; icarus()' 2>/dev/null || \
+	@$(BIN)/python -c 'from kvtq_hw.host.toolchain import icarus; icarus()' 2>/dev/null || \
 		sh scripts/fetch_icarus.sh "$(TOOLS)/iverilog"
 
 demo: $(SETUP) model
@@ -65,11 +65,12 @@ lint: $(SETUP)
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@PYTHONPATH=. $(BIN)/lint-imports
 
 # `make mutants MUTANTS="--only rtl/scheduler.py --sample 30 --jobs 2"`; docs/verification.md
 mutants: $(SETUP) icarus
 	@PYTHONPATH=scripts nice $(BIN)/python -m mutants $(MUTANTS)
 
 clean:
-	rm -rf build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -15,11 +15,11 @@ from dataclasses import replace
 import click
 import numpy as np
 
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import code_bound
-from kvtq_hw.layout import MemoryLayout
-from kvtq_hw.options import preset_option
+from kvtq_hw.commands.frame.options import preset_option
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.cycle_model import code_bound
+from kvtq_hw.contract.layout import MemoryLayout
 from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import (
     DDR4,

@@ -15,10 +15,10 @@ import click
 import numpy as np
 
 from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import bound_cycles
-from kvtq_hw.options import preset_option
+from kvtq_hw.commands.frame.options import preset_option
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.cycle_model import bound_cycles
 from rtl.blocks import create_block
 from sim.bench.append_cases import leaving_tasks, new_tasks, run_tasks
 from sim.bench.vector_code import VectorCode, random_matrices

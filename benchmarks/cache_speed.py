@@ -25,13 +25,13 @@ import click
 import torch
 from transformers import Cache, DynamicCache
 
-from golden.calibration import load_or_calibrate
-from golden.catalog import parse_format
-from golden.formats import CacheFormat, FormatInputs
-from golden.models import LanguageModel, load_model
-from golden.quality import DEFAULT_CHUNK, cut_segments, documentation_text
-from golden.versions import SinglePrecisionBackend
-from kvtq_hw.files import json_text, write_text
+from golden.attend.versions import SinglePrecisionBackend
+from golden.llm.calibration import load_or_calibrate
+from golden.llm.models import LanguageModel, load_model
+from golden.study.catalog import parse_format
+from golden.study.formats import CacheFormat, FormatInputs
+from golden.study.quality import DEFAULT_CHUNK, cut_segments, documentation_text
+from kvtq_hw.contract.files import json_text, write_text
 
 CODES = (
     "fp16",

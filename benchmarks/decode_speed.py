@@ -14,13 +14,13 @@ from pathlib import Path
 import click
 import torch
 
-from golden.backends import FloatBackend
-from golden.decoding import Decoded, decode_unquantized
-from golden.models import LanguageModel, load_model
-from golden.quality import documentation_text
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.files import json_text, write_text
-from kvtq_hw.session import load_session, on_engine
+from golden.attend.backends import FloatBackend
+from golden.llm.decoding import Decoded, decode_unquantized
+from golden.llm.models import LanguageModel, load_model
+from golden.study.quality import documentation_text
+from kvtq_hw.commands.frame.session import load_session, on_engine
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.files import json_text, write_text
 
 CONTEXT = 64
 CODE = CacheCode("balanced", 3, 2)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import click
 
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import bound_cycles, uniform_job_cycles
-from kvtq_hw.options import preset_option
+from kvtq_hw.commands.frame.options import preset_option
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.cycle_model import bound_cycles, uniform_job_cycles
 from sim.bench.cases import random_case
 from sim.verilated.engine import VerilatedEngine
 

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from golden.cache.memory_image import MemoryImage
+from golden.cache.tiered_store import TieredStore
 from golden.conditioning import Conditioning
 from golden.engine import Attention, attend
-from golden.memory_image import MemoryImage
 from golden.output_rotator import output_rotator
 from golden.queries import Queries
 from golden.query_conditioner import query_conditioner
-from golden.tiered_store import TieredStore
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import VECTOR_MAX, EngineConfig
-from kvtq_hw.layout import VectorKind
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
+from kvtq_hw.contract.layout import VectorKind
 
 __all__ = ["KvHead"]
 

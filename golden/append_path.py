@@ -11,7 +11,7 @@ from torch import Tensor
 from golden.hadamard import hadamard
 from golden.planes import Planes
 from golden.record_packer import pack_record
-from kvtq_hw.config import VECTOR_MAX, EngineConfig
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
 
 __all__ = ["condition", "records"]
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from golden.compiled import Array, compiled
 from golden.feedback import Feedback
 from golden.hadamard import hadamard, inverse_hadamard
-from kvtq_hw.config import VECTOR_MAX
+from kvtq_hw.contract.config import VECTOR_MAX
 
 __all__ = ["Conditioning", "to_integers"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from golden.planes import Planes
 from golden.scale import decode_scale
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["dequantize"]
 

@@ -17,7 +17,7 @@ from golden.queries import Queries
 from golden.select_accumulate import accumulate, block_sums
 from golden.select_add import select_add
 from golden.weight_scaler import weight_scaler
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["Attention", "Recent", "attend", "value_exponent"]
 

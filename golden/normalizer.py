@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from golden.fixed_point import rshift_round, saturate
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["normalizer"]
 

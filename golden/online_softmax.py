@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from golden.fixed_point import rshift_round
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["BlockWeights", "exp2_table", "online_softmax"]
 

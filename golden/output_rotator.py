@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from golden.hadamard import transposed_hadamard
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["output_rotator"]
 

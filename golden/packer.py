@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from golden.unpacker import decode_table
-from kvtq_hw.packing import DIGITS_PER_BYTE, Packing
+from kvtq_hw.contract.packing import DIGITS_PER_BYTE, Packing
 
 __all__ = ["encode_table", "pack"]
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from golden.fixed_point import rshift_round, saturate
 from golden.planes import Planes
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["plane_scaler"]
 

@@ -26,8 +26,8 @@ from golden.feedback import Feedback
 from golden.fixed_point import rshift_round, saturate
 from golden.planes import Planes
 from golden.scale import decode_scale, encode_scale
-from kvtq_hw.codes import SCALE_CHOICES, CodeKind, ScaleChoice
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.codes import SCALE_CHOICES, CodeKind, ScaleChoice
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = [
     "ABSMEAN_BITS",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvtq_hw.config import VECTOR_MAX, EngineConfig
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
 
 __all__ = ["Queries", "quantize_queries"]
 

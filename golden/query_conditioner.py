@@ -12,7 +12,7 @@ import torch
 from golden.fixed_point import rshift_round
 from golden.hadamard import hadamard
 from golden.queries import Queries
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["query_conditioner"]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from golden.packer import pack
 from golden.planes import Planes
 from golden.scale import join_scale
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import scale_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import scale_bytes
 
 __all__ = ["pack_record"]
 

@@ -1,4 +1,4 @@
-"""Golden record unpacker: the bytes of records (`kvtq_hw.layout`) to planes."""
+"""Golden record unpacker: the bytes of records (`kvtq_hw.contract.layout`) to planes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 from golden.planes import Planes
 from golden.scale import split_scale
 from golden.unpacker import unpack
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.layout import VectorKind
-from kvtq_hw.packing import plane_bytes, scale_bytes, vector_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.packing import plane_bytes, scale_bytes, vector_bytes
 
 __all__ = ["unpack_records"]
 

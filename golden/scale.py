@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from golden.fixed_point import rshift_round
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["decode_scale", "encode_scale", "join_scale", "split_scale"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import JobStatus
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import JobStatus
 
 __all__ = ["job_parts", "job_problem"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from golden.feedback import Feedback
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["factor_words", "load_words"]
 

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from kvtq_hw.errors import UserError
-from kvtq_hw.files import write_bytes
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import write_bytes
 
 __all__ = ["Expected", "read_metadata", "read_tensors", "write_tensors"]
 

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from kvtq_hw.packing import Packing, plane_bytes
+from kvtq_hw.contract.packing import Packing, plane_bytes
 
 __all__ = ["decode_5in8", "decode_table", "unpack"]
 

@@ -1,5 +1,5 @@
 """`python -m kvtq_hw` is `kvtq-hw`."""
 
-from kvtq_hw.cli import main
+from kvtq_hw.commands.frame.cli import main
 
 main()

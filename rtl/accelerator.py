@@ -6,8 +6,8 @@ from amaranth.hdl import Cat, Module, ResetInserter, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import ADDRESS_BITS, WORD_BYTES
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES
 from rtl.append_path import AppendPath
 from rtl.axi import Axi4, Axi4Lite, AxiStream, join
 from rtl.control import Control

@@ -7,7 +7,7 @@ from typing import Any
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib.wiring import connect, flipped
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.drain_queue import DrainQueue
 from rtl.layouts import Operation, accumulator_layout
 

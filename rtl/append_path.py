@@ -8,8 +8,8 @@ from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from kvtq_hw.config import VECTOR_MAX, EngineConfig
-from kvtq_hw.packing import vector_bytes
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
+from kvtq_hw.contract.packing import vector_bytes
 from rtl.dequantizer import Dequantizer
 from rtl.hadamard import Hadamard
 from rtl.layouts import (

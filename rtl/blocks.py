@@ -12,9 +12,8 @@ import importlib
 
 from amaranth.lib import wiring
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.sources import source_digest
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
 from rtl.verilog import config_header, emit
 
 __all__ = [
@@ -25,7 +24,6 @@ __all__ = [
     "check_block",
     "create_block",
     "emit_block",
-    "hardware_digest",
     "module_name",
 ]
 
@@ -105,19 +103,6 @@ def emit_block(name: str, config: EngineConfig, *, all_names: bool = False) -> s
     top = module_name(name)
     header = config_header(top, config)
     return emit(create_block(name, config), top, header, all_names=all_names)
-
-
-def hardware_digest(name: str | None = None) -> str:
-    """Return the digest of the sources of a block's Verilog; of the engine's without a name.
-
-    Raises
-    ------
-    UserError
-        For a name that is not in `BLOCKS`.
-    """
-    name = name or "engine"
-    check_block(name)
-    return source_digest("rtl.verilog", f"rtl.{name}")
 
 
 def module_name(name: str) -> str:

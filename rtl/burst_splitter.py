@@ -6,7 +6,7 @@ from amaranth.hdl import Module, Mux, Signal, unsigned
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["BurstSplitter", "burst_layout", "request_layout"]
 

@@ -7,8 +7,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
 from rtl.axi import Axi4Lite, Response
 from rtl.layouts import ABSMEAN_CONSTANT_BITS
 from rtl.skid_buffer import SkidBuffer
@@ -50,7 +50,7 @@ def descriptor_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def job_end_layout() -> data.StructLayout:
-    """How a job ended: a `kvtq_hw.registers.JobStatus`."""
+    """How a job ended: a `kvtq_hw.contract.registers.JobStatus`."""
     return data.StructLayout({"status": unsigned(_STATUS_BITS)})
 
 

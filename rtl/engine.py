@@ -6,7 +6,7 @@ from amaranth.hdl import Const, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.layouts import (
     counters_layout,
     job_layout,
@@ -37,7 +37,7 @@ class Engine(wiring.Component):
     The cache format decides on the lanes: select-add and select-accumulate for ternary planes, and
     multiplying ones in the comparison engines. All else is the same.
 
-    Steady state is one plane slice a cycle; `kvtq_hw.cycle_model` gives the cycles of a job.
+    Steady state is one plane slice a cycle; `cycle_model` gives the cycles of a job.
 
     Attributes
     ----------

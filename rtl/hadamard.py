@@ -8,7 +8,7 @@ from amaranth.hdl import Array, C, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig, signed_bits
 from rtl.layouts import conditioned_layout, element_layout
 
 __all__ = ["Hadamard", "Walsh", "negative_signs"]

@@ -4,8 +4,8 @@ from amaranth.hdl import signed, unsigned
 from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
-from kvtq_hw.packing import plane_bytes
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig, signed_bits
+from kvtq_hw.contract.packing import plane_bytes
 
 __all__ = [
     "ABSMEAN_CONSTANT_BITS",

@@ -7,8 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes, vector_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes, vector_bytes
 from rtl.burst_splitter import request_layout
 from rtl.layouts import coded_plane_layout
 from rtl.memory_layouts import fetch_layout, word_layout

@@ -8,7 +8,7 @@ from amaranth.hdl import Shape, ShapeLike
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import Flow
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.axi import BusSignature
 from rtl.blocks import INTEGER_LANES, TERNARY_LANES, create_block
 from rtl.verilog import generator_version, port_members

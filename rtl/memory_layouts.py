@@ -5,8 +5,8 @@ from __future__ import annotations
 from amaranth.hdl import unsigned
 from amaranth.lib import data
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import vector_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import vector_bytes
 
 __all__ = [
     "APPEND_BITS",
@@ -58,7 +58,7 @@ def piece_layout(config: EngineConfig) -> data.StructLayout:
 def read_job_layout(config: EngineConfig) -> data.StructLayout:
     """What the attention of a job reads.
 
-    key, value : addresses of the three regions (`kvtq_hw.layout`), each at a word
+    key, value : addresses of the three regions (`kvtq_hw.contract.layout`), each at a word
     tier_digits : planes of records in sinks and window
     key_digits, value_digits, residual : format of the body
     sink_tokens, body_tokens, window_tokens : tokens of each tier, together at least 1

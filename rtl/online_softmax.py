@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.fixed_point import rshift_round
 from rtl.layouts import score_layout, sum_layout, weight_layout
 from rtl.pipeline import Pipeline

@@ -6,7 +6,7 @@ from amaranth.hdl import Array, C, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.hadamard import Walsh, negative_signs
 from rtl.layouts import output_layout, output_task_layout, rotated_output_layout
 from rtl.pipeline import Pipeline

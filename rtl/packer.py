@@ -8,8 +8,8 @@ from amaranth.hdl import C, Cat, Module, Mux, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import DIGITS_PER_BYTE, Packing
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import DIGITS_PER_BYTE, Packing
 from rtl.layouts import packed_plane_layout, plane_layout
 from rtl.pipeline import Pipeline
 

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig, signed_bits
+from kvtq_hw.contract.config import EngineConfig, signed_bits
 from rtl.fixed_point import rshift_round, saturate, triple
 from rtl.layouts import key_sums_layout, score_layout
 from rtl.pipeline import Pipeline

@@ -6,7 +6,7 @@ from amaranth.hdl import Array, C, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import VECTOR_MAX, EngineConfig, signed_bits
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig, signed_bits
 from rtl.fixed_point import rshift_round
 from rtl.hadamard import Walsh, negative_signs
 from rtl.layouts import (

@@ -6,8 +6,8 @@ from amaranth.hdl import Array, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import vector_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import vector_bytes
 from rtl.memory_layouts import largest_record_bytes
 
 __all__ = ["RecordBytes"]

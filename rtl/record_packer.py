@@ -7,8 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes
 from rtl.layouts import Trit, byte_layout, coded_element_layout
 from rtl.packer import encode_byte
 

@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.axi import Axi4Read, Response, drive_attributes
 from rtl.burst_splitter import BurstSplitter, burst_layout
 from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout

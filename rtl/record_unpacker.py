@@ -1,4 +1,4 @@
-"""Record unpacker: memory words to plane slices. What a record is, `kvtq_hw.layout` says."""
+"""Record unpacker: memory words to plane slices. What a record is, `layout` says."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, ValueLike
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.packing import plane_bytes, scale_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import plane_bytes, scale_bytes
 from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
 from rtl.memory_layouts import piece_layout, word_layout
 from rtl.pipeline import Pipeline

@@ -7,7 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out, connect, flipped
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.axi import Axi4Write, Response, drive_attributes
 from rtl.burst_splitter import BurstSplitter, request_layout
 from rtl.layouts import byte_layout

@@ -7,8 +7,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import JobStatus
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import JobStatus
 from rtl.axi import Response
 from rtl.control import descriptor_layout, job_end_layout
 from rtl.layouts import append_task_layout, query_task_layout, value_exponent_task_layout

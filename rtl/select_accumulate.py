@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.accumulator_bank import AccumulatorBank
 from rtl.fixed_point import select, triple
 from rtl.layouts import Trit, accumulate_layout, accumulator_layout

@@ -6,7 +6,7 @@ from amaranth.hdl import Cat, Module, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.adder_tree import add_levels, tree_stages
 from rtl.fixed_point import select, triple
 from rtl.layouts import key_sums_layout, select_add_layout

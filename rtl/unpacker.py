@@ -8,7 +8,7 @@ from amaranth.hdl import Cat, Module, Mux, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.layouts import packed_plane_layout, plane_layout
 from rtl.pipeline import Pipeline
 

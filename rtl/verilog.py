@@ -15,8 +15,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import Member
 
 from kvtq_hw import __version__
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.files import scratch_folder
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.files import scratch_folder
 from rtl.axi import BusSignature
 from rtl.yosys import run_yosys, yosys_version
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
 
 __all__ = ["YosysError", "run_yosys", "yosys_version"]
 

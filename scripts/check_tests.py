@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvtq_hw.toolchain import SIMULATORS
+from kvtq_hw.host.toolchain import SIMULATORS
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHES = ROOT / "sim" / "benches"

@@ -13,7 +13,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kvtq_hw.estimates.liberty import Group, load_liberty
+from kvtq_hw.estimates.liberty import load_liberty
+from kvtq_hw.estimates.liberty_format import Group
 
 PREFIX = "sky130_fd_sc_hd__"
 #: Kinds of cells: with any of the others the area gets larger, or no better. Flip-flops with enable

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 from sim.bench.runner import run_bench
 
 TINY = load_config("tiny")

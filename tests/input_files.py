@@ -13,11 +13,11 @@ from safetensors.torch import save
 from tiny_model import prompt, tiny_model
 from torch import Tensor
 
-from golden.calibration import Calibration, calibrate, save_calibration
-from golden.capture import CaptureBackend
-from golden.decoding import decode, make_cache
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
+from golden.llm.calibration import Calibration, calibrate, save_calibration
+from golden.llm.capture import CaptureBackend
+from golden.llm.decoding import decode, make_cache
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
 
 CONFIG = 'name = "mine"\nhead_dim = 8\nquery_group = 2\nlanes = 4\nmax_context = 64\nblock = 4\n'
 

@@ -6,7 +6,7 @@ import pytest
 from test_decoding import arguments
 from test_engine_backend import report_of
 
-from kvtq_hw.cli import run
+from kvtq_hw.commands.frame.cli import run
 from sim.backends.accelerator import AcceleratorBackend
 
 

@@ -9,23 +9,23 @@ import pytest
 import torch
 from tiny_model import prompt, tiny_model
 
-from golden.allocator import (
+from golden.attend.attention import ATTENTION
+from golden.attend.backends import FloatBackend, GoldenBackend
+from golden.llm.calibration import Calibration, calibrate
+from golden.llm.decoding import decode, make_cache
+from golden.llm.sampling import sample_tokens
+from golden.study.allocator import (
     allocate,
     code_table,
     digits_for_bits,
     digits_for_cycles,
     measure_sensitivity,
 )
-from golden.attention import ATTENTION
-from golden.backends import FloatBackend, GoldenBackend
-from golden.calibration import Calibration, calibrate
-from golden.decoding import decode, make_cache
-from golden.sampling import sample_tokens
-from kvtq_hw.cli import run
-from kvtq_hw.codes import CacheCode, CodeTable
-from kvtq_hw.config import load_config
-from kvtq_hw.cycle_model import bound_cycles
-from kvtq_hw.errors import UserError
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.cycle_model import bound_cycles
+from kvtq_hw.contract.errors import UserError
 
 TINY = load_config("tiny")
 CODE = CacheCode.parse("balanced:1/1,sinks=2,window=5,feedback")
@@ -188,9 +188,9 @@ def test_sensitivity_is_the_divergence_of_one_short_tensor():
 def test_command_writes_a_table_that_a_model_decodes_with(tmp_path, monkeypatch, capsys):
     from tiny_model import save_tiny_model
 
-    from golden import calibration
+    from golden.llm import calibration
 
-    monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
     folder = save_tiny_model(tmp_path / "model")
     table = tmp_path / "table.toml"

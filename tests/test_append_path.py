@@ -12,7 +12,7 @@ from bench_matrix import CONFIGS, FOLDER, check_bench
 from golden.append_path import condition, records
 from golden.conditioning import Conditioning
 from golden.quantizer import quantize
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 from sim.bench.append_cases import leaving_tasks, new_tasks, random_vectors, run_tasks
 from sim.bench.vector_code import RULES, random_code, random_matrices
 from sim.verilated.append_path import VerilatedAppendPath

@@ -11,9 +11,9 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.cli import run
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import synthesis
 from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.blocks import Part, engine_parts, split
@@ -232,7 +232,7 @@ def cache(monkeypatch, tmp_path):
 
 def test_command_beside_the_numbers_names_the_file(cache, tmp_path) -> None:
     preset, file = tmp_path / "mine.toml", tmp_path / "area.json"
-    preset.write_text((files("kvtq_hw") / "presets" / "tiny.toml").read_text())
+    preset.write_text((files("kvtq_hw.contract") / "presets" / "tiny.toml").read_text())
     assert run(["area", "--preset", str(preset), "--block", "unpacker", "--json", str(file)]) == 0
     command = json.loads(file.read_text())["command"]
     assert command == f"kvtq-hw area --preset {preset} --block unpacker"

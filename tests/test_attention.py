@@ -6,9 +6,8 @@ import pytest
 import torch
 from tiny_model import prompt, tiny_model
 
-from golden.attention import ATTENTION, ternary_attention
-from golden.attention_job import AttentionJob
-from golden.backends import (
+from golden.attend.attention import ATTENTION, ternary_attention
+from golden.attend.backends import (
     CheckedBackend,
     FloatBackend,
     GoldenBackend,
@@ -16,12 +15,13 @@ from golden.backends import (
     MismatchError,
     SplitBackend,
 )
-from golden.cache import TernaryCache, TernaryCacheLayer
+from golden.cache.attention_job import AttentionJob
+from golden.cache.ternary_cache import TernaryCache, TernaryCacheLayer
 from golden.conditioning import Conditioning
 from golden.engine import Attention
-from golden.models import LanguageModel
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
+from golden.llm.models import LanguageModel
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
 
 TINY = load_config("tiny").replace(query_bits=16, score_bits=24, weight_bits=16)
 CODE = CacheCode("balanced", 5, 5, scale="max")
@@ -160,7 +160,7 @@ def test_beam_search_runs_on_the_cache(language_model):
 def test_queries_in_pieces_give_the_same_integers(language_model, monkeypatch):
     whole, pieces = Recorder(GoldenBackend()), Recorder(GoldenBackend())
     logits(language_model, tokens(30), new_cache(whole))
-    monkeypatch.setattr("golden.backends._CHUNK_ELEMENTS", 1000)
+    monkeypatch.setattr("golden.attend.backends._CHUNK_ELEMENTS", 1000)
     logits(language_model, tokens(30), new_cache(pieces))
     for a, b in zip(whole.results, pieces.results, strict=True):
         assert torch.equal(a, b)

@@ -6,20 +6,20 @@ import pytest
 import torch
 from tiny_model import prompt, tiny_model
 
-from golden.backends import GoldenBackend
-from golden.baselines.bits import pack_bits, unpack_bits
-from golden.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
-from golden.baselines.layer import BASELINE_ATTENTION, BaselineLayer, LayerRules, TierRule
-from golden.baselines.tiers import TieredVectors, WholeChunks
-from golden.baselines.transformers_cache import resident_bytes
-from golden.calibration import calibrate
-from golden.catalog import BASELINE_EXAMPLES, parse_format
-from golden.formats import CacheFormat, FormatInputs
-from golden.models import LanguageModel
-from golden.versions import Versions
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
-from kvtq_hw.tiers import Tiers
+from golden.attend.backends import GoldenBackend
+from golden.attend.versions import Versions
+from golden.llm.calibration import calibrate
+from golden.llm.models import LanguageModel
+from golden.study.baselines.bits import pack_bits, unpack_bits
+from golden.study.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
+from golden.study.baselines.layer import BASELINE_ATTENTION, BaselineLayer, LayerRules, TierRule
+from golden.study.baselines.tiers import TieredVectors, WholeChunks
+from golden.study.baselines.transformers_cache import resident_bytes
+from golden.study.catalog import BASELINE_EXAMPLES, parse_format
+from golden.study.formats import CacheFormat, FormatInputs
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.tiers import Tiers
 
 HALF = FloatCodec(torch.float16)
 

@@ -8,7 +8,7 @@ import torch
 
 from golden.online_softmax import online_softmax
 from golden.select_accumulate import accumulate
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 TINY = load_config("tiny")
 CONFIGS = {

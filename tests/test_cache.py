@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.backends import GoldenBackend
-from golden.cache import TernaryCache, TernaryCacheLayer
+from golden.attend.backends import GoldenBackend
+from golden.cache.plane_store import PlaneStore
+from golden.cache.ternary_cache import TernaryCache, TernaryCacheLayer
 from golden.conditioning import Conditioning
-from golden.plane_store import PlaneStore
 from golden.planes import Planes
 from golden.quantizer import quantize
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig, load_config
-from kvtq_hw.errors import UserError
-from kvtq_hw.packing import bits_per_element, token_bytes
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.packing import bits_per_element, token_bytes
 
 TINY = load_config("tiny")
 CODES = [CacheCode("balanced", 3, 2, scale="max"), CacheCode("residual", 4, 3, scale="max")]

@@ -25,9 +25,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from test_tiers import CONDITIONING, TINY
 
-from golden.attention import ternary_attention
-from golden.backends import GoldenBackend
-from golden.cache import TernaryCacheLayer
+from golden.attend.attention import ternary_attention
+from golden.attend.backends import GoldenBackend
+from golden.cache.ternary_cache import TernaryCacheLayer
 from golden.dequantizer import dequantize
 from golden.engine import Attention, attend
 from golden.output_rotator import output_rotator
@@ -35,8 +35,8 @@ from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS, quantize
 from golden.queries import quantize_queries
 from golden.query_conditioner import query_conditioner
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.errors import UserError
 
 STEPS = int(os.environ.get("KVTQ_MACHINE_STEPS", "2000"))
 STEPS_OF_A_LIFE = 40

@@ -15,20 +15,20 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from golden import calibration as module
-from golden.calibration import (
+from golden.feedback import feedback_from_hessian
+from golden.hadamard import hadamard
+from golden.llm import calibration as module
+from golden.llm.calibration import (
     KEY_DAMPING,
     calibrate,
     load_calibration,
     load_or_calibrate,
     save_calibration,
 )
-from golden.feedback import feedback_from_hessian
-from golden.hadamard import hadamard
-from golden.models import LanguageModel
-from golden.sampling import sample_tokens
-from kvtq_hw.cli import run
-from kvtq_hw.errors import UserError
+from golden.llm.models import LanguageModel
+from golden.llm.sampling import sample_tokens
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.errors import UserError
 
 TEXT = prompt(80, seed=7)
 
@@ -164,7 +164,7 @@ def test_without_a_text_the_model_writes_one():
 
 
 def test_default_calibration_is_measured_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
     calls = []
     measure = module.calibrate
@@ -183,7 +183,7 @@ def test_default_calibration_is_measured_once(tmp_path, monkeypatch):
 
 def test_a_cache_folder_that_cannot_be_written(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
-    monkeypatch.setattr(module, "user_cache_path", lambda name: tmp_path / "file" / name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
     assert load_or_calibrate(tiny_model()).tokens == 60
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kvtq_hw.codes import CacheCode, CodeTable
-from kvtq_hw.config import EngineConfig, load_config
-from kvtq_hw.cycle_model import job_cycles, uniform_job_cycles
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.cycle_model import job_cycles, uniform_job_cycles
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.tiers import Tiers
 from kvtq_hw.estimates.candidates import (
     CONDITIONED_INT4,
     Candidate,
@@ -18,7 +19,6 @@ from kvtq_hw.estimates.candidates import (
     integers,
     ternary,
 )
-from kvtq_hw.tiers import Tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind

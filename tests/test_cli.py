@@ -13,17 +13,17 @@ from pathlib import Path
 import click
 import pytest
 
-from kvtq_hw import __version__, flows
-from kvtq_hw.cli import EXTRA_OF_MODULE, cli, run
-from kvtq_hw.options import OutputFile, json_option
+from kvtq_hw import __version__, commands
+from kvtq_hw.commands.frame.cli import EXTRA_OF_MODULE, cli, run
+from kvtq_hw.commands.frame.options import OutputFile, json_option
 
 COMMANDS = cli.list_commands(click.Context(cli))
 
 
 @pytest.fixture
 def flow(tmp_path, monkeypatch):
-    """Write modules of flows that stand alone, in the place of the real ones."""
-    monkeypatch.setattr(flows, "__path__", [str(tmp_path)])
+    """Write modules of commands that stand alone, in the place of the real ones."""
+    monkeypatch.setattr(commands, "__path__", [str(tmp_path)])
 
     def write(name: str, body: str, docstring: str = "Do something.") -> None:
         source = f'"""{docstring}"""\nimport click\n@click.command()\n{body}\n'
@@ -31,7 +31,7 @@ def flow(tmp_path, monkeypatch):
 
     yield write
     for file in tmp_path.glob("*.py"):
-        sys.modules.pop(f"{flows.__name__}.{file.stem}", None)
+        sys.modules.pop(f"{commands.__name__}.{file.stem}", None)
 
 
 # --- finding commands -----------------------------------------------------------------------------
@@ -55,7 +55,8 @@ def test_help_lists_commands_without_importing_them(flow, capsys) -> None:
 
 def test_help_imports_no_library_of_an_extra() -> None:
     script = (
-        "import sys; from kvtq_hw.cli import EXTRA_OF_MODULE, run; status = run(['--help']); "
+        "import sys; from kvtq_hw.commands.frame.cli import EXTRA_OF_MODULE, run; "
+        "status = run(['--help']); "
         "sys.exit(status or ', '.join(EXTRA_OF_MODULE.keys() & sys.modules.keys()) or 0)"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
@@ -83,7 +84,7 @@ def test_each_command_explains_itself(command: str, capsys) -> None:
         ("@click.pass_context\ndef command(ctx): ctx.exit(4)", 4, ""),
         (
             "def command():\n"
-            "    from kvtq_hw.errors import UserError\n"
+            "    from kvtq_hw.contract.errors import UserError\n"
             "    raise UserError('lanes: 3\\nis not allowed')",
             1,
             "kvtq-hw: error: lanes: 3 is not allowed\n",
@@ -205,7 +206,7 @@ def test_what_controls_a_terminal_is_shown(flow, capsys) -> None:
 
 
 def test_warnings_are_lines(flow, capsys) -> None:
-    flow("warns", "def command():\n    from kvtq_hw.errors import warn\n    warn('a\\nb')")
+    flow("warns", "def command():\n    from kvtq_hw.contract.errors import warn\n    warn('a\\nb')")
     assert run(["warns"]) == 0
     assert capsys.readouterr().err == "kvtq-hw: warning: a b\n"
 
@@ -275,8 +276,8 @@ def test_reader_that_goes_away_leaves_no_traceback(tmp_path, printing: str) -> N
     module = f'"""Print."""\nimport click\n@click.command()\ndef command(): {printing}\n'
     (tmp_path / "say.py").write_text(module)
     script = (
-        "import sys; from kvtq_hw import cli, flows; "
-        "flows.__path__ = [sys.argv[1]]; sys.argv[1:] = ['say']; cli.main()"
+        "import sys; from kvtq_hw import commands; from kvtq_hw.commands.frame import cli; "
+        "commands.__path__ = [sys.argv[1]]; sys.argv[1:] = ['say']; cli.main()"
     )
     reader, writer = os.pipe()
     os.close(reader)

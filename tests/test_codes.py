@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_model import prompt, tiny_model
 
-from golden.backends import GoldenBackend
-from golden.calibration import calibrate
-from golden.decoding import decode, make_cache
-from kvtq_hw.codes import CacheCode, CodeTable, read_code
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
+from golden.attend.backends import GoldenBackend
+from golden.llm.calibration import calibrate
+from golden.llm.decoding import decode, make_cache
+from kvtq_hw.contract.codes import CacheCode, CodeTable, read_code
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 
 TABLE = 'code = "balanced:1/1,window=4"\nkey_digits = [3, 2]\nvalue_digits = [1, 2]\n'
 

@@ -9,7 +9,7 @@ from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 from bench_matrix import FOLDER, TINY
 
-from kvtq_hw.config import load_config, preset_names
+from kvtq_hw.contract.config import load_config, preset_names
 from rtl.blocks import emit_block
 from rtl.combinational_paths import combinational_paths
 from rtl.skid_buffer import SkidBuffer

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from input_files import quality
 
-from kvtq_hw.cli import run
-from kvtq_hw.codes import CacheCode, CodeTable
-from kvtq_hw.config import EngineConfig, load_config
-from kvtq_hw.cycle_model import uniform_job_cycles
-from kvtq_hw.errors import UserError
+from kvtq_hw.commands.compare import DEFAULT_CODES
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.cycle_model import uniform_job_cycles
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates.area import Area, AreaReport
 from kvtq_hw.estimates.candidates import integers, ternary
 from kvtq_hw.estimates.comparison import (
@@ -23,7 +24,6 @@ from kvtq_hw.estimates.comparison import (
     smallest,
 )
 from kvtq_hw.estimates.quality_files import quality_of, read_quality
-from kvtq_hw.flows.compare import DEFAULT_CODES
 
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
 TINY = load_config("tiny").replace(block=32)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from golden import conditioning, hadamard, packed_attention, packed_quantizer
+from golden import conditioning, hadamard
+from golden.attend import packed_attention
+from golden.cache.ternary_cache import packed_quantizer
 from golden.compiled import Array, compiled
 from golden.packer import encode_table
 from golden.unpacker import decode_table
-from sim import gates
+from kvtq_hw.estimates import gate_simulation as gates
 
 
 @compiled(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden import float_reference
+from golden.attend import float_reference
 from golden.conditioning import Conditioning, to_integers
 from golden.hadamard import hadamard
-from kvtq_hw.config import VECTOR_MAX, load_config
+from kvtq_hw.contract.config import VECTOR_MAX, load_config
 
 
 def integers(*shape: int, seed: int, limit: int = 3000) -> torch.Tensor:

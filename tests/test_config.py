@@ -11,7 +11,7 @@ import re
 import pytest
 from pydantic import ValidationError
 
-from kvtq_hw.config import (
+from kvtq_hw.contract.config import (
     VECTOR_MAX,
     ConfigError,
     EngineConfig,
@@ -20,7 +20,7 @@ from kvtq_hw.config import (
     preset_names,
     signed_bits,
 )
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
 
 SMALL = {"name": "small", "head_dim": 8, "query_group": 2, "lanes": 4}
 FIELDS = ", ".join(EngineConfig.model_fields)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bench_matrix import CONFIGS, check_bench
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 
 @pytest.mark.parametrize("config", [CONFIGS["tiny"], CONFIGS["smollm2"]], ids=["tiny", "smollm2"])

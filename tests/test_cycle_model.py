@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvtq_hw.config import EngineConfig, load_config
-from kvtq_hw.cycle_model import bound_cycles, job_cycles, uniform_job_cycles
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.cycle_model import bound_cycles, job_cycles, uniform_job_cycles
 from rtl.accumulator_bank import AccumulatorBank
 from rtl.normalizer import Normalizer
 from rtl.online_softmax import OnlineSoftmax

@@ -15,21 +15,21 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from golden.attention_job import AttentionJob
-from golden.backends import GoldenBackend
-from golden.calibration import calibrate
-from golden.capture import load_captured
-from golden.decoding import decode, decode_unquantized, make_cache, needed_context
+from golden.attend.backends import GoldenBackend
+from golden.cache.attention_job import AttentionJob
+from golden.cache.saturation import saturation
 from golden.engine import Attention
-from golden.models import load_model
-from golden.saturation import saturation
-from kvtq_hw.cli import run
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
-from kvtq_hw.cycle_model import bound_cycles
-from kvtq_hw.errors import UserError
-from kvtq_hw.flows.decode import DEFAULT_PROMPT
-from kvtq_hw.session import load_session, on_engine, on_float, on_golden
+from golden.llm.calibration import calibrate
+from golden.llm.capture import load_captured
+from golden.llm.decoding import decode, decode_unquantized, make_cache, needed_context
+from golden.llm.models import load_model
+from kvtq_hw.commands.decode import DEFAULT_PROMPT
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.commands.frame.session import load_session, on_engine, on_float, on_golden
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.cycle_model import bound_cycles
+from kvtq_hw.contract.errors import UserError
 
 TINY = load_config("tiny")
 CODE = CacheCode("balanced", 3, 2)
@@ -216,7 +216,7 @@ def test_command_fails_where_the_rtl_differs(tiny_folder, engine, capsys):
 
 def test_command_fails_where_the_tokens_differ(tiny_folder, engine, monkeypatch, capsys):
     """The second run is a run of its own: change it, and the report says so."""
-    from golden import decoding
+    from golden.llm import decoding
 
     real = decoding.decode
     runs = []
@@ -368,7 +368,7 @@ def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):
 
 def narrow_exponents(monkeypatch) -> None:
     """Calibrations of now choose units so small that large elements do not fit."""
-    monkeypatch.setattr("golden.calibration._HEAD_ROOM", -2)
+    monkeypatch.setattr("golden.llm.calibration._HEAD_ROOM", -2)
 
 
 def test_saturated_elements_are_counted_by_hand(monkeypatch):
@@ -403,7 +403,7 @@ def test_saturated_elements_are_counted_by_hand(monkeypatch):
     assert saturation(DynamicCache()).share == 0
 
 
-def test_commands_show_saturated_elements(tiny_folder, monkeypatch, capsys):
+def test_commands_show_saturated_elements(tiny_folder, tmp_path, monkeypatch, capsys):
     narrow_exponents(monkeypatch)
     words = "saturated: they did not fit the 16 bits that calibration chose"
     assert run(arguments(tiny_folder, "--max-new-tokens", "4", "--json", "report.json")) == 0
@@ -416,7 +416,7 @@ def test_commands_show_saturated_elements(tiny_folder, monkeypatch, capsys):
     assert run(["capture", *line, "-o", "captured"]) == 0
     assert words in capsys.readouterr().out
 
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: Path("cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     Path("text.txt").write_text(prompt(150, seed=9))
     size = ["--context", "40", "--segments", "2", "--text", "text.txt"]
     codes = ["--code", "balanced:3/2", "--code", "int8"]

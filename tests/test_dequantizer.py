@@ -9,7 +9,7 @@ from bench_matrix import check_bench, every_config
 from golden.dequantizer import dequantize
 from golden.planes import Planes
 from golden.quantizer import quantize
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 CONFIG = load_config("tiny")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from test_decoding import arguments
 
-from kvtq_hw.cli import run
+from kvtq_hw.commands.frame.cli import run
 
 
 def report_of(*words: str, backend: str = "engine") -> dict[str, object]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from tiny_model import prompt, save_tiny_model
 
-from golden import calibration, quality
-from kvtq_hw.cli import run
+from golden.llm import calibration
+from golden.study import quality
+from kvtq_hw.commands.frame.cli import run
 
 CODES = ("unquantized", "balanced:2/2", "int4")
 
@@ -20,8 +21,7 @@ CODES = ("unquantized", "balanced:2/2", "int4")
 def folder(tmp_path, monkeypatch) -> Path:
     """A tiny model in `model` and a text in `text.txt`; every cache folder is temporary."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr(calibration, "user_cache_path", lambda name: tmp_path / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
     save_tiny_model(tmp_path / "model")
     (tmp_path / "text.txt").write_text(prompt(150, seed=9))

@@ -19,14 +19,14 @@ from transformers import (
 )
 from transformers.models.auto import AutoModelForCausalLM
 
-from golden.attention import ATTENTION
-from golden.backends import GoldenBackend
-from golden.cache import TernaryCache
-from golden.calibration import Calibration, calibrate
-from golden.decoding import make_cache
-from golden.models import LanguageModel
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import ConfigError
+from golden.attend.attention import ATTENTION
+from golden.attend.backends import GoldenBackend
+from golden.cache.ternary_cache import TernaryCache
+from golden.llm.calibration import Calibration, calibrate
+from golden.llm.decoding import make_cache
+from golden.llm.models import LanguageModel
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import ConfigError
 
 COMMON = {
     "vocab_size": 128,

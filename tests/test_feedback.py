@@ -8,7 +8,7 @@ import torch
 from golden.dequantizer import dequantize
 from golden.feedback import Feedback, feedback_from_hessian, triangular_factor
 from golden.quantizer import quantize
-from kvtq_hw.config import load_config
+from kvtq_hw.contract.config import load_config
 
 CONFIG = load_config("tiny")
 

@@ -18,12 +18,12 @@ import torch
 from input_files import CONFIG, TABLE
 
 from golden.tensors import write_tensors
-from kvtq_hw import files
-from kvtq_hw.cli import run
-from kvtq_hw.codes import read_code
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError, shown
-from kvtq_hw.files import (
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract import files
+from kvtq_hw.contract.codes import read_code
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError, shown
+from kvtq_hw.contract.files import (
     check_destination,
     disk_errors,
     json_text,
@@ -121,8 +121,8 @@ def test_a_device_gets_the_bytes(tmp_path) -> None:
         write_text(Path("/dev/full"), "x", "file")
     write_text(Path("/dev/null"), "x", "file")
     assert Path("/dev/null").is_char_device()
-    script = "from pathlib import Path; from kvtq_hw.files import write_text; print('printed', "
-    script += "flush=True); write_text(Path('/dev/stdout'), 'written', 'file')"
+    script = "from pathlib import Path; from kvtq_hw.contract.files import write_text; "
+    script += "print('printed', flush=True); write_text(Path('/dev/stdout'), 'written', 'file')"
     out = tmp_path / "out"
     with out.open("w") as target:
         subprocess.run([sys.executable, "-c", script], stdout=target, check=True)

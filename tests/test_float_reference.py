@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden import float_reference
+from golden.attend import float_reference
 from golden.dequantizer import dequantize
 from golden.engine import attend
 from golden.quantizer import quantize
 from golden.queries import quantize_queries
 from golden.query_conditioner import query_conditioner
-from kvtq_hw.config import load_config
+from kvtq_hw.contract.config import load_config
 
 WIDE = {
     "query_bits": 12,

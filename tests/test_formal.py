@@ -12,7 +12,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from bench_matrix import CONFIGS, PLANES_CONFIGS
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.blocks import create_block
 from rtl.skid_buffer import SkidBuffer
 from sim.proofs.formal import Proof, ProofError, Verdict, streams_of

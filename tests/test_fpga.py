@@ -8,9 +8,9 @@ from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.cli import run
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import fpga, place_and_route
 from kvtq_hw.estimates.fpga import FAMILIES, fpga_resources
 from kvtq_hw.estimates.place_and_route import ROUTED

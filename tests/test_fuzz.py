@@ -26,19 +26,19 @@ from input_files import LIBERTY, tensors_of
 from safetensors.torch import save
 from tiny_model import tiny_model
 
-from golden.calibration import load_calibration
-from golden.capture import load_captured
-from golden.result_store import ResultStore
-from kvtq_hw.cli import run
-from kvtq_hw.codes import CodeTable, read_code
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
+from golden.llm.calibration import load_calibration
+from golden.llm.capture import load_captured
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.commands.pareto import read_points
+from kvtq_hw.contract.codes import CodeTable, read_code
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.layout import MemoryLayout
 from kvtq_hw.estimates.cell_energy import CellEnergy
 from kvtq_hw.estimates.gates import pins_of
 from kvtq_hw.estimates.liberty import load_liberty
 from kvtq_hw.estimates.timing import LongestPath
-from kvtq_hw.flows.pareto import read_points
-from kvtq_hw.layout import MemoryLayout
+from kvtq_hw.host.results import ResultStore
 from kvtq_hw.report.content import Inputs
 from kvtq_hw.report.sections import SECTIONS
 from kvtq_hw.report.sections.recorded_files import SCHEMAS

@@ -7,7 +7,7 @@ import torch
 from bench_matrix import check_bench, every_shape
 
 from golden.hadamard import hadamard, hadamard_signs, inverse_hadamard
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 DIMS = [4, 8, 12, 64, 96, 128, 256]
 

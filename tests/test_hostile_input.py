@@ -19,7 +19,7 @@ import torch
 from input_files import CONFIG, LIBERTY, TABLE, with_item, with_tensors
 from tiny_model import tiny_model
 
-from kvtq_hw.cli import run
+from kvtq_hw.commands.frame.cli import run
 
 pytest.importorskip("matplotlib")
 
@@ -54,14 +54,14 @@ def place(tmp_path, valid, model, monkeypatch) -> Path:
         "kvtq_hw.estimates.timing.measure_timing",
         "kvtq_hw.estimates.sweep.sweep_areas",
         "kvtq_hw.estimates.fpga.fpga_resources",
-        "golden.decoding.decode",
-        "golden.quality.evaluate_reference",
-        "golden.calibration.calibrate",
+        "golden.llm.decoding.decode",
+        "golden.study.quality.evaluate_reference",
+        "golden.llm.calibration.calibrate",
         "sim.bench.runner.run_bench",
         "rtl.blocks.emit_block",
     ):
         monkeypatch.setattr(name, begin)
-    monkeypatch.setattr("golden.models.load_model", lambda name, **_: model)
+    monkeypatch.setattr("golden.llm.models.load_model", lambda name, **_: model)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     for file in valid.rglob("*"):
@@ -622,7 +622,7 @@ SHAPES = [as_folder, as_loop, as_broken_link, as_socket, as_zeros]
 @pytest.mark.parametrize("kind", READ)
 def test_files_that_are_none(place, capfd, monkeypatch, kind: str, shape) -> None:
     if kind == "calibration text":  # how many tokens it has is known when it is read
-        monkeypatch.setattr("golden.calibration.calibrate", input_files.calibrate)
+        monkeypatch.setattr("golden.llm.calibration.calibrate", input_files.calibrate)
     shape(place / "X.toml")
     refused(READ[kind], place, capfd)
 

@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from kvtq_hw.cli import EXTRA_OF_MODULE
+from kvtq_hw.commands.frame.cli import EXTRA_OF_MODULE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("golden", "kvtq_hw", "rtl", "sim")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-
-#: Modules of kvtq_hw that are not ground: they call everything, and nothing below calls them.
-ABOVE_GROUND = (
-    "kvtq_hw.cli",
-    "kvtq_hw.crash",
-    "kvtq_hw.flows",
-    "kvtq_hw.estimates",
-    "kvtq_hw.report",
-    "kvtq_hw.session",
-    "kvtq_hw.__main__",
-)
 
 
 def imports(source: str, package: str) -> Iterator[tuple[str, bool]]:
@@ -60,26 +53,6 @@ def belongs(module: str, package: str) -> bool:
     return module == package or module.startswith(f"{package}.")
 
 
-def violations(source: str, file: Path) -> list[str]:
-    """Imports of a file, named relative to the checkout, that the rule of the house forbids."""
-    package = ".".join(file.with_suffix("").parts[:-1])
-    module = f"{package}.{file.stem}"
-    forbidden: tuple[str, ...] = ()
-    if file.parts[0] == "golden":
-        forbidden = ("rtl", "sim", *ABOVE_GROUND)
-    elif file.parts[0] == "rtl":
-        forbidden = ("golden", "sim", *ABOVE_GROUND)
-    elif file.parts[0] == "sim":
-        forbidden = ABOVE_GROUND
-    elif not any(belongs(module, above) for above in ABOVE_GROUND):
-        forbidden = ("golden", "rtl", "sim", *ABOVE_GROUND)
-    return [
-        f"{file} imports {name}"
-        for name, _ in imports(source, package)
-        if any(belongs(name, other) for other in forbidden)
-    ]
-
-
 def sources() -> list[Path]:
     return [
         file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
@@ -89,31 +62,64 @@ def sources() -> list[Path]:
 # --- who imports whom -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", sources(), ids=str)
-def test_import_rule(file: Path) -> None:
-    assert violations((ROOT / file).read_text("utf-8"), file) == []
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter on a checkout, with the contracts of its pyproject.toml."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
+    return subprocess.run(
+        [*command, "--no-cache"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packages and pyproject.toml in a folder where they may be spoiled."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for package in PACKAGES:
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("file", "source", "found"),
+    ("files", "chain"),
     [
-        ("golden/a.py", "import rtl", ["rtl"]),
-        ("golden/a.py", "def f():\n    from rtl.engine import Engine", ["rtl.engine"]),
-        ("golden/a.py", "import sim.bench.runner as r", ["sim.bench.runner"]),
-        ("rtl/a.py", "from golden import engine", ["golden"]),
-        ("rtl/a.py", "from kvtq_hw import flows", ["kvtq_hw.flows"]),
-        ("rtl/a.py", "from . import layouts\nimport kvtq_hw.config\nimport rtlib", []),
-        ("sim/benches/a.py", "from ...golden import x", []),
-        ("sim/benches/a.py", "from kvtq_hw.cli import run", ["kvtq_hw.cli"]),
-        ("sim/a.py", "import golden.engine, rtl.engine", []),
-        ("kvtq_hw/config.py", "import golden", ["golden"]),
-        ("kvtq_hw/config.py", "from .flows import decode", ["kvtq_hw.flows"]),
-        ("kvtq_hw/flows/decode.py", "import golden, rtl, sim", []),
+        ({}, ""),
+        ({"rtl/axi.py": "import golden.planes"}, "rtl.axi -> golden.planes"),
+        (
+            {
+                "rtl/axi.py": "def f():\n    import rtl.between",
+                "rtl/between.py": "from golden import planes",
+            },
+            "rtl.between -> golden.planes",
+        ),
+        ({"rtl/axi.py": "import kvtq_hw.host.toolchain"}, "rtl.axi -> kvtq_hw.host.toolchain"),
+        ({"golden/planes.py": "import kvtq_hw.estimates.traffic"}, "golden.planes -> kvtq_hw."),
+        ({"kvtq_hw/contract/codes.py": "import golden.planes"}, "kvtq_hw.contract.codes -> golden"),
+        ({"kvtq_hw/host/sources.py": "import rtl.blocks"}, "kvtq_hw.host.sources -> rtl.blocks"),
+        (
+            {"sim/bench/cases.py": "import kvtq_hw.commands.area"},
+            "sim.bench.cases -> kvtq_hw.commands.area",
+        ),
+        ({"golden/cache/layer.py": "import golden.attend.attention"}, "golden.cache"),
     ],
+    ids=str,
 )
-def test_import_rule_finds(file: str, source: str, found: list[str]) -> None:
-    lines = violations(source, Path(file))
-    assert [line.split()[-1] for line in lines][: len(found) or None] == found
+def test_import_linter_holds_the_rooms(copy: Path, files: dict[str, str], chain: str) -> None:
+    """The rooms of docs/architecture.md: `make lint` finds an arrow up, through others too."""
+    before = {name: (copy / name).read_text("utf-8") for name in files if (copy / name).exists()}
+    for name, line in files.items():
+        (copy / name).write_text(before.get(name, "") + f"\n{line}\n", "utf-8")
+    try:
+        run = lint_imports(copy)
+    finally:
+        for name in files:
+            (copy / name).unlink()
+        for name, text in before.items():
+            (copy / name).write_text(text, "utf-8")
+    assert (run.returncode == 0) == (not files), run.stdout + run.stderr
+    assert chain in run.stdout
 
 
 # --- what is declared -----------------------------------------------------------------------------
@@ -126,8 +132,17 @@ DISTRIBUTION = {
     "vcd": "pyvcd",
 }
 
-#: The extras, beside the base install, that the files of a folder may rely on at import.
-RELIES_ON = {"kvtq_hw": (), "rtl": (), "golden": ("golden",), "sim": ("golden", "sim")}
+#: What simulates netlists for `kvtq-hw power`; the command imports it when called.
+POWER = {
+    f"kvtq_hw.estimates.{name}" for name in ("cell_energy", "gates", "gate_simulation", "power")
+}
+
+
+def relies_on(module: str) -> tuple[str, ...]:
+    """The extras, beside the base install, that must be there when a module is imported."""
+    if module in POWER or belongs(module, "sim"):
+        return ("golden", "sim")
+    return ("golden",) if belongs(module, "golden") else ()
 
 
 def declared(*extras: str) -> set[str]:
@@ -136,16 +151,49 @@ def declared(*extras: str) -> set[str]:
     return {canonicalize_name(Requirement(line).name) for line in lines}
 
 
-@pytest.mark.parametrize("file", sources(), ids=str)
-def test_libraries_are_declared(file: Path) -> None:
-    """A file needs what its folder's extras bring; inside functions, what any extra brings."""
-    package = ".".join(file.parts[:-1])
-    for name, when_imported in imports((ROOT / file).read_text("utf-8"), package):
-        module = name.partition(".")[0]
-        if module in PACKAGES or module in sys.stdlib_module_names:
-            continue
-        allowed = declared(*RELIES_ON[file.parts[0]]) if when_imported else declared(*EXTRAS)
-        assert canonicalize_name(DISTRIBUTION.get(module, module)) in allowed, f"{file}: {name}"
+def module_of(file: Path) -> str:
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+FILE_OF = {module_of(file): file for file in sources()}
+
+
+@cache
+def imported(module: str, later: bool = False) -> frozenset[str]:
+    """Names that a file imports when it is imported itself, or `later`, inside functions."""
+    file = FILE_OF[module]
+    names = imports((ROOT / file).read_text("utf-8"), ".".join(file.parts[:-1]))
+    return frozenset(name for name, at_once in names if at_once != later)
+
+
+def loaded(module: str) -> set[str]:
+    """A module and all of ours that are imported with it."""
+    found: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and name in FILE_OF:
+            found.add(name)
+            waiting += imported(name)
+    return found
+
+
+def undeclared(names: Iterable[str], *extras: str) -> set[str]:
+    """Libraries that neither the base install nor the extras bring."""
+    libraries = {name.partition(".")[0] for name in names} - set(PACKAGES)
+    return {
+        name
+        for name in libraries - sys.stdlib_module_names
+        if canonicalize_name(DISTRIBUTION.get(name, name)) not in declared(*extras)
+    }
+
+
+@pytest.mark.parametrize("module", sorted(FILE_OF))
+def test_libraries_are_declared(module: str) -> None:
+    """A module needs what its folder's extras bring; inside functions, what any extra brings."""
+    at_once = {name for inner in loaded(module) for name in imported(inner)}
+    assert undeclared(at_once, *relies_on(module)) == set()
+    assert undeclared(imported(module, later=True), *EXTRAS) == set()
 
 
 def test_extra_named_by_the_command_line_brings_the_module() -> None:
@@ -243,15 +291,15 @@ def test_block_has_one_name_in_four_places(block: str) -> None:
 #: What may write or parse by itself: the module that does it for all, and those that exchange
 #: files with a tool in a folder of their own, which nobody reads afterwards.
 OWN_FILES = {
-    "kvtq_hw/files.py",
+    "kvtq_hw/contract/files.py",
     "kvtq_hw/estimates/fpga.py",
     "kvtq_hw/estimates/gates.py",
     "kvtq_hw/estimates/place_and_route.py",
     "kvtq_hw/estimates/synthesis.py",
     "kvtq_hw/estimates/timing.py",
-    "golden/models.py",
+    "golden/llm/models.py",
     "rtl/combinational_paths.py",
-    "rtl/netlist.py",
+    "kvtq_hw/estimates/netlist.py",
     "rtl/verilog.py",
     "sim/bench/axi_checker.py",
     "sim/bench/coverage.py",
@@ -265,7 +313,7 @@ PARSING = {("json", "load"), ("json", "loads"), ("tomllib", "load"), ("tomllib",
 
 
 def own_files(source: str) -> list[str]:
-    """Calls that write a file, or parse text, without `kvtq_hw.files`."""
+    """Calls that write a file, or parse text, without `kvtq_hw.contract.files`."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.Call):
@@ -289,8 +337,8 @@ def test_files_are_read_and_written_in_one_place(file: Path) -> None:
     found = own_files((ROOT / file).read_text("utf-8"))
     allowed = {
         # the shipped presets; what has just been written, as pages see it
-        "kvtq_hw/config.py": ["tomllib.loads"],
-        "kvtq_hw/flows/report.py": ["json.loads"],
+        "kvtq_hw/contract/config.py": ["tomllib.loads"],
+        "kvtq_hw/commands/report.py": ["json.loads"],
         # into the file that takes the other's place when it is whole
         "sim/bench/wave_names.py": ["scratch.open"],
     }

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from bench_matrix import INTEGER_CONFIGS
 
-from kvtq_hw.config import EngineConfig, config_from_fields, load_config
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.config import EngineConfig, config_from_fields, load_config
+from kvtq_hw.contract.errors import UserError
 from rtl.blocks import BLOCKS, blocks_of, create_block
 from sim.bench.cases import random_case
 

@@ -12,13 +12,13 @@ from test_families import FAMILIES, LLAMA_LIKE, family_model
 from tiny_model import prompt, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from golden.calibration import calibrate
-from golden.coding_error import coding_errors
-from golden.key_error import key_warning, score_errors, warn_of_keys
-from golden.models import LanguageModel
-from golden.quality import documentation_text
-from kvtq_hw.cli import run
-from kvtq_hw.codes import CacheCode, CodeTable
+from golden.llm.calibration import calibrate
+from golden.llm.models import LanguageModel
+from golden.study.coding_error import coding_errors
+from golden.study.key_error import key_warning, score_errors, warn_of_keys
+from golden.study.quality import documentation_text
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.codes import CacheCode, CodeTable
 
 CODES = [
     CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback"),
@@ -121,9 +121,8 @@ def test_score_errors_by_hand():
 
 def test_commands_warn(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr("golden.calibration.user_cache_path", lambda name: tmp_path / "cache")
-    monkeypatch.setattr("golden.calibration.DEFAULT_TOKENS", 60)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("golden.llm.calibration.DEFAULT_TOKENS", 60)
     torch.manual_seed(1)
     model = LlamaForCausalLM(LlamaConfig(**LLAMA_LIKE, attention_bias=True))
     with torch.no_grad():

@@ -6,12 +6,12 @@ import re
 
 import pytest
 
-from kvtq_hw.cli import run
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
-from kvtq_hw.layout import MemoryLayout, Region
-from kvtq_hw.packing import cache_bytes
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.layout import MemoryLayout, Region
+from kvtq_hw.contract.packing import cache_bytes
 
 TINY = load_config("tiny")  # planes of 2 bytes, scales of 1, words of 4
 SMOLLM2 = load_config("smollm2")  # planes of 13 bytes, scales of 1, words of 16

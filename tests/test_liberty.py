@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtq_hw.errors import UserError
-from kvtq_hw.estimates.liberty import load_liberty, parse_liberty, shipped_liberty, truth_table
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty, truth_table
+from kvtq_hw.estimates.liberty_format import parse_liberty
 
 SMALL = """
 /* a comment { with a bracket */

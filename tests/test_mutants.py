@@ -100,7 +100,11 @@ def test_the_draw_follows_the_seed_and_grows_at_its_end() -> None:
 
 def test_all_of_the_contract_is_drawn_from() -> None:
     files = sources(ROOT)
-    assert {"rtl/scheduler.py", "golden/baselines/kivi.py", "kvtq_hw/codes.py"} < set(files)
+    assert {
+        "rtl/scheduler.py",
+        "golden/study/baselines/kivi.py",
+        "kvtq_hw/contract/codes.py",
+    } < set(files)
     assert sources(ROOT, ["rtl"]) == [file for file in files if file.startswith("rtl/")]
     assert sources(ROOT, ["golden/scale.py", "golden/scale.py"]) == ["golden/scale.py"]
 
@@ -154,8 +158,8 @@ def test_a_digest_follows_what_the_verdict_rests_on(tmp_path: Path) -> None:
 
 def test_compiled_functions_and_their_constants_are_known() -> None:
     imports = Imports(ROOT)
-    assert imports.compiled("golden/packed_quantizer.py")
-    assert imports.compiled("kvtq_hw/config.py")  # `VECTOR_MAX`, in golden/conditioning.py
+    assert imports.compiled("golden/cache/packed_quantizer.py")
+    assert imports.compiled("kvtq_hw/contract/config.py")  # `VECTOR_MAX`, in golden/conditioning.py
     assert not imports.compiled("golden/scale.py")
 
 
@@ -188,14 +192,14 @@ TOY = {
     "rtl/manifest.py": (
         "def manifest(component, name, config, files):\n    return {'latency': component.latency}\n"
     ),
-    "kvtq_hw/config.py": (
+    "kvtq_hw/contract/config.py": (
         "class EngineConfig:\n    head_dim = lanes = 8\n    name = 'tiny'\n\n"
         "    def digest(self):\n        return self.name\n\n\n"
         "def load_config(name):\n    return EngineConfig()\n"
     ),
     "sim/benches/half.py": "",
     "tests/bench_matrix.py": (
-        "from kvtq_hw.config import EngineConfig\n\nCONFIGS = {'tiny': EngineConfig()}\n"
+        "from kvtq_hw.contract.config import EngineConfig\n\nCONFIGS = {'tiny': EngineConfig()}\n"
     ),
     "tests/test_half.py": "import rtl.half\n\n\ndef test_half():\n    assert rtl.half\n",
 }

@@ -8,13 +8,13 @@ from tiny_model import prompt, tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from golden.backends import GoldenBackend
-from golden.calibration import calibrate
-from golden.catalog import parse_format
-from golden.formats import FormatInputs
-from golden.models import LanguageModel
-from golden.needle import NEEDLES, Haystack, make_haystack, retrieve
-from kvtq_hw.errors import UserError
+from golden.attend.backends import GoldenBackend
+from golden.llm.calibration import calibrate
+from golden.llm.models import LanguageModel
+from golden.study.catalog import parse_format
+from golden.study.formats import FormatInputs
+from golden.study.needle import NEEDLES, Haystack, make_haystack, retrieve
+from kvtq_hw.contract.errors import UserError
 
 
 def spelling_model() -> LanguageModel:

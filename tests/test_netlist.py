@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from bench_matrix import FOLDER, INTEGER_CONFIGS, every_config, every_format
 
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.estimates.netlist import count_multipliers, expected_multipliers
 from rtl import select_add
 from rtl.blocks import BLOCKS, create_block, module_name
-from rtl.netlist import count_multipliers, expected_multipliers
 from rtl.verilog import emit
 from sim.verilated.verilog_cache import cached_verilog
 

@@ -9,7 +9,7 @@ from bench_matrix import SHAPES, check_bench, every_shape
 from golden.conditioning import Conditioning
 from golden.hadamard import hadamard
 from golden.output_rotator import output_rotator
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 
 def random_outputs(config: EngineConfig) -> torch.Tensor:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.attention_job import AttentionJob, CachePass
-from golden.backends import FloatBackend
-from golden.cache import TernaryCacheLayer
+from golden.attend.backends import FloatBackend
+from golden.attend.versions import SinglePrecisionBackend
+from golden.cache.attention_job import AttentionJob, CachePass
+from golden.cache.ternary_cache import TernaryCacheLayer
 from golden.conditioning import Conditioning
-from golden.versions import SinglePrecisionBackend
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
 CODES = ["balanced:3/2", "balanced:1/1", "balanced:5/5", "residual:3/2"]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from golden.cache.plane_store import PlaneStore
 from golden.dequantizer import dequantize
 from golden.feedback import Feedback, feedback_from_hessian
-from golden.plane_store import PlaneStore
 from golden.quantizer import FEEDBACK_RATIOS, quantize
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
 CONFIGS = {

@@ -10,10 +10,10 @@ from bench_matrix import check_bench, every_packed_config
 
 from golden.packer import encode_table, pack
 from golden.unpacker import decode_table, unpack
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig, load_config
-from kvtq_hw.errors import UserError
-from kvtq_hw.packing import DIGITS_PER_BYTE, bits_per_element, plane_bytes, token_bytes
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.packing import DIGITS_PER_BYTE, bits_per_element, plane_bytes, token_bytes
 
 PACKINGS = ["5in8", "2bit"]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from input_files import quality
 
-from kvtq_hw.cli import run
-from kvtq_hw.flows.pareto import Point, frontier, read_points
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.commands.pareto import Point, frontier, read_points
 
 pytest.importorskip("matplotlib")
 

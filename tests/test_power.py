@@ -11,16 +11,17 @@ import torch
 from bench_matrix import FOLDER
 from tiny_model import prompt, save_tiny_model
 
-from golden.capture import load_captured
-from golden.job_variants import as_integers, without_zeros
+from golden.llm.capture import load_captured
 from golden.scale import decode_scale
-from kvtq_hw.cli import run
-from kvtq_hw.errors import UserError
+from golden.study.job_variants import as_integers, without_zeros
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates.cell_energy import CellEnergy
+from kvtq_hw.estimates.gate_simulation import simulate
 from kvtq_hw.estimates.gates import link
-from kvtq_hw.estimates.liberty import Liberty, parse_liberty, shipped_liberty
+from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
+from kvtq_hw.estimates.liberty_format import parse_liberty
 from kvtq_hw.estimates.power import _energies
-from sim.gates import simulate
 
 LIBRARY = shipped_liberty()
 PREFIX = "sky130_fd_sc_hd__"

@@ -9,11 +9,12 @@ import pytest
 import torch
 from tiny_model import prompt, tiny_model
 
-from golden.backends import FloatBackend, GoldenBackend
-from golden.calibration import calibrate
-from golden.catalog import parse_format
-from golden.formats import CacheFormat, FormatInputs
-from golden.quality import (
+from golden.attend.backends import FloatBackend, GoldenBackend
+from golden.attend.versions import SinglePrecisionBackend
+from golden.llm.calibration import calibrate
+from golden.study.catalog import parse_format
+from golden.study.formats import CacheFormat, FormatInputs
+from golden.study.quality import (
     Quality,
     SegmentScore,
     cut_segments,
@@ -22,8 +23,7 @@ from golden.quality import (
     feed,
     summarize,
 )
-from golden.versions import SinglePrecisionBackend
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
 
 LANGUAGE_MODEL = tiny_model()
 CALIBRATION = calibrate(LANGUAGE_MODEL, prompt(60), tokens=50)

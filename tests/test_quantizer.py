@@ -21,7 +21,7 @@ from golden.quantizer import (
     quantize,
 )
 from golden.scale import decode_scale, encode_scale, join_scale, split_scale
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
 POWER_OF_TWO = CONFIG.replace(scale_fraction_bits=0)

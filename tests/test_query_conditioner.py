@@ -9,7 +9,7 @@ from bench_matrix import check_bench, every_shape
 from golden.hadamard import hadamard
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
-from kvtq_hw.config import VECTOR_MAX, EngineConfig, load_config
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig, load_config
 
 CONFIG = load_config("smollm2")
 #: Queries of 12 bits: the cases below are written out for them.

@@ -10,8 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
-from kvtq_hw.cli import cli
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.commands.frame.cli import cli
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

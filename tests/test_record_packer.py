@@ -10,8 +10,8 @@ from golden.packer import pack
 from golden.planes import Planes
 from golden.quantizer import quantize
 from golden.record_packer import pack_record
-from kvtq_hw.config import EngineConfig, load_config
-from kvtq_hw.packing import plane_bytes, vector_bytes
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.packing import plane_bytes, vector_bytes
 
 CONFIG = load_config("smollm2")
 #: Scale words of two bytes.

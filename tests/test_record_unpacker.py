@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench_matrix import check_bench, every_memory_config
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 
 @every_memory_config

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtq_hw.config import load_config
-from kvtq_hw.registers import (
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.registers import (
     ADDRESS_BITS,
     WORD_BYTES,
     JobStatus,

@@ -11,11 +11,11 @@ from bench_matrix import FOLDER
 from click.testing import CliRunner
 from tiny_model import prompt, save_tiny_model
 
-from golden.capture import load_captured
-from kvtq_hw.cli import run
-from kvtq_hw.errors import UserError
-from kvtq_hw.flows.capture import command as capture
-from kvtq_hw.flows.replay import command as replay
+from golden.llm.capture import load_captured
+from kvtq_hw.commands.capture import command as capture
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.commands.replay import command as replay
+from kvtq_hw.contract.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,12 @@ import pytest
 from click.testing import CliRunner
 from tiny_model import save_tiny_model
 
-from golden.result_store import ResultStore
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig, load_config
-from kvtq_hw.errors import UserError
-from kvtq_hw.flows.report import command
+from kvtq_hw.commands.report import command
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.host.results import ResultStore
+from kvtq_hw.host.sources import hardware_digest
 from kvtq_hw.report import collect as collect_module
 from kvtq_hw.report.collect import collect
 from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
@@ -22,7 +23,6 @@ from kvtq_hw.report.page import html as html_page
 from kvtq_hw.report.page import markdown
 from kvtq_hw.report.plots import svg
 from kvtq_hw.report.sections import SECTIONS, area, cycles, headline, multipliers, quality, zeros
-from rtl.blocks import hardware_digest
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = load_config("tiny")

@@ -10,8 +10,8 @@ from contextlib import closing
 
 import pytest
 
-from golden.result_store import ResultStore
 from kvtq_hw.estimates.timing import LongestPath
+from kvtq_hw.host.results import ResultStore
 
 SCORE = dict[str, float]
 RETRIEVED = dict[str, float | list[bool]]
@@ -129,7 +129,7 @@ def test_a_folder_that_cannot_be_made_costs_one_warning(tmp_path, caplog):
 _FULL = """
 import resource, signal, sys
 from pathlib import Path
-from golden.result_store import ResultStore
+from kvtq_hw.host.results import ResultStore
 store = ResultStore(Path(sys.argv[1]))
 store.put({"n": 0}, {"nll": 0.0})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from bench_matrix import CONFIGS, FOLDER, INTEGER_CONFIGS
 
-from kvtq_hw.cli import run
-from kvtq_hw.errors import UserError
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.errors import UserError
 from rtl import select_add
 from rtl.blocks import BLOCKS, INTEGER_LANES, create_block
 from sim.bench.axi_checker import WATCHED_VARIABLE

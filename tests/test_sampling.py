@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import tiny_model
 
-from golden.sampling import sample_tokens
+from golden.llm.sampling import sample_tokens
 
 
 @pytest.mark.parametrize(

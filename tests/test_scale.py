@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from golden.scale import decode_scale, encode_scale, join_scale, split_scale
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 
 def config_with(fraction_bits: int, exponent_bits: int) -> EngineConfig:

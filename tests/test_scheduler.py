@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from bench_matrix import CONFIGS, FOLDER, TINY, check_bench
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from sim.bench.coverage import TABLE
 from sim.bench.runner import run_bench
 

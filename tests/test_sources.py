@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kvtq_hw import sources
-from kvtq_hw.sources import dependencies, source_digest
+from kvtq_hw.host import sources
+from kvtq_hw.host.sources import dependencies, source_digest
 
 FILES = {
     "golden/__init__.py": "",
@@ -80,17 +80,35 @@ def test_a_digest_of_nothing_is_an_error() -> None:
 
 def test_results_depend_on_what_computes_them_and_on_no_command() -> None:
     """Two lists kept by hand were wrong: one lacked a file, one had the command line's."""
-    integers = dependencies("golden.baselines.integers", "golden.quality")
-    assert {"golden.cache_layer", "golden.versions", "golden.baselines.layer"} <= integers
-    measured = dependencies("golden.attention", "golden.cache", "golden.quality")
-    assert {"golden.cache", "golden.engine", "kvtq_hw.codes", "kvtq_hw.packing"} <= measured
+    integers = dependencies("golden.study.baselines.integers", "golden.study.quality")
+    assert {
+        "golden.cache.layer",
+        "golden.attend.versions",
+        "golden.study.baselines.layer",
+    } <= integers
+    measured = dependencies(
+        "golden.attend.attention", "golden.cache.ternary_cache", "golden.study.quality"
+    )
+    assert {
+        "golden.cache.ternary_cache",
+        "golden.engine",
+        "kvtq_hw.contract.codes",
+        "kvtq_hw.contract.packing",
+    } <= measured
     for names in (integers, measured, dependencies("rtl.engine")):
-        assert not {name for name in names if re.match(r"kvtq_hw\.(cli|options|flows)", name)}
+        assert not {name for name in names if re.match(r"kvtq_hw\.commands", name)}
     assert {"rtl.select_add", "rtl.multiply_add", "rtl.layouts"} <= dependencies("rtl.engine")
 
 
 def test_how_files_are_read_decides_no_result() -> None:
     """An edit of the reader of files once made every measured result stale."""
-    for names in (dependencies("rtl.engine"), dependencies("golden.cache", "golden.quality")):
-        assert "kvtq_hw.config" in names
-        assert not names & {"kvtq_hw.files", "kvtq_hw.errors", "kvtq_hw.sources"}
+    for names in (
+        dependencies("rtl.engine"),
+        dependencies("golden.cache.ternary_cache", "golden.study.quality"),
+    ):
+        assert "kvtq_hw.contract.config" in names
+        assert not names & {
+            "kvtq_hw.contract.files",
+            "kvtq_hw.contract.errors",
+            "kvtq_hw.host.sources",
+        }

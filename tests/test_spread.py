@@ -6,14 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden.allocator import digits_for_bits, digits_for_cycles
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
-from kvtq_hw.cycle_model import code_bound, code_job_cycles, token_job_cycles, token_slices
-from kvtq_hw.errors import UserError
+from golden.study.allocator import digits_for_bits, digits_for_cycles
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.cycle_model import code_bound, code_job_cycles, token_job_cycles, token_slices
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.packing import cache_bytes, vector_bytes
+from kvtq_hw.contract.tiers import NO_TIERS, Tiers
 from kvtq_hw.estimates.candidates import IntegerLayer
-from kvtq_hw.packing import cache_bytes, vector_bytes
-from kvtq_hw.tiers import NO_TIERS, Tiers
 
 TINY = load_config("tiny")
 COUNTS = st.integers(0, 12)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from kvtq_hw.cli import run
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import sweep
 from kvtq_hw.estimates.liberty import shipped_liberty
 from kvtq_hw.estimates.store import EstimateStore

@@ -8,7 +8,7 @@ from bench_matrix import CONFIGS, SHAPES, check_bench
 
 from golden.feedback import Feedback
 from golden.tables import factor_words, load_words
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 
 TINY = load_config("tiny")
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
 
 TENSORS = {
     "trits": torch.tensor([[1, 0, -1], [0, 0, 1]], dtype=torch.int8),

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.attention import ternary_attention
-from golden.backends import FloatBackend, GoldenBackend
-from golden.cache import TernaryCacheLayer
+from golden.attend.attention import ternary_attention
+from golden.attend.backends import FloatBackend, GoldenBackend
+from golden.attend.versions import SinglePrecisionBackend
+from golden.cache.ternary_cache import TernaryCacheLayer
 from golden.conditioning import Conditioning
 from golden.dequantizer import dequantize
 from golden.feedback import feedback_from_hessian
 from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS, quantize
-from golden.versions import SinglePrecisionBackend
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
-from kvtq_hw.packing import cache_bytes
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.packing import cache_bytes
 
 TINY = load_config("tiny")
 

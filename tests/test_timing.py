@@ -8,15 +8,15 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from kvtq_hw.cli import run
-from kvtq_hw.config import load_config
-from kvtq_hw.errors import UserError
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import timing
 from kvtq_hw.estimates.blocks import Part
 from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.timing import LongestPath, measure_timing
-from kvtq_hw.toolchain import Tool
+from kvtq_hw.host.toolchain import Tool
 from rtl.verilog import emit_rtlil
 
 TINY = load_config("tiny")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kvtq_hw import toolchain
-from kvtq_hw.errors import UserError
-from kvtq_hw.toolchain import Tool, find_simulator, icarus, tools_folder, verilator
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.host import toolchain
+from kvtq_hw.host.toolchain import Tool, find_simulator, icarus, tools_folder, verilator
 
 
 def program(folder: Path, name: str, output: str = "", status: int = 0) -> Path:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
-from kvtq_hw.packing import bits_per_element
-from kvtq_hw.traffic import CONTEXTS, MEMORIES, MODELS, traffic
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.packing import bits_per_element
+from kvtq_hw.estimates.traffic import CONTEXTS, MEMORIES, MODELS, traffic
 
 CONFIG = load_config("smollm2")
 CODES = [CacheCode.parse("balanced:3/2"), CacheCode.parse("balanced:2/1,sinks=4,window=32")]

@@ -17,12 +17,12 @@ import torch
 from test_families import Bench, ids
 from transformers import Cache
 
-from golden.attention import ATTENTION
-from golden.backends import GoldenBackend
-from golden.baselines.layer import BASELINE_ATTENTION
-from golden.catalog import parse_format
-from golden.formats import FormatInputs
-from kvtq_hw.codes import CacheCode
+from golden.attend.attention import ATTENTION
+from golden.attend.backends import GoldenBackend
+from golden.study.baselines.layer import BASELINE_ATTENTION
+from golden.study.catalog import parse_format
+from golden.study.formats import FormatInputs
+from kvtq_hw.contract.codes import CacheCode
 
 TERNARY = ["residual:3/3", "balanced:2/1,sinks=2,window=5,feedback"]
 BASELINES = ["int4,sinks=2,window=4", "kivi:2,group=4"]

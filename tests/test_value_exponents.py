@@ -7,7 +7,7 @@ import pytest
 from bench_matrix import CONFIGS, check_bench
 
 from golden.value_exponents import ExponentHistory
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 
 
 @pytest.mark.parametrize("config", [CONFIGS["tiny"], CONFIGS["odd"]], ids=["tiny", "odd"])

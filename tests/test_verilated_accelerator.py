@@ -8,14 +8,14 @@ import torch
 from bench_matrix import PLANES_CONFIGS, TINY
 
 from golden.accelerator import KvHead
+from golden.cache.memory_image import MemoryImage
 from golden.conditioning import Conditioning
 from golden.feedback import Feedback
-from golden.memory_image import MemoryImage
 from golden.tables import load_words
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import code_bound
-from kvtq_hw.layout import MemoryLayout
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.cycle_model import code_bound
+from kvtq_hw.contract.layout import MemoryLayout
 from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import (
     DDR4,

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kvtq_hw.config import EngineConfig, load_config
+from kvtq_hw.contract.config import EngineConfig, load_config
 from sim.bench.cases import Case, random_case
 from sim.bench.stimulus import random_planes
 from sim.verilated.engine import Job, SimulationError, Stalls, VerilatedEngine

@@ -16,10 +16,10 @@ from amaranth.lib.wiring import In, Out
 from bench_matrix import CONFIGS, FOLDER
 
 from kvtq_hw import __version__
-from kvtq_hw.cli import run
-from kvtq_hw.config import EngineConfig, load_config, preset_names
-from kvtq_hw.flows.generate import generate
-from kvtq_hw.toolchain import find_simulator
+from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.commands.generate import generate
+from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
+from kvtq_hw.host.toolchain import find_simulator
 from rtl.blocks import blocks_of, create_block, emit_block
 from rtl.manifest import manifest
 from rtl.verilog import config_header, emit, emit_rtlil, lint_waivers
@@ -131,7 +131,7 @@ def test_yosys_error_is_raised(tmp_path: Path) -> None:
 
 def test_same_bytes_in_another_process() -> None:
     program = (
-        "from kvtq_hw.config import load_config\n"
+        "from kvtq_hw.contract.config import load_config\n"
         "from rtl.blocks import create_block\n"
         "from rtl.verilog import emit\n"
         "print(emit(create_block('plane_scaler', load_config('tiny')), 'a', 'b'), end='')\n"

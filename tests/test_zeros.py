@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.backends import GoldenBackend
-from golden.cache import TernaryCache
+from golden.attend.backends import GoldenBackend
+from golden.cache.ternary_cache import TernaryCache
 from golden.conditioning import Conditioning
-from golden.zeros import zero_shares
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import load_config
+from golden.study.zeros import zero_shares
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
 
 TINY = load_config("tiny")
 

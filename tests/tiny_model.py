@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from golden.models import LanguageModel
+from golden.llm.models import LanguageModel
 
 WORDS = [f"w{number}" for number in range(126)]
 

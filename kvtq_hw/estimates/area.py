@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ, Mapping, map_part, mapping_key
-from rtl.blocks import hardware_digest
+from kvtq_hw.host.sources import hardware_digest
 from rtl.verilog import generator_version
 
 __all__ = ["Area", "AreaReport", "measure_area", "processors"]

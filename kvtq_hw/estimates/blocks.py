@@ -10,10 +10,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.estimates.netlist import block_of
 from rtl.blocks import BLOCKS, check_block, create_block, module_name
-from rtl.netlist import block_of
 from rtl.verilog import emit_rtlil
 
 __all__ = ["Part", "engine_parts", "split"]

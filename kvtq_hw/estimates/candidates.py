@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from kvtq_hw.codes import CacheCode, CodeTable
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import code_bound, code_job_cycles, token_job_cycles
-from kvtq_hw.errors import UserError
-from kvtq_hw.packing import cache_bytes, scale_bytes
-from kvtq_hw.tiers import NO_TIERS, Tiers
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.cycle_model import code_bound, code_job_cycles, token_job_cycles
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.packing import cache_bytes, scale_bytes
+from kvtq_hw.contract.tiers import NO_TIERS, Tiers
 
 __all__ = [
     "Candidate",
@@ -28,7 +28,7 @@ __all__ = [
     "ternary",
 ]
 
-#: Bits of an element of an integer format's sinks and window (`golden/baselines/integers.py`).
+#: Bits of an element of an integer format's sinks and window (`golden.study.baselines.integers`).
 TIER_BITS = 8
 
 #: INT4 with what the ternary codes have, as `kvtq-hw eval` spells it.

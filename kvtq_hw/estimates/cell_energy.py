@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates.gates import pins_of
-from kvtq_hw.estimates.liberty import Group, Liberty
+from kvtq_hw.estimates.liberty import Liberty
+from kvtq_hw.estimates.liberty_format import Group
 
 __all__ = ["CellEnergy"]
 

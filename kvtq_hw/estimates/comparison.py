@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.estimates.area import AreaReport
 from kvtq_hw.estimates.candidates import Candidate
 

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError, shown
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError, shown
+from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.files import scratch_folder
-from rtl.blocks import create_block, hardware_digest, module_name
+from kvtq_hw.host.sources import hardware_digest
+from rtl.blocks import create_block, module_name
 from rtl.verilog import emit_rtlil, generator_version
 from rtl.yosys import run_yosys
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvtq_hw.errors import UserError
-from kvtq_hw.estimates.liberty import Group, Liberty, truth_table
-from kvtq_hw.files import scratch_folder
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import scratch_folder
+from kvtq_hw.estimates.gate_simulation import ONE, ZERO, Gates, Node
+from kvtq_hw.estimates.liberty import Liberty, truth_table
+from kvtq_hw.estimates.liberty_format import Group
 from rtl.yosys import run_yosys
-from sim.gates import ONE, ZERO, Gates, Node
 
 __all__ = ["Cell", "Mapped", "link", "pins_of"]
 

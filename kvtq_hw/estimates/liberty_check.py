@@ -10,12 +10,9 @@ import itertools
 import math
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-from kvtq_hw.errors import shown
-
-if TYPE_CHECKING:
-    from kvtq_hw.estimates.liberty import Group
+from kvtq_hw.contract.errors import shown
+from kvtq_hw.estimates.liberty_format import Group
 
 __all__ = ["check_library"]
 

@@ -17,13 +17,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.fpga import FAMILIES, synthesis_commands, synthesize
 from kvtq_hw.estimates.harness import Harness
 from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.files import scratch_folder
-from kvtq_hw.sources import source_digest
+from kvtq_hw.host.sources import source_digest
 from rtl.blocks import create_block
 from rtl.verilog import emit_rtlil, generator_version
 

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.cell_energy import CellEnergy
@@ -123,7 +123,7 @@ def measure_power(
     UserError
         When the library is unsuitable, or the netlist answers otherwise than the RTL did.
     """
-    from sim.gates import simulate
+    from kvtq_hw.estimates.gate_simulation import simulate
 
     liberty, store = liberty or shipped_liberty(), store or EstimateStore()
     parts = engine_parts(config)

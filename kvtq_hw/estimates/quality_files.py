@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from kvtq_hw.files import Schema, read_as
+from kvtq_hw.contract.files import Schema, read_as
 
 __all__ = ["QualityFile", "QualityResult", "QualityRow", "quality_of", "read_quality"]
 
@@ -17,7 +17,7 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class QualityRow(Schema):
-    """What was measured of one code; `kvtq_hw.flows.eval.EvalRow` says what the numbers are."""
+    """What was measured of one code; `kvtq_hw.commands.eval.EvalRow` says what the numbers are."""
 
     code: Annotated[str, Field(min_length=1, max_length=1000)]
     attention: str

@@ -2,7 +2,7 @@
 
 What a result depends on is its key, by content: the netlist's text, the library's, the commands and
 the version of the tool. Removing the folder costs time, nothing else; so does one that cannot be
-used, as `golden.result_store` says.
+used, as `kvtq_hw.host.results` says.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import zlib
 from pathlib import Path
 from typing import Any, TypeVar
 
-import platformdirs
-
-from golden.result_store import ResultStore
-from kvtq_hw.errors import UserError
-from kvtq_hw.files import write_bytes
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import write_bytes
+from kvtq_hw.contract.folders import cache_folder
+from kvtq_hw.host.results import ResultStore
 
 __all__ = ["EstimateStore"]
 
@@ -35,7 +34,7 @@ class EstimateStore:
 
     def __init__(self, folder: Path | None = None) -> None:
         if folder is None:
-            folder = platformdirs.user_cache_path("kvtq-hw") / "estimates"
+            folder = cache_folder() / "estimates"
         self._results = ResultStore(folder / "results.sqlite")
         self._netlists = folder / "netlists"
         self._in_memory: dict[Path, str] = {}

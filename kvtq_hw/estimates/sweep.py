@@ -14,17 +14,18 @@ from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
 from typing import Any
 
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import code_job_cycles
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.cycle_model import code_job_cycles
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.packing import bits_per_element, cache_bytes
 from kvtq_hw.estimates.area import measure_area
-from kvtq_hw.estimates.liberty import Liberty, parse_liberty
+from kvtq_hw.estimates.liberty import Liberty
+from kvtq_hw.estimates.liberty_format import parse_liberty
 from kvtq_hw.estimates.quality_files import QualityResult, quality_of
 from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ
-from kvtq_hw.packing import bits_per_element, cache_bytes
-from rtl.blocks import hardware_digest
+from kvtq_hw.host.sources import hardware_digest
 from rtl.verilog import generator_version
 
 __all__ = ["Progress", "configurations", "sweep_areas", "table"]

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.blocks import Part
 from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.files import scratch_folder
 from rtl.yosys import run_yosys, yosys_version
 
 __all__ = ["CLOCK_MHZ", "Mapping", "map_part", "mapped_netlist", "mapping_key"]

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.blocks import Part, engine_parts
 from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import EstimateStore
@@ -25,8 +26,7 @@ from kvtq_hw.estimates.synthesis import (
     mapped_netlist,
     mapping_key,
 )
-from kvtq_hw.files import scratch_folder
-from kvtq_hw.toolchain import Tool
+from kvtq_hw.host.toolchain import Tool
 from rtl.yosys import run_yosys
 
 __all__ = ["LongestPath", "measure_timing"]

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import threading
 
-from kvtq_hw.errors import LOGGER
+from kvtq_hw.contract.errors import LOGGER
 
 __all__ = ["end_with_parent"]
 

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvtq_hw import __version__
-from kvtq_hw.files import read_bytes
+from kvtq_hw.contract.files import read_bytes
+from kvtq_hw.contract.folders import cache_folder
+from kvtq_hw.host.sources import source_digest
 from kvtq_hw.report.content import Inputs
 from kvtq_hw.report.sections import SECTIONS
 from kvtq_hw.report.sections.results import quality_rows
-from kvtq_hw.sources import source_digest
 
 if TYPE_CHECKING:
-    from golden.result_store import ResultStore
+    from kvtq_hw.host.results import ResultStore
 
 __all__ = ["collect"]
 
@@ -32,13 +33,12 @@ def collect(
     on_section : called with a section's name before it is measured
     store : sections measured before; without one, in the user's cache folder
     """
-    import platformdirs
 
-    from golden.result_store import ResultStore
+    from kvtq_hw.host.results import ResultStore
 
     quality_rows(inputs.results)  # what cannot be read is said before anything is measured
     if store is None:
-        store = ResultStore(platformdirs.user_cache_path("kvtq-hw") / "report" / "sections.sqlite")
+        store = ResultStore(cache_folder() / "report" / "sections.sqlite")
     key = {
         "config": inputs.config.digest(),
         "codes": list(map(str, inputs.codes)),

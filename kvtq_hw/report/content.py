@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["Cell", "Inputs", "Plot", "Section", "Series", "Table", "Tag"]
 

@@ -20,7 +20,11 @@ from mutants.operators import operator_names
 __all__ = ["CONTRACT", "Mutant", "candidates", "draw", "sources"]
 
 #: Modules of kvtq_hw that say what is computed, stored and addressed.
-CONTRACT = ("config", "codes", "cycle_model", "layout", "packing", "registers", "traffic")
+CONTRACT = (
+    *(f"contract/{name}" for name in ("config", "codes", "cycle_model", "layout", "packing")),
+    "contract/registers",
+    "estimates/traffic",
+)
 
 #: Leaves of the tree that no operator mutates, most of it.
 _IDLE = {"name", "newline", "string", "endmarker", "indent", "dedent", "error_leaf"}

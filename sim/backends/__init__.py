@@ -1,1 +1,1 @@
-"""Backends of `golden.attention` that run a model's attention on verilated RTL."""
+"""Backends of `golden.attend.attention` that run a model's attention on verilated RTL."""

@@ -14,19 +14,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golden.attention_job import AttentionJob, Revision
-from golden.backends import IntegerBackend
-from golden.cache import TernaryCache, TernaryCacheLayer
+from golden.attend.backends import IntegerBackend
+from golden.cache.attention_job import AttentionJob, Revision
+from golden.cache.memory_image import MemoryImage
+from golden.cache.ternary_cache import TernaryCache, TernaryCacheLayer
+from golden.cache.tiered_store import TieredView
 from golden.conditioning import Conditioning
 from golden.engine import Attention
 from golden.feedback import Feedback
-from golden.memory_image import MemoryImage
 from golden.tables import load_words
-from golden.tiered_store import TieredView
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.layout import MemoryLayout
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.layout import MemoryLayout
 from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import IDEAL, AcceleratorJob, MemorySettings, VerilatedAccelerator
 

@@ -1,4 +1,4 @@
-"""A model's attention on the RTL: the verilated engine as a backend of `golden.attention`."""
+"""A model's attention on the RTL: the verilated engine as a backend of `golden.attend`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from golden.attention_job import AttentionJob, CachePass, Revision
-from golden.backends import rotated_back
+from golden.attend.backends import rotated_back
+from golden.cache.attention_job import AttentionJob, CachePass, Revision
 from golden.engine import Attention
 from golden.planes import Planes
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from sim.verilated.engine import Job, VerilatedEngine
 from sim.verilated.slices import Kind, SliceBuffer, pack_slices
 
@@ -45,7 +45,7 @@ class EngineBackend:
     """Computes decode steps on the verilated engine, one job for each KV head.
 
     Queries are quantized by the job; planes are packed for the streams when their token is new, and
-    once more when it leaves the recent window. Give it to `golden.backends.SplitBackend` as the
+    once more when it leaves the recent window. Give it to `SplitBackend` as the
     backend of decode steps.
 
     Parameters

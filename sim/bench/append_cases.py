@@ -15,7 +15,7 @@ from golden.dequantizer import dequantize
 from golden.feedback import Feedback
 from golden.planes import Planes
 from golden.quantizer import BALANCED_RATIOS, quantize
-from kvtq_hw.config import VECTOR_MAX, EngineConfig
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
 from sim.bench.vector_code import VectorCode
 from sim.verilated.append_path import AppendRun, VerilatedAppendPath
 

@@ -20,7 +20,7 @@ from cocotb.task import Task
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotb.types import LogicArray
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.axi import BusSignature
 from rtl.blocks import create_block
 from sim.bench.axi_checker import watch_buses

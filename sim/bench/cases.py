@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from golden.engine import Attention, attend
 from golden.queries import Queries
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from sim.bench.stimulus import Vectors, random_vectors
 from sim.verilated.engine import Job
 from sim.verilated.slices import SliceBuffer

@@ -16,15 +16,15 @@ import torch
 from numpy.typing import NDArray
 
 from golden.accelerator import KvHead
+from golden.cache.memory_image import MemoryImage
 from golden.conditioning import Conditioning
 from golden.engine import Attention
 from golden.feedback import Feedback
-from golden.memory_image import MemoryImage
 from golden.tables import load_words
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import VECTOR_MAX, EngineConfig
-from kvtq_hw.layout import MemoryLayout
-from kvtq_hw.registers import JobStatus
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
+from kvtq_hw.contract.layout import MemoryLayout
+from kvtq_hw.contract.registers import JobStatus
 from sim.bench.job_cases import WRONG, wrong_job
 from sim.bench.scheduler_rules import IN_FLIGHT
 from sim.bench.scoreboard import Mismatch

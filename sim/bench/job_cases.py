@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import JobStatus
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import JobStatus
 from rtl.layouts import ABSMEAN_CONSTANT_BITS
 
 __all__ = ["LIMITS", "WRONG", "Limit", "Wrong", "limits_of", "random_job", "wrong_job"]

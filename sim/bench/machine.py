@@ -28,7 +28,7 @@ from cocotbext.axi import (
 )
 from numpy.typing import NDArray
 
-from kvtq_hw.registers import JobStatus, register_map
+from kvtq_hw.contract.registers import JobStatus, register_map
 from rtl.blocks import create_block
 from sim.bench.axi_checker import watch_buses
 from sim.bench.axi_memory import RESPONSES

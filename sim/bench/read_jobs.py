@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtq_hw.layout import VectorKind
+from kvtq_hw.contract.layout import VectorKind
 from sim.bench.bench import Bench
 from sim.bench.records import Records, random_records
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from golden.record_packer import pack_record
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.layout import VectorKind
-from kvtq_hw.packing import vector_bytes
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.packing import vector_bytes
 from sim.bench.stimulus import Together, Vectors, plain_trit_payloads, random_vectors
 
 __all__ = ["Records", "random_records"]

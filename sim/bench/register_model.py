@@ -12,8 +12,8 @@ from typing import Any
 
 from amaranth.hdl import Shape
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import WORD_BYTES, Kind, Register, register_map
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import WORD_BYTES, Kind, Register, register_map
 from rtl.control import descriptor_layout
 from sim.bench.streams import layout_of, pack
 

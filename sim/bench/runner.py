@@ -23,10 +23,10 @@ from amaranth.lib import wiring
 from cocotb_tools.runner import Runner, get_runner
 from filelock import FileLock
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.files import disk_errors
-from kvtq_hw.toolchain import Tool, find_simulator
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import disk_errors
+from kvtq_hw.host.toolchain import Tool, find_simulator
 from rtl.blocks import create_block, module_name
 from rtl.verilog import lint_waivers, port_members
 from sim.bench.axi_checker import WATCHED_VARIABLE, unwatched
@@ -121,7 +121,7 @@ def run_bench(
 
     Raises
     ------
-    kvtq_hw.errors.UserError
+    kvtq_hw.contract.errors.UserError
         Unknown block or simulator, the simulator is not installed, or the folder cannot be written.
     BenchError
         The build failed, the run left no results or ran no test, or a test watched not every AXI

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from golden.scheduler import job_parts, job_problem
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import JobStatus
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import JobStatus
 from sim.bench.axi_memory import RESPONSES
 from sim.bench.scoreboard import Mismatch
 from sim.bench.streams import Payload

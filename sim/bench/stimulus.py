@@ -10,7 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from golden.planes import Planes
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from sim.verilated.slices import planes_together
 
 __all__ = [

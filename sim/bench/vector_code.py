@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from golden.feedback import Feedback
 from golden.planes import Planes
 from golden.quantizer import BALANCED_RATIOS, RESIDUAL_RATIOS, absmean_constant, quantize
-from kvtq_hw.codes import CodeKind, ScaleChoice
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.codes import CodeKind, ScaleChoice
+from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["RULES", "Rule", "VectorCode", "random_code", "random_matrices"]
 

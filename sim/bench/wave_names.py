@@ -15,7 +15,7 @@ from amaranth.hdl import Fragment
 from amaranth.lib import wiring
 from vcd.gtkw import GTKWSave
 
-from kvtq_hw.files import whole
+from kvtq_hw.contract.files import whole
 from rtl.verilog import emit_rtlil, port_members
 
 __all__ = ["TEXT_SUFFIX", "save_view", "value_names", "with_text"]

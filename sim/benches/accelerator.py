@@ -13,8 +13,8 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import ClockCycles, RisingEdge
 
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.layout import MemoryLayout
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.layout import MemoryLayout
 from sim.bench.bench import bench_config
 from sim.bench.coverage import Coverage, Cross, Point
 from sim.bench.heads import page_before

@@ -13,8 +13,8 @@ from cocotb.handle import HierarchyObject
 from golden.append_path import condition, records
 from golden.dequantizer import dequantize
 from golden.quantizer import BALANCED_RATIOS, quantize
-from kvtq_hw.config import VECTOR_MAX
-from kvtq_hw.packing import vector_bytes
+from kvtq_hw.contract.config import VECTOR_MAX
+from kvtq_hw.contract.packing import vector_bytes
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.streams import Payload
 from sim.bench.tables import answer_factors, answer_reads

@@ -14,7 +14,7 @@ from cocotb.handle import HierarchyObject
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiResp
 
-from kvtq_hw.registers import WORD_BYTES, JobStatus, Kind, Register, register_map
+from kvtq_hw.contract.registers import WORD_BYTES, JobStatus, Kind, Register, register_map
 from rtl.control import control_counters_layout, descriptor_layout
 from sim.bench.bench import Bench
 from sim.bench.coverage import Coverage, Point

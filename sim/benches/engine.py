@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from golden.engine import attend
 from golden.queries import Queries
-from kvtq_hw.cycle_model import uniform_job_cycles
+from kvtq_hw.contract.cycle_model import uniform_job_cycles
 from rtl.layouts import counters_layout, slice_field
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import (

@@ -8,7 +8,7 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.hadamard import hadamard
-from kvtq_hw.config import VECTOR_MAX
+from kvtq_hw.contract.config import VECTOR_MAX
 from sim.bench.bench import STALL_MIXES, Bench
 
 TOP = 2 * VECTOR_MAX

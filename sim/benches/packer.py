@@ -9,7 +9,7 @@ from cocotb.handle import HierarchyObject
 
 from golden.packer import pack
 from golden.unpacker import unpack
-from kvtq_hw.packing import DIGITS_PER_BYTE, plane_bytes
+from kvtq_hw.contract.packing import DIGITS_PER_BYTE, plane_bytes
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import random_trits, trit_payloads
 

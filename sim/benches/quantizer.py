@@ -11,7 +11,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from golden.planes import Planes
 from golden.quantizer import absmean_constant
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import plain_trit_payloads
 from sim.bench.tables import answer_factors

@@ -11,7 +11,7 @@ from cocotb.handle import HierarchyObject
 
 from golden.queries import Queries
 from golden.query_conditioner import query_conditioner
-from kvtq_hw.config import VECTOR_MAX
+from kvtq_hw.contract.config import VECTOR_MAX
 from sim.bench.bench import STALL_MIXES, Bench
 
 

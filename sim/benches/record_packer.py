@@ -9,7 +9,7 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 
 from golden.record_packer import pack_record
-from kvtq_hw.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes
+from kvtq_hw.contract.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import Vectors, plain_trit_payloads, random_vectors
 

@@ -14,7 +14,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiReadBus, AxiSlaveRead
 from numpy.typing import NDArray
 
-from kvtq_hw.layout import VectorKind
+from kvtq_hw.contract.layout import VectorKind
 from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
 from rtl.memory_layouts import APPEND_BITS, read_job_layout
 from sim.bench.axi_memory import RESPONSES, Fault, ReadMemory

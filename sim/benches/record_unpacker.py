@@ -8,7 +8,7 @@ import cocotb
 import numpy as np
 from cocotb.handle import HierarchyObject
 
-from kvtq_hw.layout import VectorKind
+from kvtq_hw.contract.layout import VectorKind
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.records import Records, random_records
 

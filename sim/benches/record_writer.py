@@ -13,8 +13,8 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiSlaveWrite, AxiWriteBus
 from numpy.typing import NDArray
 
-from kvtq_hw.layout import VectorKind
-from kvtq_hw.packing import vector_bytes
+from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.packing import vector_bytes
 from rtl.memory_layouts import largest_record_bytes
 from sim.bench.axi_memory import RESPONSES, WriteMemory
 from sim.bench.axi_rules import AxiRules, Rule

@@ -15,7 +15,7 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 
 from golden.scheduler import job_problem
-from kvtq_hw.registers import JobStatus
+from kvtq_hw.contract.registers import JobStatus
 from sim.bench.axi_memory import RESPONSES
 from sim.bench.bench import bench_config
 from sim.bench.coverage import Coverage, Cross, Point

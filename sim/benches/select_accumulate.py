@@ -11,7 +11,7 @@ from cocotb.handle import HierarchyObject
 
 from golden.multiply_accumulate import multiply_accumulate
 from golden.select_accumulate import select_accumulate
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.layouts import Operation, slice_field
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import element_payloads, random_elements

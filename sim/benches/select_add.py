@@ -11,7 +11,7 @@ from cocotb.handle import HierarchyObject
 
 from golden.multiply_add import multiply_add
 from golden.select_add import select_add
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.layouts import slice_field
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import element_payloads, random_elements

@@ -8,7 +8,7 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.unpacker import unpack
-from kvtq_hw.packing import plane_bytes
+from kvtq_hw.contract.packing import plane_bytes
 from sim.bench.bench import STALL_MIXES, Bench
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS, RESIDUAL_RATIOS, absmean_constant
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.layout import MemoryLayout, VectorKind
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.layout import MemoryLayout, VectorKind
 
 __all__ = ["HeadDescriptors", "check_code"]
 

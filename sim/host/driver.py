@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import WORD_BYTES, register_map
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import WORD_BYTES, register_map
 
 __all__ = ["Driver", "descriptor_words"]
 

@@ -9,7 +9,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import connect
 
-from kvtq_hw.registers import WORD_BYTES, register_map
+from kvtq_hw.contract.registers import WORD_BYTES, register_map
 from sim.proofs.formal import Proof
 
 __all__ = [

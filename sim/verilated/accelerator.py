@@ -15,11 +15,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.registers import JobStatus, register_map
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.folders import cache_folder
+from kvtq_hw.contract.registers import JobStatus, register_map
 from rtl.control import control_counters_layout
 from sim.host.driver import Driver
 from sim.verilated.library import SimulationError, build_library
@@ -149,7 +149,7 @@ class VerilatedAccelerator:
 
     Raises
     ------
-    kvtq_hw.errors.UserError
+    kvtq_hw.contract.errors.UserError
         When Verilator is not installed.
     SimulationError
         When the accelerator does not build.
@@ -169,7 +169,7 @@ class VerilatedAccelerator:
             raise TypeError("memory must be a contiguous array of uint8 with one axis")
         self.config = config
         self.memory = memory
-        folder = platformdirs.user_cache_path("kvtq-hw") if cache is None else cache
+        folder = cache_folder() if cache is None else cache
         library = build_library("accelerator", config, waves is not None, folder / "verilated")
         self._library = _load(library)
         self._memory = _Memory(

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from golden.feedback import Feedback
 from golden.tables import factor_words
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.folders import cache_folder
 from rtl.layouts import (
     FACTOR_BITS,
     append_task_layout,
@@ -95,7 +95,7 @@ class VerilatedAppendPath:
     ------
     ValueError
         For a configuration with more tables.
-    kvtq_hw.errors.UserError
+    kvtq_hw.contract.errors.UserError
         When Verilator is not installed.
     SimulationError
         When the design does not build.
@@ -105,7 +105,7 @@ class VerilatedAppendPath:
         if config.table_heads != 1:
             raise ValueError(f"table_heads: {config.table_heads} is not allowed; must be 1")
         self.config = config
-        folder = platformdirs.user_cache_path("kvtq-hw") if cache is None else cache
+        folder = cache_folder() if cache is None else cache
         library = build_library("append_path", config, False, folder / "verilated")
         self._library = ctypes.CDLL(str(library))
         self._library.kvtq_open.restype = ctypes.c_void_p

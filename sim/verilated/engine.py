@@ -14,10 +14,10 @@ from types import TracebackType
 from typing import Self
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.folders import cache_folder
 from rtl.layouts import (
     counters_layout,
     job_layout,
@@ -120,7 +120,7 @@ class VerilatedEngine:
 
     Raises
     ------
-    kvtq_hw.errors.UserError
+    kvtq_hw.contract.errors.UserError
         When Verilator is not installed.
     SimulationError
         When the engine does not build.
@@ -130,7 +130,7 @@ class VerilatedEngine:
         self, config: EngineConfig, *, waves: Path | None = None, cache: Path | None = None
     ) -> None:
         self.config = config
-        folder = platformdirs.user_cache_path("kvtq-hw") if cache is None else cache
+        folder = cache_folder() if cache is None else cache
         self._library = _load(
             build_library("engine", config, waves is not None, folder / "verilated")
         )

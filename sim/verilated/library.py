@@ -14,10 +14,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError
-from kvtq_hw.files import disk_errors
-from kvtq_hw.toolchain import Tool, verilator
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import disk_errors
+from kvtq_hw.host.toolchain import Tool, verilator
 from rtl.blocks import module_name
 from sim.verilated.verilog_cache import cached_verilog
 
@@ -38,7 +38,7 @@ def build_library(block: str, config: EngineConfig, trace: bool, folder: Path) -
 
     Raises
     ------
-    kvtq_hw.errors.UserError
+    kvtq_hw.contract.errors.UserError
         When Verilator is not installed, or the folder cannot be written.
     SimulationError
         When the design does not build.

@@ -9,7 +9,7 @@ from amaranth.lib import data
 from numpy.typing import NDArray
 
 from golden.planes import Planes
-from kvtq_hw.config import EngineConfig
+from kvtq_hw.contract.config import EngineConfig
 from rtl.layouts import key_input_layout, slice_field, value_input_layout
 from sim.verilated.words import pack_words, words_of
 
@@ -49,7 +49,7 @@ class SliceBuffer:
         return self._buffer[: self._ends[-1] if self._ends else 0]
 
     def block_slices(self) -> list[int]:
-        """Slices in each block of tokens, as `kvtq_hw.cycle_model.job_cycles` takes them."""
+        """Slices in each block of tokens, as `cycle_model.job_cycles` takes them."""
         ends = [0, *self._ends[self._config.block - 1 :: self._config.block]]
         if self.tokens % self._config.block:
             ends.append(self._ends[-1])

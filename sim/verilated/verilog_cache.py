@@ -7,9 +7,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.files import disk_errors, write_text
-from rtl.blocks import emit_block, hardware_digest, module_name
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.files import disk_errors, write_text
+from kvtq_hw.host.sources import hardware_digest
+from rtl.blocks import emit_block, module_name
 from rtl.verilog import generator_version
 
 __all__ = ["cached_verilog"]

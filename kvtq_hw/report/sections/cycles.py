@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from kvtq_hw.codes import CacheCode
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.cycle_model import code_bound, code_job_cycles
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.cycle_model import code_bound, code_job_cycles
 from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
 
 __all__ = ["build"]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from kvtq_hw.cycle_model import code_job_cycles
+from kvtq_hw.contract.cycle_model import code_job_cycles
+from kvtq_hw.estimates.traffic import MODELS, traffic
 from kvtq_hw.report.content import Inputs, Section, Table
 from kvtq_hw.report.sections.results import QualityRow, quality_rows
-from kvtq_hw.traffic import MODELS, traffic
 
 __all__ = ["build"]
 

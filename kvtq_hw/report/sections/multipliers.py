@@ -9,8 +9,8 @@ __all__ = ["build"]
 
 def build(inputs: Inputs) -> Section:
     """Count multiplier cells after coarse synthesis, scales with a mantissa and without."""
+    from kvtq_hw.estimates.netlist import count_multipliers
     from rtl.blocks import create_block, module_name
-    from rtl.netlist import count_multipliers
     from rtl.verilog import emit
 
     top, config = module_name("engine"), inputs.config

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtq_hw.config import EngineConfig
-from kvtq_hw.errors import UserError, shown
-from kvtq_hw.files import parse_json, read_text, validated
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError, shown
+from kvtq_hw.contract.files import parse_json, read_text, validated
 from kvtq_hw.report.sections.recorded_files import SCHEMAS
 
 __all__ = ["Recorded", "read_results", "recorded"]
@@ -45,13 +45,16 @@ def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
     UserError
         When a file cannot be read or is not what the command writes.
     """
-    from rtl.blocks import hardware_digest
+    from kvtq_hw.host.sources import hardware_digest
+    from rtl.blocks import BLOCKS
 
     found = []
     for name, data in read_results(folder):
         if _kind_of(data) != kind:
             continue
-        same = data.get("sources") == hardware_digest(data.get("block"))
+        block = data.get("block")
+        known = block is None or block in BLOCKS
+        same = known and data.get("sources") == hardware_digest(block)
         found.append(
             Recorded(
                 config=data["config"]["name"],

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from kvtq_hw.errors import shown
-from kvtq_hw.files import Schema
+from kvtq_hw.contract.errors import shown
+from kvtq_hw.contract.files import Schema
 
 __all__ = ["SCHEMAS", "RecordedFile"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import validated
 from kvtq_hw.estimates.quality_files import QualityFile
-from kvtq_hw.files import validated
 from kvtq_hw.report.sections.recorded import read_results
 
 __all__ = ["QualityRow", "quality_rows"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvtq_hw.packing import token_bytes
+from kvtq_hw.contract.packing import token_bytes
 from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
 
 __all__ = ["build"]

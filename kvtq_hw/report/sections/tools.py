@@ -6,9 +6,9 @@ import platform
 from importlib import metadata
 
 from kvtq_hw import __version__
-from kvtq_hw.errors import UserError
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.host.toolchain import SIMULATORS
 from kvtq_hw.report.content import Inputs, Section, Table
-from kvtq_hw.toolchain import SIMULATORS
 
 __all__ = ["build"]
 

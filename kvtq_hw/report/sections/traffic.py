@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from kvtq_hw.estimates.traffic import CONTEXTS, MEMORIES, MODELS, traffic
 from kvtq_hw.report.content import Cell, Inputs, Plot, Section, Series, Table
-from kvtq_hw.traffic import CONTEXTS, MEMORIES, MODELS, traffic
 
 __all__ = ["build"]
 

@@ -14,8 +14,8 @@ LANES = (4, 8, 16, 32, 64)
 
 def build(inputs: Inputs) -> Section:
     """Prefill a text through the cache and count its zeros."""
-    from golden.models import load_model
-    from golden.zeros import cache_of_text, zero_shares
+    from golden.llm.models import load_model
+    from golden.study.zeros import cache_of_text, zero_shares
 
     language_model = load_model(inputs.model)
     config = inputs.config

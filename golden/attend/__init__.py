@@ -1,0 +1,1 @@
+"""Attention over the quantized cache: transformers' attention function and its backends."""

@@ -1,0 +1,261 @@
+"""Who computes attention: the integer golden model, the float reference, or something beside them.
+
+A backend gets an `AttentionJob`, one layer's attention in one forward pass.
+The hardware simulator is one too; `CheckedBackend` runs two and compares every output bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from golden.attend import float_reference
+from golden.cache.attention_job import AttentionBackend, AttentionJob
+from golden.dequantizer import dequantize
+from golden.engine import Attention, attend
+from golden.output_rotator import output_rotator
+from golden.queries import Queries
+from golden.tensors import write_tensors
+
+__all__ = [
+    "CheckedBackend",
+    "FloatBackend",
+    "GoldenBackend",
+    "MeasuredBackend",
+    "MismatchError",
+    "SplitBackend",
+    "rotated_back",
+]
+
+# Golden attention holds a few int64 tensors of [batch, heads, queries, tokens, runs]: a larger
+# prefill is computed in pieces of queries.
+_CHUNK_ELEMENTS = 1 << 21
+
+
+class IntegerBackend(Protocol):
+    """A backend whose outputs are those of docs/contract.md, to the bit."""
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Integer outputs with their exponents."""
+        ...
+
+
+class GoldenBackend:
+    """The integer golden model."""
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Integer attention over the layer's planes, the queries in pieces where they are many."""
+        config = job.cache.config
+        keys, values = job.cache.keys.planes().merged(), job.cache.values.planes().merged()
+        queries, visible, recent = job.queries, job.visible, job.recent
+        if recent is not None:
+            recent = replace(recent, keys=recent.keys.merged(), values=recent.values.merged())
+        runs = max(keys.unit.shape[-1], values.unit.shape[-1])
+        per_query = math.prod(queries.values.shape[:-2]) * keys.tokens * runs
+        step = max(1, _CHUNK_ELEMENTS // per_query)
+        parts = []
+        for start in range(0, queries.values.shape[-2], step):
+            piece = slice(start, start + step)
+            parts.append(
+                attend(
+                    config,
+                    Queries(queries.values[..., piece, :], queries.exponent[..., piece]),
+                    keys,
+                    values,
+                    None if visible is None else _per_head(visible[..., piece, :], keys.digits),
+                    None if recent is None else replace(recent, seen=recent.seen[piece]),
+                    job.value_exponent[..., piece],
+                )
+            )
+        return rotated_back(
+            job,
+            Attention(
+                torch.cat([part.values for part in parts], -2),
+                torch.cat([part.exponent for part in parts], -1),
+                torch.stack([part.saturated for part in parts]).sum(),
+            ),
+        )
+
+
+class FloatBackend:
+    """Float64 attention over the dequantized planes, with the queries as they came."""
+
+    def attend(self, job: AttentionJob) -> Tensor:
+        """Float attention over the layer's planes."""
+        config = job.cache.config
+        keys = dequantize(config, job.cache.keys.planes()).double()
+        values = dequantize(config, job.cache.values.planes()).double()
+        recent = None
+        if job.recent is not None:
+            recent = (
+                dequantize(config, job.recent.keys).double(),
+                dequantize(config, job.recent.values).double(),
+                job.recent.seen,
+            )
+        outputs = float_reference.attend(job.real_queries, keys, values, job.visible, recent)
+        return job.cache.conditioning.rotated_back(outputs)
+
+
+@dataclass(frozen=True)
+class SplitBackend:
+    """One backend for decode steps, another for everything else (prefill, batches)."""
+
+    prefill: AttentionBackend
+    decode: AttentionBackend
+
+    def attend(self, job: AttentionJob) -> Attention | Tensor:
+        """Compute the job with the backend it is for."""
+        return (self.decode if job.is_decode_step else self.prefill).attend(job)
+
+
+class MeasuredBackend:
+    """Runs a backend, and beside it another one whose distance to the first it measures.
+
+    Attributes
+    ----------
+    largest_error : largest absolute difference of an output element, in the model's own units
+    outputs_compared : number of output elements compared
+    """
+
+    def __init__(self, reference: AttentionBackend, measured: AttentionBackend) -> None:
+        self._reference = reference
+        self._measured = measured
+        self.largest_error = 0.0
+        self.outputs_compared = 0
+        self._squared_error = 0.0
+        self._squared_output = 0.0
+
+    @property
+    def relative_error(self) -> float:
+        """Root mean square of the differences over that of the reference's outputs."""
+        if self._squared_output == 0:
+            return math.inf if self._squared_error else 0.0
+        return math.sqrt(self._squared_error / self._squared_output)
+
+    def attend(self, job: AttentionJob) -> Attention | Tensor:
+        """Compute the job twice; the reference's result counts."""
+        result = self._reference.attend(job)
+        real = job.cache.conditioning.real_outputs
+        reference = real(to_float(result))
+        difference = real(to_float(self._measured.attend(job))) - reference
+        self.largest_error = max(self.largest_error, difference.abs().max().item())
+        self.outputs_compared += difference.numel()
+        self._squared_error += difference.square().sum().item()
+        self._squared_output += reference.square().sum().item()
+        return result
+
+
+class MismatchError(Exception):
+    """Two backends that must agree to the bit do not. The inputs are saved for replay."""
+
+
+class CheckedBackend:
+    """Runs a backend, and beside it a reference that it must equal in every output bit.
+
+    Parameters
+    ----------
+    reference, tested : the result of `tested` is handed on
+    folder : where the inputs of a mismatch are saved
+
+    Attributes
+    ----------
+    outputs_compared : output elements compared so far
+    mismatches : output elements that differed
+    """
+
+    def __init__(self, reference: IntegerBackend, tested: IntegerBackend, folder: Path) -> None:
+        self._reference = reference
+        self._tested = tested
+        self._folder = folder
+        self.outputs_compared = 0
+        self.mismatches = 0
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Compute the job twice.
+
+        Raises
+        ------
+        MismatchError
+            With layer, head, token and dimension of the first difference and the file that holds
+            the inputs and both outputs.
+        """
+        expected = self._reference.attend(job)
+        found = self._tested.attend(job)
+        if found.values.shape != expected.values.shape:
+            raise MismatchError(
+                f"layer {job.layer_index}: outputs have shape {tuple(found.values.shape)}, "
+                f"expected {tuple(expected.values.shape)}"
+            )
+        wrong = found.values != expected.values
+        wrong |= (found.exponent != expected.exponent)[..., None, :, None]
+        self.outputs_compared += wrong.numel()
+        count = int(wrong.sum())
+        if count:
+            self.mismatches += count
+            raise MismatchError(self._report(job, expected, found, wrong))
+        return found
+
+    def _report(
+        self, job: AttentionJob, expected: Attention, found: Attention, wrong: Tensor
+    ) -> str:
+        """Save the job and say where the first difference is."""
+        index = tuple(wrong.nonzero()[0].tolist())
+        sequence, kv_head, member, query, dimension = index
+        group = wrong.shape[2]
+        token = job.cache.tokens - wrong.shape[3] + query
+        path = self._folder / f"mismatch-layer{job.layer_index}-token{token}.safetensors"
+        save_job(path, job, expected, found)
+        values = f"{int(found.values[index])} instead of {int(expected.values[index])}"
+        exponents = (
+            f"exponent {int(found.exponent[sequence, kv_head, query])} instead of "
+            f"{int(expected.exponent[sequence, kv_head, query])}"
+        )
+        return (
+            f"layer {job.layer_index}, query head {kv_head * group + member} (KV head {kv_head}), "
+            f"token {token}, dimension {dimension}: {values}, {exponents}; "
+            f"{int(wrong.sum())} of {wrong.numel()} outputs differ; inputs saved to {path}"
+        )
+
+
+def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attention) -> None:
+    """Save what a job was computed from, and two results, as a safetensors file.
+
+    Tensors are named ``queries.values``, ``queries.exponent``, ``keys.digits``, ``keys.unit``,
+    ``keys.fraction``, ``keys.exponent``, the same for ``values``, ``value_exponent``,
+    ``expected.values``, ``expected.exponent``, ``found.values`` and ``found.exponent``; the
+    metadata hold the layer and the configuration.
+    """
+    tensors = {"queries.values": job.queries.values, "queries.exponent": job.queries.exponent}
+    tensors["value_exponent"] = job.value_exponent
+    for name, planes in (("keys", job.cache.keys.planes()), ("values", job.cache.values.planes())):
+        for field in ("digits", "unit", "fraction", "exponent"):
+            tensors[f"{name}.{field}"] = getattr(planes, field)
+    for name, result in (("expected", expected), ("found", found)):
+        tensors[f"{name}.values"] = result.values
+        tensors[f"{name}.exponent"] = result.exponent
+    if job.visible is not None:
+        tensors["visible"] = job.visible
+    metadata = {"layer": str(job.layer_index), "config": job.cache.config.model_dump_json()}
+    write_tensors(path, "inputs of the difference", tensors, metadata)
+
+
+def rotated_back(job: AttentionJob, attention: Attention) -> Attention:
+    """The core's outputs as they leave the hardware."""
+    config, rotate = job.cache.config, job.cache.conditioning.rotate
+    values, exponent = output_rotator(config, attention.values, attention.exponent, rotate)
+    return Attention(values, exponent, attention.saturated)
+
+
+def to_float(result: Attention | Tensor) -> Tensor:
+    """Outputs of any backend as float64."""
+    return result if isinstance(result, Tensor) else result.to_float()
+
+
+def _per_head(visible: Tensor, digits: Tensor) -> Tensor:
+    """Expand [batch, 1, I, T] over the KV heads of planes [batch, kv_heads, T, P, D]."""
+    return visible.expand(digits.shape[0], digits.shape[1], *visible.shape[-2:])

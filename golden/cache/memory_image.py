@@ -1,0 +1,105 @@
+"""The KV memory as bytes: what host software writes before a job and reads back after it.
+
+An image holds the bytes from the layout's `base` to its `end`. Written by the golden model after a
+prefill, or by the hardware token by token, it is the same wherever a record lies; what lies between
+and behind records nobody has written.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from golden.cache.tiered_store import TieredView
+from golden.planes import Planes
+from golden.record_packer import pack_record
+from golden.record_unpacker import unpack_records
+from kvtq_hw.contract.layout import MemoryLayout, Region, VectorKind
+
+__all__ = ["MemoryImage"]
+
+
+class MemoryImage:
+    """The bytes of a memory layout.
+
+    Parameters
+    ----------
+    layout : what lies where
+    data : uint8 [layout.bytes], taken as it is; zeros when None
+
+    Attributes
+    ----------
+    data : uint8 [layout.bytes]
+    """
+
+    def __init__(self, layout: MemoryLayout, data: Tensor | None = None) -> None:
+        self.layout = layout
+        self.data = torch.zeros(layout.bytes, dtype=torch.uint8) if data is None else data
+        if self.data.shape != (layout.bytes,) or self.data.dtype != torch.uint8:
+            raise ValueError(
+                f"data is {self.data.dtype} {tuple(self.data.shape)}; "
+                f"must be torch.uint8 ({layout.bytes},)"
+            )
+
+    def store(self, layer: int, head: int, kind: VectorKind, vectors: TieredView) -> None:
+        """Write all vectors of one KV head of what a cache holds (sequence 0)."""
+        for name in ("sinks", "body", "window"):
+            part = getattr(vectors, name)
+            planes = part.planes().map_tokens(lambda x, axis: x[0, head])
+            self.write(layer, head, kind, name, planes, vectors.tokens)
+
+    def write(
+        self, layer: int, head: int, kind: VectorKind, tier: str, planes: Planes, tokens: int
+    ) -> None:
+        """Write the vectors of one tier, chronological, digits [n, P, D].
+
+        Parameters
+        ----------
+        tier : "sinks", "body" or "window"
+        tokens : tokens of the context: says which slots a window's tokens are in
+
+        Raises
+        ------
+        ValueError
+            When there are more or fewer vectors than the tier has of that context.
+        """
+        region, slots = self._slots(layer, head, kind, tier, tokens)
+        if planes.tokens != len(slots):
+            raise ValueError(
+                f"{planes.tokens} vectors; {tier} of {tokens} tokens must be {len(slots)}"
+            )
+        if len(slots):
+            data = pack_record(self.layout.config, planes, unit_first=kind == "value")
+            self._records(region)[slots] = data
+
+    def read(self, layer: int, head: int, kind: VectorKind, tokens: int) -> Planes:
+        """All vectors of one KV head while `tokens` tokens are stored, chronological.
+
+        Trits are [tokens, P, D]; sinks, body and window one after the other.
+        """
+        parts = []
+        for tier in ("sinks", "body", "window"):
+            region, slots = self._slots(layer, head, kind, tier, tokens)
+            if len(slots):
+                data = self._records(region)[slots]
+                config = self.layout.config
+                parts.append(unpack_records(config, data, region.digits, region.residual, kind))
+        return Planes.join(parts)
+
+    def _records(self, region: Region) -> Tensor:
+        """A region's records, uint8 [slots, record bytes], a view."""
+        start = region.base - self.layout.base
+        return self.data[start : start + region.bytes].view(region.slots, region.record_bytes)
+
+    def _slots(
+        self, layer: int, head: int, kind: VectorKind, tier: str, tokens: int
+    ) -> tuple[Region, Tensor]:
+        """A tier's region, and the slots of its tokens in their order."""
+        if not 1 <= tokens <= self.layout.tokens:
+            raise ValueError(f"tokens: {tokens} is not allowed; must be 1..{self.layout.tokens}")
+        vectors = self.layout.heads[layer][head].of(kind)
+        spread = self.layout.codes[layer].tiers.spread(tokens)
+        first = {"sinks": 0, "body": spread.sinks, "window": spread.sinks + spread.body}[tier]
+        count = getattr(spread, tier)
+        places = [vectors.place(token, tokens)[1] for token in range(first, first + count)]
+        return vectors.regions[tier], torch.tensor(places, dtype=torch.long)

@@ -1,0 +1,256 @@
+"""A KV cache for transformers that holds packed ternary planes and nothing else.
+
+`TernaryCache` is given to a model as ``past_key_values``. Its layers return a `CachePass`, from
+which the attention function of `golden.attend.attention` reads planes instead of keys and values::
+
+    model.set_attn_implementation(golden.attend.attention.ATTENTION)
+    cache = TernaryCache(config, code, calibration.conditioning(), GoldenBackend())
+    model.generate(**inputs, past_key_values=cache)
+
+Storage is append-only: a token is quantized when it arrives and, where the code has a window of
+recent tokens in more digits, once more when it leaves that window, from those digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from golden.cache.attention_job import AttentionBackend, CachePass, Revision
+from golden.cache.layer import StoredCache, StoredLayer
+from golden.cache.tiered_store import TieredStore
+from golden.conditioning import Conditioning, to_integers
+from golden.value_exponents import ExponentHistory
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+
+__all__ = ["TernaryCache", "TernaryCacheLayer"]
+
+
+class TernaryCacheLayer(StoredLayer[TieredStore]):
+    """One layer of a `TernaryCache`: conditions, quantizes, packs and appends.
+
+    Parameters
+    ----------
+    config, code : the format of what is stored
+    conditioning : what happens to keys and values before
+    backend : who computes the attention of this layer; copies of the layer share it
+
+    Attributes
+    ----------
+    saturated : elements so far that did not fit the 16 bits that calibration chose
+    revision : names what is stored; see `golden.cache.attention_job.Revision`
+    """
+
+    is_croppable = True
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        code: CacheCode,
+        conditioning: Conditioning,
+        backend: AttentionBackend,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.code = code
+        self.conditioning = conditioning
+        self.backend = backend
+        self.revision = Revision()
+        self.saturated = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make empty stores for tokens of this form.
+
+        Raises
+        ------
+        ValueError
+            When the configuration has another head dimension, or the calibration other KV heads.
+        """
+        for name, states in (("keys", key_states), ("values", value_states)):
+            if states.shape[-1] != self.config.head_dim:
+                raise ValueError(
+                    f"{name} have head dimension {states.shape[-1]}, "
+                    f"configuration {self.config.name!r} needs {self.config.head_dim}"
+                )
+        batch, kv_heads = key_states.shape[:2]
+        calibrated = self.conditioning.kv_heads
+        if calibrated is not None and kv_heads != calibrated:
+            raise ValueError(
+                f"keys have {kv_heads} KV heads, the calibration is of {calibrated}; calibrate for "
+                "this model"
+            )
+        super().lazy_initialization(key_states, value_states)
+        self._exponents = ExponentHistory(batch, kv_heads, self.code.tiers.window)
+
+    @torch.compiler.disable
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[CachePass, CachePass]:
+        """Append tokens [batch, kv_heads, tokens, D]; returns the pass for keys and for values.
+
+        Raises
+        ------
+        UserError
+            When the context grows beyond `max_context`.
+        ValueError
+            When keys and values do not fit each other, or do not fit what is stored.
+        """
+        new_tokens = key_states.shape[-2]
+        self.admit(key_states, value_states)
+        tokens = self.get_seq_length() + new_tokens
+        if tokens > self.config.max_context:
+            raise UserError(
+                f"context: {tokens} tokens; configuration {self.config.name!r} allows at most "
+                f"max_context = {self.config.max_context}"
+            )
+        condition = self.conditioning
+        keys, saturated_keys = to_integers(key_states, condition.key_exponent)
+        values, saturated_values = to_integers(value_states, condition.value_exponent)
+        self.saturated += saturated_keys + saturated_values
+        vectors = (keys, values) if new_tokens == 1 else None
+        keys, values = condition.rotated(condition.centred(keys)), condition.rotated(values)
+        window, written = self.keys.append(keys).window, self.values.append(values)
+        self._exponents.write(written.came, written.left)
+        exponents = self._exponents.newest
+        result = CachePass(
+            self.config,
+            self.code,
+            condition,
+            self.backend,
+            self.keys.view(),
+            self.values.view(),
+            new_tokens,
+            None if window is None or written.window is None else (window, written.window),
+            vectors,
+            exponents,
+            partial(self._exponents.settle, exponents),
+            self.revision,
+        )
+        return result, result
+
+    def get_max_length(self) -> int:
+        """Most tokens that can be stored."""
+        return self.config.max_context
+
+    def reset(self) -> None:
+        """Forget everything; tokens of any batch may come next."""
+        super().reset()
+        self.saturated = 0
+        self.revision = Revision()
+
+    def check_crop(self, tokens_to_remove: int) -> None:
+        """Refuse what `crop` cannot do; see there."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"tokens_to_remove: {tokens_to_remove} is not allowed; must be zero or negative"
+            )
+        kept = self.get_seq_length() + tokens_to_remove
+        if kept > 0:
+            self.keys.check_crop(kept)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens, and what they did to the value exponent.
+
+        The layer is afterwards what it was before they came.
+
+        Raises
+        ------
+        ValueError
+            For a positive number, as the layers of transformers do; and where tokens would have to
+            be in the window again that left it before the newest update, and are in fewer digits.
+        """
+        self.check_crop(tokens_to_remove)
+        if tokens_to_remove == 0 or not self.is_initialized:
+            return
+        kept = self.get_seq_length() + tokens_to_remove
+        if kept <= 0:
+            self.reset()
+            return
+        self.keys.crop(kept)
+        self.values.crop(kept)
+        self._exponents.crop(kept)
+        self.revision = Revision()
+
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Rearrange what is stored, and the value exponents with it."""
+        super().map_batch(function)
+        if self.is_initialized:
+            self._exponents.map_batch(function)
+            self.revision = Revision()
+
+    def _empty_stores(
+        self, key_states: Tensor, value_states: Tensor
+    ) -> tuple[TieredStore, TieredStore]:
+        shape = *key_states.shape[:2], key_states.device
+        condition, used = self.conditioning, self.code.feedback
+        return (
+            TieredStore(
+                self.config, self.code, "key", condition.key_feedback if used else None, *shape
+            ),
+            TieredStore(
+                self.config, self.code, "value", condition.value_feedback if used else None, *shape
+            ),
+        )
+
+    def _shared(self) -> tuple[object, ...]:
+        condition = self.conditioning
+        feedback = condition.key_feedback, condition.value_feedback
+        return self.config, self.code, condition, *feedback, self.backend
+
+
+class TernaryCache(StoredCache):
+    """A whole model's cache of ternary planes, to be passed as ``past_key_values``.
+
+    The model must run with `golden.attend.attention.ATTENTION` as its attention implementation.
+
+    Parameters
+    ----------
+    code : one for all layers, or a table with one for each
+    conditioning : one entry a layer
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        code: CacheCode | CodeTable,
+        conditioning: Sequence[Conditioning],
+        backend: AttentionBackend,
+    ) -> None:
+        codes = code.for_layers(len(conditioning))
+        super().__init__(
+            layers=[
+                TernaryCacheLayer(config, of_layer, entry, backend)
+                for of_layer, entry in zip(codes, conditioning, strict=True)
+            ]
+        )
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last ``-tokens_to_remove`` tokens in all layers, or in none.
+
+        Raises
+        ------
+        ValueError
+            Where `TernaryCacheLayer.crop` does.
+        """
+        for layer in self.layers:
+            layer.check_crop(tokens_to_remove)
+        super().crop(tokens_to_remove)
+
+    def bits_per_element(self) -> float:
+        """Stored bits per cached number: everything that is stored for a token is counted.
+
+        Raises
+        ------
+        ValueError
+            When nothing is stored.
+        """
+        elements = sum(layer.stored_elements() for layer in self.layers)
+        if not elements:
+            raise ValueError("bits per element: the cache is empty; store tokens first")
+        return 8 * sum(layer.stored_bytes() for layer in self.layers) / elements

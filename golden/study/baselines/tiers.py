@@ -1,0 +1,186 @@
+"""Vectors in two formats: a short one for most tokens, a long one for the first and the newest.
+
+Tokens are appended in chunks, and each query of a chunk must see what it would have seen had they
+come one by one. So a store keeps both versions of the tokens that turn short during a chunk until
+the next chunk comes (`golden.attend.versions`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from golden.attend.versions import Versions
+from golden.study.baselines.codecs import Codec
+
+__all__ = ["TieredVectors", "VersionedVectors", "WholeChunks", "never"]
+
+
+def never(tokens: int) -> int:
+    """No token ever turns short."""
+    return 0
+
+
+@dataclass(frozen=True)
+class WholeChunks:
+    """Tokens turn short when a chunk of them is full."""
+
+    chunk: int
+
+    def __call__(self, tokens: int) -> int:
+        """Short ones of so many tokens."""
+        return tokens - tokens % self.chunk
+
+
+@dataclass(frozen=True)
+class VersionedVectors:
+    """What a `TieredVectors` holds after a chunk: nothing that comes later changes it.
+
+    short_codec, long_codec, head_dim : how tensors are read
+    short : the short tokens; None while there are none
+    long : sinks, then what was not short before the chunk
+    sinks : tokens that stay long
+    settled : tokens that were short before the chunk
+    turned : of each of the chunk's tokens, how many are short for it, int64 [n]
+    """
+
+    short_codec: Codec
+    long_codec: Codec
+    head_dim: int
+    short: tuple[Tensor, ...] | None
+    long: tuple[Tensor, ...]
+    sinks: int
+    settled: int
+    turned: Tensor
+
+    def read(self) -> Versions:
+        """All tokens, as the queries of the chunk see them."""
+        longs = self.long_codec.decode(self.long, self.head_dim)
+        batch, heads = longs.shape[:2]
+        shorts = (
+            longs.new_zeros(batch, heads, 0, self.head_dim)
+            if self.short is None
+            else self.short_codec.decode(self.short, self.head_dim)
+        )
+        before, changing = shorts.split((self.settled, shorts.shape[2] - self.settled), 2)
+        place = torch.arange(changing.shape[2], device=longs.device)
+        turned = (self.turned - self.settled).to(longs.device)
+        return Versions(
+            torch.cat((longs[:, :, : self.sinks], before, longs[:, :, self.sinks :]), 2),
+            changing,
+            self.sinks + self.settled,
+            place < turned[:, None],
+        )
+
+
+class TieredVectors:
+    """Append-only store of one tensor (keys or values) of one layer.
+
+    Parameters
+    ----------
+    short, long : formats; the long one has an entry for each token
+    sinks : first tokens, which stay long
+    short_tokens : how many tokens behind the sinks are short once there are n tokens in all;
+        grows with n by whole entries of the short format
+    head_dim : elements of a vector
+    device : where the tensors will be
+    """
+
+    def __init__(
+        self,
+        short: Codec,
+        long: Codec,
+        sinks: int,
+        short_tokens: Callable[[int], int],
+        head_dim: int,
+        device: torch.device,
+    ) -> None:
+        self._short_codec = short
+        self._long_codec = long
+        self._sinks = sinks
+        self._short_tokens = short_tokens
+        self._head_dim = head_dim
+        self.device = device
+        self.tokens = 0
+        self._short: tuple[Tensor, ...] | None = None
+        self._long: tuple[Tensor, ...] | None = None  # sinks, then what follows the short tokens
+        self._settled = 0  # short tokens whose long version is gone
+
+    def __copy__(self) -> TieredVectors:
+        """An independent copy."""
+        return copy.deepcopy(self)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TieredVectors:
+        """Move the tensors; returns this store, as a cache layer's offloading expects."""
+        self._map(lambda y: y.to(device, non_blocking=non_blocking))
+        self.device = torch.device(device)
+        return self
+
+    def append(self, x: Tensor) -> VersionedVectors:
+        """Append vectors float32 [batch, kv_heads, tokens, D], and encode those that turn short."""
+        self._settle()
+        self._long = _concatenated(self._long, self._long_codec.encode(x))
+        before, self.tokens = self.tokens, self.tokens + x.shape[2]
+        turning = self._short_tokens(self.tokens) - self._settled
+        if turning:
+            window = tuple(y[:, :, self._sinks :][:, :, :turning] for y in self._long)
+            vectors = self._long_codec.decode(window, self._head_dim)
+            self._short = _concatenated(self._short, self._short_codec.encode(vectors))
+        turned = [self._short_tokens(tokens) for tokens in range(before + 1, self.tokens + 1)]
+        return VersionedVectors(
+            self._short_codec,
+            self._long_codec,
+            self._head_dim,
+            self._short,
+            self._long,
+            self._sinks,
+            self._settled,
+            torch.tensor(turned, dtype=torch.int64),
+        )
+
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply a function that rearranges axis 0 to what is stored."""
+        self._map(function)
+
+    def stored_bytes(self) -> int:
+        """Bytes of all tokens: codes, scales, zero points, padding; each in one version."""
+        tensors = (*(self._short or ()), *(self._long_once() or ()))
+        return sum(y.numel() * y.element_size() for y in tensors)
+
+    def stored_elements(self) -> int:
+        """Numbers that those bytes stand for."""
+        if self._long is None:
+            return 0
+        batch, heads = self._long[0].shape[:2]
+        return batch * heads * self.tokens * self._head_dim
+
+    def _settle(self) -> None:
+        """Drop the long versions of short tokens: the last chunk's attention is done."""
+        self._long = self._long_once()
+        self._settled = self._short_tokens(self.tokens)
+
+    def _long_once(self) -> tuple[Tensor, ...] | None:
+        """What is stored long, without the tokens that are stored short too."""
+        turned = self._short_tokens(self.tokens) - self._settled
+        if not turned or self._long is None:
+            return self._long
+        return tuple(
+            torch.cat((y[:, :, : self._sinks], y[:, :, self._sinks + turned :]), 2)
+            for y in self._long
+        )
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        if self._long is not None:
+            self._long = tuple(map(function, self._long))
+        if self._short is not None:
+            self._short = tuple(map(function, self._short))
+
+
+def _concatenated(old: tuple[Tensor, ...] | None, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    if old is None:
+        return new
+    return tuple(torch.cat(pair, 2) for pair in zip(old, new, strict=True))

@@ -1,0 +1,105 @@
+"""The catalogue of cache formats: from a spelled code to something that makes caches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import Cache
+
+from golden.attend.attention import ATTENTION
+from golden.attend.backends import GoldenBackend
+from golden.cache.attention_job import AttentionBackend
+from golden.cache.ternary_cache import TernaryCache
+from golden.conditioning import Conditioning
+from golden.llm.calibration import Calibration
+from golden.study.baselines import floats, integers, kivi, kvtq, transformers_cache
+from golden.study.formats import (
+    CacheFormat,
+    FormatInputs,
+    calibration_digest,
+    stored_by_layers,
+)
+from kvtq_hw.contract.codes import CacheCode, CodeTable, read_code
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+
+__all__ = ["BASELINE_EXAMPLES", "TernaryFormat", "is_ternary", "parse_format", "ternary_code"]
+
+_FAMILIES = (floats, integers, kivi, transformers_cache)
+
+BASELINE_EXAMPLES = tuple(example for family in (*_FAMILIES, kvtq) for example in family.EXAMPLES)
+
+
+def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> CacheFormat:
+    """Read a spelled code: a baseline, or what `CacheCode.parse` takes.
+
+    Parameters
+    ----------
+    backend : computes the attention of ternary codes
+
+    Raises
+    ------
+    UserError
+        When nothing is spelled like that.
+    """
+    for family in _FAMILIES:
+        baseline = family.parse(text, inputs)
+        if baseline is not None:
+            return baseline
+    published = text.startswith(kvtq.PREFIX)
+    code = ternary_code(text)
+    inputs.language_model.check_fits(inputs.config, [code])
+    calibration = inputs.calibration()
+    conditioning = kvtq.unconditioned(calibration) if published else calibration.conditioning()
+    name = text if published else str(code)
+    return TernaryFormat(name, code, inputs.config, calibration, tuple(conditioning), backend)
+
+
+def is_ternary(text: str) -> bool:
+    """Whether a spelled code, right or wrong, asks for a ternary cache."""
+    return text.startswith(("balanced:", "residual:", kvtq.PREFIX)) or text.endswith(".toml")
+
+
+def ternary_code(text: str) -> CacheCode | CodeTable:
+    """The ternary code that is spelled, by ``kvtq:`` too; raises `UserError` where none is."""
+    published = text.startswith(kvtq.PREFIX)
+    try:
+        return read_code("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
+    except UserError as error:
+        raise UserError(f"{error}; or a baseline, as {', '.join(BASELINE_EXAMPLES)}") from None
+
+
+@dataclass(frozen=True)
+class TernaryFormat:
+    """A ternary code in a `TernaryCache`; see `golden.study.formats.CacheFormat`."""
+
+    name: str
+    code: CacheCode | CodeTable
+    config: EngineConfig
+    calibration: Calibration
+    conditioning: tuple[Conditioning, ...]
+    backend: AttentionBackend
+    attention: str = ATTENTION
+    longest_chunk: int | None = None
+
+    @property
+    def arithmetic(self) -> str:
+        """Whether the backend follows the integer contract."""
+        return "integer" if isinstance(self.backend, GoldenBackend) else "float"
+
+    def make_cache(self) -> TernaryCache:
+        """An empty cache."""
+        return TernaryCache(self.config, self.code, self.conditioning, self.backend)
+
+    def stored(self, cache: Cache) -> tuple[int, int]:
+        """Packed planes and scales of all layers."""
+        return stored_by_layers(cache)
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Those of attention and of the cache."""
+        return ("golden.attend.attention", "golden.cache.ternary_cache")
+
+    def identity(self) -> str:
+        """Configuration and calibration."""
+        return f"{self.config.digest()} {calibration_digest(self.calibration)}"

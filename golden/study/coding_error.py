@@ -1,0 +1,46 @@
+"""What storing in a code adds to keys and values: the rounding errors of its body."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from golden.cache.tiered_store import TieredStore
+from golden.conditioning import Conditioning
+from golden.dequantizer import dequantize
+from golden.hadamard import inverse_hadamard
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.tiers import NO_TIERS
+
+__all__ = ["coding_errors"]
+
+
+def coding_errors(
+    config: EngineConfig,
+    code: CacheCode,
+    which: Literal["key", "value"],
+    vectors: Tensor,
+    conditioning: Conditioning,
+) -> Tensor:
+    """Errors of vectors [heads, T, D] stored in the body's digits, float64 [heads, T, D].
+
+    In the model's own units and its own, unrotated domain; keys with their centre. Sinks and window
+    play no part.
+    """
+    if which == "key":
+        exponent, feedback = conditioning.key_exponent, conditioning.key_feedback
+        integers, _ = conditioning.condition_keys(vectors[None])
+    else:
+        exponent, feedback = conditioning.value_exponent, conditioning.value_feedback
+        integers, _ = conditioning.condition_values(vectors[None])
+    body = replace(code, tiers=NO_TIERS)
+    used = feedback if code.feedback else None
+    store = TieredStore(config, body, which, used, 1, len(vectors), vectors.device)
+    store.append(integers)
+    moved = (dequantize(config, store.planes()) - integers)[0].double()
+    unrotated = inverse_hadamard(moved) if conditioning.rotate else moved
+    return torch.ldexp(unrotated, torch.tensor(exponent))

@@ -1,0 +1,91 @@
+"""Cache formats: everything that can hold a model's keys and values while quality is measured.
+
+A format is spelled in one string: a ternary code (``balanced:3/2``), or a baseline of
+`golden.study.baselines` (``int4``, ``kivi:2``). It makes empty caches for transformers and says
+what they store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from transformers import Cache
+
+from golden.llm.calibration import Calibration
+from golden.llm.models import LanguageModel
+from kvtq_hw.contract.config import EngineConfig
+
+__all__ = ["CacheFormat", "FormatInputs", "calibration_digest", "stored_by_layers"]
+
+
+class CacheFormat(Protocol):
+    """A way to hold keys and values.
+
+    Attributes
+    ----------
+    name : the canonical spelling
+    attention : name of the attention implementation that reads the cache
+    arithmetic : ``integer`` where attention follows docs/contract.md, ``float`` otherwise
+    longest_chunk : most tokens of one forward pass for which every query sees what it would have
+        seen token by token; None for any number
+    modules : names of the modules that decide what the format computes, beside those of
+        `golden.study.quality`
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def attention(self) -> str: ...
+    @property
+    def arithmetic(self) -> str: ...
+    @property
+    def longest_chunk(self) -> int | None: ...
+    @property
+    def modules(self) -> tuple[str, ...]: ...
+
+    def make_cache(self) -> Cache:
+        """An empty cache."""
+        ...
+
+    def stored(self, cache: Cache) -> tuple[int, int]:
+        """Bytes that a cache of this format stores, and numbers that they stand for."""
+        ...
+
+    def identity(self) -> str:
+        """What beside the name and the sources decides a result: configuration, calibration."""
+        ...
+
+
+@dataclass(frozen=True)
+class FormatInputs:
+    """What formats are made from.
+
+    language_model : the model that is measured
+    config : engine configuration of ternary codes
+    calibration : measures the model when a format first asks for it
+    """
+
+    language_model: LanguageModel
+    config: EngineConfig
+    calibration: Callable[[], Calibration]
+
+
+def stored_by_layers(cache: Cache) -> tuple[int, int]:
+    """Sums of `stored_bytes` and `stored_elements` over layers that have these methods."""
+    layers = cache.layers
+    return (
+        sum(layer.stored_bytes() for layer in layers),
+        sum(layer.stored_elements() for layer in layers),
+    )
+
+
+def calibration_digest(calibration: Calibration) -> str:
+    """Hexadecimal SHA-256 of everything a calibration holds."""
+    digest = hashlib.sha256()
+    for name, value in sorted(vars(calibration).items()):
+        data = value.numpy().tobytes() if hasattr(value, "numpy") else repr(value).encode()
+        digest.update(f"{name} {len(data)}\n".encode() + data)
+    return digest.hexdigest()

@@ -1,0 +1,167 @@
+"""How far a cache code moves attention scores, and a warning where that is far out of the ordinary.
+
+Keys whose size lies in directions that no query reads, as a large bias makes them (Qwen 2 has
+some), are rounded as coarsely as their size demands: the rotation spreads the error over all
+directions, those that queries read included. Nothing saturates, and nothing else shows it.
+
+Measured on the first tokens of Python's documentation are the errors of scores in nats (root mean
+square, weighted by attention, without what is common to a query's scores, which the softmax does
+not see), for each layer and KV head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from golden.conditioning import Conditioning
+from golden.llm.models import LanguageModel
+from golden.study.coding_error import coding_errors
+from golden.study.quality import documentation_text
+from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import warn
+
+__all__ = ["key_warning", "score_errors", "warn_of_keys"]
+
+_WATCHED = "kvtq_watched"
+_TOKENS = 128
+# Queries with fewer tokens before them have nothing to attend to wrongly.
+_FIRST_QUERY = 8
+
+#: Errors of scores, in nats, for a relative rounding error of one: of SmolLM2-135M's worst head at
+#: most (2.2 to 3.7, with 1 to 5 balanced and 4 residual digits).
+_USUAL = 4.0
+#: How many times the usual is far out of the ordinary. Worst heads in the same codes: the seven
+#: families of tests/test_families.py, random weights, at most 1.7; a Qwen 2 of those with biases of
+#: 10, 30, 100 and 600 on two key channels 1.3 to 2.1, 2.9 to 4.8, 4 to 13 and 6 to 58; SmolLM2-135M
+#: with a bias of 100 on the pair of channels of the first and the last layer that queries read
+#: least 2.7 to 8.3 (1.5 with one digit, which rounds coarsely everywhere).
+_FAR = 2.5
+
+
+def score_errors(
+    language_model: LanguageModel,
+    conditioning: Sequence[Conditioning],
+    config: EngineConfig,
+    code: CacheCode | CodeTable,
+) -> Tensor:
+    """Errors of attention scores by the keys of a code's body, nats, float64 [layers, kv_heads].
+
+    Parameters
+    ----------
+    conditioning : one entry per layer
+
+    Root mean square over queries and heads of the standard deviation of a query's score errors
+    under its attention.
+    """
+    ids = language_model.tokenizer(documentation_text()[: 20 * _TOKENS]).input_ids[:_TOKENS]
+    layers: dict[int, tuple[Tensor, Tensor]] = {}
+    with _watched(language_model, layers), torch.no_grad():
+        language_model.model(torch.tensor(ids)[None], use_cache=False)
+    codes = code.for_layers(language_model.layers)
+    return torch.stack(
+        [
+            _layer_errors(config, of_layer, *layers[layer], entry)
+            for layer, (of_layer, entry) in enumerate(zip(codes, conditioning, strict=True))
+        ]
+    )
+
+
+def key_warning(
+    language_model: LanguageModel,
+    conditioning: Sequence[Conditioning],
+    config: EngineConfig,
+    code: CacheCode | CodeTable,
+) -> str | None:
+    """One line where a code moves scores far more than it ordinarily does; None elsewhere."""
+    errors = score_errors(language_model, conditioning, config, code)
+    codes = code.for_layers(language_model.layers)
+    rounding = torch.tensor([[_rounding_error(config, of_layer)] for of_layer in codes])
+    times = errors / (_USUAL * rounding)
+    heads = int((times > _FAR).sum())
+    if not heads:
+        return None
+    layer, head = divmod(int(times.argmax()), errors.shape[1])
+    others = f" ({heads} such heads in all)" if heads > 1 else ""
+    return (
+        f"layer {layer}, KV head {head}{others}: its keys are so large where no query reads that "
+        f"code {str(code)!r} moves its attention scores by {errors[layer, head]:.2g} nats rms, "
+        f"{times[layer, head]:.0f} times as far as usual; measure what is lost with kvtq-hw eval, "
+        "or give keys more digits"
+    )
+
+
+def warn_of_keys(
+    language_model: LanguageModel,
+    conditioning: Sequence[Conditioning],
+    config: EngineConfig,
+    code: CacheCode | CodeTable,
+) -> None:
+    """Warn of what `key_warning` says, if anything."""
+    line = key_warning(language_model, conditioning, config, code)
+    if line is not None:
+        warn(f"model {language_model.name!r}, {line}")
+
+
+def _layer_errors(
+    config: EngineConfig,
+    code: CacheCode,
+    queries: Tensor,
+    keys: Tensor,
+    conditioning: Conditioning,
+) -> Tensor:
+    """`score_errors` of a layer: scaled queries [heads, T, D] and keys [kv_heads, T, D]."""
+    errors = coding_errors(config, code, "key", keys, conditioning)
+    grouped = queries.double().unflatten(0, (len(keys), -1))
+    scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, errors))
+    causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
+    common = (weights * moved).sum(-1, keepdim=True)
+    variance = (weights * (moved - common).square()).sum(-1)  # [kv_heads, G, T]
+    return variance[..., _FIRST_QUERY:].mean((-2, -1)).sqrt()
+
+
+def _rounding_error(config: EngineConfig, code: CacheCode) -> float:
+    """Relative rms error of normally distributed keys in the code's body, without feedback."""
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(1, 64, config.head_dim, generator=generator)
+    plain = Conditioning(rotate=True, key_centre=None, key_exponent=-12, value_exponent=-12)
+    errors = coding_errors(config, replace(code, feedback=False), "key", keys, plain)
+    return (errors.square().mean() / keys.double().square().mean()).sqrt().item()
+
+
+@contextmanager
+def _watched(
+    language_model: LanguageModel, layers: dict[int, tuple[Tensor, Tensor]]
+) -> Iterator[None]:
+    """Run a model so that every layer's scaled queries and its keys are kept."""
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        scale = 1 / math.sqrt(key.shape[-1]) if scaling is None else scaling
+        layers[cast(int, module.layer_idx)] = query[0] * scale, key[0]
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+
+    AttentionInterface.register(_WATCHED, attention)
+    AttentionMaskInterface.register(_WATCHED, sdpa_mask)
+    with language_model.attending_with(_WATCHED):
+        yield

@@ -1,0 +1,113 @@
+"""Choose digits per layer, for keys and for values, under a budget in true bits or in cycles.
+
+Measures what each layer's keys and values lose by few digits, on text that the model itself
+writes, and spends the budget where it is worth most. The result is a code table, which every
+`--code` takes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kvtq_hw.commands.frame.options import (
+    MAX_TOKENS,
+    FiniteRange,
+    OutputFile,
+    code_option,
+    fitted_option,
+    model_option,
+)
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import write_text
+
+__all__ = ["command"]
+
+
+@click.command()
+@fitted_option
+@model_option
+@code_option("Kind, tiers and options; the digits are chosen.", tables=False)
+@click.option(
+    "--bits", type=FiniteRange(0, 1000), help="Budget in true bits an element, everything included."
+)
+@click.option(
+    "--cycles",
+    type=click.IntRange(1, 1 << 60),
+    help="Budget in plane slices a decode step, all layers.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(2, MAX_TOKENS),
+    default=1024,
+    show_default=True,
+    help="Context length at which the budget holds.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(64, MAX_TOKENS),
+    default=2048,
+    show_default=True,
+    help="Tokens that sensitivity is measured on.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFile(),
+    required=True,
+    metavar="FILE.toml",
+    help="Where the code table is written.",
+)
+def command(
+    preset: EngineConfig | None,
+    model_name: str,
+    code: CacheCode,
+    bits: float | None,
+    cycles: int | None,
+    context: int,
+    tokens: int,
+    output: Path,
+) -> None:
+    """Choose digits per layer under a budget."""
+    from golden.llm.calibration import load_or_calibrate
+    from golden.llm.models import load_model
+    from golden.study.allocator import (
+        allocate,
+        code_table,
+        digits_for_bits,
+        digits_for_cycles,
+        measure_sensitivity,
+    )
+
+    if (bits is None) == (cycles is None):
+        raise UserError("budget: give exactly one of --bits and --cycles")
+    if output.suffix != ".toml":
+        raise UserError(f"--output: {str(output)!r} is not allowed; must end in .toml")
+    model = load_model(model_name)
+    config = model.fitted(preset, [], context)
+    if bits is not None:
+        digits = digits_for_bits(config, code, model.layers, bits, context)
+    else:
+        digits = digits_for_cycles(config, code, model.layers, model.kv_heads, cycles or 0, context)
+    console = Console()
+    calibration = load_or_calibrate(model)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task("measuring sensitivity", total=tokens)
+        sensitivity = measure_sensitivity(
+            model, calibration, config, code, tokens, lambda done: progress.advance(task, done)
+        )
+    losses = sensitivity.losses()
+    chosen = allocate(losses, digits)
+    table = code_table(output.name, code, chosen)
+    write_text(output, table.to_toml(), "--output")
+    loss = sum(losses[index, n - 1].item() for index, n in enumerate(chosen))
+    console.print(
+        f"{sum(chosen)} of {digits} digits spent on {len(chosen)} tensors, expected divergence "
+        f"{loss:.4f} nats; written to {output}"
+    )

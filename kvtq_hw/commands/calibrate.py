@@ -1,0 +1,62 @@
+"""Measure what is static in the cache of a model, on a text, and write it to a calibration file.
+
+Key centres, number ranges and feedback matrices. Other commands calibrate on their own, on a text
+that the model itself writes, and keep the result in the user's cache folder; a file of one's own is
+given to `decode --calibration`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from kvtq_hw.commands.frame.options import DEFAULT_CODE, MAX_TOKENS, OutputFile, model_option
+from kvtq_hw.contract.files import read_text
+
+__all__ = ["command"]
+
+
+@click.command()
+@model_option
+@click.option(
+    "--text",
+    "text_file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Text to calibrate on.  [default: the model writes one]",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(16, MAX_TOKENS),
+    default=4096,
+    show_default=True,
+    help="Tokens of the text that are used.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFile(),
+    required=True,
+    metavar="FILE",
+    help="Where the calibration is written, in safetensors format.",
+)
+def command(model_name: str, text_file: Path | None, tokens: int, output: Path) -> None:
+    """Measure key centres, number ranges and feedback matrices of a model."""
+    from golden.llm.calibration import calibrate, save_calibration
+    from golden.llm.models import load_model
+    from golden.study.key_error import warn_of_keys
+
+    text = None if text_file is None else read_text(text_file, "text")
+    console = Console()
+    with console.status(f"Calibrating model {model_name}"):
+        language_model = load_model(model_name)
+        config = language_model.fitted(None, [DEFAULT_CODE], 1)
+        calibration = calibrate(language_model, text, tokens)
+    save_calibration(calibration, output)
+    layers, kv_heads, dim = calibration.key_centres.shape
+    console.print(
+        f"{layers} layers, {kv_heads} KV heads of {dim}, measured on {tokens} tokens; "
+        f"written to {output}"
+    )
+    warn_of_keys(language_model, calibration.conditioning(), config, DEFAULT_CODE)

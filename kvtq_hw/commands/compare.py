@@ -1,0 +1,114 @@
+"""Engines side by side at equal lanes, equal tokens a second and equal memory bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from kvtq_hw.commands.frame.options import (
+    DEFAULT_CODE,
+    check_context,
+    codes_option,
+    context_option,
+    json_option,
+    preset_option,
+    preset_text,
+    quality_option,
+    write_json,
+)
+from kvtq_hw.contract.codes import read_code
+from kvtq_hw.contract.config import EngineConfig
+
+__all__ = ["DEFAULT_CODES", "command"]
+
+DEFAULT_CODES = tuple(str(DEFAULT_CODE.with_digits(*digits)) for digits in ((3, 2), (2, 2), (2, 1)))
+
+
+@click.command()
+@preset_option
+@codes_option(
+    "Ternary cache code, or the .toml file of a table with digits for each layer.", DEFAULT_CODES
+)
+@context_option
+@click.option("--memory-bits", type=click.IntRange(1, 1 << 16), default=64, show_default=True,
+              help="Bits that memory delivers a cycle.")  # fmt: skip
+@quality_option
+@json_option
+def command(
+    config: EngineConfig,
+    codes: Sequence[str],
+    tokens: int,
+    memory_bits: int,
+    quality_files: Sequence[Path],
+    json_file: Path | None,
+) -> None:
+    """Engines side by side at equal lanes, equal tokens a second and equal memory bandwidth.
+
+    One KV head at one context, one clock for all. Areas are measured on netlists, memories aside;
+    cycles and bytes are derived from the cycle model and the layout of stored vectors. A table's
+    are those of the mean layer.
+    """
+    from kvtq_hw.estimates.area import measure_area
+    from kvtq_hw.estimates.candidates import integers, ternary
+    from kvtq_hw.estimates.comparison import (
+        equal_bandwidth,
+        equal_lanes,
+        equal_speed,
+    )
+    from kvtq_hw.estimates.quality_files import quality_of, read_quality
+    from kvtq_hw.host.sources import hardware_digest
+    from rtl.verilog import generator_version
+
+    check_context(tokens, config)
+    measured = read_quality(quality_files)
+    candidates = [ternary(config, read_code(text)) for text in codes] + integers(config)
+    lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
+    int8 = next(row.cycles for row in lanes if row.name == "INT8")
+    speed = equal_speed(candidates, int8, tokens, measure_area)
+    bandwidth = equal_bandwidth(candidates, memory_bits, tokens, measure_area)
+    ways = {
+        f"equal lanes: {config.lanes}": lanes,
+        f"equal speed: INT8's {int8:,} cycles, 5 % more at most": speed,
+        f"equal memory bandwidth: {memory_bits} bits a cycle": bandwidth,
+    }
+    for title, rows in ways.items():
+        click.echo(f"{config.name}, {tokens} tokens, {title}")
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column("engine", no_wrap=True)
+        for name in ("lanes", "planes", "um2", "um2 a lane", "cycles", "bytes", "perplexity"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            quality = quality_of(row.code, measured)
+            table.add_row(
+                row.name,
+                str(row.lanes),
+                f"{row.key_planes}/{row.value_planes}",
+                f"{row.um2:,.0f}",
+                f"{row.lane_um2:,.0f}",
+                f"{row.effective_cycles:,}",
+                f"{row.bytes:,}",
+                f"x{quality['perplexity_ratio']:.4f}" if quality else "-",
+            )
+        Console().print(table)
+    click.echo("um2 is measured, cycles and bytes are derived, perplexity is measured.")
+    if any(row.layers > 1 for row in lanes):
+        click.echo("A table's cycles and bytes are the mean of its layers, rounded up.")
+    report = {
+        "command": f"kvtq-hw compare --preset {preset_text()} --context {tokens} "
+        f"--memory-bits {memory_bits}"
+        + "".join(f" --code {code}" for code in codes)
+        + "".join(f" --quality {file}" for file in quality_files),
+        "config": config.model_dump(),
+        "generator": generator_version(),
+        "sources": hardware_digest(),
+        "tokens": tokens,
+        "ways": {
+            title: [row.as_dict() | {"quality": quality_of(row.code, measured)} for row in rows]
+            for title, rows in ways.items()
+        },
+    }
+    write_json(json_file, report)

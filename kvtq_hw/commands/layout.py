@@ -1,0 +1,80 @@
+"""Print where everything lies in the KV memory."""
+
+from __future__ import annotations
+
+import click
+
+from kvtq_hw.commands.frame.options import MAX_TOKENS, code_option, preset_option
+from kvtq_hw.contract.codes import MAX_LAYERS, CacheCode, CodeTable
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import shown
+from kvtq_hw.contract.layout import MemoryLayout
+
+__all__ = ["command"]
+
+#: Most KV heads of a layer: those of the largest models without query groups.
+MAX_HEADS = 256
+
+
+@click.command()
+@preset_option
+@code_option("Cache code, or a code table: digits and tiers of each layer.")
+@click.option(
+    "--layers",
+    type=click.IntRange(1, MAX_LAYERS),
+    default=1,
+    show_default=True,
+    help="Layers of the model.",
+)
+@click.option(
+    "--kv-heads",
+    type=click.IntRange(1, MAX_HEADS),
+    default=1,
+    show_default=True,
+    help="KV heads a layer.",
+)
+@click.option(
+    "--context",
+    type=click.IntRange(1, MAX_TOKENS),
+    help="Tokens to make room for.  [default: max_context]",
+)
+@click.option(
+    "--base", default="0", show_default=True, metavar="ADDRESS", help="Address of the first byte."
+)
+def command(
+    config: EngineConfig,
+    code: CacheCode | CodeTable,
+    layers: int,
+    kv_heads: int,
+    context: int | None,
+    base: str,
+) -> None:
+    """Print where keys and values lie in the KV memory: the regions of each layer and KV head."""
+    try:
+        address = int(base, 0)
+    except ValueError:
+        raise click.BadParameter(
+            f"{shown(base)} is not allowed; must be an address such as 0x1000", param_hint="--base"
+        ) from None
+    codes = code.for_layers(layers)
+    tokens = config.max_context if context is None else context
+    layout = MemoryLayout(config, codes, kv_heads, tokens, address)
+    rows = [
+        (layer, head, kind, tier, region)
+        for layer, heads in enumerate(layout.heads)
+        for head, vectors in enumerate(heads)
+        for kind in ("key", "value")
+        for tier, region in vectors.of(kind).regions.items()
+        if region.slots
+    ]
+    digits = max(5, len(f"{layout.end:x}"))
+    click.echo(f"layer  head  kind   tier    {'address':>{digits + 2}}  digits  bytes   records")
+    for layer, head, kind, tier, region in rows:
+        click.echo(
+            f"{layer:5}  {head:4}  {kind:5}  {tier:6}  {region.base:#0{digits + 2}x}  "
+            f"{region.digits:6}  {region.record_bytes:5}  {region.slots:8}"
+        )
+    click.echo(
+        f"{layout.bytes} bytes up to {layout.end:#x}, {layout.tokens} tokens, "
+        f"words of {config.memory_bits} bits"
+    )

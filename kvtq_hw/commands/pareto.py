@@ -1,0 +1,176 @@
+"""Draw true bits against perplexity, and against retrieval, from results of `kvtq-hw eval`.
+
+One picture with everything that the files hold: a point a code, families apart in colour and shape,
+and the line of the best that can be had at each size. The format is that of the file's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvtq_hw.commands.frame.options import OutputFile
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import whole
+from kvtq_hw.estimates.quality_files import read_quality
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["Point", "command", "frontier", "read_points"]
+
+SUFFIXES = (".svg", ".png")
+# Family of a code by how its spelling begins (of a table: ends), with colour (safe for colour-blind
+# readers) and marker.
+_FAMILIES = (
+    (".toml", "balanced ternary, digits per layer", "#882255", "*"),
+    ("balanced:", "balanced ternary", "#0072b2", "o"),
+    ("residual:", "residual ternary", "#56b4e9", "s"),
+    ("kvtq:", "KVTQ as published", "#d55e00", "X"),
+    ("kivi:", "KIVI", "#009e73", "^"),
+    ("transformers:", "transformers' QuantizedCache", "#cc79a7", "v"),
+    ("int", "integers per token", "#e69f00", "D"),
+)
+_OTHER = ("other", "#777777", "P")
+# What files must have in common to stand in one picture.
+_SETTING = {"model", "model_fingerprint", "text_sha256", "context", "segments"}
+# A format that loses more than this is drawn at the edge: it would flatten everything else.
+_WORST_RATIO = 1.5
+
+
+@dataclass(frozen=True)
+class Point:
+    """One code: stored bits per element, perplexity over the unquantized one's, retrieved share."""
+
+    code: str
+    bits: float
+    perplexity_ratio: float
+    needle: float | None
+
+
+@click.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option(
+    "-o",
+    "--output",
+    "outputs",
+    multiple=True,
+    required=True,
+    type=OutputFile(),
+    help="Picture, .svg or .png; may be given twice.",
+)
+def command(files: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Draw FILES, written by `kvtq-hw eval --json`, as a Pareto plot."""
+    for file in outputs:
+        if file.suffix not in SUFFIXES:
+            raise UserError(f"--output: {str(file)!r} is not allowed; must end in .svg or .png")
+    points, title = read_points(files)
+    _draw(points, title, outputs)
+
+
+def read_points(files: Sequence[Path]) -> tuple[list[Point], str]:
+    """The codes of all files but the model's own cache, and what they were measured on.
+
+    Raises
+    ------
+    UserError
+        When a file is not of `kvtq-hw eval`, or files were not measured on the same thing.
+    """
+    points: dict[str, Point] = {}
+    setting: dict[str, str | int] = {}
+    for file, result in zip(files, read_quality(files), strict=True):
+        content = result.content
+        found = content.model_dump(include=_SETTING)
+        if setting and found != setting:
+            different = ", ".join(key for key in found if found[key] != setting[key])
+            raise UserError(
+                f"{str(file)!r} was measured on something else than {str(files[0])!r}: {different}"
+            )
+        setting = found
+        for row in content.rows:
+            if row.code != "unquantized":
+                points[row.code] = Point(
+                    row.code, row.bits_per_element, row.perplexity_ratio, row.needle
+                )
+    if not points:
+        raise UserError("files hold no code but the unquantized model's; must be at least one")
+    title = f"{setting['model']}, {setting['segments']} x {setting['context']} tokens"
+    return list(points.values()), title
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in bits and in perplexity at once, by bits."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.bits, point.perplexity_ratio)):
+        if not best or point.perplexity_ratio < best[-1].perplexity_ratio:
+            best.append(point)
+    return best
+
+
+def _draw(points: list[Point], title: str, outputs: Sequence[Path]) -> None:
+    import matplotlib
+
+    matplotlib.use("agg")
+    matplotlib.rcParams["svg.hashsalt"] = "kvtq-hw"  # the same input, the same file
+    from matplotlib import pyplot
+
+    retrieved = [point for point in points if point.needle is not None]
+    panels = 2 if retrieved else 1
+    figure, axes = pyplot.subplots(
+        1, panels, figsize=(6.4 * panels, 4.6), layout="constrained", squeeze=False
+    )
+    left = axes[0][0]
+    _scatter(left, [(p, 100 * (min(p.perplexity_ratio, _WORST_RATIO) - 1)) for p in points])
+    best = [p for p in frontier(points) if p.perplexity_ratio <= _WORST_RATIO]
+    left.step(
+        [p.bits for p in best],
+        [100 * (p.perplexity_ratio - 1) for p in best],
+        where="post",
+        color="#aaaaaa",
+        zorder=1,
+    )
+    left.set_yscale("symlog", linthresh=1)
+    left.set_ylabel("perplexity above unquantized, %")
+    left.set_title(title)
+    left.legend(fontsize="small")
+    if retrieved:
+        right = axes[0][1]
+        _scatter(right, [(p, 100 * p.needle) for p in retrieved if p.needle is not None])
+        right.set_ylabel("hidden numbers retrieved, %")
+        right.set_ylim(-3, 103)
+        right.set_title("needles in a haystack")
+    for axis in axes[0]:
+        axis.set_xlabel("stored bits per element, everything included")
+        axis.grid(alpha=0.3)
+    for file in outputs:
+        metadata = {"Date": None} if file.suffix == ".svg" else {}
+        with whole(file, "--output") as scratch:
+            figure.savefig(scratch, format=file.suffix[1:], dpi=150, metadata=metadata)
+    pyplot.close(figure)
+
+
+def _scatter(axis: Axes, heights: list[tuple[Point, float]]) -> None:
+    """Draw points at given heights, one series a family."""
+    for prefix, label, colour, marker in (*_FAMILIES, ("", *_OTHER)):
+        chosen = [(p, y) for p, y in heights if _family(p.code) == prefix]
+        if chosen:
+            axis.scatter(
+                [p.bits for p, _ in chosen],
+                [y for _, y in chosen],
+                color=colour,
+                marker=marker,
+                label=label,
+                zorder=2,
+            )
+
+
+def _family(code: str) -> str:
+    if code.endswith(".toml"):  # a code table
+        return ".toml"
+    return next((prefix for prefix, *_ in _FAMILIES if code.startswith(prefix)), "")

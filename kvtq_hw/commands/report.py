@@ -1,0 +1,83 @@
+"""Write the report: report.json, and of it one HTML page and Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from kvtq_hw.commands.compare import DEFAULT_CODES
+from kvtq_hw.commands.frame.options import (
+    DEFAULT_CODE,
+    OutputFolder,
+    cache_code,
+    codes_option,
+    model_option,
+    preset_option,
+)
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import json_text, write_text
+
+__all__ = ["command"]
+
+CODES = (*DEFAULT_CODES, str(DEFAULT_CODE.with_digits(1, 1)))
+
+
+@click.command()
+@preset_option
+@model_option
+@codes_option("Cache code; the first one is shown in most detail.", CODES)
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("docs/results"),
+    show_default=True,
+    help="Folder with files of `kvtq-hw eval --json`.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFolder(),
+    default=Path("build/report"),
+    show_default=True,
+    help="Folder for report.json, report.html and report.md.",
+)
+def command(
+    config: EngineConfig,
+    model_name: str,
+    codes: tuple[str, ...],
+    results: Path,
+    output: Path,
+) -> None:
+    """Measure what has not been measured yet, and write the report.
+
+    Sections are kept in the user's cache folder under everything that decides them: a second run
+    takes seconds.
+    """
+    from rich.console import Console
+
+    from kvtq_hw.report.collect import collect
+    from kvtq_hw.report.content import Inputs
+    from kvtq_hw.report.page import html, markdown
+
+    parsed = tuple(map(cache_code, codes))
+    for code in parsed:
+        if code.most_digits > config.max_planes:
+            raise UserError(
+                f"code: {str(code)!r} has more digits than configuration {config.name!r} allows, "
+                f"max_planes = {config.max_planes}"
+            )
+    console = Console()
+    with console.status("") as status:
+        report = collect(
+            Inputs(config, parsed, model_name, results),
+            lambda name: status.update(f"Section {name}"),
+        )
+    text = json_text(report, indent=1)
+    report = json.loads(text)  # pages are made of what the file holds, nothing else
+    pages = {"report.json": text, "report.html": html(report), "report.md": markdown(report)}
+    for name, page in pages.items():
+        write_text(output / name, page, "--output")
+    click.echo(f"{output / 'report.html'}: {len(report['sections'])} sections")

@@ -1,0 +1,101 @@
+"""Run the cocotb benches of blocks on a simulator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from kvtq_hw.commands.frame.options import OutputFolder, preset_option
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.host.toolchain import SIMULATORS
+
+__all__ = ["command"]
+
+
+@click.command()
+@click.argument("blocks", nargs=-1, metavar="[BLOCK]...")
+@preset_option
+@click.option(
+    "--simulator",
+    type=click.Choice(list(SIMULATORS)),
+    default="verilator",
+    show_default=True,
+    help="Simulator to run on.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=1,
+    show_default=True,
+    help="Random seed: the same seed repeats a run.",
+)
+@click.option("--test", "testcase", metavar="NAME", help="Only tests whose name ends with this.")
+@click.option(
+    "--waves",
+    is_flag=True,
+    help="Record all signals (Verilator: VCD, Icarus: FST), with a view for GTKWave.",
+)
+@click.option(
+    "--build-folder",
+    type=OutputFolder(),
+    default=Path("build/sim"),
+    show_default=True,
+    help="Build cache, logs and waves.",
+)
+def command(
+    blocks: tuple[str, ...],
+    config: EngineConfig,
+    simulator: str,
+    seed: int,
+    testcase: str | None,
+    waves: bool,
+    build_folder: Path,
+) -> int:
+    """Run the benches of BLOCKs, or of all blocks if none is named.
+
+    Every output is compared, bit for bit, with the golden model. Exit status 1 if a test failed.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from rtl.blocks import blocks_of, check_block
+    from sim.bench.runner import run_bench
+
+    for block in blocks:
+        check_block(block)
+    console = Console()
+    table = Table(title=f"{config.name} on {simulator}, seed {seed}")
+    table.add_column("block")
+    for column in ("tests", "passed", "failed", "seconds"):
+        table.add_column(column, justify="right")
+    results = []
+    for block in blocks or blocks_of(config):
+        with console.status(f"{block} on {simulator}"):
+            result = run_bench(
+                block,
+                config,
+                simulator,
+                seed=seed,
+                folder=build_folder,
+                waves=waves,
+                testcase=testcase,
+            )
+        results.append(result)
+        failed = len(result.failed)
+        table.add_row(
+            block,
+            str(len(result.tests)),
+            str(len(result.tests) - failed),
+            f"[red]{failed}[/red]" if failed else "0",
+            f"{sum(test.seconds for test in result.tests):.1f}",
+        )
+    console.print(table)
+    for result in results:
+        for test in result.failed:
+            click.echo(f"{result.block}: {test.name}: {test.message}")
+        if result.failed:
+            click.echo(f"{result.block}: log: {result.log}")
+        if result.waves:
+            click.echo(f"{result.block}: waves: {result.waves}")
+    return int(any(result.failed for result in results))

@@ -1,0 +1,198 @@
+"""Design-space sweep: area, cycles, bytes and quality of many configurations in one table."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from kvtq_hw.commands.frame.options import (
+    OutputFile,
+    cache_code,
+    check_context,
+    codes_option,
+    context_option,
+    liberty_option,
+    preset_option,
+    preset_text,
+    quality_option,
+)
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError, shown
+from kvtq_hw.contract.files import csv_text, json_text, write_text
+
+__all__ = ["command"]
+
+_INTEGER = re.compile(r"[+-]?[0-9]{1,20}")
+_MOST_CONFIGURATIONS = 100_000
+
+
+@click.command()
+@preset_option
+@click.option(
+    "--set",
+    "axes",
+    multiple=True,
+    metavar="FIELD=A,B,...",
+    help="A field of the configuration and its values; several span a grid.",
+)
+@codes_option("Cache code; several are swept over.")
+@context_option
+@click.option("--block", metavar="NAME", help="Area of this block.  [default: the whole engine]")
+@liberty_option
+@quality_option
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask scheduler, for example tcp://host:8786.  [default: the processors of this machine]",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=OutputFile(),
+    required=True,
+    metavar="FILE",
+    help="Table to write: .csv or .json.",
+)
+def command(
+    config: EngineConfig,
+    axes: Sequence[str],
+    codes: Sequence[str],
+    tokens: int,
+    block: str | None,
+    library_file: Path | None,
+    quality_files: Sequence[Path],
+    scheduler: str | None,
+    output: Path,
+) -> None:
+    """Area, cycles, bytes and quality of many configurations and codes, in one table.
+
+    What has been measured is kept in the user's cache folder at once: an interrupted sweep, run
+    again, goes on where it stopped.
+    """
+    from kvtq_hw.estimates.liberty import load_liberty
+    from kvtq_hw.estimates.quality_files import read_quality
+    from kvtq_hw.estimates.store import EstimateStore
+    from kvtq_hw.estimates.sweep import Progress, configurations, sweep_areas, table
+    from kvtq_hw.host.sources import hardware_digest
+    from rtl.blocks import check_block
+    from rtl.verilog import generator_version
+
+    if output.suffix not in (".csv", ".json"):
+        raise UserError(f"--output: {str(output)!r} is not allowed; must end in .csv or .json")
+    if block is not None:
+        check_block(block)
+    values = _axes(axes)
+    configs = configurations(config, values)
+    check_context(tokens, *configs)
+    liberty = load_liberty(library_file)
+    quality = read_quality(quality_files)
+    read = [cache_code(text) for text in codes]
+
+    def report(progress: Progress) -> None:
+        click.echo(
+            f"areas: {progress.done} of {progress.total}, {progress.from_store} from the store",
+            err=True,
+        )
+
+    with _executor(scheduler) as executor:
+        areas = sweep_areas(configs, block, liberty, EstimateStore(), executor, report)
+    rows = table(configs, areas, read, list(values), tokens, quality)
+    command_line = [f"kvtq-hw sweep --preset {preset_text()} --context {tokens}"]
+    command_line += [f"--set {axis}" for axis in axes] + [f"--code {text}" for text in codes]
+    command_line += [f"--block {block}"] if block else []
+    command_line += [f"--liberty {library_file}"] if library_file else []
+    command_line += [f"--quality {file}" for file in quality_files]
+    head = {
+        "command": " ".join([*command_line, f"-o {output}"]),
+        "config": config.model_dump(),
+        "tokens": tokens,
+        "block": block,
+        "library": {"name": liberty.name, "source": liberty.source},
+        "generator": generator_version(),
+        "sources": hardware_digest(block),
+        "tags": {"area": "measured", "cycles": "derived", "bytes": "derived"}
+        | {"bits_per_element": "derived", "perplexity_ratio": "measured"},
+    }
+    is_json = output.suffix == ".json"
+    text = json_text(head | {"rows": rows}) if is_json else csv_text(list(rows[0]), rows)
+    write_text(output, text, "--output")
+    click.echo(f"{output}: {len(rows)} rows")
+
+
+def _axes(texts: Sequence[str]) -> dict[str, list[int | str]]:
+    """Fields and their values of texts like ``field=a,b``."""
+    axes: dict[str, list[int | str]] = {}
+    for text in texts:
+        field, _, values = text.partition("=")
+        parts = values.split(",")
+        if field not in EngineConfig.model_fields or not all(parts):
+            raise UserError(
+                f"--set: {shown(text)} is not allowed; must be FIELD=A,B,... with a field of the "
+                f"configuration: {', '.join(EngineConfig.model_fields)}"
+            )
+        if field in axes:
+            raise UserError(f"--set: {field!r} is there twice; must be once, with all its values")
+        axes[field] = [int(part) if _INTEGER.fullmatch(part) else part for part in parts]
+    if math.prod(map(len, axes.values())) > _MOST_CONFIGURATIONS:
+        raise UserError(f"--set: the grid has more than {_MOST_CONFIGURATIONS:,} configurations")
+    return axes
+
+
+@contextmanager
+def _executor(scheduler: str | None) -> Iterator[Executor]:
+    """Processes of this machine, or the workers of a Dask cluster."""
+    from kvtq_hw.estimates.area import processors
+    from kvtq_hw.estimates.workers import end_with_parent
+
+    if scheduler is None:
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(processors(), context, end_with_parent) as pool:
+            try:
+                yield pool
+            except BrokenExecutor:
+                raise UserError(
+                    "a process that measured was ended from outside, perhaps for want of memory; "
+                    "run again: what was measured is kept"
+                ) from None
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        return
+    from distributed import Client
+
+    _check_answers(scheduler)
+    try:
+        client = Client(scheduler, timeout="10s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--scheduler: {scheduler!r}: no Dask scheduler answers: {error}") from None
+    with client, client.get_executor(pure=False) as pool:
+        yield pool
+
+
+def _check_answers(scheduler: str) -> None:
+    """Refuse an address that is none or where nobody listens.
+
+    Dask's client tries for seconds, and leaves tracebacks of its threads in the terminal.
+    """
+    from distributed.comm.addressing import parse_address, parse_host_port
+
+    try:
+        kind, place = parse_address(scheduler, strict=True)
+        if kind not in ("tcp", "tls"):
+            return  # of this process, or of a transport that is installed beside Dask
+        host, port = parse_host_port(place)
+        socket.create_connection((host, port), timeout=5).close()
+    except (OSError, ValueError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"--scheduler: {shown(scheduler)}: no Dask scheduler answers: {reason}; must be an "
+            "address such as tcp://host:8786"
+        ) from None

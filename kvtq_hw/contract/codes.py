@@ -1,0 +1,260 @@
+"""Cache codes: which ternary code, with how many digits for keys and for values, and its tiers."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field
+
+from kvtq_hw.contract.errors import UserError, shown
+from kvtq_hw.contract.files import Schema, read_toml, validated
+from kvtq_hw.contract.tiers import NO_TIERS, Tiers
+
+__all__ = [
+    "MAX_DIGITS",
+    "MAX_LAYERS",
+    "SCALE_CHOICES",
+    "CacheCode",
+    "CodeKind",
+    "CodeTable",
+    "ScaleChoice",
+    "read_code",
+]
+
+CodeKind = Literal["balanced", "residual"]
+ScaleChoice = Literal["max", "absmean", "lsq"]
+
+SCALE_CHOICES: tuple[ScaleChoice, ...] = ("max", "absmean", "lsq")
+MAX_DIGITS = 5
+#: Most layers of a model: eight times as many as the largest have.
+MAX_LAYERS = 1024
+
+_DIGIT = f"([1-{MAX_DIGITS}])"
+_SPELLING = re.compile(rf"(balanced|residual):{_DIGIT}/{_DIGIT}((?:,[a-z0-9=]+)*)")
+_COUNT = re.compile(r"(sinks|window|tier)=(0|[1-9][0-9]{0,5})")
+_MAX_COUNT = 1 << 16
+
+
+@dataclass(frozen=True)
+class CacheCode:
+    """A ternary cache code, spelled ``kind:key_digits/value_digits`` and options behind commas.
+
+    For example ``balanced:3/2`` or ``balanced:2/1,sinks=4,window=48,tier=4``. A vector of N
+    digits is stored as N planes. ``balanced`` puts them under one scale with weights 1, 3, ...
+    3**(N-1); ``residual`` gives every plane its own scale.
+
+    Attributes
+    ----------
+    kind, key_digits, value_digits : the code of the body: every token that is in no tier
+    tiers : the sinks and the window, whose tokens are in the tier's digits; a token that leaves the
+        window is requantized to the body's code
+    tier : digits of sinks and window, keys and values, always of the balanced code
+    feedback : body vectors are rounded with feedback, by the matrices of the calibration
+    scale : choice of the body's scale; None is absmean for balanced codes, max for residual ones
+
+    Raises
+    ------
+    ValueError
+        For an unknown kind or scale, a number of digits outside 1..5, huge tiers, or feedback in a
+        residual code.
+    """
+
+    kind: CodeKind
+    key_digits: int
+    value_digits: int
+    tiers: Tiers = NO_TIERS
+    tier: int = MAX_DIGITS
+    feedback: bool = False
+    scale: ScaleChoice | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("balanced", "residual"):
+            raise ValueError(f"kind: {self.kind!r} is unknown; allowed are balanced, residual")
+        for name in ("key_digits", "value_digits", "tier"):
+            digits = getattr(self, name)
+            if not 1 <= digits <= MAX_DIGITS:
+                raise ValueError(f"{name}: {digits} is not allowed; must be 1..{MAX_DIGITS}")
+        for name, count in vars(self.tiers).items():
+            if count > _MAX_COUNT:
+                raise ValueError(f"{name}: {count} is not allowed; must be 0..{_MAX_COUNT}")
+        if self.scale is not None and self.scale not in SCALE_CHOICES:
+            raise ValueError(
+                f"scale: {self.scale!r} is unknown; allowed are {', '.join(SCALE_CHOICES)}"
+            )
+        if self.feedback and self.kind != "balanced":
+            raise ValueError(f"feedback: kind {self.kind!r} has none; must be balanced")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read a spelled code; options in any order, each at most once.
+
+        Raises
+        ------
+        UserError
+            One line with the text and what is allowed.
+        """
+        match = _SPELLING.fullmatch(text)
+        if match is None:
+            raise UserError(
+                f"code: {shown(text)} is not a cache code; allowed are balanced:K/V and "
+                f"residual:K/V with K and V digits from 1 to {MAX_DIGITS}, for example balanced:3/2"
+            )
+        digits = int(match[2]), int(match[3])
+        kind: CodeKind = "balanced" if match[1] == "balanced" else "residual"
+        options: dict[str, Any] = {}
+        for option in match[4].split(",")[1:]:
+            name, value = _option(text, option)
+            if name in options:
+                raise UserError(f"code: {shown(text)} has option {name!r} twice; allowed is once")
+            options[name] = value
+        try:
+            tiers = Tiers(options.pop("sinks", 0), options.pop("window", 0))
+            return cls(kind, digits[0], digits[1], tiers, **options)
+        except ValueError as error:
+            raise UserError(f"code: {shown(text)}: {error}") from None
+
+    def __str__(self) -> str:
+        parts = [f"{self.kind}:{self.key_digits}/{self.value_digits}"]
+        parts += [f"{name}={count}" for name, count in vars(self.tiers).items() if count]
+        parts += [f"tier={self.tier}"] * (self.tier != MAX_DIGITS)
+        parts += ["feedback"] * self.feedback
+        parts += [f"scale={self.scale}"] * (self.scale is not None)
+        return ",".join(parts)
+
+    @property
+    def scale_choice(self) -> ScaleChoice:
+        """The choice of the body's scale."""
+        return self.scale or ("absmean" if self.kind == "balanced" else "max")
+
+    @property
+    def most_digits(self) -> int:
+        """Most digits of a body vector."""
+        return max(self.key_digits, self.value_digits)
+
+    def tier_digits(self, max_planes: int) -> int:
+        """Return the digits of sinks and window in an engine of at most so many planes."""
+        return min(self.tier, max_planes)
+
+    def planes(self, digits: int, tokens: int, max_planes: int) -> list[int]:
+        """Return the planes of each token of a context; `digits` applies to body tokens."""
+        return self.tiers.per_token(tokens, self.tier_digits(max_planes), digits)
+
+    def with_digits(self, key_digits: int, value_digits: int) -> CacheCode:
+        """The same with other digits in the body."""
+        return replace(self, key_digits=key_digits, value_digits=value_digits)
+
+    def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
+        """The code of each layer."""
+        return (self,) * layers
+
+    def scales(self, digits: int) -> int:
+        """Number of scales of a body vector of `digits` planes."""
+        return 1 if self.kind == "balanced" else digits
+
+
+_Digits = Annotated[int, Field(ge=1, le=MAX_DIGITS)]
+_DigitsByLayer = Annotated[list[_Digits], Field(min_length=1, max_length=MAX_LAYERS)]
+
+
+class _TableFile(Schema):
+    """The fields of a code table's file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    code: str
+    key_digits: _DigitsByLayer
+    value_digits: _DigitsByLayer
+
+
+@dataclass(frozen=True)
+class CodeTable:
+    """A code for each layer of a model: the same kind, tiers and options, digits of their own.
+
+    Written as a TOML file with ``code``, a spelled code, and ``key_digits`` and ``value_digits``,
+    lists with a number for each layer, that take the place of its digits. Spelled as the path of
+    that file, which ends in ``.toml``; `str` gives the file's name and a digest of the digits.
+    """
+
+    name: str
+    codes: tuple[CacheCode, ...]
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a table.
+
+        Raises
+        ------
+        UserError
+            One line with the file, the field and what is allowed.
+        """
+        place = f"code table {str(path)!r}"
+        fields = validated(_TableFile, read_toml(path, "code table"), place)
+        code = CacheCode.parse(fields.code)
+        digits = fields.key_digits, fields.value_digits
+        if len(digits[0]) != len(digits[1]):
+            raise UserError(
+                f"{place}: key_digits has {len(digits[0])} layers, value_digits {len(digits[1])}; "
+                "must be as many"
+            )
+        return cls(path.name, tuple(code.with_digits(*pair) for pair in zip(*digits, strict=True)))
+
+    def __str__(self) -> str:
+        text = " ".join(map(str, self.codes))
+        return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+    def to_toml(self) -> str:
+        """The text of the file."""
+        return (
+            f'code = "{self.codes[0]}"  # the digits below take the place of these\n'
+            f"key_digits = {[code.key_digits for code in self.codes]}\n"
+            f"value_digits = {[code.value_digits for code in self.codes]}\n"
+        )
+
+    @property
+    def most_digits(self) -> int:
+        """Most digits of a body vector of any layer."""
+        return max(code.most_digits for code in self.codes)
+
+    @property
+    def scale_choice(self) -> ScaleChoice:
+        """The choice of the body's scale, that of every layer."""
+        return self.codes[0].scale_choice
+
+    def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
+        """The code of each layer.
+
+        Raises
+        ------
+        UserError
+            When the table is for another number of layers.
+        """
+        if len(self.codes) != layers:
+            raise UserError(
+                f"code table {self.name!r} has {len(self.codes)} layers; the model has {layers}"
+            )
+        return self.codes
+
+
+def read_code(text: str) -> CacheCode | CodeTable:
+    """Read a spelled code, or the code table of a path that ends in ``.toml``."""
+    return CodeTable.load(Path(text)) if text.endswith(".toml") else CacheCode.parse(text)
+
+
+def _option(text: str, option: str) -> tuple[str, Any]:
+    """Name and value of one option of a spelled code."""
+    count = _COUNT.fullmatch(option)
+    if count:
+        return count[1], int(count[2])
+    if option == "feedback":
+        return option, True
+    for choice in SCALE_CHOICES:
+        if option == f"scale={choice}":
+            return "scale", choice
+    raise UserError(
+        f"code: {shown(text)} has the unknown option {shown(option)}; allowed are sinks=N, "
+        f"window=N, tier=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
+    )

@@ -1,0 +1,455 @@
+"""The one configuration object that every width, latency and layout is derived from.
+
+`EngineConfig` is frozen and checks itself. Golden model, RTL, benches and reports read the same
+object, so a width exists in one place only. Presets are TOML files in the folder `presets`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kvtq_hw.contract.errors import UserError, shown
+from kvtq_hw.contract.files import first_problem, read_toml
+
+__all__ = [
+    "VECTOR_MAX",
+    "ConfigError",
+    "EngineConfig",
+    "config_from_fields",
+    "load_config",
+    "preset_names",
+]
+
+#: Largest magnitude of an element of a key or value vector as it arrives: 16 bits, symmetric.
+VECTOR_MAX = (1 << 15) - 1
+
+
+class ConfigError(UserError, ValueError):
+    """A configuration that cannot be built. One line: field, value, what is allowed."""
+
+
+class EngineConfig(BaseModel):
+    """Parameters of one attention engine.
+
+    Parameters
+    ----------
+    name : str
+        Name that appears in Verilog headers, manifests and reports.
+    head_dim : int
+        Head dimension D, elements of a key or value vector.
+    query_group : int
+        Query heads G that share one KV head and run in parallel.
+    lanes : int
+        Elements of a plane that the engine takes a cycle; divides `head_dim`.
+    query_bits : int
+        Width of a signed query element. Elements are symmetric: +-(2**(query_bits-1) - 1).
+    score_bits, score_fraction_bits : int
+        Width and fraction bits F of a signed score in the log2 domain.
+    weight_bits : int
+        Fraction bits W of a softmax weight 2**-x in (0, 1].
+    output_fraction_bits : int
+        Fraction bits of an output element below the job's value exponent.
+    scale_fraction_bits, scale_exponent_bits : int
+        A plane scale is (2**scale_fraction_bits + f) * 2**e in units of the integer vectors. Zero
+        fraction bits make scales powers of two: the plane scaler is then a shifter.
+    cache_format : str
+        What a key or value vector is stored as: "ternary" planes, or, in the comparison engines,
+        whose lanes multiply, "int8" or "int4": a two's complement integer an element, under one
+        scale.
+    max_planes : int
+        Largest number of ternary planes (digits) of one vector; 1 for integers, whose only "plane"
+        holds the integers themselves.
+    key_planes_per_cycle, value_planes_per_cycle : int
+        Planes P of one run that a key or value slice holds. A run is filled up with planes of zeros
+        at its most significant end. Integers have one.
+    block : int
+        Tokens B of one online softmax block, a power of two.
+    packing : str
+        Storage of digits: "5in8" (five digits in a byte) or "2bit".
+    max_context : int
+        Largest number of tokens of one job.
+    memory_bits : int
+        Width of the data of the AXI4 memory port, a power of two.
+    address_bits : int
+        Width of its byte addresses.
+    table_heads : int
+        Key/value heads of all layers whose static tables (centres, feedback) are on chip.
+    read_ahead : int
+        Beats of read data that may be requested or buffered ahead of the engine, a power of two.
+
+    Raises
+    ------
+    pydantic.ValidationError
+        For any field outside its range; `load_config` turns it into a one-line `ConfigError`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,31}$")]
+    head_dim: Annotated[int, Field(ge=4, le=256, multiple_of=4)]
+    query_group: Annotated[int, Field(ge=1, le=8)]
+    lanes: Annotated[int, Field(ge=2, le=256)]
+    query_bits: Annotated[int, Field(ge=8, le=16)] = 12
+    score_bits: Annotated[int, Field(ge=10, le=24)] = 16
+    score_fraction_bits: Annotated[int, Field(ge=3, le=10)] = 7
+    weight_bits: Annotated[int, Field(ge=6, le=16)] = 14
+    output_fraction_bits: Annotated[int, Field(ge=4, le=12)] = 10
+    scale_fraction_bits: Annotated[int, Field(ge=0, le=8)] = 3
+    scale_exponent_bits: Annotated[int, Field(ge=4, le=5)] = 5
+    cache_format: Literal["ternary", "int8", "int4"] = "ternary"
+    max_planes: Annotated[int, Field(ge=1, le=5)] = 5
+    key_planes_per_cycle: Annotated[int, Field(ge=1, le=5)] = 1
+    value_planes_per_cycle: Annotated[int, Field(ge=1, le=5)] = 1
+    block: Annotated[int, Field(ge=4, le=256)] = 32
+    packing: Literal["5in8", "2bit"] = "5in8"
+    max_context: Annotated[int, Field(ge=2, le=1 << 20)] = 8192
+    memory_bits: Annotated[int, Field(ge=32, le=1024)] = 128
+    address_bits: Annotated[int, Field(ge=16, le=64)] = 40
+    table_heads: Annotated[int, Field(ge=1, le=1024)] = 1
+    read_ahead: Annotated[int, Field(ge=16, le=4096)] = 256
+
+    @model_validator(mode="after")
+    def _check_relations(self) -> Self:
+        if self.head_dim % self.lanes:
+            raise ValueError(
+                f"lanes: {self.lanes} does not divide head_dim {self.head_dim}; "
+                f"allowed are divisors of {self.head_dim} from 2 on"
+            )
+        for field, allowed in (
+            ("block", "4, 8, ... 256"),
+            ("max_context", "2, 4, ... 1048576"),
+            ("memory_bits", "32, 64, ... 1024"),
+            ("read_ahead", "16, 32, ... 4096"),
+        ):
+            value = getattr(self, field)
+            if value & (value - 1):
+                raise ValueError(f"{field}: {value} is not a power of two; allowed are {allowed}")
+        if self.score_bits - self.score_fraction_bits < 5:
+            raise ValueError(
+                f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits "
+                f"of score_bits {self.score_bits}; allowed are 3..{self.score_bits - 5}"
+            )
+        if self.integer_bits and self.max_planes != 1:
+            raise ValueError(
+                f"max_planes: {self.max_planes} planes of cache_format {self.cache_format!r}; "
+                "allowed is 1"
+            )
+        for field in ("key_planes_per_cycle", "value_planes_per_cycle"):
+            if getattr(self, field) > self.max_planes:
+                raise ValueError(
+                    f"{field}: {getattr(self, field)} is more than max_planes {self.max_planes}; "
+                    f"allowed are 1..{self.max_planes}"
+                )
+        return self
+
+    # --- derived widths -------------------------------------------------------------------------
+
+    @property
+    def slices(self) -> int:
+        """Cycles that one plane takes, S = head_dim / lanes."""
+        return self.head_dim // self.lanes
+
+    @property
+    def query_max(self) -> int:
+        """Largest magnitude of a query element, 2**(query_bits-1) - 1."""
+        return (1 << (self.query_bits - 1)) - 1
+
+    @property
+    def integer_bits(self) -> int:
+        """Width of an element in an integer cache format; 0 for ternary planes."""
+        return {"ternary": 0, "int8": 8, "int4": 4}[self.cache_format]
+
+    @property
+    def code_max(self) -> int:
+        """Largest magnitude of an element's code.
+
+        (3**max_planes - 1) / 2 of a balanced ternary code, 2**(integer_bits - 1) of an integer.
+        """
+        if self.integer_bits:
+            return 1 << (self.integer_bits - 1)
+        return (3**self.max_planes - 1) // 2
+
+    @property
+    def slice_code_max(self) -> int:
+        """Largest magnitude of an element of one key slice: of its trits' sum, or of an integer."""
+        return self.code_max if self.integer_bits else (3**self.key_planes_per_cycle - 1) // 2
+
+    @property
+    def sum_bits(self) -> int:
+        """Signed width of one key slice's sum: |sum| <= lanes * query_max * slice_code_max."""
+        return signed_bits(self.lanes * self.query_max * self.slice_code_max)
+
+    @property
+    def run_bits(self) -> int:
+        """Signed width of the Horner sum of a run of planes.
+
+        |t| <= sum_c 3**c * head_dim * query_max = code_max * head_dim * query_max.
+        """
+        return signed_bits(self.code_max * self.head_dim * self.query_max)
+
+    @property
+    def product_bits(self) -> int:
+        """Signed width of a run sum times the scale mantissa (< 2**(scale_fraction_bits + 1))."""
+        return signed_bits(self.code_max * self.head_dim * self.query_max * self.mantissa_max)
+
+    @property
+    def mantissa_max(self) -> int:
+        """Largest scale mantissa 2**scale_fraction_bits + f; the smallest has f = 0."""
+        return (1 << (self.scale_fraction_bits + 1)) - 1
+
+    @property
+    def query_exponent_bits(self) -> int:
+        """Signed width of a job's query exponent (a right shift before the scale's exponent)."""
+        return 8
+
+    @property
+    def scale_bits(self) -> int:
+        """Stored bits of one scale."""
+        return self.scale_fraction_bits + self.scale_exponent_bits
+
+    @property
+    def rotation_size(self) -> int:
+        """Elements n of a block of the Hadamard rotation: the largest power of two in head_dim."""
+        return self.head_dim & -self.head_dim
+
+    @property
+    def conditioned_max(self) -> int:
+        """Largest magnitude of an element that is quantized: centred, then rotated.
+
+        A vector element and its centre are at most VECTOR_MAX; the rotation adds n of them.
+        """
+        return 2 * VECTOR_MAX * self.rotation_size
+
+    @property
+    def conditioned_bits(self) -> int:
+        """Signed width of an element that is quantized."""
+        return signed_bits(self.conditioned_max)
+
+    @property
+    def requantized_bits(self) -> int:
+        """Signed width of an element that may have been quantized before.
+
+        Rounding an element x to codes of a scale s takes it to less than twice its magnitude: a
+        digit of weight w is not zero only if ``2 |x| > w``, and what is left is at most w / 2.
+        """
+        return signed_bits(2 * self.conditioned_max)
+
+    @property
+    def feedback_lanes(self) -> int:
+        """Elements whose feedback sums are updated in one cycle: four words of them a vector."""
+        return self.head_dim // 4
+
+    @property
+    def feedback_words(self) -> int:
+        """Words of `feedback_lanes` factors of a feedback matrix.
+
+        Row k is stored from the word of element k + 1 on; row D - 1 is empty.
+        """
+        return sum(4 - k // self.feedback_lanes for k in range(1, self.head_dim))
+
+    @property
+    def score_max(self) -> int:
+        """Largest score; the smallest is -score_max - 1."""
+        return (1 << (self.score_bits - 1)) - 1
+
+    @property
+    def maximum_max(self) -> int:
+        """Largest integer running maximum; the smallest is that of a score.
+
+        It is ceil(score / 2**F), or raised above all scores. When it stands k above them a weight
+        is at most 2 * 2**(W-k), rounding included, and the next raise needs a sum of `sum_limit`:
+        2**k <= 2 * max_context * 2**W / sum_limit. A raise adds one to the largest such k.
+        """
+        ceiling = 1 << (self.score_bits - 1 - self.score_fraction_bits)
+        ratio = self.max_context // (self.sum_limit >> self.weight_bits)
+        return ceiling + (ratio.bit_length() + 1 if ratio > 1 else 0)
+
+    @property
+    def maximum_bits(self) -> int:
+        """Signed width of the integer running maximum."""
+        return signed_bits(self.maximum_max)
+
+    @property
+    def weight_width(self) -> int:
+        """Unsigned width of a weight: 2**weight_bits is the weight one."""
+        return self.weight_bits + 1
+
+    @property
+    def sum_limit(self) -> int:
+        """Sum of weights from which on the next block raises the running maximum.
+
+        At least a block's; so large that each of `max_context` equal weights keeps W - 8 bits.
+        """
+        return max(self.block, self.max_context >> 8) << self.weight_bits
+
+    @property
+    def sum_of_weights_max(self) -> int:
+        """Largest softmax denominator.
+
+        A block adds at most B * 2**W <= `sum_limit` to a sum below the limit, or to half of one
+        that is at most twice the limit: so it stays at most twice the limit.
+        """
+        return min(2 * self.sum_limit, self.max_context << self.weight_bits)
+
+    @property
+    def sum_of_weights_bits(self) -> int:
+        """Unsigned width of the softmax denominator."""
+        return self.sum_of_weights_max.bit_length()
+
+    @property
+    def scaled_weight_max(self) -> int:
+        """Largest weight x value scale, rounded half up.
+
+        The value scale is aligned to the job's largest exponent, hence below two.
+        """
+        half = (1 << self.scale_fraction_bits) >> 1
+        return ((self.mantissa_max << self.weight_bits) + half) >> self.scale_fraction_bits
+
+    @property
+    def scaled_weight_bits(self) -> int:
+        """Unsigned width of weight x value scale."""
+        return self.scaled_weight_max.bit_length()
+
+    @property
+    def tripled_weight_bits(self) -> int:
+        """Unsigned width of the weight of a slice's first plane: scaled, times a power of three."""
+        last = (self.max_planes - 1) // self.value_planes_per_cycle * self.value_planes_per_cycle
+        return (self.scaled_weight_max * 3**last).bit_length()
+
+    @property
+    def accumulator_bits(self) -> int:
+        """Signed width of an output accumulator.
+
+        A token of weight p adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one
+        run; several shorter runs add less. Its scaled weight is ``w <= c * p + 1/2`` with
+        ``c = mantissa_max / 2**M``, and ``w <= 2 * p``. So while nothing is rescaled,
+        ``|acc| <= code_max * min(c * sum + tokens / 2, 2 * sum)``.
+
+        A rescale by s > 0 rounds the sum down and |acc| up: it turns ``|acc| <= a * (sum + x)``
+        into ``a * (sum' + 1 - 2**-s + x * 2**-s) + 1``, and ``x = 1 + 2 / a`` holds ever after.
+        """
+        weights = self.sum_of_weights_max + 1
+        rounded = -(-self.mantissa_max * weights >> self.scale_fraction_bits)
+        scaled = min(rounded + self.max_context // 2, 2 * weights)
+        return signed_bits(self.code_max * scaled + 2)
+
+    @property
+    def rescale_steps(self) -> int:
+        """Cycles of one accumulator rescale: shifts by one, up to the whole width."""
+        return self.accumulator_bits
+
+    @property
+    def rescale_bits(self) -> int:
+        """Unsigned width of a rescale shift, clamped to accumulator_bits."""
+        return self.accumulator_bits.bit_length()
+
+    @property
+    def reciprocal_bits(self) -> int:
+        """Fraction bits R of the reciprocal of the softmax denominator."""
+        return self.output_fraction_bits + 6
+
+    @property
+    def output_bits(self) -> int:
+        """Signed width of an output element: |o| < 2 * code_max in units of the value exponent."""
+        return signed_bits((2 * self.code_max) << self.output_fraction_bits)
+
+    @property
+    def token_bits(self) -> int:
+        """Unsigned width of a token index."""
+        return (self.max_context - 1).bit_length()
+
+    def replace(self, **changes: object) -> EngineConfig:
+        """Return this configuration with some fields changed, checked like a new one.
+
+        Raises
+        ------
+        ConfigError
+            One line that names the field, its value and what is allowed.
+        """
+        return config_from_fields({**self.model_dump(), **changes})
+
+    def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
+        """Raise `TypeError`: pydantic's copy with changes checks nothing, `replace` does."""
+        if update is not None:
+            raise TypeError("model_copy(update=...) checks nothing; use replace(...)")
+        return super().model_copy(deep=deep)
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of every field: the key of build caches."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def signed_bits(magnitude: int) -> int:
+    """Width of a two's complement number that holds -magnitude..magnitude."""
+    return magnitude.bit_length() + 1
+
+
+def preset_names() -> list[str]:
+    """Names of the configurations that ship with the package."""
+    folder = resources.files("kvtq_hw.contract") / "presets"
+    return sorted(
+        f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
+    )
+
+
+def load_config(source: str | Path) -> EngineConfig:
+    """Load a preset by name or a configuration from a TOML file.
+
+    Raises
+    ------
+    ConfigError
+        One line that names the field, its value and what is allowed.
+    """
+    name = str(source)
+    if name in preset_names():
+        text = (resources.files("kvtq_hw.contract") / "presets" / f"{name}.toml").read_text("utf-8")
+        return config_from_fields(tomllib.loads(text))
+    if not name.endswith(".toml"):
+        raise ConfigError(
+            f"preset: {shown(name)} is unknown; allowed are {', '.join(preset_names())} "
+            "or the path of a .toml file"
+        )
+    try:
+        fields = read_toml(Path(source), "configuration file")
+    except UserError as error:
+        raise ConfigError(str(error)) from None
+    return config_from_fields(fields)
+
+
+def config_from_fields(fields: object) -> EngineConfig:
+    """Build a configuration from plain values; raises `ConfigError` with one line."""
+    try:
+        return EngineConfig.model_validate(fields)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error)) from None
+
+
+def _one_line(error: ValidationError) -> str:
+    """First problem of a validation error: field, value, what is allowed."""
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "missing":
+        return f"{field}: missing; a configuration needs it"
+    if first["type"] == "extra_forbidden":
+        return f"{first_problem(error)}; allowed are {', '.join(EngineConfig.model_fields)}"
+    return f"{first_problem(error)}{_field_range(field)}"
+
+
+def _field_range(field: str) -> str:
+    """The whole allowed range of an integer field, in words."""
+    info = EngineConfig.model_fields.get(field)
+    bounds = {}
+    for item in info.metadata if info else []:
+        for key in ("ge", "le", "multiple_of"):
+            if hasattr(item, key):
+                bounds[key] = getattr(item, key)
+    if "ge" not in bounds:
+        return ""
+    step = f", multiples of {bounds['multiple_of']}" if "multiple_of" in bounds else ""
+    return f" (allowed are {bounds['ge']}..{bounds['le']}{step})"

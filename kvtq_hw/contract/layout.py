@@ -1,0 +1,183 @@
+"""Where everything lies in the KV memory: regions of each layer and KV head, slots, tiers.
+
+A key or value vector is a *record*, run by run: the run's scale word (``fraction | exponent << M``,
+little endian), then its planes, packed as in docs/contract.md. Planes have the order in which the
+engine takes them: within a run keys the most significant first, values the unit plane first. A
+balanced code is one run, a residual code a run for each plane.
+
+Each (layer, KV head, keys or values) has three regions of records of one size, without padding
+between them. A region starts at a word of the memory port (`memory_bits`).
+
+- **sinks**: the first `sinks` tokens, one slot each,
+- **window**: the newest tokens, a ring; token t is in slot ``(t - sinks) mod window``,
+- **body**: the tokens between them, append-only; token t is in slot ``t - sinks``.
+
+Records of sinks and window have the tier's digits, those of the body the code's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.packing import vector_bytes
+
+__all__ = ["HeadLayout", "MemoryLayout", "Region", "VectorKind", "VectorLayout"]
+
+VectorKind = Literal["key", "value"]
+
+
+@dataclass(frozen=True)
+class Region:
+    """Records of one size, one after the other.
+
+    base : address of the first byte, a multiple of the memory word
+    slots : records that there is room for
+    digits, residual : planes of a record, and whether each has a scale of its own
+    record_bytes : size of a record
+    """
+
+    base: int
+    slots: int
+    digits: int
+    residual: bool
+    record_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Size without the padding behind the last record."""
+        return self.slots * self.record_bytes
+
+    def address(self, slot: int) -> int:
+        """Address of a record; raises ValueError outside the region."""
+        if not 0 <= slot < self.slots:
+            raise ValueError(f"slot: {slot} is not allowed; must be 0..{self.slots - 1}")
+        return self.base + slot * self.record_bytes
+
+
+@dataclass(frozen=True)
+class VectorLayout:
+    """The three regions of one KV head's keys, or of its values."""
+
+    sinks: Region
+    body: Region
+    window: Region
+
+    @property
+    def regions(self) -> dict[str, Region]:
+        """The regions by name, in the order of their tokens."""
+        return {"sinks": self.sinks, "body": self.body, "window": self.window}
+
+    def place(self, token: int, tokens: int) -> tuple[Region, int]:
+        """Region and slot of a token, 0 .. tokens - 1, while `tokens` tokens are stored."""
+        if not 0 <= token < tokens:
+            raise ValueError(f"token: {token} is not allowed; must be 0..{tokens - 1}")
+        place = token - self.sinks.slots
+        if place < 0:
+            return self.sinks, token
+        if token >= tokens - self.window.slots:
+            return self.window, place % self.window.slots
+        return self.body, place
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """The regions of one KV head."""
+
+    key: VectorLayout
+    value: VectorLayout
+
+    def of(self, kind: VectorKind) -> VectorLayout:
+        """Those of the keys or of the values."""
+        return self.key if kind == "key" else self.value
+
+
+class MemoryLayout:
+    """The KV memory of a model.
+
+    Parameters
+    ----------
+    config : word, packing, scale format and head dimension
+    codes : cache code of each layer
+    kv_heads : KV heads a layer
+    tokens : longest context that there is room for
+    base : address of the first region, a multiple of the memory word
+
+    Attributes
+    ----------
+    heads : regions by layer and KV head
+    end : first address behind the last region, padded to whole words
+
+    Raises
+    ------
+    UserError
+        When `base` is no multiple of the word, the context is longer than `max_context`, a number
+        is too small, or the memory does not fit `address_bits`.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        codes: Sequence[CacheCode],
+        kv_heads: int,
+        tokens: int,
+        base: int = 0,
+    ) -> None:
+        word = config.memory_bits // 8
+        for name, number in (("layers", len(codes)), ("kv_heads", kv_heads)):
+            if number < 1:
+                raise UserError(f"{name}: {number} is not allowed; must be at least 1")
+        if not 1 <= tokens <= config.max_context:
+            raise UserError(
+                f"context: {tokens} is not allowed; must be 1..{config.max_context}, "
+                "the configuration's max_context"
+            )
+        if base < 0 or base % word:
+            raise UserError(
+                f"base: {base:#x} is not allowed; must be a multiple of the memory word, "
+                f"{word} bytes"
+            )
+        self.config = config
+        self.codes = tuple(codes)
+        self.tokens = tokens
+        self.base = base
+        self.end = base
+        self.heads = tuple(
+            tuple(
+                HeadLayout(self._place(code, "key"), self._place(code, "value"))
+                for _ in range(kv_heads)
+            )
+            for code in codes
+        )
+        if self.end > 1 << config.address_bits:
+            raise UserError(
+                f"context: {tokens} tokens need addresses up to {self.end:#x}; the configuration "
+                f"has address_bits = {config.address_bits}"
+            )
+
+    @property
+    def bytes(self) -> int:
+        """Size of everything, padding included."""
+        return self.end - self.base
+
+    def _place(self, code: CacheCode, kind: VectorKind) -> VectorLayout:
+        """Take room for the regions of one KV head's keys or values."""
+        spread = code.tiers.spread(self.tokens)
+        tier = code.tier_digits(self.config.max_planes)
+        body = code.key_digits if kind == "key" else code.value_digits
+        return VectorLayout(
+            sinks=self._take(spread.sinks, tier, False),
+            body=self._take(spread.body, body, code.kind == "residual"),
+            window=self._take(spread.window, tier, False),
+        )
+
+    def _take(self, slots: int, digits: int, residual: bool) -> Region:
+        size = vector_bytes(self.config, digits, digits if residual else 1)
+        region = Region(self.end, slots, digits, residual, size)
+        word = self.config.memory_bits // 8
+        self.end += -(-region.bytes // word) * word
+        return region

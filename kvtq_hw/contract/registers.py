@@ -1,0 +1,230 @@
+"""The accelerator's register map: registers.rdl (SystemRDL 2.0), read, and written out.
+
+Hardware (`rtl.control`), driver (`sim.host.driver`), the C header and docs/registers.md come from
+that one file. Other tools that read SystemRDL (PeakRDL's UVM models, IP-XACT, ...) take it as it
+is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, IntEnum
+from functools import cache
+from importlib import resources
+
+from systemrdl import RDLCompiler
+from systemrdl.node import AddrmapNode, FieldNode, RegNode
+
+__all__ = [
+    "ADDRESS_BITS",
+    "WORD_BYTES",
+    "Field",
+    "JobStatus",
+    "Kind",
+    "Register",
+    "c_header",
+    "markdown",
+    "register_map",
+]
+
+#: Width of an address in the map.
+ADDRESS_BITS = 10
+
+#: Bytes of a register.
+WORD_BYTES = 4
+
+
+class JobStatus(IntEnum):
+    """How a job ended; `job_status` of the map."""
+
+    OK = 0
+    NO_TOKENS = 1
+    TOO_MANY_TOKENS = 2
+    BAD_CODE = 3
+    READ_ERROR = 4
+    READ_TRUNCATED = 5
+    WRITE_ERROR = 6
+
+
+class Kind(Enum):
+    """What a field is to hardware and software."""
+
+    CONSTANT = "constant"  #: its reset value, for software to read
+    INPUT = "read"  #: what the hardware says
+    STORED = "read, write"  #: kept for the hardware
+    PULSE = "write 1: a pulse"  #: one cycle
+    EVENT = "read, write 1 to clear"  #: set by the hardware
+
+
+@dataclass(frozen=True)
+class Field:
+    """Bits of a register, from `low` on."""
+
+    name: str
+    low: int
+    width: int
+    kind: Kind
+    reset: int
+    description: str
+
+    @property
+    def mask(self) -> int:
+        """The field's bits in the register."""
+        return ((1 << self.width) - 1) << self.low
+
+
+@dataclass(frozen=True)
+class Register:
+    """A register, or `count` of them in a row (`is_array`), by address."""
+
+    name: str
+    title: str
+    description: str
+    address: int
+    count: int
+    is_array: bool
+    fields: tuple[Field, ...]
+
+    def pack(self, /, **values: int) -> int:
+        """The word with fields of these values; negative ones in two's complement.
+
+        Raises
+        ------
+        ValueError
+            For a field that the register does not have, or a value that does not fit its field.
+        """
+        word = 0
+        by_name = {field.name: field for field in self.fields}
+        for name, value in values.items():
+            if name not in by_name:
+                raise ValueError(f"{self.name}: {name!r} is unknown; allowed are {list(by_name)}")
+            field = by_name[name]
+            low, high = -(1 << field.width - 1), (1 << field.width) - 1
+            if not low <= value <= high:
+                raise ValueError(
+                    f"{self.name}.{name}: {value} is not allowed; must be {low}..{high}"
+                )
+            word |= value << field.low & field.mask
+        return word
+
+    def unpack(self, word: int) -> dict[str, int]:
+        """The fields of a word, unsigned."""
+        return {field.name: (word & field.mask) >> field.low for field in self.fields}
+
+
+@cache
+def register_map() -> Mapping[str, Register]:
+    """All registers by name, in the order of their addresses."""
+    return {node.inst_name: _register(node) for node in _top().registers(unroll=False)}
+
+
+@cache
+def _top() -> AddrmapNode:
+    compiler = RDLCompiler()
+    with resources.as_file(resources.files("kvtq_hw.contract") / "registers.rdl") as path:
+        compiler.compile_file(str(path))
+    return compiler.elaborate().top
+
+
+def _register(node: RegNode) -> Register:
+    return Register(
+        node.inst_name,
+        node.get_property("name"),
+        _description(node),
+        node.raw_address_offset,
+        node.array_dimensions[0] if node.array_dimensions else 1,
+        node.is_array,
+        tuple(_field(field) for field in node.fields()),
+    )
+
+
+def _field(node: FieldNode) -> Field:
+    software, hardware = node.get_property("sw").name, node.get_property("hw").name
+    if node.get_property("singlepulse"):
+        kind = Kind.PULSE
+    elif node.get_property("woclr") and node.get_property("hwset"):
+        kind = Kind.EVENT
+    else:
+        kinds = {("r", "na"): Kind.CONSTANT, ("r", "w"): Kind.INPUT, ("rw", "r"): Kind.STORED}
+        kind = kinds[software, hardware]
+    reset = node.get_property("reset")
+    return Field(
+        node.inst_name,
+        node.low,
+        node.width,
+        kind,
+        reset if isinstance(reset, int) else 0,  # fields without one are not stored
+        _description(node),
+    )
+
+
+def _description(node: AddrmapNode | RegNode | FieldNode) -> str:
+    return " ".join((node.get_property("desc") or "").split())
+
+
+def c_header() -> str:
+    """Addresses, masks and positions of everything in the map, and the statuses, for C and C++."""
+    lines = [
+        "/* Registers of the kvtq-hw accelerator: generated from registers.rdl. */",
+        "#ifndef KVTQ_REGISTERS_H",
+        "#define KVTQ_REGISTERS_H",
+        "",
+        "/* Byte address of each register; of an array's first, then one a word. */",
+    ]
+    registers = register_map().values()
+    lines += [f"#define KVTQ_{r.name.upper()} 0x{r.address:03x}u" for r in registers]
+    lines += ["", "/* Numbers of registers in a row. */"]
+    lines += [f"#define KVTQ_{r.name.upper()}_COUNT {r.count}u" for r in registers if r.is_array]
+    lines += ["", "/* Fields: mask within the register, and position of the lowest bit. */"]
+    for register in registers:
+        for field in register.fields:
+            name = f"KVTQ_{register.name}_{field.name}".upper()
+            lines += [
+                f"#define {name}_MASK 0x{field.mask:08x}u",
+                f"#define {name}_POSITION {field.low}u",
+            ]
+    magic = register_map()["identity"].fields[0].reset
+    lines += ["", "/* What KVTQ_IDENTITY reads. */", f"#define KVTQ_MAGIC 0x{magic:08x}u"]
+    lines += ["", "/* How a job ended. */", "enum kvtq_job_status {"]
+    lines += [f"    KVTQ_JOB_{name} = {value}," for name, value, _ in _statuses()]
+    lines += ["};", "", "#endif"]
+    return "\n".join(lines) + "\n"
+
+
+def markdown() -> str:
+    """docs/registers.md."""
+    lines = ["# Registers", "", _description(_top()), ""]
+    lines += [
+        "Generated from `kvtq_hw/contract/registers.rdl` by `scripts/write_registers.py`; "
+        "`kvtq-hw generate` writes the C header.",
+        "",
+        "| address | register | bits | field | access | reset | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for register in register_map().values():
+        address, name = f"0x{register.address:03x}", f"`{register.name}`"
+        if register.is_array:
+            last = register.address + WORD_BYTES * (register.count - 1)
+            address, name = f"{address} .. 0x{last:03x}", f"`{register.name}[{register.count}]`"
+        lines.append(
+            f"| {address} | {name} | | | | | **{register.title}.** {register.description} |"
+        )
+        for field in register.fields:
+            high = field.low + field.width - 1
+            bits = str(high) if field.width == 1 else f"{high}:{field.low}"
+            reset = "" if field.kind is Kind.INPUT else f"{field.reset:#x}"
+            row = ("", "", bits, f"`{field.name}`", field.kind.value, reset, field.description)
+            lines.append(f"| {' | '.join(row)} |")
+    lines += ["", "## Status of a job", "", "| code | name | |", "|---|---|---|"]
+    lines += [f"| {value} | `{name}` | {desc} |" for name, value, desc in _statuses()]
+    return "\n".join(lines) + "\n"
+
+
+def _statuses() -> list[tuple[str, int, str]]:
+    """Names, codes and descriptions of `job_status`."""
+    (field,) = next(r for r in _top().registers() if r.inst_name == "last_status").fields()
+    encoding = field.get_property("encode")
+    if encoding is None:
+        raise ValueError("last_status.status has no encoding")
+    return [(s.name.upper(), int(s.value), s.rdl_desc or "") for s in encoding.members.values()]

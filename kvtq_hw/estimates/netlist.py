@@ -1,0 +1,99 @@
+"""Multipliers in the generated Verilog, counted by block after coarse synthesis."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.files import scratch_folder
+from rtl.blocks import BLOCKS
+from rtl.yosys import run_yosys
+
+__all__ = ["MULTIPLIER_CELLS", "block_of", "count_multipliers", "expected_multipliers"]
+
+#: Yosys cells that multiply or divide. Products by a power of two are shifts after `opt`.
+MULTIPLIER_CELLS = frozenset(
+    {"$mul", "$macc", "$macc_v2", "$pow", "$div", "$mod", "$divfloor", "$modfloor"}
+)
+
+# Coarse synthesis up to, not including, `alumacc`: it would turn sums of many operands, which hold
+# no product, into $macc cells. The hierarchy stays, so that cells can be told by block.
+_SYNTHESIS = (
+    "proc",
+    "opt_expr",
+    "opt_clean",
+    "check -assert",
+    "opt -nodffe -nosdff",
+    "fsm",
+    "opt",
+    "wreduce",
+    "peepopt",
+    "opt_clean",
+)
+
+
+def count_multipliers(verilog: str, top: str) -> dict[str, int]:
+    """Multiplier cells of each block of an engine, from its Verilog.
+
+    Parameters
+    ----------
+    verilog : str
+        Text as `rtl.verilog.emit` writes it.
+    top : str
+        Name of the engine's module; its own cells are counted under "engine".
+
+    Raises
+    ------
+    ValueError
+        When a module belongs to no block: nothing goes uncounted.
+    rtl.yosys.YosysError
+        When the text is no valid design, or has a problem such as a combinational loop.
+    """
+    with scratch_folder() as directory:
+        (directory / "design.v").write_text(verilog, encoding="utf-8")
+        run_yosys(
+            [
+                "read_verilog -sv design.v",
+                f"hierarchy -check -top {top}",
+                *_SYNTHESIS,
+                "tee -q -o cells.json stat -json",
+            ],
+            directory,
+        )
+        modules = json.loads((directory / "cells.json").read_text("utf-8"))["modules"]
+    counts: Counter[str] = Counter(dict.fromkeys(BLOCKS, 0))
+    for escaped, statistics in modules.items():
+        block = block_of(escaped.removeprefix("\\"), top)
+        cells = statistics["num_cells_by_type"]
+        counts[block] += sum(number for cell, number in cells.items() if cell in MULTIPLIER_CELLS)
+    return dict(counts)
+
+
+def expected_multipliers(config: EngineConfig) -> dict[str, int]:
+    """What the design promises: one multiplier a query head where scales have a mantissa.
+
+    Only the two scalers and the normalizer multiply; with power-of-two scales the scalers shift,
+    and the path of a token holds no multiplier. The comparison engines have one more in every lane
+    of each head.
+    """
+    lanes = config.query_group * config.lanes if config.integer_bits else 0
+    scalers = config.query_group if config.scale_fraction_bits else 0
+    return dict.fromkeys(BLOCKS, 0) | {
+        "plane_scaler": scalers,
+        "weight_scaler": scalers,
+        "normalizer": config.query_group,
+        "multiply_add": lanes,
+        "multiply_accumulate": lanes,
+    }
+
+
+def block_of(module: str, top: str) -> str:
+    """Block that a module belongs to: the engine's submodule that it is, or is inside of."""
+    if module == top:
+        return "engine"
+    for block in BLOCKS:
+        prefix = f"{top}_{block}"
+        if module == prefix or module.startswith(f"{prefix}_"):
+            return block
+    raise ValueError(f"module {module!r} belongs to none of the blocks {', '.join(BLOCKS)}")

@@ -1,0 +1,109 @@
+"""Cache size and memory traffic of a decode step, by model, context and cache format.
+
+A decode step reads the keys and values of every cached token of every layer and KV head once, and
+writes one token's. Sizes are exact, derived from the storage format; energies are projections, size
+times a published energy per bit of a kind of memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.packing import cache_bytes
+
+__all__ = ["CONTEXTS", "MEMORIES", "MODELS", "Memory", "ModelShape", "Traffic", "traffic"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """What of a model decides the size of its cache, from the configuration it is published with.
+
+    layers, kv_heads, head_dim : its attention layers
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+
+#: Shapes by name, from each model's `config.json`.
+MODELS = {
+    "SmolLM2-135M": ModelShape(30, 3, 64),
+    "SmolLM2-1.7B": ModelShape(24, 32, 64),
+    "Llama-3.2-1B": ModelShape(16, 8, 64),
+    "Llama-3.2-3B": ModelShape(28, 8, 128),
+    "Qwen2.5-7B": ModelShape(28, 4, 128),
+    "Mistral-7B": ModelShape(32, 8, 128),
+    "Llama-3-8B": ModelShape(32, 8, 128),
+    "Llama-3-70B": ModelShape(80, 8, 128),
+}
+
+#: Contexts from a thousand tokens to a million.
+CONTEXTS = (1 << 10, 1 << 12, 1 << 14, 1 << 17, 1 << 20)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """A kind of memory: energy of reading a bit, and who says so."""
+
+    picojoules_per_bit: float
+    source: str
+
+
+#: Whole accesses: activation (1.21 pJ/bit in HBM2), movement on the chip (2.24), interface (0.3).
+#: Both figures as works that cite the two papers give them.
+MEMORIES = {
+    "HBM2": Memory(3.92, "O'Connor et al., Fine-Grained DRAM, MICRO 2017, ECC included"),
+    "DDR": Memory(20.3, "Horowitz, ISSCC 2014: 1.3 to 2.6 nJ for 64 bits, the lower end"),
+}
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """One format at one context.
+
+    format : its spelling
+    bits_per_element : stored bits a cached number, everything included
+    cache_bytes : of all layers and KV heads; a decode step reads them once
+    """
+
+    format: str
+    bits_per_element: float
+    cache_bytes: int
+
+    def millijoules(self, memory: Memory) -> float:
+        """Energy of reading the cache once, projected."""
+        return self.cache_bytes * 8 * memory.picojoules_per_bit * 1e-9
+
+
+def traffic(
+    shape: ModelShape, context: int, config: EngineConfig, codes: Sequence[CacheCode]
+) -> list[Traffic]:
+    """The cache of a model in fp16, INT8 and INT4 with a 16-bit scale a vector, and in codes.
+
+    Parameters
+    ----------
+    config : packing and scale format of the ternary codes
+
+    Raises
+    ------
+    ValueError
+        For a context without tokens.
+    """
+    if context < 1:
+        raise ValueError(f"context: {context} is not allowed; must be at least 1")
+    vectors = 2 * context
+    fitting = config.replace(head_dim=shape.head_dim, lanes=shape.head_dim)
+    of_a_head = {
+        "fp16": vectors * 2 * shape.head_dim,
+        "int8": vectors * (shape.head_dim + 2),
+        "int4": vectors * (shape.head_dim // 2 + 2),
+    } | {str(code): cache_bytes(fitting, code, context) for code in codes}
+    heads = shape.layers * shape.kv_heads
+    return [
+        Traffic(name, 8 * size / (vectors * shape.head_dim), heads * size)
+        for name, size in of_a_head.items()
+    ]

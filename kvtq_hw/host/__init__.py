@@ -1,0 +1,1 @@
+"""This machine: simulators and other tools, digests of sources, the store of results."""
