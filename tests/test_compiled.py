@@ -8,7 +8,7 @@ import torch
 
 from golden import conditioning, hadamard
 from golden.attend import packed_attention
-from golden.cache.ternary_cache import packed_quantizer
+from golden.cache import packed_quantizer
 from golden.compiled import Array, compiled
 from golden.packer import encode_table
 from golden.unpacker import decode_table
