@@ -18,8 +18,8 @@ from kvtq_hw.estimates import synthesis
 from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.blocks import Part, engine_parts, split
 from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty
-from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.synthesis import map_part, mapped_netlist
+from kvtq_hw.host.results import ResultStore
 from rtl.verilog import emit_rtlil
 
 TINY = load_config("tiny")
@@ -27,8 +27,8 @@ INV, DFF, MUX, XOR = 3.7536, 20.0192, 11.2608, 8.7584  # um^2, from the cells' d
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory) -> EstimateStore:
-    return EstimateStore(tmp_path_factory.mktemp("estimates"))
+def store(tmp_path_factory) -> ResultStore:
+    return ResultStore(tmp_path_factory.mktemp("estimates") / "results.sqlite")
 
 
 class Bits(wiring.Component):
@@ -164,12 +164,12 @@ def test_a_module_of_no_block_is_refused() -> None:
 
 
 def test_the_same_numbers_again_and_without_work_from_the_store(tmp_path, monkeypatch) -> None:
-    first = measure_area(TINY, "select_add", store=EstimateStore(tmp_path / "a"))
-    again = measure_area(TINY, "select_add", store=EstimateStore(tmp_path / "b"))
+    first = measure_area(TINY, "select_add", store=ResultStore(tmp_path / "a"))
+    again = measure_area(TINY, "select_add", store=ResultStore(tmp_path / "b"))
     assert again == first
     monkeypatch.setattr(synthesis, "run_yosys", None)
     monkeypatch.setattr("kvtq_hw.estimates.area.engine_parts", None)
-    assert measure_area(TINY, "select_add", store=EstimateStore(tmp_path / "a")) == first
+    assert measure_area(TINY, "select_add", store=ResultStore(tmp_path / "a")) == first
 
 
 def test_another_library_is_another_result(store, tmp_path) -> None:
@@ -290,9 +290,12 @@ def test_a_cell_that_cannot_be_mapped_does_not_go_uncounted(store) -> None:
 
 
 def test_threads_may_store_one_netlist(tmp_path) -> None:
-    store, key, netlist = EstimateStore(tmp_path), {"what": "test"}, "module m;\n" * 20000
+    store, key, netlist = (
+        ResultStore(tmp_path / "a.sqlite"),
+        {"what": "test"},
+        "module m;\n" * 20000,
+    )
     with ThreadPoolExecutor(4) as pool:
-        for written in [pool.submit(store.put_netlist, key, netlist) for _ in range(16)]:
+        for written in [pool.submit(store.put_text, key, netlist) for _ in range(16)]:
             written.result()
-    assert store.get_netlist(key) == netlist
-    assert len(list((tmp_path / "netlists").iterdir())) == 1
+    assert store.get_text(key) == netlist

@@ -14,7 +14,7 @@ from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import fpga, place_and_route
 from kvtq_hw.estimates.fpga import FAMILIES, fpga_resources
 from kvtq_hw.estimates.place_and_route import ROUTED
-from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.host.results import ResultStore
 
 TINY = load_config("tiny")
 
@@ -53,7 +53,7 @@ class Resources(wiring.Component):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_known_design(family: str, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(fpga, "create_block", lambda name, config: Resources())
-    store = EstimateStore(tmp_path)
+    store = ResultStore(tmp_path / "results.sqlite")
     found = fpga_resources(TINY, family, "engine", store)
     # one product; 32 kbit of memory in blocks of 4, 18 or 36 kbit; 16 registers
     blocks = {"ecp5": 2, "ice40": 8, "xc7": 1}[family]
@@ -108,7 +108,7 @@ class Adders(wiring.Component):
 def route(monkeypatch, tmp_path, block, family: str, seconds: int = 600):
     """Place and route a component in the place of an engine."""
     monkeypatch.setattr(place_and_route, "create_block", lambda name, config: block)
-    store = EstimateStore(tmp_path)
+    store = ResultStore(tmp_path / "results.sqlite")
     return place_and_route.place_and_route(TINY, family, "engine", seconds, store)
 
 

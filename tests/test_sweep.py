@@ -21,8 +21,8 @@ from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import sweep
 from kvtq_hw.estimates.liberty import shipped_liberty
-from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.sweep import Progress, configurations, sweep_areas, table
+from kvtq_hw.host.results import ResultStore
 
 TINY = load_config("tiny")
 LANES = configurations(TINY, {"lanes": [2, 4, 8]})
@@ -71,7 +71,7 @@ def test_a_combination_that_cannot_be_built_is_refused_before_any_work() -> None
 
 
 def test_interrupted_sweep_measures_only_the_rest(tmp_path, monkeypatch) -> None:
-    store, first = EstimateStore(tmp_path), Inline()
+    store, first = ResultStore(tmp_path / "results.sqlite"), Inline()
     with pytest.raises(KeyboardInterrupt):
         sweep_areas(LANES, "packer", shipped_liberty(), store, first, lambda progress: None)
     monkeypatch.setattr(sweep, "_area", area_of)
@@ -89,7 +89,12 @@ def test_equal_configurations_are_measured_once(tmp_path, monkeypatch) -> None:
     calls = []
     monkeypatch.setattr(sweep, "_area", lambda *a: calls.append(a) or area_of(*a))
     with ThreadPoolExecutor(1) as pool:
-        args = (shipped_liberty(), EstimateStore(tmp_path), pool, lambda progress: None)
+        args = (
+            shipped_liberty(),
+            ResultStore(tmp_path / "results.sqlite"),
+            pool,
+            lambda progress: None,
+        )
         areas = sweep_areas([TINY, TINY], None, *args)
         assert sweep_areas([TINY], None, *args) == areas[:1]
         assert (len(areas), len(calls)) == (2, 1)

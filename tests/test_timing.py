@@ -14,8 +14,8 @@ from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import timing
 from kvtq_hw.estimates.blocks import Part
 from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty
-from kvtq_hw.estimates.store import EstimateStore
 from kvtq_hw.estimates.timing import LongestPath, measure_timing
+from kvtq_hw.host.results import ResultStore
 from kvtq_hw.host.toolchain import Tool
 from rtl.verilog import emit_rtlil
 
@@ -49,7 +49,7 @@ def parts(monkeypatch):
 
 
 def test_opensta(parts, analyser, sky130_liberty, monkeypatch, tmp_path) -> None:
-    liberty, store = load_liberty(sky130_liberty), EstimateStore(tmp_path)
+    liberty, store = load_liberty(sky130_liberty), ResultStore(tmp_path / "results.sqlite")
     monkeypatch.setattr(timing, "engine_parts", lambda config: [chain(4, "packer")])
     short = measure_timing(TINY, liberty, analyser, store)
     monkeypatch.setattr(timing, "engine_parts", lambda config: [chain(64)])
@@ -76,7 +76,7 @@ def test_netlist_in_what_opensta_reads(tmp_path) -> None:
 
 def test_abc_without_opensta(parts, sky130_liberty, tmp_path) -> None:
     liberty = load_liberty(sky130_liberty)
-    paths = measure_timing(TINY, liberty, None, EstimateStore(tmp_path))
+    paths = measure_timing(TINY, liberty, None, ResultStore(tmp_path / "results.sqlite"))
     assert {path.tool for path in paths.values()} == {"abc"}
     assert 0 < paths["packer"].delay_ps < paths["engine"].delay_ps
     assert paths["total"] == paths["engine"]
@@ -84,7 +84,7 @@ def test_abc_without_opensta(parts, sky130_liberty, tmp_path) -> None:
 
 def test_shipped_library_has_no_delays(tmp_path) -> None:
     with pytest.raises(UserError, match=r"^library: the shipped library holds areas alone; "):
-        measure_timing(TINY, shipped_liberty(), None, EstimateStore(tmp_path))
+        measure_timing(TINY, shipped_liberty(), None, ResultStore(tmp_path / "results.sqlite"))
 
 
 def test_a_failing_analyser_is_one_line(tmp_path: Path) -> None:

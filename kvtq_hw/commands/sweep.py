@@ -79,7 +79,7 @@ def command(
     """
     from kvtq_hw.estimates.liberty import load_liberty
     from kvtq_hw.estimates.quality_files import read_quality
-    from kvtq_hw.estimates.store import EstimateStore
+    from kvtq_hw.estimates.store import user_store
     from kvtq_hw.estimates.sweep import Progress, configurations, sweep_areas, table
     from kvtq_hw.host.sources import hardware_digest
     from rtl.blocks import check_block
@@ -103,7 +103,7 @@ def command(
         )
 
     with _executor(scheduler) as executor:
-        areas = sweep_areas(configs, block, liberty, EstimateStore(), executor, report)
+        areas = sweep_areas(configs, block, liberty, user_store(), executor, report)
     rows = table(configs, areas, read, list(values), tokens, quality)
     command_line = [f"kvtq-hw sweep --preset {preset_text()} --context {tokens}"]
     command_line += [f"--set {axis}" for axis in axes] + [f"--code {text}" for text in codes]

@@ -12,9 +12,9 @@ from typing import Any
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
-from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.store import design_key, user_store
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ, Mapping, map_part, mapping_key
-from kvtq_hw.host.sources import hardware_digest
+from kvtq_hw.host.results import ResultStore
 from rtl.verilog import generator_version
 
 __all__ = ["Area", "AreaReport", "measure_area", "processors"]
@@ -126,7 +126,7 @@ def measure_area(
     config: EngineConfig,
     block: str | None = None,
     liberty: Liberty | None = None,
-    store: EstimateStore | None = None,
+    store: ResultStore | None = None,
     jobs: int | None = None,
 ) -> AreaReport:
     """Area of an engine, or of one block, from its netlist.
@@ -148,7 +148,7 @@ def measure_area(
         For an unknown block or an unsuitable library.
     """
     liberty = liberty or shipped_liberty()
-    store = store or EstimateStore()
+    store = store or user_store()
     areas: dict[str, list[Area]] = {}
     for name, instances, mapping in _mappings(config, block, liberty, store, jobs or processors()):
         areas.setdefault(name, []).append(_area(instances, mapping, liberty))
@@ -157,16 +157,13 @@ def measure_area(
 
 
 def _mappings(
-    config: EngineConfig, block: str | None, liberty: Liberty, store: EstimateStore, jobs: int
+    config: EngineConfig, block: str | None, liberty: Liberty, store: ResultStore, jobs: int
 ) -> list[tuple[str, int, Mapping]]:
     """Block, instances and mapping of each part; from the store alone where all is there."""
     index = {
         "what": "parts",
-        "config": config.digest(),
-        "block": block,
-        "sources": hardware_digest(block),
-        "generator": generator_version(),
         "liberty": liberty.digest,
+        **design_key(config, block),
     }
     if (known := store.get(index, _Parts)) is not None:
         found = [(name, n, store.get(key, Mapping)) for name, n, key in known.parts]

@@ -15,10 +15,10 @@ from typing import Any
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError, shown
 from kvtq_hw.contract.files import scratch_folder
-from kvtq_hw.estimates.store import EstimateStore
-from kvtq_hw.host.sources import hardware_digest
+from kvtq_hw.estimates.store import design_key, user_store
+from kvtq_hw.host.results import ResultStore
 from rtl.blocks import create_block, module_name
-from rtl.verilog import emit_rtlil, generator_version
+from rtl.verilog import emit_rtlil
 from rtl.yosys import run_yosys
 
 __all__ = [
@@ -100,7 +100,7 @@ def fpga_resources(
     config: EngineConfig,
     family: str,
     block: str = "engine",
-    store: EstimateStore | None = None,
+    store: ResultStore | None = None,
 ) -> dict[str, Any]:
     """Cells of a block by kind ("lut", "carry", "ff", "lutram", "bram", "dsp") and by type.
 
@@ -112,21 +112,19 @@ def fpga_resources(
     check_family(family)
     chosen = FAMILIES[family]
     component = create_block(block, config)
-    store = store or EstimateStore()
+    store = store or user_store()
     key = {
         "what": "fpga",
-        "config": config.model_dump() | {"name": ""},
         "commands": synthesis_commands(chosen.command, ""),
-        "block": block,
-        "sources": hardware_digest(block),
-        "generator": generator_version(),
+        **design_key(config, block),
     }
-    cells = store.get(key, dict[str, int])
-    if cells is None:
+
+    def count() -> dict[str, int]:
         top = module_name(block)
         with scratch_folder() as folder:
-            cells = synthesize(emit_rtlil(component, top), top, chosen.command, folder)
-        store.put(key, cells)
+            return synthesize(emit_rtlil(component, top), top, chosen.command, folder)
+
+    cells = store.measured(key, dict[str, int], count)
     return {
         "tag": "measured",
         "family": chosen.title,

@@ -22,10 +22,11 @@ from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.fpga import FAMILIES, synthesis_commands, synthesize
 from kvtq_hw.estimates.harness import Harness
-from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.store import design_key, user_store
+from kvtq_hw.host.results import ResultStore
 from kvtq_hw.host.sources import source_digest
 from rtl.blocks import create_block
-from rtl.verilog import emit_rtlil, generator_version
+from rtl.verilog import emit_rtlil
 
 __all__ = ["ROUTED", "place_and_route"]
 
@@ -115,7 +116,7 @@ def place_and_route(
     family: str,
     block: str = "engine",
     seconds: int = 1800,
-    store: EstimateStore | None = None,
+    store: ResultStore | None = None,
 ) -> dict[str, Any]:
     """Resources and clock of a block on the smallest device of a family that holds it.
 
@@ -148,10 +149,9 @@ def place_and_route(
     if importlib.util.find_spec(router.module) is None:
         raise ModuleNotFoundError(router.module, name=router.module)
     tool = f"nextpnr {metadata.version(router.module.replace('_', '-'))}"
-    store = store or EstimateStore()
+    store = store or user_store()
     key = {
         "what": "place and route",
-        "config": config.model_dump() | {"name": ""},
         "commands": [
             *synthesis_commands(FAMILIES[family].command, _TOP),
             *router.options,
@@ -159,14 +159,15 @@ def place_and_route(
         "devices": [device.title for device in router.devices],
         "seed": _SEED,
         "tool": tool,
-        "block": block,
-        "sources": source_digest("kvtq_hw.estimates.harness", f"rtl.{block}"),
-        "generator": generator_version(),
+        "harness": source_digest("kvtq_hw.estimates.harness"),
+        **design_key(config, block),
     }
-    if (found := store.get(key, _Routed)) is None:
+
+    def route() -> _Routed:
         counts = _run(emit_rtlil(harness, _TOP), family, block, seconds)
-        found = _Routed(**counts, tool=tool, seed=_SEED, harness_ff=harness.flip_flops)
-        store.put(key, asdict(found))
+        return _Routed(**counts, tool=tool, seed=_SEED, harness_ff=harness.flip_flops)
+
+    found = store.measured(key, _Routed, route)
     return {"tag": "measured", "family": FAMILIES[family].title, **asdict(found)}
 
 

@@ -20,8 +20,9 @@ from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.cell_energy import CellEnergy
 from kvtq_hw.estimates.gates import Mapped, link
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
-from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.store import user_store
 from kvtq_hw.estimates.synthesis import mapped_netlist
+from kvtq_hw.host.results import ResultStore
 
 if TYPE_CHECKING:
     from sim.bench.recording import Recording
@@ -108,7 +109,7 @@ def measure_power(
     config: EngineConfig,
     recording: Recording,
     liberty: Liberty | None = None,
-    store: EstimateStore | None = None,
+    store: ResultStore | None = None,
 ) -> PowerReport:
     """Energy of the engine in a recorded run.
 
@@ -125,7 +126,7 @@ def measure_power(
     """
     from kvtq_hw.estimates.gate_simulation import simulate
 
-    liberty, store = liberty or shipped_liberty(), store or EstimateStore()
+    liberty, store = liberty or shipped_liberty(), store or user_store()
     parts = engine_parts(config)
     measure_area(config, None, liberty, store)  # maps the parts beside each other
     top = parts[-1].top

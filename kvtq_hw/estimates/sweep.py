@@ -23,10 +23,9 @@ from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.liberty_format import parse_liberty
 from kvtq_hw.estimates.quality_files import QualityResult, quality_of
-from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.store import design_key
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ
-from kvtq_hw.host.sources import hardware_digest
-from rtl.verilog import generator_version
+from kvtq_hw.host.results import ResultStore
 
 __all__ = ["Progress", "configurations", "sweep_areas", "table"]
 
@@ -76,7 +75,7 @@ def sweep_areas(
     configs: Sequence[EngineConfig],
     block: str | None,
     liberty: Liberty,
-    store: EstimateStore,
+    store: ResultStore,
     executor: Executor,
     report: Callable[[Progress], None],
 ) -> list[dict[str, Any]]:
@@ -115,12 +114,9 @@ def sweep_areas(
 def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str, Any]:
     return {
         "what": "sweep",
-        "config": config.model_dump() | {"name": ""},
-        "block": block,
         "liberty": liberty.digest,
         "clock_mhz": CLOCK_MHZ,
-        "sources": hardware_digest(block),
-        "generator": generator_version(),
+        **design_key(config, block),
     }
 
 

@@ -18,7 +18,7 @@ from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.blocks import Part
 from kvtq_hw.estimates.liberty import Liberty
-from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.host.results import ResultStore
 from rtl.yosys import run_yosys, yosys_version
 
 __all__ = ["CLOCK_MHZ", "Mapping", "map_part", "mapped_netlist", "mapping_key"]
@@ -120,7 +120,7 @@ def _delay_target_ps(clock_mhz: int) -> int:
 
 
 def map_part(
-    part: Part, liberty: Liberty, store: EstimateStore, clock_mhz: int = CLOCK_MHZ
+    part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int = CLOCK_MHZ
 ) -> Mapping:
     """Map a part to a library's cells; what `store` has under the same content is not done again.
 
@@ -129,26 +129,29 @@ def map_part(
     UserError
         When Yosys or abc fail, or the library lacks a cell that the part needs.
     """
-    key = mapping_key(part, liberty, clock_mhz)
-    if (found := store.get(key, Mapping)) is not None:
-        return found
-    mapping, netlist = _map(part, liberty, clock_mhz)
-    store.put_netlist(key, netlist)
-    store.put(key, asdict(mapping))
-    return mapping
+    found = store.get(mapping_key(part, liberty, clock_mhz), Mapping)
+    return found or _map_and_store(part, liberty, store, clock_mhz)[0]
 
 
 def mapped_netlist(
-    part: Part, liberty: Liberty, store: EstimateStore, clock_mhz: int = CLOCK_MHZ
+    part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int = CLOCK_MHZ
 ) -> str:
     """Verilog of a part after `map_part`: instances of the library's cells."""
-    key = mapping_key(part, liberty, clock_mhz)
-    netlist = store.get_netlist(key)
-    if netlist is None:
-        mapping, netlist = _map(part, liberty, clock_mhz)
-        store.put_netlist(key, netlist)
-        store.put(key, asdict(mapping))
-    return netlist
+    found = store.get_text(_netlist_key(part, liberty, clock_mhz))
+    return found or _map_and_store(part, liberty, store, clock_mhz)[1]
+
+
+def _map_and_store(
+    part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int
+) -> tuple[Mapping, str]:
+    mapping, netlist = _map(part, liberty, clock_mhz)
+    store.put_text(_netlist_key(part, liberty, clock_mhz), netlist)
+    store.put(mapping_key(part, liberty, clock_mhz), asdict(mapping))
+    return mapping, netlist
+
+
+def _netlist_key(part: Part, liberty: Liberty, clock_mhz: int) -> dict[str, Any]:
+    return mapping_key(part, liberty, clock_mhz) | {"what": "netlist"}
 
 
 def mapping_key(part: Part, liberty: Liberty, clock_mhz: int = CLOCK_MHZ) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.blocks import Part, engine_parts
 from kvtq_hw.estimates.liberty import Liberty
-from kvtq_hw.estimates.store import EstimateStore
+from kvtq_hw.estimates.store import user_store
 from kvtq_hw.estimates.synthesis import (
     CLOCK_MHZ,
     OUTPUT_LOAD_FF,
@@ -26,6 +26,7 @@ from kvtq_hw.estimates.synthesis import (
     mapped_netlist,
     mapping_key,
 )
+from kvtq_hw.host.results import ResultStore
 from kvtq_hw.host.toolchain import Tool
 from rtl.yosys import run_yosys
 
@@ -67,7 +68,7 @@ def measure_timing(
     config: EngineConfig,
     liberty: Liberty,
     analyser: Tool | None,
-    store: EstimateStore | None = None,
+    store: ResultStore | None = None,
     clock_mhz: int = CLOCK_MHZ,
 ) -> dict[str, LongestPath]:
     """Longest path of each block, and of the whole engine under "total".
@@ -94,7 +95,7 @@ def measure_timing(
             "library: the shipped library holds areas alone; timing needs one with delays, for "
             "example sky130_fd_sc_hd__tt_025C_1v80.lib"
         )
-    store = store or EstimateStore()
+    store = store or user_store()
     parts = engine_parts(config)
     paths: dict[str, LongestPath] = {}
     for part in parts:
@@ -115,7 +116,7 @@ def _delay(path: LongestPath) -> float:
 
 
 def _path_of_part(
-    part: Part, liberty: Liberty, analyser: Tool | None, store: EstimateStore, clock_mhz: int
+    part: Part, liberty: Liberty, analyser: Tool | None, store: ResultStore, clock_mhz: int
 ) -> LongestPath:
     mapping = map_part(part, liberty, store, clock_mhz)
     if analyser is None:
@@ -131,19 +132,20 @@ def _analyse(
     keys: list[dict[str, Any]],
     liberty: Liberty,
     analyser: Tool,
-    store: EstimateStore,
+    store: ResultStore,
 ) -> LongestPath:
     script = _script(top, liberty)
     key = {"what": "timing", "of": keys, "tool": analyser.description, "script": script}
-    if (found := store.get(key, LongestPath)) is None:
+
+    def analyse() -> LongestPath:
         with scratch_folder() as directory:
             (directory / "cells.lib").write_text(liberty.text, encoding="utf-8")
             (directory / "mapped.v").write_text(netlist, encoding="utf-8")
             _write_plain(directory, top)
             (directory / "timing.tcl").write_text(script, encoding="utf-8")
-            found = _run(analyser, directory)
-        store.put(key, asdict(found))
-    return found
+            return _run(analyser, directory)
+
+    return store.measured(key, LongestPath, analyse)
 
 
 def _write_plain(directory: Path, top: str) -> None:

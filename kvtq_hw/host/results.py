@@ -1,7 +1,11 @@
 """What has been measured: a table of results on disk that survives an interruption.
 
 A result is stored under everything that decides it, the moment it is there; what is stored is not
-measured again. Several processes may write to one store.
+measured again. Several processes may write to one store::
+
+    store = ResultStore(cache_folder() / "estimates.sqlite")
+    key = {"what": "area", "config": config.digest(), "sources": hardware_digest()}
+    area = store.measured(key, dict[str, int], lambda: count_cells(config))
 
 A store saves time and is never what a command fails of. Where its file cannot be used (a full or
 read-only disk, something else in its place) one warning says so, and results are kept in memory
@@ -11,10 +15,14 @@ replaced.
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import sqlite3
-from collections.abc import Hashable
+import zlib
+from collections.abc import Callable, Hashable
 from contextlib import closing
+from dataclasses import asdict, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -51,7 +59,7 @@ class ResultStore:
                 database.execute("SELECT key, result FROM results LIMIT 0")
                 database.execute("DELETE FROM results WHERE key = ''")
         except (OSError, sqlite3.Error) as error:
-            self.give_up(_reason(error))
+            self._give_up(_reason(error))
 
     def get(self, key: dict[str, Any], kind: type[Kind]) -> Kind | None:
         """The result stored under a key; None without one.
@@ -69,7 +77,7 @@ class ResultStore:
                     "SELECT result FROM results WHERE key = ?", (text,)
                 ).fetchone()
         except sqlite3.Error as error:
-            self.give_up(_reason(error))
+            self._give_up(_reason(error))
             return None
         return None if row is None else _result(row[0], kind)
 
@@ -81,11 +89,41 @@ class ResultStore:
                 with closing(self._connect()) as database, database:
                     database.execute("REPLACE INTO results (key, result) VALUES (?, ?)", row)
             except sqlite3.Error as error:
-                self.give_up(_reason(error))
+                self._give_up(_reason(error))
         if not self._usable:
             self._in_memory[row[0]] = row[1]
 
-    def give_up(self, reason: str) -> None:
+    def measured(self, key: dict[str, Any], kind: type[Kind], measure: Callable[[], Kind]) -> Kind:
+        """Return the result stored under a key; without one, measure it and store it.
+
+        Parameters
+        ----------
+        key : all that decides the result: inputs, versions of tools, and digests of sources
+        kind : what the result is: a dataclass, or a `dict` of types
+        measure : called where nothing of this kind is stored
+        """
+        found = self.get(key, kind)
+        if found is None:
+            found = measure()
+            self.put(key, asdict(found) if is_dataclass(found) else found)  # type: ignore[arg-type]
+        return found
+
+    def get_text(self, key: dict[str, Any]) -> str | None:
+        """Return the text stored under a key, such as a netlist; None without one."""
+        found = self.get(key, dict[str, str])
+        if found is None or "gzip" not in found:
+            return None
+        try:
+            return gzip.decompress(base64.b64decode(found["gzip"])).decode()
+        except (ValueError, OSError, EOFError, zlib.error):
+            return None
+
+    def put_text(self, key: dict[str, Any], text: str) -> None:
+        """Store a long text, compressed."""
+        data = gzip.compress(text.encode(), mtime=0)
+        self.put(key, {"gzip": base64.b64encode(data).decode("ascii")})
+
+    def _give_up(self, reason: str) -> None:
         """Warn, the first time, and keep in memory what comes from now on."""
         if self._usable:
             warn(
