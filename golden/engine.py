@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,12 +14,13 @@ from golden.online_softmax import online_softmax
 from golden.plane_scaler import plane_scaler
 from golden.planes import Planes
 from golden.queries import Queries
+from golden.second_version import SecondVersion
 from golden.select_accumulate import accumulate, block_sums
 from golden.select_add import select_add
 from golden.weight_scaler import weight_scaler
 from kvtq_hw.contract.config import EngineConfig
 
-__all__ = ["Attention", "Recent", "attend", "value_exponent"]
+__all__ = ["Attention", "attend", "value_exponent"]
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,6 @@ class Attention:
         return torch.ldexp(self.values.double(), self.exponent[..., None, :, None])
 
 
-@dataclass(frozen=True)
-class Recent:
-    """The newest R tokens as they were before they left the window of recent tokens.
-
-    In a pass of several queries an early query sees tokens in the window that have left it for a
-    later one.
-
-    keys, values : Planes [..., R, P, D]
-    seen : bool [..., I, R], the query sees the token as it is here
-    """
-
-    keys: Planes
-    values: Planes
-    seen: Tensor
-
-
 def value_exponent(values: Planes, visible: Tensor) -> Tensor:
     """Largest scale exponent of the visible values, int64 [..., I]; 0 where none is visible."""
     largest = torch.where(values.unit, values.exponent, 0).amax(-1)
@@ -68,8 +53,9 @@ def attend(
     keys: Planes,
     values: Planes,
     visible: Tensor | None = None,
-    recent: Recent | None = None,
     exponent: Tensor | None = None,
+    other_keys: SecondVersion[Planes] | None = None,
+    other_values: SecondVersion[Planes] | None = None,
 ) -> Attention:
     """Attention of I queries a head over T tokens, every bit as docs/contract.md says.
 
@@ -80,65 +66,86 @@ def attend(
     visible : bool [..., I, T], rows that are true for a prefix of one common set of tokens (causal
         attention, with or without padded tokens); all tokens when None. Blocks are counted over the
         common set, so padding changes no bit. A row without any token gives zeros.
-    recent : other versions of the newest tokens, and who sees those
     exponent : int64 [..., I], the contract's `value_exponent`, at least every scale exponent that a
         query meets; the largest of those of the visible values when None
+    other_keys, other_values : second versions of some tokens, or None
 
     Raises
     ------
     ValueError
-        For other versions without an exponent, which must count what has been overwritten too.
+        For second versions without an exponent, which must count what has been overwritten too.
     """
-    if recent is not None and exponent is None:
-        raise ValueError("exponent: None is not allowed where tokens have other versions")
+    if other_values is not None and exponent is None:
+        raise ValueError("exponent: None is not allowed where tokens have second versions")
     keys, values = keys.merged(), values.merged()
     if visible is None:
         shape = (*keys.digits.shape[:-3], queries.values.shape[-2], keys.tokens)
         visible = torch.ones(shape, dtype=torch.bool, device=keys.digits.device)
-    else:
-        keys, values, visible, recent = _align_tokens(keys, values, visible, recent)
-    scores, saturated = _scores(config, queries, keys)
+    scores, saturated = _scores(config, queries, keys, other_keys)
+    saturations = (saturated & visible[..., None, :, :]).sum()
+    order = _real_tokens_first(visible)
+    if order is not None:
+        scores, visible = _ordered(scores, order, before=2), _ordered(visible, order, before=1)
+        values = values.map_tokens(lambda x, axis: _ordered(x, order, axis))
+        other_values = None if other_values is None else _ordered_version(other_values, order)
     if exponent is None:
         exponent = value_exponent(values, visible)
-    other = None if recent is None else _from_block_start(config, recent, keys.tokens)
-    if other is not None:
-        newest = slice(keys.tokens - other.keys.tokens, None)
-        seen = other.seen[..., None, :, :]
-        recent_scores, recent_saturated = _scores(config, queries, other.keys)
-        scores[..., newest] = torch.where(seen, recent_scores, scores[..., newest])
-        saturated[..., newest] = torch.where(seen, recent_saturated, saturated[..., newest])
     softmax = online_softmax(config, scores, visible)
     weights = softmax.weights.flatten(-2)
-    if other is None:
-        added = _block_sums(config, weights, values, exponent)
-    else:
-        apart = torch.where(seen, weights[..., newest][..., : seen.shape[-1]], 0)
-        weights[..., newest][..., : seen.shape[-1]] -= apart
-        added = _block_sums(config, weights, values, exponent)
-        newest_added = _block_sums(config, apart, other.values, exponent)
-        added[..., -newest_added.shape[-4] :, :, :, :] += newest_added
+    added = _added(config, weights, values, other_values, exponent)
     accumulators = accumulate(added, softmax.shifts)
     # a row that sees nothing has a zero denominator; its accumulators are zero, so is its output
     outputs = normalizer(config, accumulators, softmax.sums.clamp(min=1))
     return Attention(
         outputs,
         exponent + config.scale_fraction_bits - config.output_fraction_bits,
-        (saturated & visible[..., None, :, :]).sum(),
+        saturations,
     )
 
 
-def _scores(config: EngineConfig, queries: Queries, keys: Planes) -> tuple[Tensor, Tensor]:
-    """Scores [..., G, I, T] of every query with every key, and which saturated."""
+def _scores(
+    config: EngineConfig, queries: Queries, keys: Planes, other: SecondVersion[Planes] | None
+) -> tuple[Tensor, Tensor]:
+    """Scores [..., G, I, T] of every query with every key as it sees it, and which saturated."""
     key_lanes = multiply_add if config.integer_bits else select_add
     sums = key_lanes(keys.digits, queries.values)
-    return plane_scaler(config, sums, keys, queries.exponent)
+    scores, saturated = plane_scaler(config, sums, keys, queries.exponent)
+    if other is not None:
+        other_scores, other_saturated = _scores(config, queries, other.vectors.merged(), None)
+        other.replace(scores, other_scores)
+        other.replace(saturated, other_saturated)
+    return scores, saturated
+
+
+def _added(
+    config: EngineConfig,
+    weights: Tensor,
+    values: Planes,
+    other: SecondVersion[Planes] | None,
+    exponent: Tensor,
+) -> Tensor:
+    """What each block adds to the accumulators, [..., N, G, I, D], each value as it is seen.
+
+    Parameters
+    ----------
+    weights : [..., G, I, N * B]; those of second versions are zero afterwards
+    """
+    if other is None:
+        return _block_sums(config, weights, values, exponent)
+    apart = other.take(weights)
+    added = _block_sums(config, weights, values, exponent)
+    block, place = divmod(other.start, config.block)
+    vectors = other.vectors.merged().map_tokens(lambda x, axis: _pad_axis(x, axis, place, 0))
+    sums = _block_sums(config, _pad_axis(apart, -1, place, 0), vectors, exponent)
+    added[..., block : block + sums.shape[-4], :, :, :] += sums
+    return added
 
 
 def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent: Tensor) -> Tensor:
     """What each block adds to the accumulators, [..., N, G, I, D], from weights [..., G, I, T]."""
     padding = -values.tokens % config.block
-    weights = _pad_axis(weights, -1, values.tokens + padding - weights.shape[-1])
-    values = values.map_tokens(lambda x, axis: _pad_axis(x, axis, padding))
+    weights = _pad_axis(weights, -1, 0, values.tokens + padding - weights.shape[-1])
+    values = values.map_tokens(lambda x, axis: _pad_axis(x, axis, 0, padding))
     plane_weights = weight_scaler(config, weights, values, exponent)
     value_lanes = weighted_sums if config.integer_bits else block_sums
     return value_lanes(
@@ -147,50 +154,40 @@ def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent:
     )
 
 
-def _from_block_start(config: EngineConfig, recent: Recent, tokens: int) -> Recent:
-    """Recent tokens from the start of a block on: unseen ones in front where there were none."""
-    keys, values = recent.keys.merged(), recent.values.merged()
-    missing = (tokens - keys.tokens) % config.block
+def _real_tokens_first(visible: Tensor) -> Tensor | None:
+    """Order of tokens int64 [..., T] that has padding behind real tokens; None where it is.
 
-    def extend(x: Tensor, axis: int) -> Tensor:
-        return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (missing, 0))
-
-    keys, values = keys.map_tokens(extend), values.map_tokens(extend)
-    unit = torch.ones_like(keys.unit)  # plane 0 opens a run, in absent tokens as well
-    return Recent(replace(keys, unit=unit), replace(values, unit=unit), extend(recent.seen, -1))
-
-
-def _align_tokens(
-    keys: Planes, values: Planes, visible: Tensor, recent: Recent | None
-) -> tuple[Planes, Planes, Tensor, Recent | None]:
-    """Move padded tokens behind the real ones, so that blocks count real tokens only."""
+    Blocks count real tokens only.
+    """
     used = visible.any(-2)
     if not (used[..., 1:] & ~used[..., :-1]).any():
-        return keys, values, visible, recent
-    order = (~used).long().argsort(dim=-1, stable=True)
-
-    def gather(x: Tensor, axis: int) -> Tensor:
-        index = order.reshape(*order.shape, *([1] * (-axis - 1)))
-        return x.gather(axis, index.expand(x.shape))
-
-    def gather_seen(x: Tensor) -> Tensor:
-        return x.gather(-1, order[..., None, :].expand(x.shape))
-
-    if recent is not None:  # of all tokens, so that they move in the same way
-        older = keys.tokens - recent.keys.tokens
-
-        def extend(x: Tensor, axis: int) -> Tensor:
-            return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (older, 0))
-
-        seen = extend(recent.seen, -1).expand(visible.shape)
-        recent = Recent(
-            recent.keys.merged().map_tokens(extend).map_tokens(gather),
-            recent.values.merged().map_tokens(extend).map_tokens(gather),
-            gather_seen(seen),
-        )
-    return keys.map_tokens(gather), values.map_tokens(gather), gather_seen(visible), recent
+        return None
+    return (~used).long().argsort(dim=-1, stable=True)
 
 
-def _pad_axis(x: Tensor, axis: int, amount: int) -> Tensor:
-    """Append `amount` zeros along a negative `axis`."""
-    return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (0, amount))
+def _ordered(x: Tensor, order: Tensor, axis: int = -1, before: int = 0) -> Tensor:
+    """Put the tokens along a negative `axis` in an order, with `before` axes of `x` between."""
+    behind = -axis - 1
+    shape = (*order.shape[:-1], *[1] * before, order.shape[-1], *[1] * behind)
+    return x.gather(axis, order.reshape(shape).expand(x.shape))
+
+
+def _ordered_version(other: SecondVersion[Planes], order: Tensor) -> SecondVersion[Planes]:
+    """Second versions in an order: of all tokens, those that have none are seen by no query."""
+    missing = other.start, order.shape[-1] - other.span.stop
+
+    def all_tokens(x: Tensor, axis: int) -> Tensor:
+        return _pad_axis(x, axis, *missing)
+
+    vectors = other.vectors.merged().map_tokens(all_tokens)
+    seen = all_tokens(other.seen, -1)
+    return SecondVersion(
+        vectors.map_tokens(lambda x, axis: _ordered(x, order, axis)),
+        0,
+        _ordered(seen.expand(*order.shape[:-1], *seen.shape[-2:]), order, before=1),
+    )
+
+
+def _pad_axis(x: Tensor, axis: int, before: int, behind: int) -> Tensor:
+    """Put so many zeros before and behind what is along a negative `axis`."""
+    return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (before, behind))

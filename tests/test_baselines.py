@@ -7,9 +7,9 @@ import torch
 from tiny_model import prompt, tiny_model
 
 from golden.attend.backends import GoldenBackend
-from golden.attend.versions import Versions
 from golden.llm.calibration import calibrate
 from golden.llm.models import LanguageModel
+from golden.second_version import SecondVersion
 from golden.study.baselines.bits import pack_bits, unpack_bits
 from golden.study.baselines.codecs import ChannelCodec, FloatCodec, TokenCodec
 from golden.study.baselines.layer import BASELINE_ATTENTION, BaselineLayer, LayerRules, TierRule
@@ -161,11 +161,14 @@ TIERS = {
 }
 
 
-def seen_by(versions: Versions, query: int, tokens: int) -> torch.Tensor:
+def seen_by(
+    versions: tuple[torch.Tensor, SecondVersion[torch.Tensor] | None], query: int, tokens: int
+) -> torch.Tensor:
     """The tokens up to a query's own as it sees them, [batch, heads, tokens, D]."""
-    x = versions.vectors.clone()
-    chosen = versions.sees_other[query][:, None]
-    x[:, :, versions.span] = torch.where(chosen, versions.other, x[:, :, versions.span])
+    x, other = versions[0].clone(), versions[1]
+    if other is not None:
+        chosen = other.seen[query][:, None]
+        x[:, :, other.span] = torch.where(chosen, other.vectors, x[:, :, other.span])
     return x[:, :, :tokens]
 
 
@@ -211,7 +214,7 @@ def test_batches_are_rearranged():
     store.map_batch(lambda y: y.index_select(0, torch.tensor([1, 1, 0])))
     more = x[:, :, :1]
     found, expected = store.append(more[[1, 1, 0]]).read(), again.append(more[[1, 1, 0]]).read()
-    assert torch.equal(found.vectors, expected.vectors)
+    assert torch.equal(seen_by(found, 0, 10), seen_by(expected, 0, 10))
 
 
 # --- layers ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ The hardware simulator is one too; `CheckedBackend` runs two and compares every 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from golden.cache.attention_job import AttentionBackend, AttentionJob
 from golden.dequantizer import dequantize
 from golden.engine import Attention, attend
 from golden.output_rotator import output_rotator
+from golden.planes import Planes
 from golden.queries import Queries
 from golden.tensors import write_tensors
 
@@ -52,9 +53,8 @@ class GoldenBackend:
         """Integer attention over the layer's planes, the queries in pieces where they are many."""
         config = job.cache.config
         keys, values = job.cache.keys.planes().merged(), job.cache.values.planes().merged()
-        queries, visible, recent = job.queries, job.visible, job.recent
-        if recent is not None:
-            recent = replace(recent, keys=recent.keys.merged(), values=recent.values.merged())
+        queries, visible = job.queries, job.visible
+        others = [version.map(Planes.merged) for version in job.recent or ()]
         runs = max(keys.unit.shape[-1], values.unit.shape[-1])
         per_query = math.prod(queries.values.shape[:-2]) * keys.tokens * runs
         step = max(1, _CHUNK_ELEMENTS // per_query)
@@ -68,8 +68,8 @@ class GoldenBackend:
                     keys,
                     values,
                     None if visible is None else _per_head(visible[..., piece, :], keys.digits),
-                    None if recent is None else replace(recent, seen=recent.seen[piece]),
                     job.value_exponent[..., piece],
+                    *(version.of_queries(piece) for version in others),
                 )
             )
         return rotated_back(
@@ -88,16 +88,17 @@ class FloatBackend:
     def attend(self, job: AttentionJob) -> Tensor:
         """Float attention over the layer's planes."""
         config = job.cache.config
-        keys = dequantize(config, job.cache.keys.planes()).double()
-        values = dequantize(config, job.cache.values.planes()).double()
-        recent = None
-        if job.recent is not None:
-            recent = (
-                dequantize(config, job.recent.keys).double(),
-                dequantize(config, job.recent.values).double(),
-                job.recent.seen,
-            )
-        outputs = float_reference.attend(job.real_queries, keys, values, job.visible, recent)
+
+        def real(planes: Planes) -> Tensor:
+            return dequantize(config, planes).double()
+
+        outputs = float_reference.attend(
+            job.real_queries,
+            real(job.cache.keys.planes()),
+            real(job.cache.values.planes()),
+            job.visible,
+            *(version.map(real) for version in job.recent or ()),
+        )
         return job.cache.conditioning.rotated_back(outputs)
 
 

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from golden.second_version import SecondVersion
+
 __all__ = ["attend"]
 
 
@@ -15,7 +17,8 @@ def attend(
     keys: Tensor,
     values: Tensor,
     visible: Tensor | None = None,
-    recent: tuple[Tensor, Tensor, Tensor] | None = None,
+    other_keys: SecondVersion[Tensor] | None = None,
+    other_values: SecondVersion[Tensor] | None = None,
 ) -> Tensor:
     """``softmax(q k' / sqrt(D)) v`` of I queries a head over T tokens.
 
@@ -24,24 +27,23 @@ def attend(
     queries : float64 [..., G, I, D]
     keys, values : float64 [..., T, D], dequantized planes
     visible : bool [..., I, T]; all tokens when None. A row without any token gives zeros.
-    recent : keys and values float64 [..., R, D] of the newest R tokens in another version, and
-        which query sees those, bool [..., I, R]
+    other_keys, other_values : second versions of some tokens, float64 [..., M, D], or None
 
     Returns
     -------
     float64 [..., G, I, D]
     """
-    scores = queries @ keys[..., None, :, :].mT / math.sqrt(keys.shape[-1])
-    if recent is not None:
-        recent_keys, recent_values, seen = recent
-        newest, seen = slice(keys.shape[-2] - recent_keys.shape[-2], None), seen[..., None, :, :]
-        other = queries @ recent_keys[..., None, :, :].mT / math.sqrt(keys.shape[-1])
-        scores[..., newest] = torch.where(seen, other, scores[..., newest])
+
+    def scores_with(keys: Tensor) -> Tensor:
+        return queries @ keys[..., None, :, :].mT / math.sqrt(keys.shape[-1])
+
+    scores = scores_with(keys)
+    if other_keys is not None:
+        other_keys.replace(scores, scores_with(other_keys.vectors))
     if visible is not None:
         scores = scores.masked_fill(~visible[..., None, :, :], -math.inf)
     weights = torch.softmax(scores, -1).nan_to_num(0.0)  # a row of -inf is NaN
-    if recent is None:
+    if other_values is None:
         return weights @ values[..., None, :, :]
-    apart = weights[..., newest] * seen
-    weights[..., newest] = weights[..., newest] * ~seen
-    return weights @ values[..., None, :, :] + apart @ recent_values[..., None, :, :]
+    apart = other_values.take(weights)
+    return weights @ values[..., None, :, :] + apart @ other_values.vectors[..., None, :, :]

@@ -18,14 +18,19 @@ from torch import Tensor
 from golden.cache.plane_store import PlaneView
 from golden.cache.tiered_store import TieredView
 from golden.conditioning import Conditioning
-from golden.engine import Attention, Recent
+from golden.engine import Attention
+from golden.planes import Planes
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
+from golden.second_version import SecondVersion
 from golden.value_exponents import WrittenExponents
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["AttentionBackend", "AttentionJob", "CachePass", "Revision"]
+
+#: Of keys and of values.
+SecondVersions = tuple[SecondVersion[Planes], SecondVersion[Planes]]
 
 
 class Revision:
@@ -103,11 +108,15 @@ class CachePass:
         running = torch.from_numpy(self.exponents.running(visible)).to(self.keys.body.data.device)
         return running[..., running.shape[-1] - self.new_tokens :].long()
 
-    def recent(self, queries: int) -> Recent | None:
-        """The window as the newest `queries` tokens saw it, who appended themselves last.
+    def recent(self, queries: int) -> SecondVersions | None:
+        """Return the window as each of the last `queries` tokens saw it when it was appended.
 
-        A query sees itself and the tokens before it, the newest `window` of them in the tier.
-        `seen` is bool [queries, R]. None where all see what is stored now.
+        A query sees itself and the tokens before it, the newest `window` of them in the tier. None
+        where all queries see what is stored now.
+
+        Returns
+        -------
+        Keys and values in their second versions, with `seen` bool [queries, M].
         """
         if self.window is None:
             return None
@@ -115,7 +124,8 @@ class CachePass:
         position = torch.arange(self.tokens - queries, self.tokens)[:, None]
         token = torch.arange(self.tokens - keys.tokens, self.tokens)
         seen = (token > position - self.code.tiers.window) & (token <= position)
-        return Recent(keys, values, seen.to(keys.digits.device))
+        start, seen = self.tokens - keys.tokens, seen.to(keys.digits.device)
+        return SecondVersion(keys, start, seen), SecondVersion(values, start, seen)
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,8 @@ class AttentionJob:
         return query_conditioner(self.cache.config, self.host_queries, rotate)
 
     @cached_property
-    def recent(self) -> Recent | None:
-        """The tokens that left the window in this pass, as earlier queries of it see them."""
+    def recent(self) -> SecondVersions | None:
+        """Keys and values that left the window in this pass, as earlier queries of it see them."""
         return self.cache.recent(self.scaled_queries.shape[-2])
 
     @cached_property

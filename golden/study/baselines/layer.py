@@ -77,16 +77,16 @@ class BaselinePass:
         -------
         float32 [batch, heads, I, D]
         """
-        keys, values = self.keys.read(), self.values.read()
+        (keys, other_keys), (values, other_values) = self.keys.read(), self.values.read()
         if self.conditioning is not None:
             key_unit = unit(self.conditioning.key_exponent)
             queries = self.conditioning.condition_queries(queries).float() / key_unit
         if visible is None and queries.shape[-2] > 1:
-            shape = queries.shape[-2], keys.vectors.shape[-2]
+            shape = queries.shape[-2], keys.shape[-2]
             causal = torch.ones(shape, dtype=torch.bool, device=queries.device)
             visible = causal.tril(shape[1] - shape[0])[None, None]
-        grouped = queries.unflatten(1, (keys.vectors.shape[1], -1))
-        outputs = attend(grouped, keys, values, visible).flatten(1, 2)
+        grouped = queries.unflatten(1, (keys.shape[1], -1))
+        outputs = attend(grouped, keys, values, visible, other_keys, other_values).flatten(1, 2)
         if self.conditioning is not None:
             value_unit = unit(self.conditioning.value_exponent)
             outputs = self.conditioning.restore_outputs(outputs.double() / value_unit)

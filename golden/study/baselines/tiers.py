@@ -2,7 +2,7 @@
 
 Tokens are appended in chunks, and each query of a chunk must see what it would have seen had they
 come one by one. So a store keeps both versions of the tokens that turn short during a chunk until
-the next chunk comes (`golden.attend.versions`).
+the next chunk comes (`golden.second_version`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from golden.attend.versions import Versions
+from golden.second_version import SecondVersion
 from golden.study.baselines.codecs import Codec
 
 __all__ = ["TieredVectors", "VersionedVectors", "WholeChunks", "never"]
@@ -57,8 +57,11 @@ class VersionedVectors:
     settled: int
     turned: Tensor
 
-    def read(self) -> Versions:
-        """All tokens, as the queries of the chunk see them."""
+    def read(self) -> tuple[Tensor, SecondVersion[Tensor] | None]:
+        """Decode all tokens [batch, kv_heads, T, D] as they were before the chunk.
+
+        The second version is that of the tokens which turned short during it; None where none did.
+        """
         longs = self.long_codec.decode(self.long, self.head_dim)
         batch, heads = longs.shape[:2]
         shorts = (
@@ -67,14 +70,13 @@ class VersionedVectors:
             else self.short_codec.decode(self.short, self.head_dim)
         )
         before, changing = shorts.split((self.settled, shorts.shape[2] - self.settled), 2)
+        vectors = torch.cat((longs[:, :, : self.sinks], before, longs[:, :, self.sinks :]), 2)
+        if not changing.shape[2]:
+            return vectors, None
         place = torch.arange(changing.shape[2], device=longs.device)
         turned = (self.turned - self.settled).to(longs.device)
-        return Versions(
-            torch.cat((longs[:, :, : self.sinks], before, longs[:, :, self.sinks :]), 2),
-            changing,
-            self.sinks + self.settled,
-            place < turned[:, None],
-        )
+        seen = place < turned[:, None]
+        return vectors, SecondVersion(changing, self.sinks + self.settled, seen)
 
 
 class TieredVectors:
