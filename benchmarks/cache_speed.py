@@ -25,7 +25,7 @@ import click
 import torch
 from transformers import Cache, DynamicCache
 
-from golden.attend.versions import SinglePrecisionBackend
+from golden.attend.single_precision import SinglePrecisionBackend
 from golden.llm.calibration import load_or_calibrate
 from golden.llm.models import LanguageModel, load_model
 from golden.study.catalog import parse_format

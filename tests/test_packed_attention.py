@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from golden.attend.backends import FloatBackend
-from golden.attend.versions import SinglePrecisionBackend
+from golden.attend.single_precision import SinglePrecisionBackend
 from golden.cache.attention_job import AttentionJob, CachePass
 from golden.cache.ternary_cache import TernaryCacheLayer
 from golden.conditioning import Conditioning

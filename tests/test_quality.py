@@ -10,7 +10,7 @@ import torch
 from tiny_model import prompt, tiny_model
 
 from golden.attend.backends import FloatBackend, GoldenBackend
-from golden.attend.versions import SinglePrecisionBackend
+from golden.attend.single_precision import SinglePrecisionBackend
 from golden.llm.calibration import calibrate
 from golden.study.catalog import parse_format
 from golden.study.formats import CacheFormat, FormatInputs

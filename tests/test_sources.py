@@ -83,7 +83,7 @@ def test_results_depend_on_what_computes_them_and_on_no_command() -> None:
     integers = dependencies("golden.study.baselines.integers", "golden.study.quality")
     assert {
         "golden.cache.layer",
-        "golden.attend.versions",
+        "golden.attend.single_precision",
         "golden.study.baselines.layer",
     } <= integers
     measured = dependencies(

@@ -7,7 +7,7 @@ import torch
 
 from golden.attend.attention import ternary_attention
 from golden.attend.backends import FloatBackend, GoldenBackend
-from golden.attend.versions import SinglePrecisionBackend
+from golden.attend.single_precision import SinglePrecisionBackend
 from golden.cache.ternary_cache import TernaryCacheLayer
 from golden.conditioning import Conditioning
 from golden.dequantizer import dequantize

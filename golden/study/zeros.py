@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from golden.attend.attention import ATTENTION
-from golden.attend.versions import SinglePrecisionBackend
+from golden.attend.single_precision import SinglePrecisionBackend
 from golden.cache.ternary_cache import TernaryCache
 from golden.llm.calibration import load_or_calibrate
 from golden.llm.decoding import make_cache

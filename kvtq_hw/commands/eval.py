@@ -305,7 +305,7 @@ class _Run:
     def _parse(self, code: str) -> CacheFormat | None:
         """The format of a code; None for the model's own cache."""
         from golden.attend.backends import GoldenBackend
-        from golden.attend.versions import SinglePrecisionBackend
+        from golden.attend.single_precision import SinglePrecisionBackend
         from golden.llm.calibration import load_or_calibrate
         from golden.study.catalog import parse_format
         from golden.study.formats import FormatInputs

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from golden.attend.versions import attend
+from golden.attend.single_precision import attend
 from golden.cache.layer import StoredCache, StoredLayer
 from golden.conditioning import Conditioning
 from golden.study.baselines.codecs import Codec
