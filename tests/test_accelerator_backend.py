@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_decoding import arguments
-from test_engine_backend import report_of
+from decode_command import arguments, report_of
 
 from kvtq_hw.commands.frame.cli import run
 from sim.backends.accelerator import AcceleratorBackend

@@ -79,7 +79,7 @@ def test_ten_thousand_vectors_of_every_kind(
             tasks += new_tasks(config, code, vectors, matrices, subtracted, rotate)
     tasks = [tasks[n] for n in rng.permutation(len(tasks))]
     assert len(tasks) == 10000
-    path = VerilatedAppendPath(config, FOLDER)
+    path = VerilatedAppendPath(config, cache=FOLDER)
     run = run_tasks(path, tasks, matrices, centre, stalls, seed=1)
     expected = np.concatenate([task.record for task in tasks])
     assert np.array_equal(run.records, expected)
@@ -90,7 +90,7 @@ def test_ten_thousand_vectors_of_every_kind(
 
 def test_more_than_one_table_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^table_heads: 3 is not allowed; must be 1$"):
-        VerilatedAppendPath(CONFIGS["odd"], FOLDER)
+        VerilatedAppendPath(CONFIGS["odd"], cache=FOLDER)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

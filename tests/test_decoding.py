@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from decode_command import PROMPT, arguments
 from safetensors import safe_open
 from tiny_model import prompt, tiny_model
 from transformers import AttentionInterface, DynamicCache
@@ -33,7 +34,6 @@ from kvtq_hw.contract.errors import UserError
 
 TINY = load_config("tiny")
 CODE = CacheCode("balanced", 3, 2)
-PROMPT = prompt(9, seed=2)
 
 
 def test_greedy_decoding_is_the_argmax_step_by_step():
@@ -100,11 +100,6 @@ def test_prompts_that_do_not_fit():
 
 
 # --- the command line -----------------------------------------------------------------------------
-
-
-def arguments(folder: Path, *more: str) -> list[str]:
-    words = ["--preset", "tiny", "--model", str(folder), "--prompt", PROMPT]
-    return ["decode", *words, "--code", "balanced:3/2", *more]
 
 
 class EngineDouble:

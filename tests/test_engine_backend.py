@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-from test_decoding import arguments
-
-from kvtq_hw.commands.frame.cli import run
-
-
-def report_of(*words: str, backend: str = "engine") -> dict[str, object]:
-    """Run a command that writes report.json."""
-    assert run([*words, "--backend", backend, "--json", "report.json"]) == 0
-    return json.loads(Path("report.json").read_text())
+from decode_command import arguments, report_of
 
 
 @pytest.mark.parametrize("code", ["balanced:3/2", "residual:2/3", "balanced:1/5"])

@@ -11,61 +11,17 @@
 #include "Vkvtq_accelerator.h"
 #include "shim.h"
 
-extern "C" {
-
-// The memory behind AXI, and how fast it is.
-struct Memory {
-    uint8_t* bytes;             // at addresses base .. base + size - 1
-    uint64_t base;
-    uint64_t size;
-    uint32_t latency;           // cycles from an address to its first word, or to the response
-    uint32_t words_in_256;      // words that may move in 256 cycles, reads and writes together
-    uint32_t refresh_interval;  // cycles from refresh to refresh; 0: none
-    uint32_t refresh_cycles;    // cycles of a refresh, in which nothing moves
-    uint32_t outstanding;       // bursts that it takes ahead
-};
-
-// One access to a register, in the order of the program.
-struct Access {
-    uint32_t kind;     // 0: write data; 1: read into data; 2: read until (word & mask) == data;
-                       // 3: read until (word & mask) != data
-    uint32_t address;
-    uint32_t data;
-    uint32_t mask;
-};
-
-struct Packets {
-    const uint32_t* words;
-    const uint8_t* last;        // of each beat
-    uint64_t beats;
-};
-
-struct Run {
-    Access* accesses;
-    uint64_t access_count;
-    Packets key_value;
-    Packets query;
-    Packets table;
-    uint32_t* output;           // room for output_beats beats
-    uint8_t* output_last;
-    int8_t* output_user;
-    uint64_t output_beats;      // beats that the jobs owe
-    uint64_t cycle_limit;
-    // results
-    uint64_t cycles;
-    uint64_t received;
-    uint64_t unsent;            // beats that were not taken, and accesses that were not done
-};
-}
-
 namespace {
 
 using Model = Vkvtq_accelerator;
 
+// Bytes of a memory word: of the data port, which Verilator keeps in as many.
+constexpr uint32_t kWordBytes = sizeof(std::remove_reference_t<decltype(Model::m_axi_rdata)>);
+
 class MemoryModel {
 public:
-    MemoryModel(Model& model, uint32_t word_bytes) : m_{model}, word_bytes_{word_bytes} {}
-    void configure(const Memory& memory) { memory_ = memory; }
+    explicit MemoryModel(Model& model) : m_{model} {}
+    void configure(const kvtq::Memory& memory) { memory_ = memory; }
 
     // Before the clock edge: what the memory shows in this cycle.
     void show() {
@@ -73,14 +29,14 @@ public:
         if (memory_.refresh_interval && now % memory_.refresh_interval < memory_.refresh_cycles) {
             may_move_ = false;
         } else {
-            budget_ = std::min<uint32_t>(budget_ + memory_.words_in_256, 512);
-            may_move_ = budget_ >= 256;
+            budget_ = std::min<uint32_t>(budget_ + memory_.words_per_cycle, 2 * kvtq::UNIT);
+            may_move_ = budget_ >= kvtq::UNIT;
         }
         m_.m_axi_arready = reads_.size() < memory_.outstanding;
         m_.m_axi_awready = writes_.size() < memory_.outstanding;
         const bool read_ready = !reads_.empty() && reads_.front().due <= now;
         if (!offering_ && read_ready && may_move_ && !(writes_wait() && write_turn_)) {
-            budget_ -= 256;
+            budget_ -= kvtq::UNIT;
             may_move_ = false;
             offering_ = true;
         }
@@ -90,9 +46,9 @@ public:
             static_assert(sizeof(word_) >= 128);
             std::memset(word_, 0, sizeof(word_));
             const bool inside = fits(burst.address);
-            if (inside) std::memcpy(word_, at(burst.address), word_bytes_);
+            if (inside) std::memcpy(word_, at(burst.address), kWordBytes);
             kvtq::load(m_.m_axi_rdata, word_);
-            m_.m_axi_rresp = inside ? 0 : 3;
+            m_.m_axi_rresp = inside ? kvtq::OKAY : kvtq::DECERR;
             m_.m_axi_rid = 0;
             m_.m_axi_rlast = burst.words == 1;
         }
@@ -100,7 +56,8 @@ public:
         m_.m_axi_wready = taking_;
         m_.m_axi_bvalid = !responses_.empty() && responses_.front().due <= now;
         m_.m_axi_bid = 0;
-        m_.m_axi_bresp = responses_.empty() || responses_.front().inside ? 0 : 3;
+        const bool fine = responses_.empty() || responses_.front().inside;
+        m_.m_axi_bresp = fine ? kvtq::OKAY : kvtq::DECERR;
     }
 
     // At the clock edge: what moves.
@@ -113,12 +70,12 @@ public:
             offering_ = false;
             write_turn_ = true;
             Burst& burst = reads_.front();
-            burst.address += word_bytes_;
+            burst.address += kWordBytes;
             if (--burst.words == 0) reads_.pop_front();
         }
         if (m_.m_axi_bvalid && m_.m_axi_bready) responses_.pop_front();
         if (m_.m_axi_wvalid && m_.m_axi_wready) {
-            budget_ -= 256;
+            budget_ -= kvtq::UNIT;
             write_turn_ = false;
             Burst& burst = writes_.front();
             burst.inside = burst.inside && fits(burst.address);
@@ -127,10 +84,10 @@ public:
                 uint32_t strobes[4] = {};
                 kvtq::store(m_.m_axi_wstrb, strobes);
                 const auto* bytes = reinterpret_cast<const uint8_t*>(word_);
-                for (uint32_t i = 0; i < word_bytes_; ++i)
+                for (uint32_t i = 0; i < kWordBytes; ++i)
                     if (strobes[i / 32] >> i % 32 & 1) at(burst.address)[i] = bytes[i];
             }
-            burst.address += word_bytes_;
+            burst.address += kWordBytes;
             if (--burst.words == 0) {
                 responses_.push_back({0, 0, now + memory_.latency, burst.inside});
                 writes_.pop_front();
@@ -148,15 +105,14 @@ private:
         bool inside;
     };
     bool writes_wait() const { return !writes_.empty() && m_.m_axi_wvalid; }
-    uint64_t aligned(uint64_t address) const { return address / word_bytes_ * word_bytes_; }
+    uint64_t aligned(uint64_t address) const { return address / kWordBytes * kWordBytes; }
     bool fits(uint64_t address) const {
-        return address >= memory_.base && address + word_bytes_ <= memory_.base + memory_.size;
+        return address >= memory_.base && address + kWordBytes <= memory_.base + memory_.size;
     }
     uint8_t* at(uint64_t address) const { return memory_.bytes + (address - memory_.base); }
 
     Model& m_;
-    uint32_t word_bytes_;
-    Memory memory_{};
+    kvtq::Memory memory_{};
     uint64_t cycle_ = 0;
     uint32_t budget_ = 0;
     bool may_move_ = false;
@@ -170,27 +126,26 @@ private:
 // The program of register accesses, one after the other.
 class Program {
 public:
-    Program(Model& model, Access* accesses, uint64_t count)
-        : m_{model}, next_{accesses}, end_{accesses + count} {}
-    bool done() const { return next_ == end_; }
-    uint64_t left() const { return end_ - next_; }
+    Program(Model& model, kvtq::Program& program) : m_{model}, program_{program} {}
+    bool done() const { return program_.done == program_.count; }
     void show() {
-        const bool writes = !done() && next_->kind == 0;
-        const bool reads = !done() && next_->kind != 0;
+        const bool writes = !done() && next().kind == kvtq::WRITE;
+        const bool reads = !done() && next().kind != kvtq::WRITE;
         m_.s_axil_awvalid = writes && !address_taken_;
         m_.s_axil_wvalid = writes && !data_taken_;
         m_.s_axil_arvalid = reads && !address_taken_;
         m_.s_axil_bready = m_.s_axil_rready = 1;
         if (done()) return;
-        m_.s_axil_awaddr = m_.s_axil_araddr = next_->address;
+        m_.s_axil_awaddr = m_.s_axil_araddr = next().address;
         m_.s_axil_awprot = m_.s_axil_arprot = 0;
-        m_.s_axil_wdata = next_->data;
+        m_.s_axil_wdata = next().data;
         m_.s_axil_wstrb = 15;
     }
     void step() {
         if (done()) return;
         bool answered = false;
-        if (next_->kind == 0) {
+        kvtq::Access& access = next();
+        if (access.kind == kvtq::WRITE) {
             address_taken_ |= m_.s_axil_awvalid && m_.s_axil_awready;
             data_taken_ |= m_.s_axil_wvalid && m_.s_axil_wready;
             answered = m_.s_axil_bvalid;
@@ -200,100 +155,99 @@ public:
         }
         if (!answered) return;
         address_taken_ = data_taken_ = false;
-        const bool equal = (m_.s_axil_rdata & next_->mask) == next_->data;
-        if ((next_->kind == 2 && !equal) || (next_->kind == 3 && equal)) return;
-        if (next_->kind == 1) next_->data = m_.s_axil_rdata;
-        ++next_;
+        const bool equal = (m_.s_axil_rdata & access.mask) == access.data;
+        if (access.kind == kvtq::AWAIT && !equal) return;
+        if (access.kind == kvtq::AWAIT_OTHER && equal) return;
+        if (access.kind == kvtq::READ) access.data = m_.s_axil_rdata;
+        ++program_.done;
     }
 
 private:
+    kvtq::Access& next() const { return program_.accesses[program_.done]; }
+
     Model& m_;
-    Access* next_;
-    Access* end_;
+    kvtq::Program& program_;
     bool address_taken_ = false;
     bool data_taken_ = false;
 };
 
-// Source of one stream: `words` 32-bit words a beat.
-class Source {
-public:
-    Source(const Packets& packets, uint32_t words) : packets_{packets}, words_{words} {}
-    template <typename Data>
-    void show(CData& valid, CData& last, Data& data) const {
-        valid = sent_ < packets_.beats;
-        if (!valid) return;
-        kvtq::load(data, packets_.words + sent_ * words_);
-        last = packets_.last[sent_];
-    }
-    void step(bool valid, bool ready) { sent_ += valid && ready; }
-    uint64_t left() const { return packets_.beats - sent_; }
-
-private:
-    const Packets& packets_;
-    uint32_t words_;
-    uint64_t sent_ = 0;
-};
-
 template <typename Port>
-constexpr uint32_t words_of() {
+constexpr uint64_t words_of(const Port&) {
     return (sizeof(Port) + 3) / 4;
 }
+
+// Packets into the accelerator: as fast as they are taken.
+template <typename Data>
+class Source {
+public:
+    Source(kvtq::Packets& packets, Data& data, CData& last, CData& valid, const CData& ready)
+        : packets_{packets}, data_{data}, last_{last}, valid_{valid}, ready_{ready} {}
+    bool done() const { return packets_.done == packets_.count; }
+    void show() {
+        valid_ = !done();
+        if (!valid_) return;
+        kvtq::load(data_, packets_.words + packets_.done * words_of(data_));
+        last_ = packets_.last[packets_.done];
+    }
+    void step() { packets_.done += valid_ && ready_; }
+
+private:
+    kvtq::Packets& packets_;
+    Data& data_;
+    CData& last_;
+    CData& valid_;
+    const CData& ready_;
+};
 
 // The accelerator and the memory behind it.
 class Simulation {
 public:
-    Simulation(const char* waves, uint32_t word_bytes)
-        : clocked_{waves}, memory_{clocked_.model(), word_bytes} {}
+    explicit Simulation(const char* waves) : clocked_{waves}, memory_{clocked_.model()} {}
 
-    void run(const Memory& memory, Run& run) {
+    void run(kvtq::AcceleratorCall& call) {
         Model& m = clocked_.model();
-        memory_.configure(memory);
-        Program program{m, run.accesses, run.access_count};
-        Source pairs{run.key_value, words_of<decltype(m.s_axis_key_value_tdata)>()};
-        Source queries{run.query, words_of<decltype(m.s_axis_query_tdata)>()};
-        Source tables{run.table, words_of<decltype(m.s_axis_table_tdata)>()};
-        constexpr uint32_t kOutputWords = words_of<decltype(m.m_axis_output_tdata)>();
-        run.received = 0;
-        run.cycles = clocked_.run(run.cycle_limit, 64, [&](uint64_t) {
+        memory_.configure(call.memory);
+        Program program{m, call.registers};
+        Source pairs{call.key_value, m.s_axis_key_value_tdata, m.s_axis_key_value_tlast,
+                     m.s_axis_key_value_tvalid, m.s_axis_key_value_tready};
+        Source queries{call.query, m.s_axis_query_tdata, m.s_axis_query_tlast,
+                       m.s_axis_query_tvalid, m.s_axis_query_tready};
+        Source tables{call.table, m.s_axis_table_tdata, m.s_axis_table_tlast,
+                      m.s_axis_table_tvalid, m.s_axis_table_tready};
+        call.cycles = clocked_.run(call.cycle_limit, 64, [&](uint64_t) {
             memory_.show();
             program.show();
-            pairs.show(m.s_axis_key_value_tvalid, m.s_axis_key_value_tlast, m.s_axis_key_value_tdata);
-            queries.show(m.s_axis_query_tvalid, m.s_axis_query_tlast, m.s_axis_query_tdata);
-            tables.show(m.s_axis_table_tvalid, m.s_axis_table_tlast, m.s_axis_table_tdata);
+            pairs.show();
+            queries.show();
+            tables.show();
             m.m_axis_output_tready = 1;
             m.eval();
-            if (m.m_axis_output_tvalid) {
-                if (run.received < run.output_beats) {
-                    kvtq::store(m.m_axis_output_tdata, run.output + run.received * kOutputWords);
-                    run.output_last[run.received] = m.m_axis_output_tlast;
-                    run.output_user[run.received] = static_cast<int8_t>(m.m_axis_output_tuser);
-                }
-                ++run.received;
-            }
+            if (m.m_axis_output_tvalid) receive(m, call.output);
             memory_.step();
             program.step();
-            pairs.step(m.s_axis_key_value_tvalid, m.s_axis_key_value_tready);
-            queries.step(m.s_axis_query_tvalid, m.s_axis_query_tready);
-            tables.step(m.s_axis_table_tvalid, m.s_axis_table_tready);
+            pairs.step();
+            queries.step();
+            tables.step();
             clocked_.cycle();
-            run.unsent = pairs.left() + queries.left() + tables.left() + program.left();
-            return run.unsent == 0 && run.received >= run.output_beats;
+            return program.done() && pairs.done() && queries.done() && tables.done() &&
+                   call.output.done >= call.output.count;
         });
     }
 
 private:
+    static void receive(const Model& m, kvtq::Packets& output) {
+        const uint64_t beat = output.done++;
+        if (beat >= output.count) return;
+        const auto& data = m.m_axis_output_tdata;
+        kvtq::store(data, output.words + beat * words_of(data));
+        output.last[beat] = m.m_axis_output_tlast;
+        output.user[beat] = static_cast<int8_t>(m.m_axis_output_tuser);
+    }
+
     kvtq::Clocked<Model> clocked_;
     MemoryModel memory_;
 };
 
 }  // namespace
 
-extern "C" {
-
-// Create a simulation, reset; waves are written to the file unless it is null.
-void* kvtq_open(const char* waves, uint32_t word_bytes) { return new Simulation{waves, word_bytes}; }
-void kvtq_run(void* simulation, const Memory* memory, Run* run) {
-    static_cast<Simulation*>(simulation)->run(*memory, *run);
-}
-void kvtq_close(void* simulation) { delete static_cast<Simulation*>(simulation); }
-}
+KVTQ_DESIGN(Simulation, kvtq::AcceleratorCall)

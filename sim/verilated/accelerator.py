@@ -1,28 +1,41 @@
 """The verilated accelerator with its memory, as a Python object: whole jobs in a compiled loop.
 
 Verilator's C++ model, a model of the memory behind AXI, and a program of register accesses run in
-one loop (`accelerator.cpp`). What goes in and out is what a host sees: words in registers,
-vectors, and the memory's bytes.
+one loop (`accelerator.cpp`). What goes in and out is what a host sees: words in registers, vectors,
+and the memory's bytes::
+
+    with VerilatedAccelerator(config, memory) as accelerator:
+        accelerator.load_tables(sections)
+        outputs = accelerator.run([AcceleratorJob(descriptor, vectors, queries)]).outputs
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Mapping, Sequence
+from ctypes import c_uint8
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.folders import cache_folder
 from kvtq_hw.contract.registers import JobStatus, register_map
 from rtl.control import control_counters_layout
 from sim.host.driver import Driver
-from sim.verilated.library import SimulationError, build_library
+from sim.verilated.design import SimulationError, VerilatedDesign
+from sim.verilated.interface import (
+    UNIT,
+    AcceleratorCall,
+    Access,
+    AccessKind,
+    Memory,
+    Program,
+    packets,
+    pointer,
+    units,
+)
 
 __all__ = [
     "DDR4",
@@ -34,7 +47,6 @@ __all__ = [
     "VerilatedAccelerator",
 ]
 
-_WRITE, _READ, _AWAIT, _AWAIT_OTHER = range(4)  # kinds of access in accelerator.cpp
 _ALL = 0xFFFFFFFF
 
 
@@ -96,64 +108,23 @@ class AcceleratorRun:
     counters: dict[str, int]
 
 
-class _Memory(ctypes.Structure):
-    """Mirror of `Memory` in accelerator.cpp."""
-
-    _fields_ = (
-        ("bytes", ctypes.c_void_p),
-        ("base", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
-        ("latency", ctypes.c_uint32),
-        ("words_in_256", ctypes.c_uint32),
-        ("refresh_interval", ctypes.c_uint32),
-        ("refresh_cycles", ctypes.c_uint32),
-        ("outstanding", ctypes.c_uint32),
-    )
-
-
-class _Packets(ctypes.Structure):
-    _fields_ = (("words", ctypes.c_void_p), ("last", ctypes.c_void_p), ("beats", ctypes.c_uint64))
-
-
-class _Run(ctypes.Structure):
-    """Mirror of `Run` in accelerator.cpp."""
-
-    _fields_ = (
-        ("accesses", ctypes.c_void_p),
-        ("access_count", ctypes.c_uint64),
-        ("key_value", _Packets),
-        ("query", _Packets),
-        ("table", _Packets),
-        ("output", ctypes.c_void_p),
-        ("output_last", ctypes.c_void_p),
-        ("output_user", ctypes.c_void_p),
-        ("output_beats", ctypes.c_uint64),
-        ("cycle_limit", ctypes.c_uint64),
-        ("cycles", ctypes.c_uint64),
-        ("received", ctypes.c_uint64),
-        ("unsent", ctypes.c_uint64),
-    )
-
-
-class VerilatedAccelerator:
-    """A simulated accelerator that keeps its state, clock and counters between runs.
+class VerilatedAccelerator(VerilatedDesign):
+    """A simulated accelerator and its memory.
 
     Parameters
     ----------
-    config : EngineConfig
+    config, waves, cache : as `VerilatedDesign` takes them
     memory : uint8 [n], the memory's bytes, which the accelerator reads and writes in place
     base : address of the first of them, a multiple of the memory word
     settings : how fast it is
-    waves : record every signal into this VCD file, until `close`
-    cache : where builds are kept; a user cache folder by default
 
     Raises
     ------
-    kvtq_hw.contract.errors.UserError
-        When Verilator is not installed.
-    SimulationError
-        When the accelerator does not build.
+    TypeError
+        When `memory` is not such an array.
     """
+
+    block = "accelerator"
 
     def __init__(
         self,
@@ -167,17 +138,14 @@ class VerilatedAccelerator:
     ) -> None:
         if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.c_contiguous:
             raise TypeError("memory must be a contiguous array of uint8 with one axis")
-        self.config = config
+        super().__init__(config, waves=waves, cache=cache)
         self.memory = memory
-        folder = cache_folder() if cache is None else cache
-        library = build_library("accelerator", config, waves is not None, folder / "verilated")
-        self._library = _load(library)
-        self._memory = _Memory(
-            bytes=memory.ctypes.data,
+        self._memory = Memory(
+            bytes=pointer(memory, c_uint8),
             base=base,
             size=len(memory),
             latency=settings.latency,
-            words_in_256=round(256 * settings.words_per_cycle),
+            words_per_cycle=units(settings.words_per_cycle),
             refresh_interval=settings.refresh_interval,
             refresh_cycles=settings.refresh_cycles,
             outstanding=settings.outstanding,
@@ -185,26 +153,6 @@ class VerilatedAccelerator:
         self._driver = Driver(config)
         self._counters = dict.fromkeys(control_counters_layout().members, 0)
         self._completed = 0
-        self._simulation = self._library.kvtq_open(
-            None if waves is None else bytes(waves), config.memory_bits // 8
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the simulation; waves are complete after this."""
-        if self._simulation is not None:
-            self._library.kvtq_close(self._simulation)
-            self._simulation = None
 
     def load_tables(self, sections: Sequence[NDArray[np.uint32]]) -> None:
         """Send sections of `rtl.tables`, each with its header word in front, as packets."""
@@ -212,8 +160,7 @@ class VerilatedAccelerator:
         ends = np.cumsum([len(section) for section in sections]) - 1
         last = np.zeros(len(table), np.uint8)
         last[ends] = 1
-        none = _Stream.empty(1)
-        self._go([], _Stream(table[:, None], last), none, none, 0, len(table))
+        self._go([], {"table": _Beats(table[:, None], last)}, beats=0, work=len(table))
 
     def run(self, jobs: Sequence[AcceleratorJob]) -> AcceleratorRun:
         """Run jobs back to back.
@@ -225,27 +172,20 @@ class VerilatedAccelerator:
             owes, or when a job ended with another status than OK.
         """
         config = self.config
-        program = []
-        for job in jobs:
-            program.append(_access("status", _AWAIT_OTHER, 0, mask=_field_mask("status", "free")))
-            program += [(_WRITE, at, word, 0) for at, word in self._driver.start(job.descriptor)]
         self._completed = (self._completed + len(jobs)) & _ALL
-        program.append(_access("completed", _AWAIT, self._completed))
-        reads = ["interrupt", "first_error", *self._counters]
-        program += [_access(name, _READ) for name in reads]
-
-        pairs = [job.vectors for job in jobs if job.vectors is not None]
+        results = ["interrupt", "first_error", *self._counters]
         queries = [job.queries for job in jobs if job.queries is not None]
-        work = sum(self._most_cycles(job) for job in jobs)
-        run, outputs = self._go(
-            program,
-            _Stream.empty(1),
-            _Stream.of(config, pairs, 1),
-            _Stream.of(config, queries, -(-config.query_group // 2)),
-            len(queries) * config.head_dim,
-            work,
+        inputs = {
+            "key_value": [job.vectors for job in jobs if job.vectors is not None],
+            "query": queries,
+        }
+        done = self._go(
+            self._program(jobs, results),
+            {name: _packed(vectors) for name, vectors in inputs.items() if vectors},
+            beats=len(queries) * config.head_dim,
+            work=sum(self._most_cycles(job) for job in jobs),
         )
-        words = dict(zip(reads, run.read, strict=True))
+        words = dict(zip(results, done.read, strict=True))
         if register_map()["interrupt"].unpack(words["interrupt"])["error"]:
             error = register_map()["first_error"].unpack(words["first_error"])
             raise SimulationError(
@@ -254,16 +194,29 @@ class VerilatedAccelerator:
         grown = {name: (words[name] - before) & _ALL for name, before in self._counters.items()}
         self._counters = {name: words[name] for name in self._counters}
         shape = len(queries), config.head_dim, config.query_group
-        exponents = outputs.user.reshape(shape[:2])
+        exponents = done.exponents.reshape(shape[:2])
         if not (exponents == exponents[:, :1]).all():
             raise SimulationError("the exponent changes within a job's outputs")
-        last = np.flatnonzero(outputs.last) + 1
+        last = np.flatnonzero(done.last) + 1
         if not np.array_equal(last, config.head_dim * np.arange(1, len(queries) + 1)):
             raise SimulationError("TLAST marks other elements than each job's last")
-        values = outputs.words.view(np.int32).astype(np.int64).reshape(shape)
+        values = done.outputs.view(np.int32).astype(np.int64).reshape(shape)
         return AcceleratorRun(
-            values.transpose(0, 2, 1), exponents[:, 0].astype(np.int64), run.cycles, grown
+            values.transpose(0, 2, 1), exponents[:, 0].astype(np.int64), done.cycles, grown
         )
+
+    def _program(self, jobs: Sequence[AcceleratorJob], results: Sequence[str]) -> list[_Row]:
+        """Start each job when there is room for it, await the last one's end, read registers."""
+        program = []
+        for job in jobs:
+            free = _field_mask("status", "free")
+            program.append(_access("status", AccessKind.AWAIT_OTHER, 0, mask=free))
+            program += [
+                (AccessKind.WRITE, address, word, 0)
+                for address, word in self._driver.start(job.descriptor)
+            ]
+        program.append(_access("completed", AccessKind.AWAIT, self._completed))
+        return program + [_access(name, AccessKind.READ) for name in results]
 
     def _most_cycles(self, job: AcceleratorJob) -> int:
         """Cycles in which a job ends, or never will."""
@@ -271,108 +224,63 @@ class VerilatedAccelerator:
         tokens = int(job.descriptor["tokens"])
         planes = 2 * tokens * config.max_planes
         moved = planes * (2 + 8 * config.head_dim // config.memory_bits)
-        slowest = 256 / memory.words_in_256 + memory.latency / 16
+        slowest = UNIT / memory.words_per_cycle + memory.latency / 16
         return int(2 * planes * config.slices + moved * slowest) + 100 * config.head_dim + 20000
 
     def _go(
-        self,
-        program: Sequence[tuple[int, int, int, int]],
-        table: _Stream,
-        pairs: _Stream,
-        queries: _Stream,
-        beats: int,
-        work: int,
-    ) -> tuple[_Done, _Outputs]:
-        """Let the simulation run until everything is done; what it read, and what came out."""
-        accesses = np.array(program, np.uint32).reshape(-1, 4)
-        outputs = _Outputs(
-            np.zeros((beats, self.config.query_group), np.uint32),
-            np.zeros(beats, np.uint8),
-            np.zeros(beats, np.int8),
-        )
-        run = _Run(
-            accesses=accesses.ctypes.data,
-            access_count=len(accesses),
-            key_value=pairs.packets(),
-            query=queries.packets(),
-            table=table.packets(),
-            output=outputs.words.ctypes.data,
-            output_last=outputs.last.ctypes.data,
-            output_user=outputs.user.ctypes.data,
-            output_beats=beats,
+        self, program: Sequence[_Row], inputs: Mapping[str, _Beats], *, beats: int, work: int
+    ) -> _Done:
+        """Let the simulation run until everything is done, outputs of `beats` beats included."""
+        accesses = np.array(program, Access)
+        outputs = np.zeros((beats, self.config.query_group), np.uint32)
+        last, exponents = np.zeros(beats, np.uint8), np.zeros(beats, np.int8)
+        call = AcceleratorCall(
+            memory=self._memory,
+            registers=Program(pointer(accesses, Access), len(accesses)),
+            output=packets(outputs, last, exponents),
             cycle_limit=1000 + 8 * len(accesses) + 2 * work,
         )
-        self._library.kvtq_run(self._simulation, ctypes.byref(self._memory), ctypes.byref(run))
-        if run.received != beats or run.unsent:
-            raise SimulationError(
-                f"{beats} outputs were due and {run.received} came in {run.cycles} cycles; "
-                f"{run.unsent} beats and register accesses were not taken"
-            )
-        read = [int(data) for kind, _, data, _ in accesses if kind == _READ]
-        return _Done(run.cycles, read), outputs
+        for name, stream in inputs.items():
+            setattr(call, name, packets(stream.words, stream.last))
+        self._run(call)
+        read = accesses["data"][accesses["kind"] == AccessKind.READ]
+        return _Done(call.cycles, read.tolist(), outputs, last, exponents)
 
 
-@dataclass(frozen=True)
-class _Done:
-    """Cycles of a run, and the words that its program read."""
-
-    cycles: int
-    read: list[int]
+#: A row of an array of `Access`.
+_Row = tuple[int, int, int, int]
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    """Beats of the output stream."""
-
-    words: NDArray[np.uint32]
-    last: NDArray[np.uint8]
-    user: NDArray[np.int8]
-
-
-@dataclass(frozen=True)
-class _Stream:
+class _Beats(NamedTuple):
     """Beats of an input stream: uint32 [beats, words] and TLAST."""
 
     words: NDArray[np.uint32]
     last: NDArray[np.uint8]
 
-    @classmethod
-    def empty(cls, words: int) -> Self:
-        """No beats."""
-        return cls(np.zeros((0, words), np.uint32), np.zeros(0, np.uint8))
 
-    @classmethod
-    def of(cls, config: EngineConfig, vectors: Sequence[NDArray[np.int64]], words: int) -> Self:
-        """Element d of every vector of a job is a beat, 16 bits each: [vectors, D] a job."""
-        if not vectors:
-            return cls.empty(words)
-        elements = np.stack(vectors).transpose(0, 2, 1).astype(np.int16)
-        padding = 2 * words - elements.shape[-1]
-        padded = np.pad(elements, ((0, 0), (0, 0), (0, padding)))
-        last = np.zeros(elements.shape[:2], np.uint8)
-        last[:, -1] = 1
-        packed = np.ascontiguousarray(padded).view(np.uint32).reshape(-1, words)
-        return cls(packed, last.reshape(-1))
+class _Done(NamedTuple):
+    """Cycles of a call, the words that its program read, and the output stream's beats."""
 
-    def packets(self) -> _Packets:
-        """Pointers, valid as long as this object."""
-        return _Packets(self.words.ctypes.data, self.last.ctypes.data, len(self.words))
+    cycles: int
+    read: list[int]
+    outputs: NDArray[np.uint32]
+    last: NDArray[np.uint8]
+    exponents: NDArray[np.int8]
 
 
-def _access(name: str, kind: int, data: int = 0, mask: int = _ALL) -> tuple[int, int, int, int]:
+def _packed(vectors: Sequence[NDArray[np.int64]]) -> _Beats:
+    """Packets of some vectors each, [vectors, D]: a beat holds an element of all, 16 bits each."""
+    elements = np.stack(vectors).transpose(0, 2, 1).astype(np.int16)
+    padded = np.pad(elements, ((0, 0), (0, 0), (0, elements.shape[-1] % 2)))
+    last = np.zeros(elements.shape[:2], np.uint8)
+    last[:, -1] = 1
+    words = np.ascontiguousarray(padded).view(np.uint32)
+    return _Beats(words.reshape(last.size, -1), last.reshape(-1))
+
+
+def _access(name: str, kind: AccessKind, data: int = 0, mask: int = _ALL) -> _Row:
     return kind, register_map()[name].address, data, mask
 
 
 def _field_mask(register: str, field: str) -> int:
     return next(f.mask for f in register_map()[register].fields if f.name == field)
-
-
-def _load(library: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(library))
-    loaded.kvtq_open.argtypes = [ctypes.c_char_p, ctypes.c_uint32]
-    loaded.kvtq_open.restype = ctypes.c_void_p
-    loaded.kvtq_run.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Memory), ctypes.POINTER(_Run)]
-    loaded.kvtq_run.restype = None
-    loaded.kvtq_close.argtypes = [ctypes.c_void_p]
-    loaded.kvtq_close.restype = None
-    return loaded

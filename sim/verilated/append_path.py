@@ -6,8 +6,8 @@ and for the cycles that an append takes.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
+from ctypes import c_uint32
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from golden.feedback import Feedback
 from golden.tables import factor_words
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.folders import cache_folder
 from rtl.layouts import (
     FACTOR_BITS,
     append_task_layout,
@@ -27,12 +26,13 @@ from rtl.layouts import (
     exponent_layout,
     vector_layout,
 )
-from sim.verilated.library import SimulationError, build_library
+from sim.verilated.design import VerilatedDesign
+from sim.verilated.interface import AppendPathCall, pointer, stream
 from sim.verilated.words import pack_words, unpack_words, words_of
 
 __all__ = ["AppendRun", "VerilatedAppendPath"]
 
-_INPUTS = ("task", "vectors", "leaving")
+_STREAMS = ("task", "vectors", "leaving", "records", "written")
 
 
 @dataclass(frozen=True)
@@ -51,66 +51,23 @@ class AppendRun:
     cycles: dict[str, NDArray[np.uint64]]
 
 
-class _Stream(ctypes.Structure):
-    """Mirror of `Stream` in append_path.cpp."""
-
-    _fields_ = (
-        ("payloads", ctypes.c_void_p),
-        ("words", ctypes.c_uint32),
-        ("stall", ctypes.c_uint32),
-        ("count", ctypes.c_uint64),
-        ("done", ctypes.c_uint64),
-        ("cycles", ctypes.c_void_p),
-    )
-
-
-class _Run(ctypes.Structure):
-    """Mirror of `Run` in append_path.cpp."""
-
-    _fields_ = (
-        *((name, _Stream) for name in (*_INPUTS, "records", "written")),
-        ("factors", ctypes.c_void_p),
-        ("factor_words", ctypes.c_uint32),
-        ("matrix_words", ctypes.c_uint32),
-        ("shifts", ctypes.c_void_p),
-        ("centre", ctypes.c_void_p),
-        ("head_dim", ctypes.c_uint32),
-        ("seed", ctypes.c_uint64),
-        ("cycle_limit", ctypes.c_uint64),
-        ("cycles", ctypes.c_uint64),
-    )
-
-
-class VerilatedAppendPath:
-    """A simulated append path for one head.
-
-    Parameters
-    ----------
-    config : EngineConfig
-        With one table: `table_heads` is 1.
-    cache : Path, optional
-        Where builds are kept; a user cache folder by default.
+class VerilatedAppendPath(VerilatedDesign):
+    """A simulated append path for one head: `table_heads` of the configuration is 1.
 
     Raises
     ------
     ValueError
         For a configuration with more tables.
-    kvtq_hw.contract.errors.UserError
-        When Verilator is not installed.
-    SimulationError
-        When the design does not build.
     """
 
-    def __init__(self, config: EngineConfig, cache: Path | None = None) -> None:
+    block = "append_path"
+
+    def __init__(
+        self, config: EngineConfig, *, waves: Path | None = None, cache: Path | None = None
+    ) -> None:
         if config.table_heads != 1:
             raise ValueError(f"table_heads: {config.table_heads} is not allowed; must be 1")
-        self.config = config
-        folder = cache_folder() if cache is None else cache
-        library = build_library("append_path", config, False, folder / "verilated")
-        self._library = ctypes.CDLL(str(library))
-        self._library.kvtq_open.restype = ctypes.c_void_p
-        self._library.kvtq_run.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Run)]
-        self._library.kvtq_close.argtypes = [ctypes.c_void_p]
+        super().__init__(config, waves=waves, cache=cache)
 
     def run(
         self,
@@ -143,62 +100,38 @@ class VerilatedAppendPath:
             When outputs are missing at the cycle limit, or more came, or inputs were not taken.
         """
         config = self.config
-        shapes = (append_task_layout(config), vector_layout(), coded_plane_layout(config))
-        fields = (tasks, {"value": vectors}, leaving)
-        words = [pack_words(shape, field) for shape, field in zip(shapes, fields, strict=True)]
-        count = len(words[0])
-        outputs = (byte_layout(), exponent_layout(config))
-        words += [
-            np.zeros((room, words_of(shape)), np.uint32)
-            for room, shape in zip((record_bytes, count), outputs, strict=True)
+        words = [
+            pack_words(append_task_layout(config), tasks),
+            pack_words(vector_layout(), {"value": vectors}),
+            pack_words(coded_plane_layout(config), leaving),
         ]
-        cycles = [np.zeros(len(stream), np.uint64) for stream in words]
-        matrix = factor_words(config, feedback.factors[0]).numpy().astype(np.uint64)
-        matrix_words = _matrix_words(matrix)
+        rooms = ((byte_layout(), record_bytes), (exponent_layout(config), len(words[0])))
+        words += [np.zeros((count, words_of(layout)), np.uint32) for layout, count in rooms]
+        cycles = [np.zeros(len(payloads), np.uint64) for payloads in words]
+        matrix = _matrix_words(factor_words(config, feedback.factors[0]).numpy().astype(np.uint64))
         shifts = feedback.shift[0].numpy().astype(np.uint32)
         centre_words = (centre & 0xFFFF).astype(np.uint32)
         slowest = 1 / (1 - max(stalls))
-        run = _Run(
-            factors=matrix_words.ctypes.data,
-            factor_words=matrix_words.shape[1],
-            matrix_words=len(matrix_words),
-            shifts=shifts.ctypes.data,
-            centre=centre_words.ctypes.data,
+        call = AppendPathCall(
+            factors=pointer(matrix, c_uint32),
+            factor_words=matrix.shape[1],
+            matrix_words=len(matrix),
+            shifts=pointer(shifts, c_uint32),
+            centre=pointer(centre_words, c_uint32),
             head_dim=config.head_dim,
             seed=seed,
-            cycle_limit=int(slowest * count * (1000 + 20 * config.head_dim)),
+            cycle_limit=int(slowest * len(words[0]) * (1000 + 20 * config.head_dim)),
         )
-        for name, stream, when, stall in zip(
-            (*_INPUTS, "records", "written"), words, cycles, stalls, strict=True
-        ):
-            setattr(
-                run,
-                name,
-                _Stream(
-                    payloads=stream.ctypes.data,
-                    words=stream.shape[1],
-                    stall=round(256 * stall),
-                    count=len(stream),
-                    cycles=when.ctypes.data,
-                ),
-            )
-        simulation = self._library.kvtq_open()
-        self._library.kvtq_run(simulation, ctypes.byref(run))
-        self._library.kvtq_close(simulation)
-        for name, stream in zip((*_INPUTS, "records", "written"), words, strict=True):
-            done = getattr(run, name).done
-            if done != len(stream):
-                raise SimulationError(
-                    f"{name}: {done} of {len(stream)} payloads after {run.cycles} cycles"
-                )
-        data = unpack_words(outputs[0], words[3])
-        exponents = unpack_words(outputs[1], words[4])["exponent"]
-        names = (*_INPUTS, "records", "written")
+        for name, payloads, stall, when in zip(_STREAMS, words, stalls, cycles, strict=True):
+            setattr(call, name, stream(payloads, stall, when))
+        self._reset()
+        self._run(call)
+        records = unpack_words(byte_layout(), words[3])
         return AppendRun(
-            data["data"].astype(np.uint8),
-            data["last"].astype(bool),
-            exponents,
-            dict(zip(names, cycles, strict=True)),
+            records["data"].astype(np.uint8),
+            records["last"].astype(bool),
+            unpack_words(exponent_layout(config), words[4])["exponent"],
+            dict(zip(_STREAMS, cycles, strict=True)),
         )
 
 

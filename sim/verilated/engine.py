@@ -1,23 +1,21 @@
 """The verilated engine as a Python object: bit-true RTL at the speed of a compiled loop.
 
-Verilator's C++ model and the small C interface of `engine.cpp` are compiled into a shared
-library, once a configuration and tool version, and called through ctypes with whole jobs.
+Whole jobs go in and outputs come out; `engine.cpp` plays the streams::
+
+    with VerilatedEngine(config) as engine:
+        outputs = engine.run([job]).outputs
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import numpy as np
+from amaranth.hdl import ShapeLike
 from numpy.typing import NDArray
 
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.folders import cache_folder
 from rtl.layouts import (
     counters_layout,
     job_layout,
@@ -27,13 +25,15 @@ from rtl.layouts import (
     value_exponent_layout,
     value_input_layout,
 )
-from sim.verilated.library import SimulationError, build_library
+from sim.verilated.design import SimulationError, VerilatedDesign
+from sim.verilated.interface import EngineCall, stream
 from sim.verilated.slices import SliceBuffer
 from sim.verilated.words import pack_words, unpack_words, words_of
 
 __all__ = ["EngineRun", "Job", "SimulationError", "Stalls", "VerilatedEngine"]
 
 _INPUTS = ("job", "value_exponent", "query", "keys", "values")
+_STREAMS = (*_INPUTS, "output")
 
 
 @dataclass(frozen=True)
@@ -80,87 +80,11 @@ class EngineRun:
     counters: dict[str, int]
 
 
-class _Segment(ctypes.Structure):
-    _fields_ = (("words", ctypes.c_void_p), ("count", ctypes.c_uint64))
+class VerilatedEngine(VerilatedDesign):
+    """A simulated engine."""
 
-
-class _Run(ctypes.Structure):
-    """Mirror of `Run` in engine.cpp."""
-
-    _fields_ = (
-        ("job", ctypes.POINTER(_Segment)),
-        ("value_exponent", ctypes.POINTER(_Segment)),
-        ("query", ctypes.POINTER(_Segment)),
-        ("keys", ctypes.POINTER(_Segment)),
-        ("values", ctypes.POINTER(_Segment)),
-        ("segments", ctypes.c_uint64),
-        ("words", ctypes.c_uint32 * 6),
-        ("output", ctypes.c_void_p),
-        ("output_count", ctypes.c_uint64),
-        ("cycle_limit", ctypes.c_uint64),
-        ("stall", ctypes.c_uint32 * 6),
-        ("seed", ctypes.c_uint64),
-        ("cycles", ctypes.c_uint64),
-        ("received", ctypes.c_uint64),
-        ("unsent", ctypes.c_uint64),
-        ("counters", ctypes.c_uint32 * 6),
-    )
-
-
-class VerilatedEngine:
-    """A simulated engine that keeps its state, clock and counters between runs.
-
-    Parameters
-    ----------
-    config : EngineConfig
-    waves : Path, optional
-        Record every signal into this VCD file, until `close`.
-    cache : Path, optional
-        Where builds are kept; a user cache folder by default.
-
-    Raises
-    ------
-    kvtq_hw.contract.errors.UserError
-        When Verilator is not installed.
-    SimulationError
-        When the engine does not build.
-    """
-
-    def __init__(
-        self, config: EngineConfig, *, waves: Path | None = None, cache: Path | None = None
-    ) -> None:
-        self.config = config
-        folder = cache_folder() if cache is None else cache
-        self._library = _load(
-            build_library("engine", config, waves is not None, folder / "verilated")
-        )
-        self._shapes = (
-            job_layout(config),
-            value_exponent_layout(config),
-            query_layout(config),
-            key_input_layout(config),
-            value_input_layout(config),
-            output_layout(config),
-        )
-        self._counters = np.zeros(6, np.uint32)
-        self._simulation = self._library.kvtq_open(None if waves is None else bytes(waves))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """End the simulation; waves are complete after this."""
-        if self._simulation is not None:
-            self._library.kvtq_close(self._simulation)
-            self._simulation = None
+    block = "engine"
+    _before: Mapping[str, int] = dict.fromkeys(counters_layout().members, 0)
 
     def run(self, jobs: Sequence[Job], stalls: Stalls | None = None) -> EngineRun:
         """Run jobs back to back and return their outputs.
@@ -170,95 +94,83 @@ class VerilatedEngine:
         ValueError
             For a job without tokens, over `max_context`, or whose keys and values differ in number.
         SimulationError
-            When outputs are missing at the cycle limit, or when the engine sent more than it owes.
+            When outputs are missing at the cycle limit, when the engine sent more than it owes, or
+            when inputs were not taken.
         """
         config = self.config
         for job in jobs:
-            if job.keys.tokens != job.values.tokens:
-                raise ValueError(
-                    f"job of {job.keys.tokens} keys and {job.values.tokens} values; must agree"
-                )
-            if not 1 <= job.keys.tokens <= config.max_context:
-                raise ValueError(
-                    f"job of {job.keys.tokens} tokens; allowed are 1..{config.max_context}"
-                )
-        inputs = (
-            [_job_words(config, job) for job in jobs],
-            [_exponent_words(config, job) for job in jobs],
-            [pack_words(query_layout(config), {"values": job.queries.T}) for job in jobs],
-            [job.keys.words for job in jobs],
-            [job.values.words for job in jobs],
-        )
-        output = np.zeros((len(jobs) * config.head_dim, words_of(self._shapes[5])), np.uint32)
-        slices = sum(len(stream) for stream in (*inputs[3], *inputs[4]))
+            _check_job(config, job)
+        words = _input_words(config, jobs)
+        output = np.zeros((len(jobs) * config.head_dim, words_of(output_layout(config))), np.uint32)
+        chances = [0.0 if stalls is None else getattr(stalls, name) for name in _STREAMS]
+        slices = len(words["keys"]) + len(words["values"])
         overhead = 4 * config.head_dim + 16 * config.slices * config.rescale_steps + 1000
-        run = _Run(
-            segments=len(jobs),
-            words=(ctypes.c_uint32 * 6)(*map(words_of, self._shapes)),
-            output=output.ctypes.data,
-            output_count=len(output),
-            cycle_limit=2 * slices + len(jobs) * overhead,
+        slower = 1 + int(sum(1 / (1 - chance) for chance in chances)) if stalls else 1
+        call = EngineCall(
+            seed=stalls.seed if stalls else 0,
+            cycle_limit=(2 * slices + len(jobs) * overhead) * slower,
         )
-        for name, stream in zip(_INPUTS, inputs, strict=True):
-            setattr(run, name, _segments(stream))
-        if stalls is not None:
-            chances = [getattr(stalls, name) for name in (*_INPUTS, "output")]
-            run.stall = (ctypes.c_uint32 * 6)(*(round(256 * chance) for chance in chances))
-            run.seed = stalls.seed
-            run.cycle_limit *= 1 + int(sum(1 / (1 - chance) for chance in chances))
-        self._library.kvtq_run(self._simulation, ctypes.byref(run))
-
-        owed = f"{len(output)} outputs of {len(jobs)} jobs"
-        if run.received < len(output):
-            raise SimulationError(
-                f"the engine hangs: {run.received} of {owed} after {run.cycles} cycles, "
-                f"{run.unsent} inputs not taken"
-            )
-        if run.received > len(output) or run.unsent:
-            raise SimulationError(
-                f"{owed} were due, {run.received} came, and {run.unsent} inputs were not taken"
-            )
-        counters = np.array(run.counters, np.uint32)
-        grown = counters - self._counters  # modulo 2**32, as the counters wrap
-        self._counters = counters
-        names = [name for name, _ in counters_layout()]
-        by_name = dict(zip(names, map(int, grown), strict=True))
-        fields = unpack_words(self._shapes[5], output)
-        if not np.array_equal(
-            np.flatnonzero(fields["last"]) + 1, config.head_dim * np.arange(1, len(jobs) + 1)
+        for name, payloads, chance in zip(
+            _STREAMS, [*words.values(), output], chances, strict=True
         ):
-            raise SimulationError("the outputs' `last` marks other elements than each job's last")
-        values = fields["values"].reshape(len(jobs), config.head_dim, config.query_group)
-        return EngineRun(values.transpose(0, 2, 1), by_name["busy_cycles"], by_name)
+            setattr(call, name, stream(payloads, chance))
+        self._run(call)
+
+        counters = dict(zip(self._before, call.counters, strict=True))
+        grown = {name: (now - self._before[name]) % 2**32 for name, now in counters.items()}
+        self._before = counters
+        return EngineRun(_outputs(config, output), grown["busy_cycles"], grown)
 
 
-def _job_words(config: EngineConfig, job: Job) -> NDArray[np.uint32]:
-    """The payload of the `job` stream."""
-    return pack_words(
-        job_layout(config),
-        {
-            "last_token": [job.keys.tokens - 1],
-            "query_exponent": job.query_exponent[None],
-        },
-    )
+def _check_job(config: EngineConfig, job: Job) -> None:
+    if job.keys.tokens != job.values.tokens:
+        raise ValueError(
+            f"job of {job.keys.tokens} keys and {job.values.tokens} values; must agree"
+        )
+    if not 1 <= job.keys.tokens <= config.max_context:
+        raise ValueError(f"job of {job.keys.tokens} tokens; allowed are 1..{config.max_context}")
 
 
-def _exponent_words(config: EngineConfig, job: Job) -> NDArray[np.uint32]:
-    """The payload of the `value_exponent` stream."""
-    return pack_words(value_exponent_layout(config), {"value_exponent": [job.value_exponent]})
+def _input_words(config: EngineConfig, jobs: Sequence[Job]) -> dict[str, NDArray[np.uint32]]:
+    """Payloads of all jobs for each input stream, uint32 [payloads, words]."""
+    group, dim = config.query_group, config.head_dim
+    queries = np.reshape([job.queries.T for job in jobs], (len(jobs) * dim, group))
+    exponents = np.reshape([job.query_exponent for job in jobs], (len(jobs), group))
+    return {
+        "job": pack_words(
+            job_layout(config),
+            {
+                "last_token": [job.keys.tokens - 1 for job in jobs],
+                "query_exponent": exponents,
+            },
+        ),
+        "value_exponent": pack_words(
+            value_exponent_layout(config),
+            {"value_exponent": [job.value_exponent for job in jobs]},
+        ),
+        "query": pack_words(query_layout(config), {"values": queries}),
+        "keys": _joined(key_input_layout(config), [job.keys for job in jobs]),
+        "values": _joined(value_input_layout(config), [job.values for job in jobs]),
+    }
 
 
-def _segments(streams: Sequence[NDArray[np.uint32]]) -> ctypes.Array[_Segment]:
-    """Pointers into packed payloads, which the caller keeps alive."""
-    return (_Segment * len(streams))(*(_Segment(s.ctypes.data, len(s)) for s in streams))
+def _joined(layout: ShapeLike, buffers: Sequence[SliceBuffer]) -> NDArray[np.uint32]:
+    """All slices, in the order of the buffers."""
+    none = np.zeros((0, words_of(layout)), np.uint32)
+    return np.concatenate([none, *(buffer.words for buffer in buffers)])
 
 
-def _load(library: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(library))
-    loaded.kvtq_open.argtypes = [ctypes.c_char_p]
-    loaded.kvtq_open.restype = ctypes.c_void_p
-    loaded.kvtq_run.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Run)]
-    loaded.kvtq_run.restype = None
-    loaded.kvtq_close.argtypes = [ctypes.c_void_p]
-    loaded.kvtq_close.restype = None
-    return loaded
+def _outputs(config: EngineConfig, words: NDArray[np.uint32]) -> NDArray[np.int64]:
+    """Outputs [jobs, G, D] of the output stream's payloads.
+
+    Raises
+    ------
+    SimulationError
+        When `last` stands elsewhere than with each job's last element.
+    """
+    fields = unpack_words(output_layout(config), words)
+    ends = np.flatnonzero(fields["last"]) + 1
+    if not np.array_equal(ends, np.arange(1, len(words) // config.head_dim + 1) * config.head_dim):
+        raise SimulationError("the outputs' `last` marks other elements than each job's last")
+    values = fields["values"].reshape(-1, config.head_dim, config.query_group)
+    return values.transpose(0, 2, 1)

@@ -1,6 +1,7 @@
 """Verilated designs as shared libraries: C++ model and a small C interface, compiled once.
 
-A library is kept by the contents of the Verilog, the interface and the tool's version.
+A library is kept by the contents of the Verilog, of the interface on both sides, and the tool's
+version.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from filelock import FileLock
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import disk_errors
+from kvtq_hw.contract.folders import cache_folder
 from kvtq_hw.host.toolchain import Tool, verilator
 from rtl.blocks import module_name
+from sim.verilated.header import check_layout, header
 from sim.verilated.verilog_cache import cached_verilog
 
-__all__ = ["SimulationError", "build_library"]
+__all__ = ["SimulationError", "load_library"]
 
 
 class SimulationError(UserError, RuntimeError):
@@ -29,24 +32,47 @@ class SimulationError(UserError, RuntimeError):
 
 
 @disk_errors("cache of verilated designs")
-def build_library(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
-    """Compile a block's library with ``<block>.cpp``, unless `folder` has it; its path.
+def load_library(
+    block: str, config: EngineConfig, trace: bool, folder: Path | None = None
+) -> ctypes.CDLL:
+    """Load a block's library, compiled with ``<block>.cpp`` unless `folder` has it.
 
     Parameters
     ----------
     trace : the model can record waves
+    folder : where builds are kept; a user cache folder by default
 
     Raises
     ------
     kvtq_hw.contract.errors.UserError
         When Verilator is not installed, or the folder cannot be written.
     SimulationError
-        When the design does not build.
+        When the design does not build, or its structures are not those of Python.
     """
+    if folder is None:
+        folder = cache_folder()
+    path = _build(block, config, trace, folder / "verilated")
+    library = ctypes.CDLL(str(path))
+    try:
+        check_layout(library)
+    except ValueError as error:
+        raise SimulationError(f"{path}: {error}; delete this file") from None
+    library.kvtq_open.argtypes = [ctypes.c_char_p]
+    library.kvtq_open.restype = ctypes.c_void_p
+    library.kvtq_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+    library.kvtq_run.restype = None
+    library.kvtq_close.argtypes = [ctypes.c_void_p]
+    library.kvtq_close.restype = None
+    return library
+
+
+def _build(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
+    """Compile a library unless `folder` has it; its path."""
     tool = verilator()
     top, shim = module_name(block), f"{block}.cpp"
-    folder_of_shims = resources.files("sim.verilated")
-    files = {name: (folder_of_shims / name).read_text("utf-8") for name in (shim, "shim.h")}
+    sources = resources.files("sim.verilated")
+    files = {name: (sources / name).read_text("utf-8") for name in (shim, "shim.h")}
+    files["interface.h"] = header()
     files[f"{top}.v"] = cached_verilog(block, config, folder)
     parts = (tool.description, str(trace), *files.values())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

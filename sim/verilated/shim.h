@@ -1,13 +1,15 @@
 // What the C interfaces of verilated designs share: a model with its clock, payloads as 32-bit
-// words, and random stalls.
+// words, streams with random stalls, and the functions that Python calls.
 
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <tuple>
 #include <type_traits>
 
+#include "interface.h"  // made of interface.py
 #include "verilated.h"
 #if KVTQ_TRACE
 #include "verilated_vcd_c.h"
@@ -15,6 +17,18 @@
 
 // Verilator spells the double underscore of a port's name so.
 #define PORT(stream, field) stream##___05F##field
+
+// One stream of a call, and the ports of the model `m` that carry it.
+#define STREAM(call, stream) \
+    {call.stream, m.PORT(stream, payload), m.PORT(stream, valid), m.PORT(stream, ready)}
+
+// What Python calls. A `Simulation` is made from the name of a file of waves, or null.
+#define KVTQ_DESIGN(Simulation, Call)                                                              \
+    extern "C" {                                                                                   \
+    void* kvtq_open(const char* waves) { return new Simulation{waves}; }                           \
+    void kvtq_run(void* design, Call* call) { static_cast<Simulation*>(design)->run(*call); }      \
+    void kvtq_close(void* design) { delete static_cast<Simulation*>(design); }                     \
+    }
 
 namespace kvtq {
 
@@ -101,7 +115,7 @@ void store(const Port& port, uint32_t* words) {
     }
 }
 
-// Stalls: a stream waits in a cycle with the given probability in 1/256.
+// Stalls: a stream waits in a cycle with the given probability, of UNIT.
 class Stalls {
 public:
     explicit Stalls(uint64_t seed) : state_{seed * 2654435761u + 88172645463325252u} {}
@@ -110,11 +124,90 @@ public:
         state_ ^= state_ << 13;  // xorshift64
         state_ ^= state_ >> 7;
         state_ ^= state_ << 17;
-        return (state_ >> 32 & 0xff) < probability;
+        return (state_ >> 32) % UNIT < probability;
     }
 
 private:
     uint64_t state_;
+};
+
+// A stream into the model: a payload is held until it is taken.
+template <typename Payload>
+class Input {
+public:
+    Input(Stream& stream, Payload& payload, CData& valid, const CData& ready)
+        : stream_{stream}, payload_{payload}, valid_{valid}, ready_{ready} {}
+    void offer(Stalls& stalls) {
+        if (valid_ || stream_.done == stream_.count || stalls.wait(stream_.stall)) return;
+        load(payload_, stream_.payloads + stream_.done * stream_.words);
+        valid_ = 1;
+    }
+    void sample(uint64_t) { taken_ = valid_ && ready_; }
+    void step(uint64_t cycle) {
+        if (!taken_) return;
+        if (stream_.cycles) stream_.cycles[stream_.done] = cycle;
+        ++stream_.done;
+        valid_ = 0;
+    }
+    void rest() { valid_ = 0; }
+
+private:
+    Stream& stream_;
+    Payload& payload_;
+    CData& valid_;
+    const CData& ready_;
+    bool taken_ = false;
+};
+
+// A stream out of the model.
+template <typename Payload>
+class Output {
+public:
+    Output(Stream& stream, const Payload& payload, const CData& valid, CData& ready)
+        : stream_{stream}, payload_{payload}, valid_{valid}, ready_{ready} {}
+    void offer(Stalls& stalls) { ready_ = !stalls.wait(stream_.stall); }
+    void sample(uint64_t cycle) {
+        if (!valid_ || !ready_) return;
+        if (stream_.done < stream_.count) {
+            store(payload_, stream_.payloads + stream_.done * stream_.words);
+            if (stream_.cycles) stream_.cycles[stream_.done] = cycle;
+        }
+        ++stream_.done;
+    }
+    void step(uint64_t) {}
+    void rest() { ready_ = 0; }
+
+private:
+    Stream& stream_;
+    const Payload& payload_;
+    const CData& valid_;
+    CData& ready_;
+};
+
+// All streams of a model, in the order in which stalls are drawn for them.
+template <typename... Streams>
+class Together {
+public:
+    explicit Together(Streams... streams) : streams_{streams...} {}
+    // Before the clock edge: what the streams show in this cycle.
+    void offer(Stalls& stalls) {
+        std::apply([&](auto&... stream) { (stream.offer(stalls), ...); }, streams_);
+    }
+    // When the model has seen it: what moves.
+    void sample(uint64_t cycle) {
+        std::apply([&](auto&... stream) { (stream.sample(cycle), ...); }, streams_);
+    }
+    // After the clock edge.
+    void step(uint64_t cycle) {
+        std::apply([&](auto&... stream) { (stream.step(cycle), ...); }, streams_);
+    }
+    // Nothing is offered any more.
+    void rest() {
+        std::apply([&](auto&... stream) { (stream.rest(), ...); }, streams_);
+    }
+
+private:
+    std::tuple<Streams...> streams_;
 };
 
 }  // namespace kvtq
