@@ -13,18 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.pytorch_utils import Conv1D
 
 from golden.conditioning import Conditioning, to_integers
@@ -32,6 +27,7 @@ from golden.feedback import FACTOR_MAX, MAX_SHIFT, Feedback, feedback_from_hessi
 from golden.hadamard import hadamard
 from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
+from golden.llm.watching import LayerInputs, watched
 from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
 from kvtq_hw.contract.config import VECTOR_MAX
 from kvtq_hw.contract.errors import UserError, warn
@@ -68,7 +64,6 @@ VALUE_DAMPING = 0.03
 _SEGMENT = 1024
 # Tokens at the start that collect attention: they are kept in more digits than the others.
 _FIRST_TOKENS = 4
-_OBSERVED = "kvtq_calibration"
 
 # Bits between the largest element that calibration has seen and the largest that 16 bits hold.
 _HEAD_ROOM = 1
@@ -138,7 +133,11 @@ def calibrate(
     else:
         pieces = _tokenized(language_model, text, tokens)
     layers = [_LayerStatistics() for _ in range(language_model.layers)]
-    with _observed(language_model, layers), torch.no_grad():
+
+    def add(inputs: LayerInputs) -> None:
+        layers[inputs.layer].add(inputs)
+
+    with watched(language_model, add), torch.no_grad():
         for piece in pieces:
             language_model.model(piece[None], use_cache=False)
     for index, layer in enumerate(layers):
@@ -189,12 +188,14 @@ class _LayerStatistics:
         self.key_sum = self.key_hessian = torch.tensor(0.0, dtype=torch.float64)
         self.value_hessian = torch.tensor(0.0, dtype=torch.float64)
 
-    def add(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Take the queries [1, heads, T, D], keys and values [1, kv_heads, T, D] of a piece."""
-        query, key, value = query[0].float(), key[0].float(), value[0].float()
+    def add(self, inputs: LayerInputs) -> None:
+        """Add up what the layer's attention gets of a piece."""
+        query, key, value = (x.float() for x in (inputs.queries, inputs.keys, inputs.values))
         kv_heads, tokens, dim = key.shape
         grouped = query.unflatten(0, (kv_heads, -1))
-        projection = _output_projection(module, query.shape[0], dim).unflatten(0, (kv_heads, -1))
+        projection = _output_projection(inputs.module, query.shape[0], dim).unflatten(
+            0, (kv_heads, -1)
+        )
         through = projection.mT @ projection  # [kv_heads, G, D, D]
         importance = _importance(grouped, key, value, through)
         rotated = hadamard(grouped)
@@ -245,22 +246,6 @@ def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
         if weight.shape[1] == heads * dim:
             return weight.unflatten(1, (heads, dim)).transpose(0, 1)
     return torch.eye(dim).expand(heads, dim, dim)
-
-
-@contextmanager
-def _observed(language_model: LanguageModel, layers: list[_LayerStatistics]) -> Iterator[None]:
-    """Run a model so that every layer's queries, keys and values are added to its statistics."""
-
-    def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        layers[cast(int, module.layer_idx)].add(module, query, key, value)
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
-
-    AttentionInterface.register(_OBSERVED, attention)
-    AttentionMaskInterface.register(_OBSERVED, sdpa_mask)
-    with language_model.attending_with(_OBSERVED):
-        yield
 
 
 def _vector_exponent(largest: Tensor) -> int:

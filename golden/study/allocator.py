@@ -16,17 +16,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from torch import Tensor
 
 from golden.conditioning import Conditioning
 from golden.llm.calibration import Calibration
 from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
+from golden.llm.watching import LayerInputs, watched
 from golden.study.coding_error import coding_errors
 from kvtq_hw.contract.codes import MAX_DIGITS, CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
@@ -50,7 +49,6 @@ _GAIN_OF_A_DIGIT = 9.0
 _SEQUENCE = 512
 # Another text than the one of the calibration, whose seed is 0.
 _SEED = 1
-_PERTURBED = "kvtq_sensitivity"
 
 
 @dataclass(frozen=True)
@@ -130,30 +128,19 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
     states: dict[int, tuple[Tensor, Tensor]] = {}
     moves: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    def attend(inputs: LayerInputs) -> Tensor:
         """Attention to keys and values that are moved, by zero, where they are in the body."""
-        query, key, value = query[0], key[0], value[0]
+        key, value = inputs.keys, inputs.values
         key_move, value_move = (torch.zeros_like(x, requires_grad=True) for x in (key, value))
-        layer = cast(int, module.layer_idx)
-        states[layer], moves[layer] = (key.detach(), value.detach()), (key_move, value_move)
-        scaling = 1 / math.sqrt(key.shape[-1]) if scaling is None else scaling
-        grouped = query.unflatten(0, (key.shape[0], -1)) * scaling  # [kv_heads, G, T, D]
+        states[inputs.layer] = key.detach(), value.detach()
+        moves[inputs.layer] = key_move, value_move
+        grouped = inputs.queries.unflatten(0, (key.shape[0], -1)) * inputs.scaling
         scores = grouped @ key[:, None].mT + (grouped @ key_move[:, None].mT) * body
         weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
         outputs = weights @ value[:, None] + (weights * body) @ value_move[:, None]
-        return outputs.flatten(0, 1).transpose(0, 1)[None].contiguous(), None
+        return outputs.flatten(0, 1)
 
-    AttentionInterface.register(_PERTURBED, attention)
-    AttentionMaskInterface.register(_PERTURBED, sdpa_mask)
-    with language_model.attending_with(_PERTURBED), torch.enable_grad():
+    with watched(language_model, attend), torch.enable_grad():
         logits = language_model.model(ids[None], use_cache=False).logits[0, :-1].float()
         loss = -logits.log_softmax(-1).gather(-1, ids[1:, None]).sum()
         leaves = [move for layer in range(language_model.layers) for move in moves[layer]]

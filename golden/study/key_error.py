@@ -12,19 +12,15 @@ not see), for each layer and KV head.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
 
 from golden.conditioning import Conditioning
 from golden.llm.models import LanguageModel
+from golden.llm.watching import LayerInputs, watched
 from golden.study.coding_error import coding_errors
 from golden.study.quality import documentation_text
 from kvtq_hw.contract.codes import CacheCode, CodeTable
@@ -33,7 +29,6 @@ from kvtq_hw.contract.errors import warn
 
 __all__ = ["key_warning", "score_errors", "warn_of_keys"]
 
-_WATCHED = "kvtq_watched"
 _TOKENS = 128
 # Queries with fewer tokens before them have nothing to attend to wrongly.
 _FIRST_QUERY = 8
@@ -66,7 +61,11 @@ def score_errors(
     """
     ids = language_model.tokenizer(documentation_text()[: 20 * _TOKENS]).input_ids[:_TOKENS]
     layers: dict[int, tuple[Tensor, Tensor]] = {}
-    with _watched(language_model, layers), torch.no_grad():
+
+    def keep(inputs: LayerInputs) -> None:
+        layers[inputs.layer] = inputs.queries * inputs.scaling, inputs.keys
+
+    with watched(language_model, keep), torch.no_grad():
         language_model.model(torch.tensor(ids)[None], use_cache=False)
     codes = code.for_layers(language_model.layers)
     return torch.stack(
@@ -138,30 +137,3 @@ def _rounding_error(config: EngineConfig, code: CacheCode) -> float:
     plain = Conditioning(rotate=True, key_centre=None, key_exponent=-12, value_exponent=-12)
     errors = coding_errors(config, replace(code, feedback=False), "key", keys, plain)
     return (errors.square().mean() / keys.double().square().mean()).sqrt().item()
-
-
-@contextmanager
-def _watched(
-    language_model: LanguageModel, layers: dict[int, tuple[Tensor, Tensor]]
-) -> Iterator[None]:
-    """Run a model so that every layer's scaled queries and its keys are kept."""
-
-    def attention(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        scaling: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        scale = 1 / math.sqrt(key.shape[-1]) if scaling is None else scaling
-        layers[cast(int, module.layer_idx)] = query[0] * scale, key[0]
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
-
-    AttentionInterface.register(_WATCHED, attention)
-    AttentionMaskInterface.register(_WATCHED, sdpa_mask)
-    with language_model.attending_with(_WATCHED):
-        yield

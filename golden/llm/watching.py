@@ -1,0 +1,74 @@
+"""Watching: a model runs so that a function sees what the attention of every layer gets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from golden.llm.models import LanguageModel
+
+__all__ = ["LayerInputs", "watched"]
+
+_WATCHED = "kvtq_watched"
+
+
+class LayerInputs(NamedTuple):
+    """What the attention of one layer gets of one sequence of T tokens.
+
+    module : the layer's attention, which calls for it
+    queries : [heads, T, D], not scaled
+    keys, values : [kv_heads, T, D]
+    scaling : factor on the scores
+    """
+
+    module: nn.Module
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scaling: float
+
+    @property
+    def layer(self) -> int:
+        """Index of the layer in the model."""
+        return cast(int, self.module.layer_idx)
+
+
+@contextmanager
+def watched(
+    language_model: LanguageModel, watch: Callable[[LayerInputs], Tensor | None]
+) -> Iterator[None]:
+    """Run a model on single sequences so that `watch` is called by every layer's attention.
+
+    Parameters
+    ----------
+    watch : returns the layer's outputs [heads, T, D], or None to leave them to PyTorch's attention
+    """
+
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        scaling: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        factor = 1 / math.sqrt(key.shape[-1]) if scaling is None else scaling
+        outputs = watch(LayerInputs(module, query[0], key[0], value[0], factor))
+        if outputs is not None:
+            return outputs.transpose(0, 1)[None].contiguous(), None
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+        )
+
+    AttentionInterface.register(_WATCHED, attention)
+    AttentionMaskInterface.register(_WATCHED, sdpa_mask)
+    with language_model.attending_with(_WATCHED):
+        yield
