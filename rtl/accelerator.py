@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES
 from rtl.append_path import AppendPath
-from rtl.axi import Axi4, Axi4Lite, AxiStream, join
+from rtl.axi import Axi4, Axi4Lite, AxiStream, join_ports
 from rtl.control import Control
 from rtl.engine import Engine
 from rtl.output_rotator import OutputRotator
@@ -17,6 +17,7 @@ from rtl.query_conditioner import QueryConditioner
 from rtl.record_reader import RecordReader
 from rtl.record_writer import RecordWriter
 from rtl.scheduler import Scheduler
+from rtl.streams import Fork, join
 from rtl.tables import Tables
 from rtl.value_exponents import ValueExponents
 
@@ -87,22 +88,23 @@ class Accelerator(wiring.Component):
         connect(m, flipped(self.s_axil), control.axi)
         connect(m, control.jobs, scheduler.jobs)
         connect(m, scheduler.done, control.done)
-        join(m, self.m_axi, reader.m_axi, writer.m_axi)
+        join_ports(m, self.m_axi, reader.m_axi, writer.m_axi)
         m.d.comb += [self.irq.eq(control.irq), restart.eq(scheduler.restart)]
 
         # --- append -----------------------------------------------------------------------------
         connect(m, scheduler.fetches, reader.fetches)
-        for kind, path, centres, factors in (
-            ("key", key_path, tables.centres, tables.key_factors),
-            ("value", value_path, None, tables.value_factors),
+        for side, path, read, write in (
+            (scheduler.key, key_path, reader.key, writer.key),
+            (scheduler.value, value_path, reader.value, writer.value),
         ):
-            connect(m, getattr(scheduler, f"{kind}_tasks"), path.task)
-            connect(m, getattr(reader, f"leaving_{kind}s"), path.leaving)
-            connect(m, path.records, getattr(writer, f"{kind}_bytes"))
-            connect(m, getattr(scheduler, f"{kind}_places"), getattr(writer, f"{kind}_places"))
-            connect(m, path.factors, factors)
-            if centres is not None:
-                connect(m, path.centres, centres)
+            connect(m, side.tasks, path.task)
+            connect(m, read.leaving, path.leaving)
+            connect(m, path.records, write.bytes)
+            connect(m, side.places, write.places)
+            m.d.comb += [side.written.eq(write.written), read.appended.eq(side.appended)]
+        connect(m, key_path.centres, tables.centres)
+        connect(m, key_path.factors, tables.key_factors)
+        connect(m, value_path.factors, tables.value_factors)
         m.d.comb += [
             key_path.written.ready.eq(1),
             exponents.written.valid.eq(value_path.written.valid),
@@ -117,23 +119,18 @@ class Accelerator(wiring.Component):
         connect(m, exponents.core, core.value_exponent)
         connect(m, exponents.outputs, rotator.task)
         connect(m, conditioner.o, core.query)
-        connect(m, reader.keys, core.keys)
-        connect(m, reader.values, core.values)
+        connect(m, reader.key.slices, core.keys)
+        connect(m, reader.value.slices, core.values)
         connect(m, core.output, rotator.i)
-        m.d.comb += [  # a job enters the core when its queries' exponents are known
-            core.job.valid.eq(scheduler.attends.valid & conditioner.exponents.valid),
+        # a job enters the core when its queries' exponents are known
+        join(m, [scheduler.attends, conditioner.exponents], [core.job])
+        m.d.comb += [
             core.job.payload.last_token.eq(scheduler.attends.payload.last_token),
             core.job.payload.query_exponent.eq(conditioner.exponents.payload.query_exponent),
-            scheduler.attends.ready.eq(core.job.ready & conditioner.exponents.valid),
-            conditioner.exponents.ready.eq(core.job.ready & scheduler.attends.valid),
         ]
 
         # --- the scheduler's view of the others -------------------------------------------------
         m.d.comb += [
-            reader.keys_appended.eq(scheduler.keys_appended),
-            reader.values_appended.eq(scheduler.values_appended),
-            scheduler.keys_written.eq(writer.keys_written),
-            scheduler.values_written.eq(writer.values_written),
             scheduler.job_read.eq(reader.job_read),
             scheduler.fetch_read.eq(reader.fetch_read),
             scheduler.read_error.eq(reader.error),
@@ -159,23 +156,16 @@ class Accelerator(wiring.Component):
         """The streams of the host."""
         # a beat of keys and values goes to both paths, which take it each in its own time
         pair = self.s_axis_key_value
-        vectors = [key_path.vectors, value_path.vectors]
-        taken = [Signal(name=f"{kind}_taken") for kind in ("key", "value")]
-        done = [flag | port.ready for flag, port in zip(taken, vectors, strict=True)]
-        both = Signal()
-        discarding = scheduler.discard & scheduler.vectors_owed
-        m.d.comb += [both.eq(done[0] & done[1]), pair.tready.eq(discarding | both)]
-        for index, (port, flag) in enumerate(zip(vectors, taken, strict=True)):
-            element = pair.tdata.word_select(index, _ELEMENT_BITS)
-            m.d.comb += [
-                port.valid.eq(pair.tvalid & ~scheduler.discard & ~flag),
-                port.payload.value.eq(element),
-            ]
-            with m.If(port.valid & port.ready):
-                m.d.sync += flag.eq(1)
-            with m.If((pair.tvalid & pair.tready) | scheduler.restart):
-                m.d.sync += flag.eq(0)
-        m.d.comb += scheduler.vector_taken.eq(pair.tvalid & pair.tready)
+        moves = pair.tvalid & pair.tready
+        fork = Fork(m, pair.tvalid & ~scheduler.discard, renew=moves | scheduler.restart)
+        fork.to("key", key_path.vectors)
+        fork.to("value", value_path.vectors)
+        m.d.comb += [
+            pair.tready.eq((scheduler.discard & scheduler.vectors_owed) | fork.ready),
+            key_path.vectors.payload.value.eq(pair.tdata[:_ELEMENT_BITS]),
+            value_path.vectors.payload.value.eq(pair.tdata[_ELEMENT_BITS:]),
+            scheduler.vector_taken.eq(moves),
+        ]
 
         queries = self.s_axis_query
         m.d.comb += [

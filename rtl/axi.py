@@ -8,13 +8,14 @@ the port as ``Out``, the subordinate as ``In``.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 from amaranth.lib import enum, wiring
 from amaranth.lib.wiring import Flow, In, Member, Out
 
 __all__ = [
+    "AddressChannel",
     "Axi4",
     "Axi4Lite",
     "Axi4Read",
@@ -23,7 +24,9 @@ __all__ = [
     "BusSignature",
     "Response",
     "drive_attributes",
-    "join",
+    "join_ports",
+    "read_addresses",
+    "write_addresses",
 ]
 
 _INCR = 1
@@ -133,22 +136,51 @@ class AxiStream(BusSignature):
         super().__init__(_channel("t", Out, payload))
 
 
-def drive_attributes(m: Module, bus: Any, channel: Literal["ar", "aw"]) -> None:
-    """Give an address channel what never changes: identifier 0, whole words, INCR, bufferable."""
-    data = bus.rdata if channel == "ar" else bus.wdata
-    constants = {
-        "id": 0,
-        "size": (len(data) // 8).bit_length() - 1,
-        "burst": _INCR,
-        "lock": 0,
-        "cache": _BUFFERABLE,
-        "prot": 0,
-        "qos": 0,
-    }
-    m.d.comb += [getattr(bus, f"{channel}{name}").eq(v) for name, v in constants.items()]
+class AddressChannel(NamedTuple):
+    """An address channel of an AXI4 port, and the data of the other channel that goes with it."""
+
+    valid: Signal
+    ready: Signal
+    addr: Signal
+    len: Signal
+    id: Signal
+    size: Signal
+    burst: Signal
+    lock: Signal
+    cache: Signal
+    prot: Signal
+    qos: Signal
+    data: Signal
 
 
-def join(m: Module, bus: Any, *parts: Any) -> None:
+def read_addresses(bus: Any) -> AddressChannel:
+    """Channel AR of an `Axi4Read` port."""
+    handshake = bus.arvalid, bus.arready
+    attributes = bus.arsize, bus.arburst, bus.arlock, bus.arcache, bus.arprot, bus.arqos
+    return AddressChannel(*handshake, bus.araddr, bus.arlen, bus.arid, *attributes, bus.rdata)
+
+
+def write_addresses(bus: Any) -> AddressChannel:
+    """Channel AW of an `Axi4Write` port."""
+    handshake = bus.awvalid, bus.awready
+    attributes = bus.awsize, bus.awburst, bus.awlock, bus.awcache, bus.awprot, bus.awqos
+    return AddressChannel(*handshake, bus.awaddr, bus.awlen, bus.awid, *attributes, bus.wdata)
+
+
+def drive_attributes(m: Module, channel: AddressChannel) -> None:
+    """Drive what never changes: identifier 0, whole words, INCR, bufferable."""
+    m.d.comb += [
+        channel.id.eq(0),
+        channel.size.eq((len(channel.data) // 8).bit_length() - 1),
+        channel.burst.eq(_INCR),
+        channel.lock.eq(0),
+        channel.cache.eq(_BUFFERABLE),
+        channel.prot.eq(0),
+        channel.qos.eq(0),
+    ]
+
+
+def join_ports(m: Module, bus: Any, *parts: Any) -> None:
     """Make one port of several blocks' ports, each with some of its members.
 
     Parameters
@@ -156,9 +188,10 @@ def join(m: Module, bus: Any, *parts: Any) -> None:
     bus : the outer port, as its component sees it
     parts : ports of submodules, such as an `Axi4Read` and an `Axi4Write`
     """
+    whole = {path: outer for path, _, outer in bus.signature.flatten(bus)}
     for part in parts:
-        for name, member in part.signature.members.items():
-            outer, inner = getattr(bus, name), getattr(part, name)
+        for path, member, inner in part.signature.flatten(part):
+            outer = whole[path]
             m.d.comb += outer.eq(inner) if member.flow is Flow.Out else inner.eq(outer)
 
 

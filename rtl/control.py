@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed, unsigned
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFO
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
 from rtl.axi import Axi4Lite, Response
 from rtl.layouts import ABSMEAN_CONSTANT_BITS
 from rtl.skid_buffer import SkidBuffer
+from rtl.streams import Queue
 
 __all__ = ["Control", "control_counters_layout", "descriptor_layout", "job_end_layout"]
 
@@ -150,24 +150,18 @@ class Control(wiring.Component):
 
         # --- jobs ---------------------------------------------------------------------------------
         layout = descriptor_layout(self._config)
-        m.submodules.queue = queue = SyncFIFO(width=layout.size, depth=_QUEUE)
-        descriptor = Signal(layout)
-        self._describe(m, values, descriptor)
+        m.submodules.queue = queue = Queue(layout, _QUEUE, buffered=False)
+        connect(m, queue.o, flipped(self.jobs))
+        self._describe(m, values, queue.i.payload)
         start, ended = values["control", "start"][0], self.done.valid
         free = _QUEUE - queue.level
-        m.d.comb += [
-            queue.w_data.eq(descriptor),
-            queue.w_en.eq(start & queue.w_rdy),
-            self.jobs.valid.eq(queue.r_rdy),
-            self.jobs.payload.eq(queue.r_data),
-            queue.r_en.eq(self.jobs.ready),
-            self.done.ready.eq(1),
-        ]
+        m.d.comb += [queue.i.valid.eq(start), self.done.ready.eq(1)]
         pending, completed = Signal(4), Signal(32)
         last_status = Signal(_STATUS_BITS)
         first_error = Signal(data.StructLayout({"status": _STATUS_BITS, "job": 24}))
         status = self.done.payload.status
-        m.d.sync += pending.eq(pending + queue.w_en - ended)
+        enters = start & queue.i.ready
+        m.d.sync += pending.eq(pending + enters - ended)
         with m.If(ended):
             m.d.sync += [completed.eq(completed + 1), last_status.eq(status)]
         failed = ended & (status != 0)
@@ -179,7 +173,7 @@ class Control(wiring.Component):
         m.d.comb += [
             events["done"].eq(ended),
             events["error"].eq(failed),
-            events["overrun"].eq(start & ~queue.w_rdy),
+            events["overrun"].eq(start & ~queue.i.ready),
             self.irq.eq(Cat(enabled).any()),
         ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import EngineConfig
@@ -13,6 +12,7 @@ from rtl.burst_splitter import request_layout
 from rtl.layouts import coded_plane_layout
 from rtl.memory_layouts import fetch_layout, word_layout
 from rtl.record_bytes import RecordBytes
+from rtl.streams import Queue
 from rtl.unpacker import decode_byte
 
 __all__ = ["LeavingFetcher"]
@@ -57,14 +57,12 @@ class LeavingFetcher(wiring.Component):
         config = self._config
         word = config.memory_bits // 8
         fetch = self.fetches.payload
-        m.submodules.fifo = fifo = SyncFIFOBuffered(
-            width=config.memory_bits, depth=2 * self.most_words
-        )
+        m.submodules.queue = queue = Queue(word_layout(config), 2 * self.most_words, buffered=True)
         m.submodules.skip = skip = RecordBytes(config, config.max_context)
         m.submodules.record_size = size = RecordBytes(config, 1)
         m.d.comb += [
-            fifo.w_data.eq(self.words.payload.data),
-            fifo.w_en.eq(self.words.valid),
+            queue.i.payload.eq(self.words.payload),
+            queue.i.valid.eq(self.words.valid),
             self.words.ready.eq(1),
             skip.planes.eq(fetch.digits),
             skip.count.eq(fetch.slot),
@@ -92,7 +90,8 @@ class LeavingFetcher(wiring.Component):
         plane = Signal(range(config.max_planes))
         scale = Signal(8 * of_scale, reset_less=True)
         trits = Signal(2 * group * of_plane, reset_less=True)
-        byte = Array(fifo.r_data[start : start + 8] for start in range(0, 8 * word, 8))[place]
+        data = queue.o.payload.data
+        byte = Array(data[start : start + 8] for start in range(0, 8 * word, 8))[place]
         last_plane = plane == fetch.digits - 1
         scale_bits = config.scale_fraction_bits
         for port in (self.keys, self.values):
@@ -126,9 +125,9 @@ class LeavingFetcher(wiring.Component):
                 ]
                 m.next = "BYTES"
             with m.State("BYTES"):
-                with m.If(fifo.r_rdy):
+                with m.If(queue.o.valid):
                     m.d.sync += [place.eq(place + 1), left.eq(left - 1)]
-                    m.d.comb += fifo.r_en.eq(place == word - 1)
+                    m.d.comb += queue.o.ready.eq(place == word - 1)
                     with m.If(in_scale):
                         m.d.sync += scale.eq(Cat(scale, byte)[8:])
                     with m.Else():
@@ -144,7 +143,7 @@ class LeavingFetcher(wiring.Component):
                     m.next = "BYTES"
                     with m.If(last_plane):
                         # bytes behind the record
-                        m.d.comb += fifo.r_en.eq(place != 0)
+                        m.d.comb += queue.o.ready.eq(place != 0)
                         m.d.sync += value.eq(~value)
                         m.next = "RECORD"
                         with m.If(value):

@@ -75,7 +75,7 @@ class Pipeline:
         """Connect the current stage to the sink: its valid, and each payload field by name."""
         self._m.d.comb += self._sink.valid.eq(self.valid)
         for key, value in fields.items():
-            field = getattr(self._sink.payload, key)
+            field = self._sink.payload[key]
             if isinstance(value, list):
                 self._m.d.comb += [field[i].eq(item) for i, item in enumerate(value)]
             else:

@@ -2,158 +2,143 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal
-from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
-from amaranth.lib.wiring import In, Out, connect, flipped
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Member, Out, connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
-from rtl.axi import Axi4Write, Response, drive_attributes
+from rtl.axi import Axi4Write, Response, drive_attributes, write_addresses
 from rtl.burst_splitter import BurstSplitter, request_layout
+from rtl.bus_master import BusMaster, ports_of_errors
 from rtl.layouts import byte_layout
 from rtl.memory_layouts import largest_record_bytes, place_layout
 from rtl.record_bytes import RecordBytes
+from rtl.streams import Queue
 
-__all__ = ["RecordWriter"]
+__all__ = ["RecordWriter", "WritePort"]
 
 _BURSTS = 8  # under way at once: the records of two jobs
-_PATIENCE = 1 << 16  # cycles without a response after which a burst is given up, while draining
+
+#: What is known of a burst under way: it is the last one of its record, which is a value's.
+_BURST_TAG = data.StructLayout({"last": 1, "value": 1})
+
+
+def _record_streams(config: EngineConfig) -> dict[str, Member]:
+    """Where records of one side go, and their bytes."""
+    return {
+        "places": In(stream.Signature(place_layout(config))),
+        "bytes": In(stream.Signature(byte_layout())),
+    }
+
+
+def _word_layout(config: EngineConfig) -> data.StructLayout:
+    """A word with a strobe per byte."""
+    return data.StructLayout({"data": config.memory_bits, "strobes": config.memory_bits // 8})
+
+
+class WritePort(wiring.Signature):
+    """Records of one side, keys or values; directions are the writer's.
+
+    Attributes
+    ----------
+    places : stream In, `place_layout`, one per record; taken with its last byte
+    bytes : stream In, `byte_layout`
+    written : Out, pulse: a record is in memory
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        super().__init__({**_record_streams(config), "written": Out(1)})
 
 
 class RecordWriter(wiring.Component):
     """Write master of the KV memory.
 
-    Takes one record at a time, keys and values in turn where both have one, one byte a cycle, into
-    whole words with strobes: a record starts at any byte, and its neighbours' bytes stay. A record
-    is sent when it is complete, as INCR bursts that cross no 4 KiB page; the next one is taken
-    meanwhile. One transaction identifier, at most 8 bursts without a response.
+    Takes one record at a time, keys and values in turn where both have one, one byte per cycle,
+    into whole words with strobes: a record starts at any byte, and its neighbours' bytes stay. A
+    record is sent when it is complete, as INCR bursts that cross no 4 KiB page; the next one is
+    taken meanwhile. One transaction identifier, at most 8 bursts without a response.
 
-    What the bus reports ends everything: `error` is set and no burst begins any more. `cancel` then
-    ends the burst that has begun, its words without strobes but for one that is on the bus already,
-    waits for responses, and forgets everything else. Bursts are given up when
-    65536 cycles brought no response, counted from when the last address and word were taken.
+    Errors end as `rtl.bus_master` says. `cancel` ends the burst that has begun, its words without
+    strobes but for one that is on the bus already, and then waits for responses.
 
     Attributes
     ----------
-    key_places, value_places : stream In, `place_layout`, one a record; taken with its last byte
-    key_bytes, value_bytes : stream In, `byte_layout`
-    keys_written, values_written : Out, pulse: a record is in memory
-    error : Out, `Response` of the first burst that was not OKAY
-    cancel : In, hold until `idle`
-    idle : Out, `cancel` has done its work
+    key, value : `WritePort`
+    error, cancel, idle : `rtl.bus_master.ports_of_errors`
     m_axi : Out, `Axi4Write`
     """
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
-        places = stream.Signature(place_layout(config))
-        record_bytes = stream.Signature(byte_layout())
         super().__init__(
             {
-                "key_places": In(places),
-                "value_places": In(places),
-                "key_bytes": In(record_bytes),
-                "value_bytes": In(record_bytes),
-                "keys_written": Out(1),
-                "values_written": Out(1),
-                "error": Out(Response),
-                "cancel": In(1),
-                "idle": Out(1),
+                "key": Out(WritePort(config)),
+                "value": Out(WritePort(config)),
+                **ports_of_errors(),
                 "m_axi": Out(Axi4Write(config.address_bits, config.memory_bits)),
             }
         )
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        config = self._config
-        word = config.memory_bits // 8
+        config, axi = self._config, self.m_axi
         filler = _WordFiller(config)
         splitter = BurstSplitter(config, filler.most_words)
-        words = SyncFIFOBuffered(width=9 * word, depth=filler.most_words)
-        tags = SyncFIFO(width=2, depth=_BURSTS)
-        forget = ResetInserter(self.idle)
-        m.submodules.filler = forget(filler)
-        m.submodules.splitter = forget(splitter)
-        m.submodules.words = forget(words)
-        m.submodules.tags = forget(tags)
-        stopped = Signal()
-        m.d.comb += stopped.eq((self.error != Response.OKAY) | self.cancel)
-
-        for name in ("key_places", "value_places", "key_bytes", "value_bytes"):
-            connect(m, flipped(getattr(self, name)), getattr(filler, name))
+        words = Queue(_word_layout(config), filler.most_words, buffered=True)
+        master = BusMaster(m, self, write_addresses(axi), _BURST_TAG, _BURSTS)
+        master.add(filler=filler, splitter=splitter, words=words)
+        under_way, stopped = master.under_way, master.stopped
+        for port, inner in ((self.key, filler.key), (self.value, filler.value)):
+            connect(m, flipped(port.places), inner.places)
+            connect(m, flipped(port.bytes), inner.bytes)
         connect(m, filler.requests, splitter.requests)
-        m.d.comb += [
-            words.w_data.eq(filler.words.payload),
-            words.w_en.eq(filler.words.valid),
-            filler.words.ready.eq(words.w_rdy),
-        ]
+        connect(m, filler.words, words.i)
 
         # --- words to bursts ----------------------------------------------------------------------
-        axi = self.m_axi
-        drive_attributes(m, axi, "aw")
+        drive_attributes(m, write_addresses(axi))
         burst = splitter.bursts.payload
         request_value = Signal()  # of the request that is in the splitter
         sending = Signal()  # a burst's words are not all on the bus
         left = Signal(8)
         begin, load = Signal(), Signal()
         with m.If(splitter.requests.valid & splitter.requests.ready):
-            m.d.sync += request_value.eq(filler.value)
+            m.d.sync += request_value.eq(filler.of_value)
         m.d.comb += [
-            begin.eq(
-                splitter.bursts.valid
-                & ~stopped
-                & ~sending
-                & (~axi.awvalid | axi.awready)
-                & tags.w_rdy
-            ),
+            begin.eq(splitter.bursts.valid & master.free & ~sending),
             splitter.bursts.ready.eq(begin),
-            tags.w_en.eq(begin),
-            tags.w_data.eq(Cat(burst.last, request_value)),
-            load.eq(sending & words.r_rdy & (~axi.wvalid | axi.wready)),
-            words.r_en.eq(load),
+            under_way.i.payload.last.eq(burst.last),
+            under_way.i.payload.value.eq(request_value),
+            load.eq(sending & words.o.valid & (~axi.wvalid | axi.wready)),
+            words.o.ready.eq(load),
         ]
-        with m.If(axi.awready):
-            m.d.sync += axi.awvalid.eq(0)
+        master.ask(begin, burst)
         with m.If(axi.wready):
             m.d.sync += axi.wvalid.eq(0)
         with m.If(begin):
-            m.d.sync += [
-                axi.awvalid.eq(1),
-                axi.awaddr.eq(burst.address),
-                axi.awlen.eq(burst.length),
-                sending.eq(1),
-                left.eq(burst.length),
-            ]
+            m.d.sync += [sending.eq(1), left.eq(burst.length)]
         with m.If(load):
             m.d.sync += [
                 axi.wvalid.eq(1),
-                axi.wdata.eq(words.r_data),
-                axi.wstrb.eq(Mux(stopped, 0, words.r_data[8 * word :])),
+                axi.wdata.eq(words.o.payload.data),
+                axi.wstrb.eq(Mux(stopped, 0, words.o.payload.strobes)),
                 axi.wlast.eq(left == 0),
                 left.eq(left - 1),
                 sending.eq(left != 0),
             ]
 
         # --- responses ----------------------------------------------------------------------------
-        last, of_value = tags.r_data[0], tags.r_data[1]
-        comes = axi.bvalid & tags.r_rdy
-        written = comes & (axi.bresp == Response.OKAY) & last & ~stopped
+        answered = under_way.o.payload
+        comes = axi.bvalid & under_way.o.valid
+        written = comes & (axi.bresp == Response.OKAY) & answered.last & ~stopped
         m.d.comb += [
             axi.bready.eq(1),
-            tags.r_en.eq(comes),
-            self.keys_written.eq(written & ~of_value),
-            self.values_written.eq(written & of_value),
+            under_way.o.ready.eq(comes),
+            self.key.written.eq(written & ~answered.value),
+            self.value.written.eq(written & answered.value),
         ]
         with m.If(comes & (axi.bresp != Response.OKAY) & ~stopped):
             m.d.sync += self.error.eq(axi.bresp)
-
-        # --- the end of an error ------------------------------------------------------------------
-        quiet = Signal(range(_PATIENCE))
-        asking = axi.awvalid | axi.wvalid | sending
-        m.d.sync += quiet.eq(Mux(axi.bvalid | asking | ~self.cancel, 0, quiet + 1))
-        m.d.comb += self.idle.eq(self.cancel & ~asking & (~tags.r_rdy | (quiet == _PATIENCE - 1)))
-        with m.If(self.idle):
-            m.d.sync += self.error.eq(Response.OKAY)
+        master.end(offers=axi.awvalid | axi.wvalid | sending, answered=axi.bvalid)
         return m
 
 
@@ -164,17 +149,13 @@ class _WordFiller(wiring.Component):
         self._config = config
         word = config.memory_bits // 8
         self.most_words = (word - 1 + largest_record_bytes(config) - 1) // word + 1
-        places = stream.Signature(place_layout(config))
-        record_bytes = stream.Signature(byte_layout())
         super().__init__(
             {
-                "key_places": In(places),
-                "value_places": In(places),
-                "key_bytes": In(record_bytes),
-                "value_bytes": In(record_bytes),
-                "words": Out(stream.Signature(9 * word)),
+                "key": Out(wiring.Signature(_record_streams(config))),
+                "value": Out(wiring.Signature(_record_streams(config))),
+                "words": Out(stream.Signature(_word_layout(config))),
                 "requests": Out(stream.Signature(request_layout(config, self.most_words))),
-                "value": Out(1),  # whose record it is
+                "of_value": Out(1),  # whose record it is
             }
         )
 
@@ -185,29 +166,26 @@ class _WordFiller(wiring.Component):
         m.submodules.skip = skip = RecordBytes(config, config.max_context)
 
         # --- the record at hand: of keys or of values ---------------------------------------------
-        value = self.value
+        value = self.of_value
         # a path may offer a place long before its bytes: who has both is served
-        has_key = self.key_places.valid & self.key_bytes.valid
-        has_value = self.value_places.valid & self.value_bytes.valid
+        has_key = self.key.places.valid & self.key.bytes.valid
+        has_value = self.value.places.valid & self.value.bytes.valid
         place, byte = Signal(place_layout(config)), Signal(byte_layout())
         valid, take, taken_last = Signal(), Signal(), Signal()
-        for chosen, places, record_bytes in (
-            (~value, self.key_places, self.key_bytes),
-            (value, self.value_places, self.value_bytes),
-        ):
+        for chosen, port in ((~value, self.key), (value, self.value)):
             with m.If(chosen):
                 m.d.comb += [
-                    place.eq(places.payload),
-                    byte.eq(record_bytes.payload),
-                    valid.eq(record_bytes.valid),
-                    record_bytes.ready.eq(take),
-                    places.ready.eq(taken_last),
+                    place.eq(port.places.payload),
+                    byte.eq(port.bytes.payload),
+                    valid.eq(port.bytes.valid),
+                    port.bytes.ready.eq(take),
+                    port.places.ready.eq(taken_last),
                 ]
 
         # --- its bytes to words -------------------------------------------------------------------
         address = Signal(config.address_bits)
         index = Signal(range(word))  # of the next byte within its word
-        data = Array(Signal(8, name=f"byte_{i}", reset_less=True) for i in range(word))
+        word_bytes = Array(Signal(8, name=f"byte_{i}", reset_less=True) for i in range(word))
         strobes = Signal(word)
         full = Signal()  # the word is complete
         filled = Signal(range(self.most_words + 1))  # words of this record so far
@@ -217,7 +195,7 @@ class _WordFiller(wiring.Component):
             skip.count.eq(place.slot),
             address.eq(place.base + skip.bytes),
             self.words.valid.eq(full),
-            self.words.payload.eq(Cat(data, strobes)),
+            self.words.payload.eq(Cat(word_bytes, strobes)),
             self.requests.payload.words.eq(filled),
         ]
         free = ~full | self.words.ready
@@ -239,7 +217,7 @@ class _WordFiller(wiring.Component):
                 m.d.comb += [take.eq(free), taken_last.eq(free & valid & byte.last)]
                 with m.If(free & valid):
                     m.d.sync += [
-                        data[index].eq(byte.data),
+                        word_bytes[index].eq(byte.data),
                         strobes.eq(Mux(full, 0, strobes) | (1 << index)),
                         index.eq(index + 1),
                         full.eq(byte.last | (index == word - 1)),

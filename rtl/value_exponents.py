@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from amaranth.hdl import Module, Mux, Signal, Value, unsigned
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.memory import Memory
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
 from rtl.layouts import output_task_layout, value_exponent_layout, value_exponent_task_layout
+from rtl.streams import Fork, Queue
 
 __all__ = ["ValueExponents"]
 
 
 class ValueExponents(wiring.Component):
-    """Running maximum over the exponents of each head's value scales, one job after the other.
+    """Keeps each head's largest exponent of any value scale, one job after the other.
 
     ``maximum = max(first ? 0 : maximum, floor, exponents that the job writes)``, kept in a memory
     of one word for each of the `table_heads` heads. Core and outputs of a job that attends are told
@@ -49,22 +49,21 @@ class ValueExponents(wiring.Component):
         task = Signal(value_exponent_task_layout(config))
         maximum = Signal(shape)
         left = Signal.like(task.records)
-        told_core, told_outputs = Signal(), Signal()
         # outputs of a job may still leave when the exponent of the next one is known
-        layout = output_task_layout(config)
-        m.submodules.waiting = waiting = SyncFIFOBuffered(width=layout.size, depth=2)
-        output = Signal(layout)
+        m.submodules.waiting = waiting = Queue(output_task_layout(config), 2, buffered=True)
+        connect(m, waiting.o, flipped(self.outputs))
+        tells, told = Signal(), Signal()
+        fork = Fork(m, tells, renew=told)
+        fork.to("core", self.core)
+        fork.to("outputs", waiting.i)
         m.d.comb += [
             read.addr.eq(self.tasks.payload.table),
             write.addr.eq(task.table),
             write.data.eq(maximum),
             self.core.payload.value_exponent.eq(maximum),
-            output.value_exponent.eq(maximum),
-            output.rotate.eq(task.rotate),
-            waiting.w_data.eq(output),
-            self.outputs.valid.eq(waiting.r_rdy),
-            self.outputs.payload.eq(waiting.r_data),
-            waiting.r_en.eq(self.outputs.valid & self.outputs.ready),
+            waiting.i.payload.value_exponent.eq(maximum),
+            waiting.i.payload.rotate.eq(task.rotate),
+            told.eq(tells & fork.ready),
         ]
         with m.FSM():
             with m.State("TASK"):
@@ -76,7 +75,6 @@ class ValueExponents(wiring.Component):
                 m.d.sync += maximum.eq(_larger(Mux(task.first, 0, read.data), task.floor))
                 m.next = "COLLECT"
             with m.State("COLLECT"):
-                m.d.sync += [told_core.eq(0), told_outputs.eq(0)]
                 with m.If(left == 0):
                     m.d.comb += write.en.eq(1)
                     m.next = "TASK"
@@ -88,12 +86,8 @@ class ValueExponents(wiring.Component):
                     with m.If(self.written.valid):
                         m.d.sync += [maximum.eq(_larger(maximum, exponent)), left.eq(left - 1)]
             with m.State("TELL"):
-                m.d.comb += [self.core.valid.eq(~told_core), waiting.w_en.eq(~told_outputs)]
-                with m.If(self.core.ready):
-                    m.d.sync += told_core.eq(1)
-                with m.If(waiting.w_rdy):
-                    m.d.sync += told_outputs.eq(1)
-                with m.If((told_core | self.core.ready) & (told_outputs | waiting.w_rdy)):
+                m.d.comb += tells.eq(1)
+                with m.If(told):
                     m.next = "TASK"
         return m
 

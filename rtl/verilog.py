@@ -8,10 +8,11 @@ instead, and one flip-flop block a register.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib import metadata, resources
 
 from amaranth.back import rtlil
-from amaranth.lib import wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import Member
 
 from kvtq_hw import __version__
@@ -25,6 +26,7 @@ __all__ = [
     "emit",
     "emit_rtlil",
     "generator_version",
+    "interfaces",
     "lint_waivers",
     "port_members",
 ]
@@ -72,21 +74,38 @@ def lint_waivers() -> str:
     return (resources.files("rtl") / "lint.vlt").read_text("utf-8")
 
 
+def interfaces(component: wiring.Component) -> dict[str, Member]:
+    """Every stream, AXI port and other single port under its name in Verilog.
+
+    A member of a port is called ``port__member``, as Amaranth calls it. Flows are the component's,
+    in the order of its signature.
+    """
+
+    def found(signature: wiring.Signature, prefix: str) -> Iterator[tuple[str, Member]]:
+        for name, member in signature.members.items():
+            if member.is_port or isinstance(member.signature, stream.Signature | BusSignature):
+                yield f"{prefix}{name}", member
+            else:
+                yield from found(member.signature, f"{prefix}{name}__")
+
+    return dict(found(component.signature, ""))
+
+
 def port_members(component: wiring.Component) -> dict[str, Member]:
     """Every single port of a component under its name in Verilog, in the order of its signature.
 
-    A member of a port is called ``port__member``, as Amaranth calls it; in an AXI port
-    (`rtl.axi.BusSignature`) ``port_member``, as the world does: ``m_axi_arvalid``.
+    A member of a stream is called ``port__member``; one of an AXI port (`rtl.axi.BusSignature`)
+    ``port_member``, as the world calls it: ``m_axi_arvalid``.
     """
-    found: dict[str, Member] = {}
-    for port, member in component.signature.members.items():
-        if not member.is_port and isinstance(member.signature, BusSignature):
-            parts = member.signature.members.items()
-            found |= {f"{port}_{name}": part for name, part in parts}
+    ports: dict[str, Member] = {}
+    for name, member in interfaces(component).items():
+        if member.is_port:
+            ports[name] = member
         else:
-            flat = wiring.Signature({port: member}).flatten(component)
-            found |= {"__".join(map(str, path)): part for path, part, _ in flat}
-    return found
+            joint = "_" if isinstance(member.signature, BusSignature) else "__"
+            parts = member.signature.members.items()
+            ports |= {f"{name}{joint}{part}": of_part for part, of_part in parts}
+    return ports
 
 
 def emit_rtlil(component: wiring.Component, name: str) -> str:

@@ -12,7 +12,17 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from bench_matrix import TINY
 
-from rtl.axi import Axi4, Axi4Lite, Axi4Read, Axi4Write, AxiStream, drive_attributes, join
+from rtl.axi import (
+    Axi4,
+    Axi4Lite,
+    Axi4Read,
+    Axi4Write,
+    AxiStream,
+    drive_attributes,
+    join_ports,
+    read_addresses,
+    write_addresses,
+)
 from rtl.manifest import manifest
 from rtl.verilog import emit, port_members
 
@@ -20,14 +30,15 @@ from rtl.verilog import emit, port_members
 class Half(wiring.Component):
     """A manager that offers one address for ever."""
 
-    def __init__(self, signature: wiring.Signature, channel: Any) -> None:
-        self._channel = channel
+    def __init__(self, signature: wiring.Signature, addresses: Callable[[Any], Any]) -> None:
+        self._addresses = addresses
         super().__init__({"bus": Out(signature)})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        drive_attributes(m, self.bus, self._channel)
-        m.d.comb += getattr(self.bus, f"{self._channel}valid").eq(1)
+        channel = self._addresses(self.bus)
+        drive_attributes(m, channel)
+        m.d.comb += [channel.valid.eq(1), channel.len.eq(3), channel.addr.eq(4096)]
         return m
 
 
@@ -47,9 +58,9 @@ class Whole(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        m.submodules.reader = reader = Half(Axi4Read(40, 128), "ar")
-        m.submodules.writer = writer = Half(Axi4Write(40, 128), "aw")
-        join(m, self.m_axi, reader.bus, writer.bus)
+        m.submodules.reader = reader = Half(Axi4Read(40, 128), read_addresses)
+        m.submodules.writer = writer = Half(Axi4Write(40, 128), write_addresses)
+        join_ports(m, self.m_axi, reader.bus, writer.bus)
         m.d.comb += self.s_axil.awready.eq(self.s_axil.awvalid)
         return m
 
@@ -90,6 +101,8 @@ def test_attributes_and_join() -> None:
         for name, bits in (("id", 1), ("lock", 1), ("prot", 3), ("qos", 4)):
             assert f"assign m_axi_{channel}{name} = {bits}'h0;" in text
         assert f"assign m_axi_{channel}valid = 1'h1;" in text
+        assert f"assign m_axi_{channel}len = 8'h03;" in text
+        assert f"assign m_axi_{channel}addr = 40'h0000001000;" in text
 
 
 def test_manifest_lists_buses() -> None:

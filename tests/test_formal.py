@@ -174,12 +174,15 @@ def test_room_for_scores_finds():
     assert verdict.violated[0] == "more scores than there is room for"
 
 
+JOBS = "connect(m, queue.o, flipped(self.jobs))"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "violated"),
     [
-        ("queue.r_en.eq(self.jobs.ready)", "queue.r_en.eq(1)", "a job is lost"),
-        ("depth=_QUEUE)", "depth=_QUEUE - 1)", "a job is lost"),
-        ("self.jobs.valid.eq(queue.r_rdy)", "self.jobs.valid.eq(1)", "a job from nowhere"),
+        (JOBS, f"{JOBS}\n        m.d.comb += queue.o.ready.eq(1)", "a job is lost"),
+        ("Queue(layout, _QUEUE,", "Queue(layout, _QUEUE - 1,", "a job is lost"),
+        (JOBS, f"{JOBS}\n        m.d.comb += self.jobs.valid.eq(1)", "a job from nowhere"),
     ],
 )
 def test_queue_of_jobs_finds(old, new, violated):

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 import cocotb
 import numpy as np
 from amaranth.hdl import Shape, ShapeLike
-from amaranth.lib import stream
 from amaranth.lib.wiring import Flow
 from cocotb.clock import Clock
 from cocotb.handle import HierarchyObject
@@ -23,6 +22,7 @@ from cocotb.types import LogicArray
 from kvtq_hw.contract.config import EngineConfig
 from rtl.axi import BusSignature
 from rtl.blocks import create_block
+from rtl.verilog import interfaces
 from sim.bench.axi_checker import watch_buses
 from sim.bench.axi_rules import BusRules
 from sim.bench.scoreboard import Mismatch, Scoreboard
@@ -89,15 +89,16 @@ class Bench:
         Inputs that are no streams start at zero, those of AXI ports too: agents take hold of them.
         """
         bench = cls(dut, block)
-        for port, member in bench.component.signature.members.items():
+        for port, member in interfaces(bench.component).items():
             if member.is_port:
+                bench._shapes[port] = member.shape
                 if member.flow is Flow.In and Shape.cast(member.shape).width:
                     dut[port].value = 0
             elif isinstance(member.signature, BusSignature):
                 for name, part in member.signature.members.items():
                     if part.flow is Flow.In:
                         dut[f"{port}_{name}"].value = 0
-            elif isinstance(member.signature, stream.Signature):
+            else:
                 bench._shapes[port] = member.signature.members["payload"].shape
                 if member.flow is Flow.In:
                     bench.drivers[port] = StreamDriver(dut, port)
@@ -159,8 +160,7 @@ class Bench:
 
     def set(self, port: str, value: Payload) -> None:
         """Drive an input that is no stream."""
-        shape = self.component.signature.members[port].shape
-        self.dut[port].value = LogicArray(pack(shape, value), len(self.dut[port]))
+        self.dut[port].value = LogicArray(pack(self._shapes[port], value), len(self.dut[port]))
 
     def check(self, found: object, expected: object, what: str) -> None:
         """Raise `Mismatch` unless two things are equal."""

@@ -25,10 +25,10 @@ __all__ = ["ELEMENTS", "IN_FLIGHT", "KINDS", "PARTS", "Cycle", "Errors", "Rules"
 #: Jobs that were taken, are right or refused, and have not ended, at most.
 IN_FLIGHT = 4
 KINDS = ("key", "value")
-PARTS = (
-    *("queries", "reads", "attends", "exponents", "fetches"),
-    *("key_tasks", "value_tasks", "key_places", "value_places"),
-)
+#: Names of a job's parts (`golden.scheduler`), and of the streams that they come on.
+PARTS = {name: name for name in ("queries", "reads", "attends", "exponents", "fetches")} | {
+    f"{kind}_{part}": f"{kind}__{part}" for part in ("tasks", "places") for kind in KINDS
+}
 #: What the host gives, and which jobs want it.
 ELEMENTS = {"vectors": "append", "queries": "attend"}
 _COUNTER = 16  # appends are counted modulo this
@@ -92,7 +92,7 @@ class Cycle:
     end : the payload of `done`, if it was valid
     owed : by `ELEMENTS`
     given : elements that the host gave in this cycle
-    pulses : job_read, fetch_read, attended, keys_written, values_written
+    pulses : job_read, fetch_read, attended, key__written, value__written
     appended : counters of keys and values
     """
 
@@ -349,7 +349,7 @@ class Rules:
         done.fetches_read += cycle.pulses["fetch_read"]
         done.attended += cycle.pulses["attended"]
         for kind in KINDS:
-            if cycle.pulses[f"{kind}s_written"]:
+            if cycle.pulses[f"{kind}__written"]:
                 done.records[kind] += 1
                 done.whole[kind] += self._written[kind].popleft()
 

@@ -17,7 +17,7 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotb.types import LogicArray
 
-from rtl.verilog import port_members
+from rtl.verilog import interfaces, port_members
 from sim.bench.bench import Bench
 from sim.bench.scheduler_rules import ELEMENTS, KINDS, PARTS, Cycle, Errors, Rules
 from sim.bench.scoreboard import Mismatch, compared_bits
@@ -75,11 +75,12 @@ class Surroundings:
         self.bench = bench = Bench(dut, "scheduler")
         self.config, self.rng = bench.config, bench.rng
         shapes = {
-            name: member.signature.members["payload"].shape
-            for name, member in bench.component.signature.members.items()
+            port: member.signature.members["payload"].shape
+            for port, member in interfaces(bench.component).items()
             if not member.is_port
         }
-        self.rules = Rules(self.config, {name: compared_bits(shapes[name]) for name in PARTS})
+        packers = {name: compared_bits(shapes[port]) for name, port in PARTS.items()}
+        self.rules = Rules(self.config, packers)
         self._pack_job = packer(shapes["jobs"])
         self.pace = Pace()
         self.queue: deque[dict[str, Any]] = deque()
@@ -98,7 +99,7 @@ class Surroundings:
     def _forget(self) -> None:
         """The blocks begin anew."""
         self._pulses = dict.fromkeys(
-            ("job_read", "fetch_read", "attended", "keys_written", "values_written"), False
+            ("job_read", "fetch_read", "attended", "key__written", "value__written"), False
         )
         self._given = dict.fromkeys(ELEMENTS, False)
         self._idle = self._begun = False
@@ -143,7 +144,7 @@ class Surroundings:
         """Reader and writer stop in the very cycle of `cancel`, and may be idle in it."""
         while True:
             await RisingEdge(self._dut.cancel)
-            for name in ("job_read", "fetch_read", "keys_written", "values_written"):
+            for name in ("job_read", "fetch_read", "key__written", "value__written"):
                 self._pulses[name] = False
                 self._set(name, False)
             self._idle = self._chance(self.pace.idle)
@@ -192,18 +193,20 @@ class Surroundings:
 
     def _sample(self) -> Cycle:
         pin, pins = self._pin, self._pins
-        offered = [name for name in PARTS if pin(f"{name}__valid")]
+        offered = {name: port for name, port in PARTS.items() if pin(f"{port}__valid")}
         end = pins["done__payload"].value.to_unsigned() if pin("done__valid") else None
         shown = {*offered, *(["done"] if end is not None else [])}
         return Cycle(
             job=self.offering if pin("jobs__ready") else None,
-            parts={name: pins[f"{name}__payload"].value.to_unsigned() for name in offered},
+            parts={
+                name: pins[f"{port}__payload"].value.to_unsigned() for name, port in offered.items()
+            },
             taken=shown & self._ready,
             end=end,
             owed={what: pin(f"{what}_owed") for what in ELEMENTS},
             given=self._given,
             pulses=self._pulses,
-            appended={kind: pins[f"{kind}s_appended"].value.to_unsigned() for kind in KINDS},
+            appended={kind: pins[f"{kind}__appended"].value.to_unsigned() for kind in KINDS},
             **{name: pin(name) for name in ("appending", "discard", "cancel", "restart")},
             errors=self._errors,
             idle=self._idle,
@@ -215,8 +218,8 @@ class Surroundings:
 
     def _drive(self) -> None:
         """Everything but descriptors and errors."""
-        for name in (*PARTS, "done"):
-            self._set(f"{name}__ready", name in self._ready)
+        for name, port in (*PARTS.items(), ("done", "done")):
+            self._set(f"{port}__ready", name in self._ready)
         for name, pulse in self._pulses.items():
             self._set(name, pulse)
         self._set("vector_taken", self._given["vectors"])
@@ -302,7 +305,7 @@ class Surroundings:
                 if left:
                     writing.appendleft((append, left - 1))
                 else:
-                    self._pulses[f"{kind}s_written"] = True
+                    self._pulses[f"{kind}__written"] = True
 
     def _read(self) -> None:
         """Fetches, and jobs: each when what it reads has been appended."""

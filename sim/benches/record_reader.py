@@ -50,12 +50,12 @@ async def run(
     bench.drive("jobs", [job.payload for job in jobs], source)
     bench.drive("fetches", [fetch.payload for fetch in fetches], source)
     for kind in KINDS:
-        bench.expect(f"{kind}s", [s for job in jobs for s in job.slices(bench, kind)], sink)
+        bench.expect(f"{kind}__slices", [s for job in jobs for s in job.slices(bench, kind)], sink)
         planes = [p for f in fetches for p in f.records[kind].coded_planes()]
-        bench.expect(f"leaving_{kind}s", planes, sink)
+        bench.expect(f"{kind}__leaving", planes, sink)
     pulses = {name: Pulses(bench, name) for name in ("job_read", "fetch_read")}
     await bench.finish(cycles_per_transfer=200)
-    cycles = [(cycle, kind) for kind in KINDS for cycle in bench.sinks[f"{kind}s"].cycles]
+    cycles = [(cycle, kind) for kind in KINDS for cycle in bench.sinks[f"{kind}__slices"].cycles]
     bench.check([kind for _, kind in sorted(cycles)], order(bench, jobs), "order of slices")
     bench.check(pulses["job_read"].count, len(jobs), "jobs read")
     bench.check(pulses["fetch_read"].count, len(fetches), "fetches read")
@@ -142,7 +142,7 @@ async def pace(dut: HierarchyObject) -> None:
     planes = (config.max_planes,) * 3
     jobs = [random_job(bench, memory, (0, 6 * config.block, 0), planes, False) for _ in range(2)]
     await run(bench, jobs, some_fetches(bench, memory))
-    slices = sorted(bench.sinks["keys"].cycles + bench.sinks["values"].cycles)
+    slices = sorted(bench.sinks["key__slices"].cycles + bench.sinks["value__slices"].cycles)
     cycles = slices if len(slices) > len(port.beat_cycles) else port.beat_cycles
     taken = cycles[-1] - cycles[0] + 1
     # blocks of four tokens pass faster than pieces are asked for
@@ -162,7 +162,7 @@ async def fences(dut: HierarchyObject) -> None:
     appends = int(bench.rng.integers(1 << APPEND_BITS))
     behind = (appends - 1) % (1 << APPEND_BITS)
     for kind in KINDS:
-        bench.set(f"{kind}s_appended", behind)
+        bench.set(f"{kind}__appended", behind)
     job = random_job(bench, memory, (2, 2 * config.block, 3), appends=appends)
     fetch = random_fetch(bench, memory, appends=appends)
     # the newest records of body and window, and what leaves, are not what they will be
@@ -178,14 +178,14 @@ async def fences(dut: HierarchyObject) -> None:
         for kind, tokens in (("key", 2 * config.block), ("value", config.block)):
             sinks, body, _ = job.records[kind]  # type: ignore[index]
             counts = sinks.slice_counts(config) + body.slice_counts(config)
-            came = len(bench.sinks[f"{kind}s"].payloads)
+            came = len(bench.sinks[f"{kind}__slices"].payloads)
             bench.check(came, sum(counts[:tokens]), f"{kind} slices before the append")
-            bench.check(len(bench.sinks[f"leaving_{kind}s"].payloads), 0, "leaving planes")
+            bench.check(len(bench.sinks[f"{kind}__leaving"].payloads), 0, "leaving planes")
         for place, data in zip(places, contents, strict=True):
             memory.data[place] = data
         for kind in KINDS:
             ahead = int(bench.rng.integers(half))
-            bench.set(f"{kind}s_appended", (appends + ahead) % (1 << APPEND_BITS))
+            bench.set(f"{kind}__appended", (appends + ahead) % (1 << APPEND_BITS))
 
     appending = cocotb.start_soon(append())
     await run(bench, [job], [fetch])
@@ -195,15 +195,15 @@ async def fences(dut: HierarchyObject) -> None:
 def drain_slices(bench: Bench) -> None:
     """Take every slice that comes."""
     for kind in KINDS:
-        cocotb.start_soon(bench.sinks[f"{kind}s"].drain(stalls(bench, "none")))
+        cocotb.start_soon(bench.sinks[f"{kind}__slices"].drain(stalls(bench, "none")))
 
 
 def take_slices(bench: Bench, job: Job) -> None:
     """See that the slices which came are the first ones of the job, and forget them."""
     layouts = (key_input_layout(bench.config), value_input_layout(bench.config))
     for kind, shape in zip(KINDS, layouts, strict=True):
-        sink = bench.sinks[f"{kind}s"]
-        Scoreboard(f"{kind}s", shape, job.slices(bench, kind)).compare(sink.payloads)
+        sink = bench.sinks[f"{kind}__slices"]
+        Scoreboard(f"{kind}__slices", shape, job.slices(bench, kind)).compare(sink.payloads)
         sink.payloads.clear()
         sink.cycles.clear()
 
@@ -515,7 +515,7 @@ class Episode:
             COVERAGE.sample(digits={1: "one", most: "most"}.get(digits, "between"))
 
     def _count(self, kind: VectorKind) -> None:
-        self.bench.set(f"{kind}s_appended", self._after(self.appended[kind]))
+        self.bench.set(f"{kind}__appended", self._after(self.appended[kind]))
 
     async def _append(self, kind: VectorKind) -> None:
         """Put records into memory and count them, now and then."""
@@ -535,8 +535,8 @@ class Episode:
         ):
             slices = [s for job in self.jobs for s in job.slices(self.bench, kind)]
             planes = [p for f in self.fetches for p in f.records[kind].coded_planes()]
-            boards[f"{kind}s"] = Scoreboard(f"{kind}s", shape, slices)
-            leaving = f"leaving_{kind}s"
+            boards[f"{kind}__slices"] = Scoreboard(f"{kind}__slices", shape, slices)
+            leaving = f"{kind}__leaving"
             boards[leaving] = Scoreboard(leaving, coded_plane_layout(config), planes)
         return boards
 
@@ -668,8 +668,8 @@ class Episode:
         return {
             "anything": False,
             "bursts": rules.reads_under_way > 0,
-            "slices": any(waits(f"{kind}s") for kind in KINDS),
-            "planes": any(waits(f"leaving_{kind}s") for kind in KINDS),
+            "slices": any(waits(f"{kind}__slices") for kind in KINDS),
+            "planes": any(waits(f"{kind}__leaving") for kind in KINDS),
             "fence": bool(int(dut.fenced.value)),
         }
 

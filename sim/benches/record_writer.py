@@ -110,7 +110,7 @@ class Written:
         while True:
             await RisingEdge(bench.dut.clk)
             for kind, cycles in self.cycles.items():
-                if bench.dut[f"{kind}s_written"].value == 1:
+                if bench.dut[f"{kind}__written"].value == 1:
                     cycles.append(current_cycle())
 
     @property
@@ -154,8 +154,8 @@ def drive(bench: Bench, records: list[Record], mix: str = "none") -> None:
             for record in own
             for place, byte in enumerate(record.data.tolist())
         ]
-        bench.drive(f"{kind}_places", [record.payload for record in own], mix)
-        bench.drive(f"{kind}_bytes", record_bytes, mix)
+        bench.drive(f"{kind}__places", [record.payload for record in own], mix)
+        bench.drive(f"{kind}__bytes", record_bytes, mix)
 
 
 async def wait_for(bench: Bench, written: Written, count: int, patience: int) -> None:
@@ -229,7 +229,7 @@ async def pace(dut: HierarchyObject) -> None:
     await run(bench, target, records)
     found = []
     for kind in KINDS:
-        cycles = bench.drivers[f"{kind}_bytes"].cycles
+        cycles = bench.drivers[f"{kind}__bytes"].cycles
         found += [(start, kind) for start in cycles[::length]]
         for start, end in zip(cycles[::length], cycles[length - 1 :: length], strict=True):
             bench.check(end - start, length - 1, "cycles of a record's bytes")
@@ -249,18 +249,18 @@ async def place_without_bytes(dut: HierarchyObject) -> None:
     first, second = (
         Record(k, r.payload, r.address, r.data) for k, r in zip(KINDS, records, strict=True)
     )
-    bench.drive("key_places", [first.payload])
+    bench.drive("key__places", [first.payload])
     written = Written(bench)
     await ClockCycles(dut.clk, 40)
-    bench.drive("value_places", [second.payload])
+    bench.drive("value__places", [second.payload])
     value_bytes = [{"data": byte, "last": 0} for byte in second.data.tolist()]
     value_bytes[-1]["last"] = 1
-    bench.drive("value_bytes", value_bytes)
+    bench.drive("value__bytes", value_bytes)
     await wait_for(bench, written, 1, 1000)
     bench.check(len(written.cycles["value"]), 1, "values written")
     key_bytes = [{"data": byte, "last": 0} for byte in first.data.tolist()]
     key_bytes[-1]["last"] = 1
-    bench.drive("key_bytes", key_bytes)
+    bench.drive("key__bytes", key_bytes)
     await wait_for(bench, written, 2, 1000)
     for record in (first, second):
         found = target.data[record.address : record.address + len(record.data)]
@@ -546,7 +546,7 @@ class Episode:
         for cycle in range(60_000):
             await edge
             for kind in KINDS:
-                written[kind] += int(dut[f"{kind}s_written"].value)
+                written[kind] += int(dut[f"{kind}__written"].value)
             if ending in ("cancel", "reset") and (cycle == moment or self._met()[meets]):
                 break
             if int(dut.error.value):
@@ -626,7 +626,7 @@ class Episode:
             valid, ready = dut[f"m_axi_{channel}valid"].value, dut[f"m_axi_{channel}ready"].value
             return int(valid) == 1 and int(ready) == 0
 
-        ports = [self.bench.drivers[f"{kind}_bytes"] for kind in KINDS]
+        ports = [self.bench.drivers[f"{kind}__bytes"] for kind in KINDS]
         return {
             "anything": False,
             "bytes": any(port.cycles and current_cycle() - port.cycles[-1] < 4 for port in ports),

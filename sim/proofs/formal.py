@@ -20,10 +20,10 @@ from typing import Any
 import pyosys
 from amaranth.back import rtlil
 from amaranth.hdl import Assume, Cat, Module, Shape, Signal, Value, ValueLike
-from amaranth.lib import stream, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import Flow
 
-from rtl.axi import BusSignature
+from rtl.verilog import port_members
 from rtl.yosys import run_yosys
 
 __all__ = ["Proof", "ProofError", "Stream", "Verdict", "streams_of"]
@@ -85,27 +85,21 @@ class Stream:
 
 
 def streams_of(block: wiring.Component) -> list[Stream]:
-    """All channels at a block's edge; of an AXI port, those named by its members."""
+    """List all channels at a block's edge, by their names in Verilog."""
+    members = port_members(block)
+    values = [Value.cast(value) for _, _, value in block.signature.flatten(block)]
+    ports = dict(zip(members, values, strict=True))
     found = []
-    for name, member in block.signature.members.items():
-        if member.is_port:
-            continue
-        port = getattr(block, name)
-        if isinstance(member.signature, stream.Signature):
-            payload = Value.cast(port.payload)
-            found.append(Stream(name, member.flow, port.valid, port.ready, payload))
-        elif isinstance(member.signature, BusSignature):
-            parts = member.signature.members
-            for channel in (part.removesuffix("valid") for part in parts if part.endswith("valid")):
-                flow = parts[f"{channel}valid"].flow
-                handshake = (f"{channel}valid", f"{channel}ready")
-                payload = Cat(
-                    Value.cast(getattr(port, part))
-                    for part in parts
-                    if part.startswith(channel) and part not in handshake
-                )
-                valid, ready = (getattr(port, part) for part in handshake)
-                found.append(Stream(f"{name}_{channel}", flow, valid, ready, payload))
+    for valid in (name for name in ports if name.endswith("valid")):
+        stem = valid.removesuffix("valid")
+        ready = f"{stem}ready"
+        payload = Cat(
+            value
+            for name, value in ports.items()
+            if name.startswith(stem) and name not in (valid, ready)
+        )
+        name, flow = stem.removesuffix("__"), members[valid].flow
+        found.append(Stream(name, flow, ports[valid], ports[ready], payload))
     return found
 
 

@@ -1,0 +1,99 @@
+"""What the two masters of the KV memory share: bursts that are under way, and the end of an error.
+
+What the bus reports ends everything: `error` is set, and from then on nothing is asked for and
+nothing that is answered counts. `cancel`, held until `idle`, waits for what is under way and
+forgets everything. Bursts are given up when `PATIENCE` cycles brought no answer, counted from when
+the last thing that the master offered was taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import Elaboratable, Module, Mux, ResetInserter, ShapeLike, Signal, Value
+from amaranth.lib.wiring import In, Member, Out
+
+from rtl.axi import AddressChannel, Response
+from rtl.streams import Queue
+
+__all__ = ["PATIENCE", "BusMaster", "ports_of_errors"]
+
+#: Cycles without an answer after which `cancel` gives bursts up.
+PATIENCE = 1 << 16
+
+
+def ports_of_errors() -> dict[str, Member]:
+    """Return the ports of a master that errors concern.
+
+    error : Out, `rtl.axi.Response` of the first answer that was not OKAY
+    cancel : In, hold until `idle`
+    idle : Out, `cancel` has done its work
+    """
+    return {"error": Out(Response), "cancel": In(1), "idle": Out(1)}
+
+
+class BusMaster:
+    """Frame of a master's `elaborate`: `add` parts, `ask` for bursts, and `end` it.
+
+    Parameters
+    ----------
+    m : Module
+    ports : the master, with `ports_of_errors`
+    channel : where bursts are asked for
+    tag : layout of what is known of a burst under way
+    most : bursts that may be under way
+
+    Attributes
+    ----------
+    stopped : Signal, nothing is asked for, and nothing that is answered counts
+    under_way : Queue of tags, the oldest burst first; its input and what takes a tag away are the
+        caller's
+    free : Value, `ask` may go, but for what the caller knows
+    """
+
+    def __init__(
+        self, m: Module, ports: Any, channel: AddressChannel, tag: ShapeLike, most: int
+    ) -> None:
+        self._m = m
+        self._ports = ports
+        self._channel = channel
+        self.stopped = Signal(name="stopped")
+        m.d.comb += self.stopped.eq((ports.error != Response.OKAY) | ports.cancel)
+        self.under_way = Queue(tag, most, buffered=False)
+        self.add(under_way=self.under_way)
+        self.free = (~channel.valid | channel.ready) & self.under_way.i.ready & ~self.stopped
+
+    def add(self, **parts: Elaboratable) -> None:
+        """Add submodules, which start anew when the master is idle."""
+        for name, part in parts.items():
+            self._m.submodules[name] = ResetInserter(self._ports.idle)(part)
+
+    def ask(self, go: Value, burst: Any) -> None:
+        """Ask for a burst (`rtl.burst_splitter.burst_layout`) in the cycle after `go`."""
+        m, channel = self._m, self._channel
+        m.d.comb += self.under_way.i.valid.eq(go)
+        with m.If(channel.ready):
+            m.d.sync += channel.valid.eq(0)
+        with m.If(go):
+            m.d.sync += [
+                channel.valid.eq(1),
+                channel.addr.eq(burst.address),
+                channel.len.eq(burst.length),
+            ]
+
+    def end(self, offers: Value, answered: Value) -> None:
+        """Become idle when nothing is under way any more, or for too long.
+
+        Parameters
+        ----------
+        offers : The master offers something that has not been taken.
+        answered : The bus answers.
+        """
+        m, ports = self._m, self._ports
+        quiet = Signal(range(PATIENCE), name="quiet")
+        m.d.sync += quiet.eq(Mux(answered | offers | ~ports.cancel, 0, quiet + 1))
+        m.d.comb += ports.idle.eq(
+            ports.cancel & ~offers & (~self.under_way.o.valid | (quiet == PATIENCE - 1))
+        )
+        with m.If(ports.idle):
+            m.d.sync += ports.error.eq(Response.OKAY)
