@@ -9,18 +9,18 @@ from pathlib import Path
 import cocotb
 import numpy as np
 from cocotb.handle import HierarchyObject
-from cocotb.task import Task
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiReadBus, AxiSlaveRead
 from numpy.typing import NDArray
 
 from kvtq_hw.contract.layout import VectorKind
 from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
-from rtl.memory_layouts import APPEND_BITS, read_job_layout
+from rtl.memory_layouts import APPEND_BITS
 from sim.bench.axi_memory import RESPONSES, Fault, ReadMemory
-from sim.bench.axi_rules import AxiRules, Rule
+from sim.bench.axi_rules import Rule
 from sim.bench.bench import Bench
 from sim.bench.coverage import Coverage, Cross, Point
+from sim.bench.episodes import Episode, cancel, check_silence, pause_channels
 from sim.bench.read_jobs import (
     KINDS,
     TIERS,
@@ -32,7 +32,7 @@ from sim.bench.read_jobs import (
     random_job,
 )
 from sim.bench.scoreboard import Mismatch, Scoreboard
-from sim.bench.streams import changing_stalls, pack, stall_pattern
+from sim.bench.streams import changing_stalls, stall_pattern
 
 #: By fault, the rule of AXI that the memory breaks.
 BROKEN_RULES = {
@@ -93,10 +93,7 @@ def attach(bench: Bench, memory: Memory, mix: str = "none") -> Target:
     target = Target(memory.data)
     bus = AxiReadBus.from_prefix(bench.dut, "m_axi")
     slave = AxiSlaveRead(bus, bench.dut.clk, target=target)
-    for channel in (slave.ar_channel, slave.r_channel):
-        if mix != "none":
-            pattern = stall_pattern(bench.stalls(mix), bench.rng.spawn(1)[0])
-            channel.set_pause_generator(not go for go in pattern)
+    pause_channels(bench, (slave.ar_channel, slave.r_channel), mix)
     return target
 
 
@@ -208,45 +205,18 @@ def take_slices(bench: Bench, job: Job) -> None:
         sink.cycles.clear()
 
 
-def offer(bench: Bench, job: Job) -> Task[None]:
-    """Send one job."""
-    bits = pack(read_job_layout(bench.config), job.payload)
-    return cocotb.start_soon(bench.drivers["jobs"].send([bits], stalls(bench, "none")))
-
-
-async def cancel(bench: Bench, offered: Task[None], patience: int) -> None:
-    """Withdraw what is at the port, and cancel."""
-    dut = bench.dut
-    offered.cancel()
-    dut.jobs__valid.value = 0
-    dut.cancel.value = 1
-    for _ in range(patience):
-        await RisingEdge(dut.clk)
-        if dut.idle.value == 1:
-            break
-    else:
-        raise Mismatch(f"not idle within {patience} cycles of cancel")
-    dut.cancel.value = 0
-    await ClockCycles(dut.clk, 2)
-    bench.check(int(dut.error.value), 0, "error after cancel")
-
-
 async def failing_job(bench: Bench, job: Job, expected: int) -> None:
     """Run a job that ends in an error, cancel it, and see that what came was right so far."""
     dut = bench.dut
-    offered = offer(bench, job)
+    bench.drive("jobs", [job.payload])
     edge = RisingEdge(dut.clk)
     for _ in range(20000):
         await edge
         if int(dut.error.value):
             break
     bench.check(int(dut.error.value), expected, "error")
-    asked = 0
-    for _ in range(150):
-        await edge
-        asked += int(dut.m_axi_arvalid.value) & int(dut.m_axi_arready.value)
-    bench.check(asked <= 1, True, "only the address that was offered before the error")
-    await cancel(bench, offered, 3000)
+    await check_silence(bench, "ar", 150)
+    await cancel(bench, "ar")
     take_slices(bench, job)
 
 
@@ -309,21 +279,20 @@ async def memory_falls_silent(dut: HierarchyObject) -> None:
     addresses = (takes for _ in itertools.count())
     cocotb.start_soon(port.serve(stalls(bench, "random"), addresses))
     drain_slices(bench)
-    offered = offer(bench, job)
+    bench.drive("jobs", [job.payload])
     while len(port.bursts) < 2:
         await RisingEdge(dut.clk)
     takes = False
     await ClockCycles(dut.clk, 3000)
     bench.check(int(dut.error.value), 0, "error: the port waits as long as nobody cancels")
     bench.check(int(dut.m_axi_arvalid.value), 1, "an address waits")
-    offered.cancel()
-    dut.jobs__valid.value = 0
+    bench.withdraw()
     dut.cancel.value = 1
     await ClockCycles(dut.clk, 2000)
     takes = True
     await ClockCycles(dut.clk, 65_000)
     bench.check(int(dut.idle.value), 0, "idle 65000 cycles after the last address")
-    await cancel(bench, offered, 3000)
+    await cancel(bench, "ar")
     take_slices(bench, job)
     port.restart()
     bench.buses["m_axi"].forget()
@@ -332,7 +301,8 @@ async def memory_falls_silent(dut: HierarchyObject) -> None:
 
 # --- anything at any time -------------------------------------------------------------------------
 
-_STRUCK = ("slverr", "decerr", "exokay", "early", "late")
+#: What `error` says after each fault of the memory.
+_STRUCK = RESPONSES | dict.fromkeys(("early", "late"), RESPONSES["exokay"])
 _NO_FAULT: dict[tuple[str | None, ...], str] = {
     (ending, None): "Nothing of the memory goes wrong." for ending in ("well", "cancel", "reset")
 }
@@ -431,22 +401,21 @@ COVERAGE = Coverage(
 )
 
 
-class Episode:
+class ReadEpisode(Episode):
     """Jobs and fetches, appends that they wait for, and an end at any time.
 
     What is not appended yet is wrong in memory until it is.
 
     Parameters
     ----------
-    ending : how it shall end, a bin of the coverage
     owner : whose burst goes wrong, where one does and there is such a burst
     """
 
     STEPS = 2  # appends within an episode
 
     def __init__(self, bench: Bench, port: ReadMemory, ending: str, owner: str) -> None:
-        self.bench, self.port, self.dut = bench, port, bench.dut
-        self._ending, self._owner = ending, owner
+        super().__init__(bench, "ar", COVERAGE, _STRUCK, ending)
+        self.port, self._owner = port, owner
         rng = bench.rng
         self.memory = Memory(bench, 1 << 17)
         port.data = self.memory.data
@@ -471,6 +440,8 @@ class Episode:
                 self.memory.data[place] ^= 255
         for kind in KINDS:
             self._count(kind)
+        self._pulses = dict.fromkeys(("job_read", "fetch_read"), 0)
+        self._boards = self._expected()
 
     def _after(self, appends: int) -> int:
         return (self.base + appends) % (1 << APPEND_BITS)
@@ -542,55 +513,50 @@ class Episode:
 
     async def run(self) -> None:
         """All of it; what comes must be what belongs, as far as it comes."""
-        bench, rng, dut, ending = self.bench, self.bench.rng, self.dut, self._ending
-        boards = self._expected()
+        bench, rng, boards = self.bench, self.bench.rng, self._boards
         moment = int(rng.integers(1, 60 * len(self.jobs) + 120))
         meets = str(rng.choice(["anything", "slices", "planes", "fence"]))
-        if ending in _STRUCK:
+        if self.ending in _STRUCK:
             self._plan()
         bench.drive("jobs", [job.payload for job in self.jobs], "mixed")
         bench.drive("fetches", [fetch.payload for fetch in self.fetches], "mixed")
         appending = [cocotb.start_soon(self._append(kind)) for kind in KINDS]
-        pulses = dict.fromkeys(("job_read", "fetch_read"), 0)
-        edge, left = RisingEdge(dut.clk), 80
-        for cycle in range(60_000):
-            await edge
-            for name in pulses:
-                pulses[name] += int(dut[name].value)
-            if ending in ("cancel", "reset") and (cycle == moment or self._met()[meets]):
-                break
-            if int(dut.error.value):
-                break
-            if int(dut.fenced.value):
-                self._sample_fence()
-            struck = ending in _STRUCK and self.port.fault is None
-            complete = all(len(bench.sinks[n].payloads) >= len(b) for n, b in boards.items())
-            left -= complete and not struck
-            if not left:
-                ending = "well"
-                break
-        else:
-            raise Mismatch(f"an episode that ends {ending} does not end")
+        await self.play(moment, meets)
         for task in appending:
             task.cancel()
-        if ending == "well":
-            for name, board in boards.items():
-                received = bench.sinks[name].payloads
-                if len(board):
-                    board.finish(received)
-                else:
-                    bench.check(received, [], name)
-            taken = {"job_read": len(self.jobs), "fetch_read": len(self.fetches)}
-            bench.check(pulses, taken, "jobs and fetches read")
-            bench.withdraw()
-            self.port.fault = None
+        if self.ending == "well":
+            self._finish()
         else:
-            await self._abort(ending)
+            await self.abort(30)
+            self.port.restart()
             for name, board in boards.items():
                 board.compare(bench.sinks[name].payloads)
-        self._sample_end(ending)
+        self._sample_end()
         for sink in bench.sinks.values():
             sink.payloads.clear()
+
+    def look(self) -> bool:
+        for name in self._pulses:
+            self._pulses[name] += int(self.dut[name].value)
+        if int(self.dut.fenced.value):
+            self._sample_fence()
+        if self.ending in _STRUCK and self.port.fault is None:
+            return False  # the error is to come
+        sinks = self.bench.sinks
+        return all(len(sinks[name].payloads) >= len(b) for name, b in self._boards.items())
+
+    def _finish(self) -> None:
+        """See that everything came, and nothing more."""
+        for name, board in self._boards.items():
+            received = self.bench.sinks[name].payloads
+            if len(board):
+                board.finish(received)
+            else:
+                self.bench.check(received, [], name)
+        taken = {"job_read": len(self.jobs), "fetch_read": len(self.fetches)}
+        self.bench.check(self._pulses, taken, "jobs and fetches read")
+        self.bench.withdraw()
+        self.port.fault = None
 
     def _plan(self) -> None:
         """Let the memory break in the first burst that has such a beat."""
@@ -601,54 +567,19 @@ class Episode:
             within = range(place.start // word * word, place.stop)
             beats = -(-len(within) // word)
         beat = int(rng.choice([0, beats - 1, int(rng.integers(beats))]))
-        beat = max(beat - (self._ending == "early"), 0)
+        beat = max(beat - (self.ending == "early"), 0)
         burst = len(self.port.bursts) + int(rng.choice([0, 0, 1, 3])) * (within is None)
-        self.port.fault = Fault(self._ending, burst, beat, within)  # type: ignore[arg-type]
+        self.port.fault = Fault(self.ending, burst, beat, within)  # type: ignore[arg-type]
         self.port.aftermath = int(rng.choice([0, RESPONSES["slverr"], RESPONSES["decerr"]]))
-        self.bench.buses["m_axi"].tolerated = BROKEN_RULES.get(self._ending, set())
+        self.rules.tolerated = BROKEN_RULES.get(self.ending, set())
 
-    async def _abort(self, ending: str) -> None:
-        """What follows an error, a cancel or a reset; what comes meanwhile is thrown away."""
-        bench, dut = self.bench, self.dut
-        rules = bench.buses["m_axi"]
-        if ending in _STRUCK:
-            code = RESPONSES.get(ending, RESPONSES["exokay"])
-            bench.check(int(dut.error.value), code, f"error after {ending}")
-            before = len(self.port.bursts)
-            await ClockCycles(dut.clk, int(bench.rng.integers(30)))
-            bench.check(int(dut.error.value), code, "error: the first one counts")
-            late = len(self.port.bursts) - before
-            bench.check(late <= 1, True, "only the address that was offered before the error")
-            found = {violation.rule for violation in rules.found}
-            bench.check(found, rules.tolerated, f"rules that the memory broke by {ending}")
-        else:
-            bench.check(int(dut.error.value), 0, "error without one")
-            self._sample_under_way()
-        if ending == "reset":
-            await bench.reset(int(bench.rng.integers(1, 3)))
-        else:
-            for sink in bench.sinks.values():
-                sink.in_reset = True  # a slice that waits is withdrawn
-            bench.withdraw()
-            dut.cancel.value = 1
-            asked = len(self.port.bursts)
-            for _ in range(3000):
-                await RisingEdge(dut.clk)
-                if dut.idle.value == 1:
-                    break
-            else:
-                raise Mismatch(f"not idle within 3000 cycles of cancel after {ending}")
-            late = len(self.port.bursts) - asked
-            bench.check(late <= 1, True, "only the address that was offered before cancel")
-            dut.cancel.value = 0
-            await RisingEdge(dut.clk)
-            for sink in bench.sinks.values():
-                sink.in_reset = False
-            await RisingEdge(dut.clk)
-            bench.check(int(dut.error.value), 0, "error after cancel")
-        self.port.restart()
-        rules.found.clear()
-        rules.tolerated = set()
+    async def cancel(self) -> None:
+        sinks = self.bench.sinks.values()
+        for sink in sinks:
+            sink.in_reset = True  # a slice that waits is withdrawn
+        await cancel(self.bench, "ar")
+        for sink in sinks:
+            sink.in_reset = False
 
     # --- coverage ---------------------------------------------------------------------------------
 
@@ -657,36 +588,30 @@ class Episode:
         if behind:
             COVERAGE.sample(waits_for=behind[0] if len(behind) == 1 else "both")
 
-    def _met(self) -> dict[str, bool]:
-        """What a cancel or reset would meet, by the bins of the coverage."""
-        dut, rules = self.dut, self.bench.buses["m_axi"]
-        assert isinstance(rules, AxiRules)
+    def met(self) -> dict[str, bool]:
+        dut = self.dut
 
         def waits(port: str) -> bool:
             return int(dut[f"{port}__valid"].value) == 1 and int(dut[f"{port}__ready"].value) == 0
 
         return {
             "anything": False,
-            "bursts": rules.reads_under_way > 0,
+            "bursts": self.rules.reads_under_way > 0,
             "slices": any(waits(f"{kind}__slices") for kind in KINDS),
             "planes": any(waits(f"{kind}__leaving") for kind in KINDS),
             "fence": bool(int(dut.fenced.value)),
         }
 
-    def _sample_under_way(self) -> None:
-        for name in [name for name, holds in self._met().items() if holds] or ["nothing"]:
-            COVERAGE.sample(under_way=name)
-
-    def _sample_end(self, ending: str) -> None:
-        if ending not in _STRUCK:
-            COVERAGE.sample(ending=ending)
+    def _sample_end(self) -> None:
+        if self.ending not in _STRUCK:
+            COVERAGE.sample(ending=self.ending)
             return
         assert self.port.struck is not None
         address, beats, beat = self.port.struck
         windows = [fetch.place(kind) for fetch in self.fetches for kind in KINDS]
         word = self.memory.word
         of_fetch = any(place.start // word * word <= address < place.stop for place in windows)
-        COVERAGE.sample(ending=ending, owner="fetch" if of_fetch else "job")
+        COVERAGE.sample(ending=self.ending, owner="fetch" if of_fetch else "job")
         if beats > 1:
             place = "first" if beat == 0 else "last" if beat == beats - 1 else "middle"
             COVERAGE.sample(beat=place)
@@ -707,7 +632,7 @@ async def anything_at_any_time(dut: HierarchyObject) -> None:
     endings = [*faults, *[("cancel", ""), ("reset", "")] * 6, *[("well", "")] * 2]
     for _ in range(5 if thorough else 1):
         for number in rng.permutation(len(endings))[: None if thorough else 10]:
-            await Episode(bench, port, *endings[number]).run()
+            await ReadEpisode(bench, port, *endings[number]).run()
     longest = min(config.read_ahead // 2, 256)
     for name, number in (("one beat", 1), ("longest", longest)):
         if any(beats == number for _, beats in port.bursts):

@@ -17,11 +17,11 @@ from kvtq_hw.contract.layout import VectorKind
 from kvtq_hw.contract.packing import vector_bytes
 from rtl.memory_layouts import largest_record_bytes
 from sim.bench.axi_memory import RESPONSES, WriteMemory
-from sim.bench.axi_rules import AxiRules, Rule
+from sim.bench.axi_rules import Rule
 from sim.bench.bench import Bench
 from sim.bench.coverage import Coverage, Point
-from sim.bench.scoreboard import Mismatch
-from sim.bench.streams import changing_stalls, current_cycle, stall_pattern
+from sim.bench.episodes import Episode, cancel, check_silence, pause_channels
+from sim.bench.streams import changing_stalls, current_cycle
 
 KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
 PAGE = 4096
@@ -69,10 +69,8 @@ class Target:
         self._send = self._slave.b_channel.send
         self._response = response
         self._slave.b_channel.send = self._respond
-        for channel in (self._slave.aw_channel, self._slave.w_channel, self._slave.b_channel):
-            if mix != "none":
-                pattern = stall_pattern(bench.stalls(mix), bench.rng.spawn(1)[0])
-                channel.set_pause_generator(not go for go in pattern)
+        channels = (self._slave.aw_channel, self._slave.w_channel, self._slave.b_channel)
+        pause_channels(bench, channels, mix)
 
     async def write(self, address: int, data: bytes) -> None:
         if self.bursts == self._failing and self._response != "never":
@@ -267,24 +265,16 @@ async def place_without_bytes(dut: HierarchyObject) -> None:
         bench.check(found.tolist(), record.data.tolist(), record.kind)
 
 
-async def cancel(bench: Bench) -> None:
+async def cancel_writes(bench: Bench) -> None:
     """Withdraw everything, and cancel."""
-    dut = bench.dut
-    bench.withdraw()
-    dut.cancel.value = 1
-    written = 0
-    for _ in range(3000):
-        await RisingEdge(dut.clk)
+    dut, written = bench.dut, []
+
+    def look() -> None:
         if dut.m_axi_wvalid.value == 1 and dut.m_axi_wready.value == 1:
-            written += int(dut.m_axi_wstrb.value) != 0
-        if dut.idle.value == 1:
-            break
-    else:
-        raise Mismatch("not idle within 3000 cycles of cancel")
-    bench.check(written <= 1, True, "only the word that was offered before cancel has strobes")
-    dut.cancel.value = 0
-    await ClockCycles(dut.clk, 2)
-    bench.check(int(dut.error.value), 0, "error after cancel")
+            written.append(int(dut.m_axi_wstrb.value) != 0)
+
+    await cancel(bench, "aw", look)
+    bench.check(sum(written) <= 1, True, "only the word that was offered before cancel has strobes")
 
 
 async def recover(bench: Bench, target: Target, records: list[Record]) -> None:
@@ -323,13 +313,9 @@ async def bus_errors(dut: HierarchyObject, response: str, mix: str) -> None:
             break
     bench.check(int(dut.error.value), RESPONSES[response], "error")
     bench.check(written.count <= number, True, "records written before the burst that failed")
-    begun = 0
-    for _ in range(300):
-        await RisingEdge(dut.clk)
-        begun += int(dut.m_axi_awvalid.value) & int(dut.m_axi_awready.value)
-    bench.check(begun <= 1, True, "only the address that was offered before the error")
+    await check_silence(bench, "aw", 300)
     count = written.count
-    await cancel(bench)
+    await cancel_writes(bench)
     bench.check(written.count, count, "records written after the error")
     bench.check({v.rule for v in rules.found}, rules.tolerated, "rules that the memory broke")
     rules.tolerated = set()
@@ -356,7 +342,7 @@ async def address_waits(dut: HierarchyObject) -> None:
         await RisingEdge(dut.clk)
         bench.check(int(dut.idle.value), 0, "idle while an address waits")
     target.pause(False)
-    await cancel(bench)
+    await cancel_writes(bench)
 
 
 @cocotb.test()
@@ -385,7 +371,7 @@ async def response_never_comes(dut: HierarchyObject) -> None:
     target.pause(False)
     await ClockCycles(dut.clk, 65_000)
     bench.check(int(dut.idle.value), 0, "idle 65000 cycles after the last word")
-    await cancel(bench)
+    await cancel_writes(bench)
     bench.check(written.count, count, "records written after cancel")
     target.heal()
     bench.buses["m_axi"].forget()
@@ -513,11 +499,13 @@ def _page(address: int, length: int) -> str:
     return "over" if address // PAGE != (address + length - 1) // PAGE else "inside"
 
 
-class Episode:
+class WriteEpisode(Episode):
     """Records that are written, and an end at any time."""
 
-    def __init__(self, bench: Bench, memory: WriteMemory) -> None:
-        self.bench, self.memory, self.dut = bench, memory, bench.dut
+    def __init__(self, bench: Bench, memory: WriteMemory, ending: str) -> None:
+        super().__init__(bench, "aw", COVERAGE, RESPONSES, ending)
+        self.memory = memory
+        self._written = dict.fromkeys(KINDS, 0)
         rng = bench.rng
         first = 4 + bench.config.max_context * largest_record_bytes(bench.config) // PAGE
         pages = [str(rng.choice(["inside", "over", "to the end", "from the start"]))]
@@ -531,76 +519,44 @@ class Episode:
 
     async def run(self) -> None:
         """All of it; memory must hold what is reported, and nothing that is no record."""
-        bench, rng, dut = self.bench, self.bench.rng, self.dut
-        ending = str(rng.choice(["well", *["cancel", "reset"] * 3, "slverr", "decerr", "exokay"]))
+        bench, rng = self.bench, self.bench.rng
         bursts = sum(_bursts(record) for record in self.records)
-        if ending in RESPONSES:
+        if self.ending in RESPONSES:
             self.memory.fails = len(self.memory.bursts) + int(rng.integers(bursts))
-            self.memory.response = RESPONSES[ending]
-            bench.buses["m_axi"].tolerated = {Rule.EXOKAY} if ending == "exokay" else set()
+            self.memory.response = RESPONSES[self.ending]
+            self.rules.tolerated = {Rule.EXOKAY} if self.ending == "exokay" else set()
         moment = int(rng.integers(1, 60 * len(self.records)))
         meets = str(rng.choice(["anything", "address", "words", "answers"]))
-        written = dict.fromkeys(KINDS, 0)
         drive(bench, self.records, "mixed")
-        edge, left = RisingEdge(dut.clk), 80
-        for cycle in range(60_000):
-            await edge
-            for kind in KINDS:
-                written[kind] += int(dut[f"{kind}__written"].value)
-            if ending in ("cancel", "reset") and (cycle == moment or self._met()[meets]):
-                break
-            if int(dut.error.value):
-                break
-            left -= sum(written.values()) == len(self.records)
-            if not left:
-                ending = "well"
-                break
-        else:
-            raise Mismatch(f"an episode that ends {ending} does not end")
-        if ending == "well":
+        await self.play(moment, meets)
+        if self.ending == "well":
             for kind in KINDS:
                 count = sum(record.kind == kind for record in self.records)
-                bench.check(written[kind], count, f"{kind}s written")
-            rules = bench.buses["m_axi"]
-            assert isinstance(rules, AxiRules)
-            bench.check(rules.writes_under_way, 0, "bursts that wait for their answers")
+                bench.check(self._written[kind], count, f"{kind}s written")
+            bench.check(self.rules.writes_under_way, 0, "bursts that wait for their answers")
             bench.withdraw()
         else:
-            await self._abort(ending)
-        self._check_memory(written)
-        if ending in RESPONSES:
+            await self.abort(40)
+            whole = len(self.memory.bursts)
+            await ClockCycles(self.dut.clk, 30)
+            bench.check(len(self.memory.bursts), whole, "bursts after the end")
+        self._check_memory()
+        if self.ending in RESPONSES:
             self._sample_failure()
-        COVERAGE.sample(ending=ending)
+        COVERAGE.sample(ending=self.ending)
         self.memory.fails = None
 
-    async def _abort(self, ending: str) -> None:
-        """What follows an error, a cancel or a reset."""
-        bench, dut, rules = self.bench, self.dut, self.bench.buses["m_axi"]
-        if ending in RESPONSES:
-            bench.check(int(dut.error.value), RESPONSES[ending], f"error after {ending}")
-            begun, edge = 0, RisingEdge(dut.clk)
-            for _ in range(int(bench.rng.integers(40))):
-                await edge
-                begun += int(dut.m_axi_awvalid.value) & int(dut.m_axi_awready.value)
-            bench.check(begun <= 1, True, "only the address that was offered before the error")
-            found = {violation.rule for violation in rules.found}
-            bench.check(found, rules.tolerated, f"rules that the memory broke by {ending}")
-        else:
-            bench.check(int(dut.error.value), 0, "error without one")
-            self._sample_under_way()
-        rules.found.clear()
-        rules.tolerated = set()
-        if ending == "reset":
-            await bench.reset(int(bench.rng.integers(1, 3)))
-        else:
-            await cancel(bench)
-        whole = len(self.memory.bursts)
-        await ClockCycles(dut.clk, 30)
-        bench.check(len(self.memory.bursts), whole, "bursts after the end")
+    def look(self) -> bool:
+        for kind in KINDS:
+            self._written[kind] += int(self.dut[f"{kind}__written"].value)
+        return sum(self._written.values()) == len(self.records)
 
-    def _check_memory(self, written: dict[VectorKind, int]) -> None:
+    async def cancel(self) -> None:
+        await cancel_writes(self.bench)
+
+    def _check_memory(self) -> None:
         """Reported records are there; of the others there may be bytes; all else is as it was."""
-        bench, data = self.bench, self.memory.data
+        bench, data, written = self.bench, self.memory.data, self._written
         around = np.ones(len(data), bool)
         for kind in KINDS:
             own = [record for record in self.records if record.kind == kind]
@@ -617,10 +573,8 @@ class Episode:
 
     # --- coverage ---------------------------------------------------------------------------------
 
-    def _met(self) -> dict[str, bool]:
-        """What a cancel or reset would meet, by the bins of the coverage."""
-        dut, rules = self.dut, self.bench.buses["m_axi"]
-        assert isinstance(rules, AxiRules)
+    def met(self) -> dict[str, bool]:
+        dut = self.dut
 
         def waits(channel: str) -> bool:
             valid, ready = dut[f"m_axi_{channel}valid"].value, dut[f"m_axi_{channel}ready"].value
@@ -632,12 +586,8 @@ class Episode:
             "bytes": any(port.cycles and current_cycle() - port.cycles[-1] < 4 for port in ports),
             "address": waits("aw"),
             "words": waits("w"),
-            "answers": rules.writes_under_way > 0,
+            "answers": self.rules.writes_under_way > 0,
         }
-
-    def _sample_under_way(self) -> None:
-        for name in [name for name, holds in self._met().items() if holds] or ["nothing"]:
-            COVERAGE.sample(under_way=name)
 
     def _sample_failure(self) -> None:
         assert self.memory.fails is not None
@@ -666,8 +616,9 @@ async def anything_at_any_time(dut: HierarchyObject) -> None:
     memory = WriteMemory(dut, "m_axi", np.zeros(0, np.uint8), latency)
     cocotb.start_soon(memory.serve(*(changing_stalls(bench.rng) for _ in range(3))))
     thorough = bench.config.name == "tiny"
+    endings = ["well", *["cancel", "reset"] * 3, *RESPONSES]
     for _ in range(150 if thorough else 10):
-        await Episode(bench, memory).run()
+        await WriteEpisode(bench, memory, str(rng.choice(endings))).run()
     if any(beats == 1 for _, beats in memory.bursts):
         COVERAGE.sample(bus="one beat")
     for name in ("aw stalls", "w stalls", "aw full", "aw ends a page"):
