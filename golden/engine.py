@@ -7,16 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from golden.multiply_accumulate import weighted_sums
-from golden.multiply_add import multiply_add
+from golden.key_lanes import key_lanes
 from golden.normalizer import normalizer
 from golden.online_softmax import online_softmax
 from golden.plane_scaler import plane_scaler
 from golden.planes import Planes
 from golden.queries import Queries
 from golden.second_version import SecondVersion
-from golden.select_accumulate import accumulate, block_sums
-from golden.select_add import select_add
+from golden.value_lanes import accumulate, block_sums
 from golden.weight_scaler import weight_scaler
 from kvtq_hw.contract.config import EngineConfig
 
@@ -107,7 +105,6 @@ def _scores(
     config: EngineConfig, queries: Queries, keys: Planes, other: SecondVersion[Planes] | None
 ) -> tuple[Tensor, Tensor]:
     """Scores [..., G, I, T] of every query with every key as it sees it, and which saturated."""
-    key_lanes = multiply_add if config.integer_bits else select_add
     sums = key_lanes(keys.digits, queries.values)
     scores, saturated = plane_scaler(config, sums, keys, queries.exponent)
     if other is not None:
@@ -147,8 +144,7 @@ def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent:
     weights = _pad_axis(weights, -1, 0, values.tokens + padding - weights.shape[-1])
     values = values.map_tokens(lambda x, axis: _pad_axis(x, axis, 0, padding))
     plane_weights = weight_scaler(config, weights, values, exponent)
-    value_lanes = weighted_sums if config.integer_bits else block_sums
-    return value_lanes(
+    return block_sums(
         values.digits.unflatten(-3, (-1, config.block)),
         plane_weights.unflatten(-2, (-1, config.block)),
     )

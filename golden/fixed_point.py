@@ -16,12 +16,18 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
     """
     if not a.numel() or not b.numel():
         return a.long() @ b.long()
-    bound = a.shape[-1] * int(a.abs().max()) * int(b.abs().max())
+    bound = a.shape[-1] * _largest(a) * _largest(b)
     if bound < 1 << 24:
         return (a.float() @ b.float()).long()
     if bound < 1 << 53:
         return (a.double() @ b.double()).long()
     return a.long() @ b.long()
+
+
+def _largest(x: Tensor) -> int:
+    """Return the largest magnitude, also of int8's -128, which `abs` leaves negative."""
+    low, high = x.aminmax()
+    return max(-int(low), int(high))
 
 
 def rshift_round(x: Tensor, n: Tensor | int) -> Tensor:

@@ -22,7 +22,7 @@ def plane_scaler(
 
     Parameters
     ----------
-    sums : int64 [..., G, I, T, P] from `select_add`
+    sums : int64 [..., G, I, T, P] from `golden.key_lanes`
     keys : the planes with their scales, batch axes [...]
     query_exponent : int64 [..., G, I]
 

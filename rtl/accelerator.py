@@ -221,7 +221,7 @@ class Accelerator(wiring.Component):
         m.d.sync += zeros.eq(0)
         for port in (core.keys, core.values):  # at most one moves in a cycle
             with m.If(port.valid & port.ready):
-                m.d.sync += zeros.eq(sum(~trit.nonzero for trit in port.payload.trits))
+                m.d.sync += zeros.eq(sum(~trit.nonzero for trit in port.payload.elements))
         counted = {
             "zero_digits": zeros,
             "append_cycles": scheduler.appending,

@@ -2,8 +2,8 @@
 # (a block is also created to look at its ports alone)
 """The blocks by name: what can be generated, simulated and counted on its own.
 
-A block called ``select_add`` is the class ``SelectAdd`` of ``rtl/select_add.py``, constructed from
-the configuration alone. Its Verilog module is called ``kvtq_select_add``.
+A block called ``key_lanes`` is the class ``KeyLanes`` of ``rtl/key_lanes.py``, constructed from the
+configuration alone. Its Verilog module is called ``kvtq_key_lanes``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from rtl.verilog import config_header, emit
 
 __all__ = [
     "BLOCKS",
-    "INTEGER_LANES",
-    "TERNARY_LANES",
     "blocks_of",
     "check_block",
     "create_block",
@@ -27,23 +25,21 @@ __all__ = [
     "module_name",
 ]
 
-#: Lanes of ternary planes, and of the comparison engines.
-TERNARY_LANES = ("select_add", "select_accumulate")
-INTEGER_LANES = ("multiply_add", "multiply_accumulate")
-
-#: All blocks. The engine composes those up to the sequencer, or the integers' lanes in place of the
-#: ternary ones; the append path those of the write side.
-BLOCKS = (
+#: Blocks that the engine is composed of.
+_OF_ENGINE = (
     "query_buffer",
-    "select_add",
+    "key_lanes",
     "plane_scaler",
     "online_softmax",
     "weight_scaler",
-    "select_accumulate",
+    "value_lanes",
     "normalizer",
     "sequencer",
-    "multiply_add",
-    "multiply_accumulate",
+)
+
+#: All blocks. The append path composes those of the write side.
+BLOCKS = (
+    *_OF_ENGINE,
     "hadamard",
     "query_conditioner",
     "output_rotator",
@@ -64,8 +60,6 @@ BLOCKS = (
     "control",
 )
 
-_OF_ENGINE = BLOCKS.index(INTEGER_LANES[-1]) + 1
-
 
 def check_block(name: str) -> None:
     """Raise `UserError` for a name that is not in `BLOCKS`."""
@@ -74,10 +68,8 @@ def check_block(name: str) -> None:
 
 
 def blocks_of(config: EngineConfig) -> tuple[str, ...]:
-    """The blocks that exist in a configuration: of integers the engine's alone."""
-    lanes = TERNARY_LANES if config.integer_bits else INTEGER_LANES
-    blocks = (*BLOCKS[:_OF_ENGINE], "engine") if config.integer_bits else BLOCKS
-    return tuple(name for name in blocks if name not in lanes)
+    """The blocks that exist in a configuration: of integers the engine and its blocks alone."""
+    return BLOCKS if config.is_ternary else (*_OF_ENGINE, "engine")
 
 
 def create_block(name: str, config: EngineConfig) -> wiring.Component:
@@ -86,7 +78,7 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     Raises
     ------
     UserError
-        For a name that is not in `BLOCKS`, and for lanes of another cache format.
+        For a name that is not in `BLOCKS`, and for one that the cache format does not have.
     """
     check_block(name)
     if name not in blocks_of(config):

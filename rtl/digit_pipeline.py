@@ -7,8 +7,8 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import EngineConfig
+from rtl.elements import Trit
 from rtl.fixed_point import add_selected
-from rtl.layouts import Trit
 from rtl.scale_finder import weight_bits
 
 __all__ = ["DigitPipeline"]

@@ -7,25 +7,22 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
+from rtl.key_lanes import KeyLanes
 from rtl.layouts import (
     counters_layout,
     job_layout,
     key_input_layout,
     output_layout,
     query_layout,
-    slice_field,
     value_exponent_layout,
     value_input_layout,
 )
-from rtl.multiply_accumulate import MultiplyAccumulate
-from rtl.multiply_add import MultiplyAdd
 from rtl.normalizer import Normalizer
 from rtl.online_softmax import OnlineSoftmax
 from rtl.plane_scaler import PlaneScaler
 from rtl.query_buffer import QueryBuffer
-from rtl.select_accumulate import SelectAccumulate
-from rtl.select_add import SelectAdd
 from rtl.sequencer import Sequencer
+from rtl.value_lanes import ValueLanes
 from rtl.weight_scaler import WeightScaler
 
 __all__ = ["Engine"]
@@ -34,10 +31,10 @@ __all__ = ["Engine"]
 class Engine(wiring.Component):
     """Attention of G query heads over one KV head: docs/contract.md, in hardware.
 
-    The cache format decides on the lanes: select-add and select-accumulate for ternary planes, and
-    multiplying ones in the comparison engines. All else is the same.
+    The cache format decides how key lanes and value lanes multiply: they select for trits, and have
+    multipliers for the comparison engines' integers. All else is the same.
 
-    Steady state is one plane slice a cycle; `cycle_model` gives the cycles of a job.
+    Steady state is one plane slice per cycle; `cycle_model` gives the cycles of a job.
 
     Attributes
     ----------
@@ -68,12 +65,8 @@ class Engine(wiring.Component):
         config = self._config
         m.submodules.sequencer = sequencer = Sequencer(config)
         m.submodules.query_buffer = query_buffer = QueryBuffer(config)
-        if config.integer_bits:
-            m.submodules.multiply_add = key_lanes = MultiplyAdd(config)
-            m.submodules.multiply_accumulate = value_lanes = MultiplyAccumulate(config)
-        else:
-            m.submodules.select_add = key_lanes = SelectAdd(config)
-            m.submodules.select_accumulate = value_lanes = SelectAccumulate(config)
+        m.submodules.key_lanes = key_lanes = KeyLanes(config)
+        m.submodules.value_lanes = value_lanes = ValueLanes(config)
         m.submodules.plane_scaler = plane_scaler = PlaneScaler(config)
         m.submodules.online_softmax = online_softmax = OnlineSoftmax(config)
         m.submodules.weight_scaler = weight_scaler = WeightScaler(config)
@@ -84,14 +77,14 @@ class Engine(wiring.Component):
         connect(m, flipped(self.keys), sequencer.keys)
         connect(m, flipped(self.values), sequencer.values)
         connect(m, flipped(self.query), query_buffer.i)
-        key_slices, elements = sequencer.key_slices, slice_field(config)
+        key_slices = sequencer.key_slices
         m.d.comb += [
             query_buffer.start.eq(sequencer.query_start),
             sequencer.query_full.eq(query_buffer.full),
             query_buffer.slice.eq(key_slices.payload.tag.slice),
             key_lanes.i.valid.eq(key_slices.valid),
             key_slices.ready.eq(key_lanes.i.ready),
-            key_lanes.i.payload[elements].eq(key_slices.payload[elements]),
+            key_lanes.i.payload.elements.eq(key_slices.payload.elements),
             key_lanes.i.payload.tag.eq(key_slices.payload.tag),
             key_lanes.i.payload.queries.eq(query_buffer.queries),
             plane_scaler.query_exponent.eq(sequencer.query_exponent),

@@ -6,13 +6,13 @@ from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig, signed_bits
 from kvtq_hw.contract.packing import plane_bytes
+from rtl.elements import Trit, elements_of
 
 __all__ = [
     "ABSMEAN_CONSTANT_BITS",
     "FACTOR_BITS",
     "SHIFT_BITS",
     "Operation",
-    "Trit",
     "accumulate_layout",
     "accumulator_layout",
     "append_task_layout",
@@ -28,6 +28,7 @@ __all__ = [
     "host_query_layout",
     "job_layout",
     "key_input_layout",
+    "key_lanes_layout",
     "key_slice_layout",
     "key_sums_layout",
     "load_layout",
@@ -42,8 +43,6 @@ __all__ = [
     "requantized_layout",
     "rotated_output_layout",
     "score_layout",
-    "select_add_layout",
-    "slice_field",
     "sum_layout",
     "value_exponent_layout",
     "value_exponent_task_layout",
@@ -62,27 +61,14 @@ SHIFT_BITS = 3
 ABSMEAN_CONSTANT_BITS = 12
 
 
-class Trit(data.Struct):
-    """One ternary digit: 0b00 is 0, 0b01 is +1, 0b11 is -1, and 0b10 reads as 0."""
-
-    nonzero: 1
-    negative: 1
-
-
-def slice_field(config: EngineConfig) -> str:
-    """Name of the field with a slice's elements: "trits", or "integers" in an integer format."""
-    return "integers" if config.integer_bits else "trits"
-
-
-def _slice_elements(config: EngineConfig, planes: int) -> dict[str, data.ArrayLayout]:
-    """The elements of one slice under their name: plane after plane, the lowest first."""
-    element = signed(config.integer_bits) if config.integer_bits else Trit
-    return {slice_field(config): data.ArrayLayout(element, planes * config.lanes)}
+def _slice_elements(config: EngineConfig, planes: int) -> data.ArrayLayout:
+    """The elements of one slice: plane after plane, the lowest first."""
+    return data.ArrayLayout(elements_of(config).shape, planes * config.lanes)
 
 
 def _plane_slice_layout(config: EngineConfig, planes: int) -> data.StructLayout:
     """One slice of `planes` planes at the engine's edge (docs/contract.md)."""
-    return data.StructLayout({**_slice_elements(config, planes), **_scale_fields(config)})
+    return data.StructLayout({"elements": _slice_elements(config, planes), **_scale_fields(config)})
 
 
 def key_input_layout(config: EngineConfig) -> data.StructLayout:
@@ -130,7 +116,7 @@ def _key_tag(config: EngineConfig) -> data.StructLayout:
 def key_slice_layout(config: EngineConfig) -> data.StructLayout:
     """A key slice with its tag."""
     elements = _slice_elements(config, config.key_planes_per_cycle)
-    return data.StructLayout({**elements, "tag": _key_tag(config)})
+    return data.StructLayout({"elements": elements, "tag": _key_tag(config)})
 
 
 def element_layout() -> data.StructLayout:
@@ -327,11 +313,11 @@ def value_exponent_task_layout(config: EngineConfig) -> data.StructLayout:
     )
 
 
-def select_add_layout(config: EngineConfig) -> data.StructLayout:
-    """Input of select-add or multiply-add: a key slice beside the query slice it meets."""
+def key_lanes_layout(config: EngineConfig) -> data.StructLayout:
+    """Input of the key lanes: a key slice beside the query slice it meets."""
     return data.StructLayout(
         {
-            **_slice_elements(config, config.key_planes_per_cycle),
+            "elements": _slice_elements(config, config.key_planes_per_cycle),
             "queries": queries_layout(config),
             "tag": _key_tag(config),
         }
@@ -382,7 +368,7 @@ def value_slice_layout(config: EngineConfig) -> data.StructLayout:
     """A value slice with its number within the plane."""
     return data.StructLayout(
         {
-            **_slice_elements(config, config.value_planes_per_cycle),
+            "elements": _slice_elements(config, config.value_planes_per_cycle),
             **_scale_fields(config),
             "slice": range(config.slices),
         }
@@ -390,7 +376,7 @@ def value_slice_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class Operation(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth adds to enum
-    """What select-accumulate or multiply-accumulate does with a beat."""
+    """What the value lanes do with a beat."""
 
     ADD = 0  #: add weight times element to one slice of the accumulators
     CLEAR = 1  #: zero all accumulators: a job begins
@@ -399,11 +385,11 @@ class Operation(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth 
 
 
 def accumulate_layout(config: EngineConfig) -> data.StructLayout:
-    """Input of select- or multiply-accumulate. An operation reads only the fields it needs."""
+    """Input of the value lanes. An operation reads only the fields it needs."""
     return data.StructLayout(
         {
             "operation": Operation,
-            **_slice_elements(config, config.value_planes_per_cycle),
+            "elements": _slice_elements(config, config.value_planes_per_cycle),
             "slice": range(config.slices),
             "weights": data.ArrayLayout(unsigned(config.tripled_weight_bits), config.query_group),
             "shifts": data.ArrayLayout(unsigned(config.rescale_bits), config.query_group),

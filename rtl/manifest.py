@@ -10,7 +10,7 @@ from amaranth.lib.wiring import Flow
 
 from kvtq_hw.contract.config import EngineConfig
 from rtl.axi import BusSignature
-from rtl.blocks import INTEGER_LANES, TERNARY_LANES, create_block
+from rtl.blocks import create_block
 from rtl.verilog import generator_version, port_members
 
 __all__ = ["manifest"]
@@ -76,14 +76,13 @@ def _derived(config: EngineConfig) -> dict[str, int]:
 def _latencies(config: EngineConfig) -> dict[str, int]:
     """Cycles through each block, as the blocks' own documentation defines them."""
     normalizer = create_block("normalizer", config)
-    key_lanes, value_lanes = INTEGER_LANES if config.integer_bits else TERNARY_LANES
     return {
-        key_lanes: create_block(key_lanes, config).latency,
+        "key_lanes": create_block("key_lanes", config).latency,
         "plane_scaler": create_block("plane_scaler", config).LATENCY,
         "online_softmax": create_block("online_softmax", config).LATENCY,
         "weight_scaler": create_block("weight_scaler", config).LATENCY,
-        f"{value_lanes}_add": 1,
-        f"{value_lanes}_rescale": 1 + config.slices * config.rescale_steps,
+        "value_lanes_add": 1,
+        "value_lanes_rescale": 1 + config.slices * config.rescale_steps,
         "normalizer_reciprocal": normalizer.reciprocal_latency,
         "normalizer": normalizer.LATENCY,
     }

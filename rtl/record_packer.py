@@ -9,7 +9,8 @@ from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.packing import DIGITS_PER_BYTE, plane_bytes, scale_bytes
-from rtl.layouts import Trit, byte_layout, coded_element_layout
+from rtl.elements import Trit
+from rtl.layouts import byte_layout, coded_element_layout
 from rtl.packer import encode_byte
 
 __all__ = ["RecordPacker"]

@@ -101,7 +101,7 @@ class RecordUnpacker(wiring.Component):
         for port, chosen in ((self.keys, ~value), (self.values, value)):
             m.d.comb += [
                 port.valid.eq(planes.valid & chosen),
-                port.payload.trits.eq(slice_trits),
+                port.payload.elements.eq(slice_trits),
                 *(
                     port.payload[field].eq(plane[field])
                     for field in ("fraction", "exponent", "unit", "last")

@@ -11,7 +11,6 @@ from rtl.layouts import (
     job_layout,
     key_input_layout,
     key_slice_layout,
-    slice_field,
     value_exponent_layout,
     value_input_layout,
     value_slice_layout,
@@ -78,7 +77,6 @@ class Sequencer(wiring.Component):
         m.submodules.value_place = value_place = _Place(config)
         tag = self.key_slices.payload.tag
         value_slice = self.value_slices.payload
-        elements = slice_field(config)
         for place, source, scale in (
             (key_place, self.keys, tag),
             (value_place, self.values, value_slice),
@@ -94,8 +92,8 @@ class Sequencer(wiring.Component):
                 ),
             ]
         m.d.comb += [
-            self.key_slices.payload[elements].eq(self.keys.payload[elements]),
-            value_slice[elements].eq(self.values.payload[elements]),
+            self.key_slices.payload.elements.eq(self.keys.payload.elements),
+            value_slice.elements.eq(self.values.payload.elements),
             tag.block_end.eq(key_place.block_end),
             tag.job_end.eq(key_place.job_end),
         ]

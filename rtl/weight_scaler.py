@@ -11,7 +11,6 @@ from rtl.fixed_point import rshift_round, triple
 from rtl.layouts import (
     Operation,
     accumulate_layout,
-    slice_field,
     value_slice_layout,
     weight_layout,
 )
@@ -104,7 +103,7 @@ class WeightScaler(wiring.Component):
             first=adds & slice_.unit & (slice_.slice == 0),
             next_plane=adds & (slice_.slice == 0),
             operation=operation,
-            elements=slice_[slice_field(config)],
+            elements=slice_.elements,
             slice=slice_.slice,
             shifts=token.shifts,
         )
@@ -136,7 +135,5 @@ class WeightScaler(wiring.Component):
                 with m.Elif(s2.next_plane):
                     m.d.sync += weight.eq(triple(weight, config.value_planes_per_cycle))
             weights.append(weight)
-        fields = {**vars(s3), "weights": weights, slice_field(config): s3.elements}
-        del fields["elements"]
-        pipe.finish(**fields)
+        pipe.finish(**vars(s3), weights=weights)
         return m

@@ -96,16 +96,10 @@ FOLDER = Path(__file__).resolve().parent.parent / "build" / "sim"
 every_shape = pytest.mark.parametrize("config", SHAPES.values(), ids=SHAPES)
 every_packed_config = pytest.mark.parametrize("config", PACKED_CONFIGS.values(), ids=PACKED_CONFIGS)
 every_memory_config = pytest.mark.parametrize("config", MEMORY_CONFIGS.values(), ids=MEMORY_CONFIGS)
-every_integer_config = pytest.mark.parametrize(
-    "config", INTEGER_CONFIGS.values(), ids=INTEGER_CONFIGS
-)
 every_format = pytest.mark.parametrize(
     "config",
     [*CONFIGS.values(), *INTEGER_CONFIGS.values(), *PLANES_CONFIGS.values()],
     ids=[*CONFIGS, *INTEGER_CONFIGS, *PLANES_CONFIGS],
-)
-every_ternary_lane = pytest.mark.parametrize(
-    "config", [*CONFIGS.values(), *PLANES_CONFIGS.values()], ids=[*CONFIGS, *PLANES_CONFIGS]
 )
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 

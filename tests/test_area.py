@@ -119,13 +119,13 @@ def test_netlist_holds_the_cells_that_were_counted(store) -> None:
 def test_parts_are_the_blocks_and_what_remains() -> None:
     parts = {part.block: part for part in engine_parts(TINY)}
     assert list(parts)[-1] == "engine"
-    assert {"select_add", "select_accumulate", "normalizer", "online_softmax"} <= set(parts)
-    assert "attribute \\blackbox 1\nmodule \\kvtq_engine_select_add\n" in parts["engine"].text
+    assert {"key_lanes", "value_lanes", "normalizer", "online_softmax"} <= set(parts)
+    assert "attribute \\blackbox 1\nmodule \\kvtq_engine_key_lanes\n" in parts["engine"].text
 
 
 def test_one_block_is_the_engines_or_stands_alone() -> None:
-    (part,) = engine_parts(TINY, "select_add")
-    assert (part.block, part.top) == ("select_add", "kvtq_engine_select_add")
+    (part,) = engine_parts(TINY, "key_lanes")
+    assert (part.block, part.top) == ("key_lanes", "kvtq_engine_key_lanes")
     (part,) = engine_parts(TINY, "unpacker")
     assert (part.block, part.top) == ("unpacker", "kvtq_unpacker")
 
@@ -164,12 +164,12 @@ def test_a_module_of_no_block_is_refused() -> None:
 
 
 def test_the_same_numbers_again_and_without_work_from_the_store(tmp_path, monkeypatch) -> None:
-    first = measure_area(TINY, "select_add", store=ResultStore(tmp_path / "a"))
-    again = measure_area(TINY, "select_add", store=ResultStore(tmp_path / "b"))
+    first = measure_area(TINY, "key_lanes", store=ResultStore(tmp_path / "a"))
+    again = measure_area(TINY, "key_lanes", store=ResultStore(tmp_path / "b"))
     assert again == first
     monkeypatch.setattr(synthesis, "run_yosys", None)
     monkeypatch.setattr("kvtq_hw.estimates.area.engine_parts", None)
-    assert measure_area(TINY, "select_add", store=ResultStore(tmp_path / "a")) == first
+    assert measure_area(TINY, "key_lanes", store=ResultStore(tmp_path / "a")) == first
 
 
 def test_another_library_is_another_result(store, tmp_path) -> None:
@@ -192,9 +192,9 @@ def test_another_library_is_another_result(store, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("block", "field", "values"),
     [
-        ("select_add", "lanes", (2, 4, 8)),
-        ("select_add", "query_group", (1, 2)),
-        ("select_add", "query_bits", (8, 10)),
+        ("key_lanes", "lanes", (2, 4, 8)),
+        ("key_lanes", "query_group", (1, 2)),
+        ("key_lanes", "query_bits", (8, 10)),
         ("plane_scaler", "query_group", (1, 2)),
         ("weight_scaler", "weight_bits", (8, 11)),
         ("query_buffer", "head_dim", (8, 16)),

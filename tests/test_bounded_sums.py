@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from golden.online_softmax import online_softmax
-from golden.select_accumulate import accumulate
+from golden.value_lanes import accumulate
 from kvtq_hw.contract.config import EngineConfig, load_config
 
 TINY = load_config("tiny")

@@ -8,10 +8,10 @@ import pytest
 from kvtq_hw.contract.config import EngineConfig, load_config
 from kvtq_hw.contract.cycle_model import bound_cycles, job_cycles, uniform_job_cycles
 from rtl.accumulator_bank import AccumulatorBank
+from rtl.key_lanes import KeyLanes
 from rtl.normalizer import Normalizer
 from rtl.online_softmax import OnlineSoftmax
 from rtl.plane_scaler import PlaneScaler
-from rtl.select_add import SelectAdd
 from rtl.weight_scaler import WeightScaler
 from sim.bench.cases import random_case
 from sim.verilated.engine import VerilatedEngine
@@ -79,7 +79,7 @@ def test_steady_state_of_the_smollm2_engine() -> None:
 
 def score_path(config: EngineConfig) -> int:
     """Cycles from the last key slice of a block to its first weight, by the blocks' own numbers."""
-    return SelectAdd(config).latency + PlaneScaler.LATENCY + OnlineSoftmax.LATENCY
+    return KeyLanes(config).latency + PlaneScaler.LATENCY + OnlineSoftmax.LATENCY
 
 
 @pytest.mark.parametrize("config", [TINY, load_config("smollm2"), load_config("llama3-8b")])

@@ -32,11 +32,11 @@ ONE_SLICE = CONFIGS["full-width"]
 
 #: Blocks of which the stream rules are proved.
 WITH_STREAMS = (
-    "select_add",
+    "key_lanes",
     "plane_scaler",
     "online_softmax",
     "weight_scaler",
-    "select_accumulate",
+    "value_lanes",
     "normalizer",
     "sequencer",
     "hadamard",

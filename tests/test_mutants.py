@@ -137,13 +137,13 @@ def test_bad_numbers_are_refused(arguments: list[str], capsys) -> None:
 
 def test_own_tests_come_first_then_blocks_that_contain_it() -> None:
     imports = Imports(ROOT)
-    found = imports.tests_of("rtl/select_add.py")
-    assert found[0] == "tests/test_select_add.py"
+    found = imports.tests_of("rtl/key_lanes.py")
+    assert found[0] == "tests/test_key_lanes.py"
     assert "tests/test_engine.py" in found
     assert "tests/test_scale.py" not in found
-    assert imports.tests_of("rtl/adder_tree.py")[0] in imports.tests_of("rtl/select_add.py")
-    assert imports.blocks_of("rtl/select_add.py") == ["select_add", "accelerator", "engine"]
-    assert "golden/select_add.py" in imports.closure("tests/test_select_add.py")  # by its bench
+    assert imports.tests_of("rtl/adder_tree.py")[0] in imports.tests_of("rtl/key_lanes.py")
+    assert imports.blocks_of("rtl/key_lanes.py") == ["key_lanes", "accelerator", "engine"]
+    assert "golden/key_lanes.py" in imports.closure("tests/test_key_lanes.py")  # by its bench
 
 
 def test_a_digest_follows_what_the_verdict_rests_on(tmp_path: Path) -> None:

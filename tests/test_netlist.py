@@ -7,7 +7,7 @@ from bench_matrix import FOLDER, INTEGER_CONFIGS, every_config, every_format
 
 from kvtq_hw.contract.config import EngineConfig, load_config
 from kvtq_hw.estimates.netlist import count_multipliers, expected_multipliers
-from rtl import select_add
+from rtl import elements
 from rtl.blocks import BLOCKS, create_block, module_name
 from rtl.verilog import emit
 from sim.verilated.verilog_cache import cached_verilog
@@ -36,8 +36,8 @@ def test_expected_numbers() -> None:
         "plane_scaler": 2,
         "weight_scaler": 2,
         "normalizer": 2,
-        "multiply_add": 8,
-        "multiply_accumulate": 8,
+        "key_lanes": 8,
+        "value_lanes": 8,
     }
 
 
@@ -51,12 +51,12 @@ def test_the_write_side_multiplies_nowhere(config: EngineConfig, block: str) -> 
 
 
 def test_a_multiplier_in_a_lane_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check itself: multiply in each lane of one head, and as many more are counted."""
+    """The check itself: multiply in each lane of each head, and as many more are counted."""
     config = load_config("tiny")
-    monkeypatch.setattr(select_add, "select", lambda trit, value: value * trit.as_value())
+    monkeypatch.setattr(elements, "select", lambda trit, value: value * trit.as_value())
     counts = count_multipliers(emit(create_block("engine", config), TOP, ""), TOP)
     expected = expected_multipliers(config)
-    expected["select_add"] = config.lanes * config.query_group
+    expected |= dict.fromkeys(("key_lanes", "value_lanes"), config.lanes * config.query_group)
     assert counts == expected
 
 

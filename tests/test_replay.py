@@ -63,7 +63,7 @@ def test_replay_compares_and_records(files, simulator):
     ]
     assert set(texts(signals["kvtq_engine.weight_scaler.operation_text"])) >= {"CLEAR", "DRAIN"}
     fields = {name.rpartition(".")[2] for name in signals if ".keys__payload$" in name}
-    assert fields >= {"fraction", "exponent", "unit", "last", "trits"}
+    assert fields >= {"fraction", "exponent", "unit", "last", "elements"}
     # the view shows what is there
     view = waves.with_suffix(".gtkw").read_text()
     assert f'[dumpfile] "{waves}"' in view

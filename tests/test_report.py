@@ -272,6 +272,20 @@ def test_power_by_block_and_of_the_lanes(tmp_path):
     )
 
 
+def test_recorded_power_shows_the_lanes_of_both_formats():
+    tables = [table for table in SECTIONS["power"](INPUTS).tables if "variant" in table.columns]
+    lanes = {row[1] for table in tables for row in table.rows}
+    trits, integers = {"select_add", "select_accumulate"}, {"multiply_add", "multiply_accumulate"}
+    assert lanes == trits | integers | {"all"}
+
+
+def test_a_result_of_a_block_that_has_another_name_today_is_of_earlier_sources(tmp_path):
+    data = json.loads((INPUTS.results / "fpga-tiny.json").read_text())
+    (tmp_path / "fpga.json").write_text(json.dumps(data | {"block": "select_add"}))
+    section = SECTIONS["fpga"](Inputs(TINY, CODES, "m", tmp_path))
+    assert section.tables[0].note == "Recorded with earlier sources of the hardware."
+
+
 def test_a_broken_result_is_one_clear_line(tmp_path):
     (tmp_path / "x.json").write_text("{")
     with pytest.raises(UserError, match=r"^result '.*x\.json': not JSON: "):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from bench_matrix import CONFIGS, FOLDER, INTEGER_CONFIGS
+from bench_matrix import CONFIGS, FOLDER
 
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.errors import UserError
-from rtl import select_add
-from rtl.blocks import BLOCKS, INTEGER_LANES, create_block
+from rtl import elements
+from rtl.blocks import BLOCKS, create_block
 from sim.bench.axi_checker import WATCHED_VARIABLE
 from sim.bench.runner import BenchError, CaseResult, read_results, run_bench
 from sim.verilated.object_cache import _run as compile_through_cache
@@ -69,8 +69,7 @@ def test_every_block_has_a_bench() -> None:
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_blocks_are_found_by_name(block: str) -> None:
-    config = INTEGER_CONFIGS["int8"] if block in INTEGER_LANES else TINY
-    component = create_block(block, config)
+    component = create_block(block, TINY)
     assert type(component).__module__ == f"rtl.{block}"
 
 
@@ -82,9 +81,9 @@ def test_unknown_block() -> None:
 
 @pytest.fixture
 def wrong_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A build folder of its own, for a select-add that never subtracts."""
+    """A build folder of its own, for lanes that never subtract."""
     monkeypatch.setattr(
-        select_add, "select", lambda trit, value: value & trit.nonzero.replicate(len(value))
+        elements, "select", lambda trit, value: value & trit.nonzero.replicate(len(value))
     )
     for objects in FOLDER.glob("objects-*"):  # the simulator's own library is not wrong
         (tmp_path / objects.name).symlink_to(objects)
@@ -93,7 +92,7 @@ def wrong_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_wrong_block_fails(simulator: str, wrong_folder: Path) -> None:
     result = run_bench(
-        "select_add", TINY, simulator, seed=1, folder=wrong_folder, testcase="full_throughput"
+        "key_lanes", TINY, simulator, seed=1, folder=wrong_folder, testcase="full_throughput"
     )
     (test,) = result.tests
     assert not test.passed
@@ -151,8 +150,8 @@ def test_simulate_command_fails_with_its_bench(
     simulator: str, wrong_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--preset", "tiny", "--simulator", simulator, "--build-folder", str(wrong_folder)]
-    assert run(["simulate", "select_add", "--test", "full_throughput", *options]) == 1
-    assert "select_add: full_throughput: o[" in capsys.readouterr().out
+    assert run(["simulate", "key_lanes", "--test", "full_throughput", *options]) == 1
+    assert "key_lanes: full_throughput: o[" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def test_results_depend_on_what_computes_them_and_on_no_command() -> None:
     } <= measured
     for names in (integers, measured, dependencies("rtl.engine")):
         assert not {name for name in names if re.match(r"kvtq_hw\.commands", name)}
-    assert {"rtl.select_add", "rtl.multiply_add", "rtl.layouts"} <= dependencies("rtl.engine")
+    assert {"rtl.key_lanes", "rtl.elements", "rtl.layouts"} <= dependencies("rtl.engine")
 
 
 def test_how_files_are_read_decides_no_result() -> None:

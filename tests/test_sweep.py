@@ -106,7 +106,7 @@ def test_killed_command_keeps_what_was_done(tmp_path) -> None:
     """SIGKILL after the first area: the same command again measures the other two."""
     output = tmp_path / "out.csv"
     command = [sys.executable, "-m", "kvtq_hw", "sweep", "--preset", "tiny", "--context", "32"]
-    command += ["--block", "select_add", "--set", "lanes=2,4,8", "-o", str(output)]
+    command += ["--block", "key_lanes", "--set", "lanes=2,4,8", "-o", str(output)]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     with subprocess.Popen(
         command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -149,7 +149,7 @@ def _is_running(pid: int) -> bool:
 def test_killed_command_leaves_no_process(tmp_path) -> None:
     """SIGKILL of the command alone, while workers measure and wait: all of them end."""
     command = [sys.executable, "-m", "kvtq_hw", "sweep", "--preset", "tiny", "--context", "32"]
-    command += ["--block", "select_add", "--set", "lanes=2,4,8", "-o", str(tmp_path / "out.csv")]
+    command += ["--block", "key_lanes", "--set", "lanes=2,4,8", "-o", str(tmp_path / "out.csv")]
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None

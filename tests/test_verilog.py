@@ -256,7 +256,7 @@ def test_manifest_describes_the_verilog(generated: tuple[EngineConfig, Path]) ->
             offset += field["width"]
         assert offset == stream_["width"]
     latencies = description["latencies"]
-    assert latencies["select_add"] == create_block("select_add", config).latency
+    assert latencies["key_lanes"] == create_block("key_lanes", config).latency
     assert all(isinstance(value, int) and value > 0 for value in latencies.values())
 
 

@@ -145,7 +145,7 @@ def _expected(config: EngineConfig) -> dict[str, Expected]:
         "value_depths": depths,
         "expected": Expected(torch.int64, (group, dim), -(1 << 40), 1 << 40),
     }
-    element = (-config.code_max, config.code_max - 1) if config.integer_bits else (-1, 1)
+    element = (config.element_min, config.element_max)
     for name in ("keys", "values"):
         planes = ("T", f"planes of {name}")
         found |= {

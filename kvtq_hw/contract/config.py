@@ -135,7 +135,7 @@ class EngineConfig(BaseModel):
                 f"score_fraction_bits: {self.score_fraction_bits} leaves fewer than 5 integer bits "
                 f"of score_bits {self.score_bits}; allowed are 3..{self.score_bits - 5}"
             )
-        if self.integer_bits and self.max_planes != 1:
+        if not self.is_ternary and self.max_planes != 1:
             raise ValueError(
                 f"max_planes: {self.max_planes} planes of cache_format {self.cache_format!r}; "
                 "allowed is 1"
@@ -161,9 +161,24 @@ class EngineConfig(BaseModel):
         return (1 << (self.query_bits - 1)) - 1
 
     @property
+    def is_ternary(self) -> bool:
+        """Whether the cache holds ternary planes; it holds integers otherwise."""
+        return self.cache_format == "ternary"
+
+    @property
     def integer_bits(self) -> int:
         """Width of an element in an integer cache format; 0 for ternary planes."""
         return {"ternary": 0, "int8": 8, "int4": 4}[self.cache_format]
+
+    @property
+    def element_min(self) -> int:
+        """Smallest element of a plane: a trit, or an integer."""
+        return -1 if self.is_ternary else -self.code_max
+
+    @property
+    def element_max(self) -> int:
+        """Largest element of a plane: a trit, or an integer."""
+        return 1 if self.is_ternary else self.code_max - 1
 
     @property
     def code_max(self) -> int:
@@ -171,14 +186,14 @@ class EngineConfig(BaseModel):
 
         (3**max_planes - 1) / 2 of a balanced ternary code, 2**(integer_bits - 1) of an integer.
         """
-        if self.integer_bits:
-            return 1 << (self.integer_bits - 1)
-        return (3**self.max_planes - 1) // 2
+        if self.is_ternary:
+            return (3**self.max_planes - 1) // 2
+        return 1 << (self.integer_bits - 1)
 
     @property
     def slice_code_max(self) -> int:
         """Largest magnitude of an element of one key slice: of its trits' sum, or of an integer."""
-        return self.code_max if self.integer_bits else (3**self.key_planes_per_cycle - 1) // 2
+        return (3**self.key_planes_per_cycle - 1) // 2 if self.is_ternary else self.code_max
 
     @property
     def sum_bits(self) -> int:

@@ -150,5 +150,5 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
 
 def _adder_latency(config: EngineConfig) -> int:
     # a register behind the multipliers, or where the planes of a slice come together
-    more = bool(config.integer_bits) or config.key_planes_per_cycle > 1
+    more = not config.is_ternary or config.key_planes_per_cycle > 1
     return more + -(-(config.lanes - 1).bit_length() // _ADDER_LEVELS_PER_STAGE)

@@ -11,6 +11,7 @@ from typing import Any
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.estimates.blocks import engine_parts
+from kvtq_hw.estimates.lane_rows import row_of
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import design_key, user_store
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ, Mapping, map_part, mapping_key
@@ -91,7 +92,7 @@ class AreaReport:
     library_source : str
         Its file, or "shipped".
     blocks : dict[str, Area]
-        By block; "engine" is the engine's own logic, without its blocks.
+        By block, as `row_of` names it; "engine" is the logic outside the blocks.
     """
 
     config: EngineConfig
@@ -151,7 +152,7 @@ def measure_area(
     store = store or user_store()
     areas: dict[str, list[Area]] = {}
     for name, instances, mapping in _mappings(config, block, liberty, store, jobs or processors()):
-        areas.setdefault(name, []).append(_area(instances, mapping, liberty))
+        areas.setdefault(row_of(name, config), []).append(_area(instances, mapping, liberty))
     blocks = {name: _sum(parts) for name, parts in areas.items()}
     return AreaReport(config, liberty.name, liberty.source, blocks)
 

@@ -16,6 +16,7 @@ from typing import Any
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.estimates.area import AreaReport
 from kvtq_hw.estimates.candidates import Candidate
+from kvtq_hw.estimates.lane_rows import LANE_ROWS
 
 __all__ = [
     "Row",
@@ -28,9 +29,6 @@ __all__ = [
 #: Share of the reference's cycles that an engine of equal speed may take more: sinks and window are
 #: in more digits than the planes of one cycle, and no number of lanes hides them.
 SPEED_TOLERANCE = 0.05
-
-#: Blocks that hold lanes: their area divided by lanes and heads is the area of a lane.
-LANE_BLOCKS = ("select_add", "select_accumulate", "multiply_add", "multiply_accumulate")
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Row:
     um2 : float
         Area of the engine, memories aside (measured).
     lane_um2 : float
-        Area of the blocks that hold lanes, by lane and query head (measured).
+        Area of the blocks that hold lanes, per lane and query head (measured).
     cycles : int
         Cycles when every byte is there in time (derived).
     memory_cycles : int
@@ -157,7 +155,7 @@ def _row(
     memory_bits: int | None = None,
 ) -> Row:
     report = measure(config)
-    in_lanes = sum(report.blocks[name].um2 for name in LANE_BLOCKS if name in report.blocks)
+    in_lanes = sum(report.blocks[name].um2 for name in LANE_ROWS if name in report.blocks)
     layers = len(candidate.layers)
 
     def mean(total: int) -> int:

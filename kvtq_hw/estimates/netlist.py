@@ -77,14 +77,14 @@ def expected_multipliers(config: EngineConfig) -> dict[str, int]:
     and the path of a token holds no multiplier. The comparison engines have one more in every lane
     of each head.
     """
-    lanes = config.query_group * config.lanes if config.integer_bits else 0
+    lanes = 0 if config.is_ternary else config.query_group * config.lanes
     scalers = config.query_group if config.scale_fraction_bits else 0
     return dict.fromkeys(BLOCKS, 0) | {
         "plane_scaler": scalers,
         "weight_scaler": scalers,
         "normalizer": config.query_group,
-        "multiply_add": lanes,
-        "multiply_accumulate": lanes,
+        "key_lanes": lanes,
+        "value_lanes": lanes,
     }
 
 

@@ -19,6 +19,7 @@ from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.cell_energy import CellEnergy
 from kvtq_hw.estimates.gates import Mapped, link
+from kvtq_hw.estimates.lane_rows import row_of
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import user_store
 from kvtq_hw.estimates.synthesis import mapped_netlist
@@ -66,7 +67,7 @@ class BlockPower:
 
 @dataclass(frozen=True)
 class PowerReport:
-    """Energies of one run by block; "engine" is the engine's own logic, without its blocks.
+    """Energies of one run by block, as `row_of` names it; "engine" is the logic outside the blocks.
 
     Parameters
     ----------
@@ -138,21 +139,21 @@ def measure_power(
     except ValueError as error:
         raise UserError(f"power: {error}: the netlist is not the RTL's") from None
     cycles = len(recording.inputs["rst"]) - first
-    block_of = {part.top: part.block for part in parts}
-    instances = _instances(netlists[-1], block_of)
+    rows = {part.top: row_of(part.block, config) for part in parts}
+    instances = _instances(netlists[-1], rows)
     blocks = _energies(mapped, toggles.tolist(), cycles, liberty, instances)
-    ordered = {part.block: blocks[part.block] for part in parts}
+    ordered = {row: blocks[row] for row in rows.values()}
     internal = liberty.has_timing
     return PowerReport(config, liberty.name, liberty.source, internal, cycles, ordered)
 
 
-def _instances(netlist: str, block_of: Mapping[str, str]) -> dict[str, str]:
-    """Block of each instance in the engine's own netlist."""
+def _instances(netlist: str, rows: Mapping[str, str]) -> dict[str, str]:
+    """Row of each instance in the engine's own netlist, from those of the modules."""
     found = {}
     for line in netlist.splitlines():
         words = line.split()
-        if len(words) == 3 and words[2] == "(" and words[0] in block_of:
-            found[words[1].lstrip("\\")] = block_of[words[0]]
+        if len(words) == 3 and words[2] == "(" and words[0] in rows:
+            found[words[1].lstrip("\\")] = rows[words[0]]
     return found
 
 

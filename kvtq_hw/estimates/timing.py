@@ -17,6 +17,7 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.blocks import Part, engine_parts
+from kvtq_hw.estimates.lane_rows import row_of
 from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import user_store
 from kvtq_hw.estimates.synthesis import (
@@ -71,7 +72,7 @@ def measure_timing(
     store: ResultStore | None = None,
     clock_mhz: int = CLOCK_MHZ,
 ) -> dict[str, LongestPath]:
-    """Longest path of each block, and of the whole engine under "total".
+    """Longest path of each block by its `row_of`, and of the whole engine under "total".
 
     A block is timed alone: between its flip-flops and to and from its ports. The total has the
     paths that run through several blocks as well; abc knows no such paths, and its total is the
@@ -100,8 +101,9 @@ def measure_timing(
     paths: dict[str, LongestPath] = {}
     for part in parts:
         path = _path_of_part(part, liberty, analyser, store, clock_mhz)
-        known = paths.get(part.block)
-        paths[part.block] = max(path, known, key=_delay) if known else path
+        row = row_of(part.block, config)
+        known = paths.get(row)
+        paths[row] = max(path, known, key=_delay) if known else path
     if analyser is None:
         paths["total"] = max(paths.values(), key=_delay)
     else:

@@ -46,9 +46,9 @@ class Records:
         """
         together = self.vectors.together(self._planes_per_cycle(config))
         return [
-            {"trits": trits, **flags}
+            {"elements": elements, **flags}
             for group, flags in self._stream(together, together.elements(config))
-            for trits in group
+            for elements in group
         ]
 
     def slice_counts(self, config: EngineConfig) -> list[int]:

@@ -37,11 +37,11 @@ def random_elements(
     rng: np.random.Generator, config: EngineConfig, shape: tuple[int, ...]
 ) -> np.ndarray:
     """Elements of planes or of integer vectors, int8; integers of all magnitudes, both ends too."""
-    if not config.integer_bits:
+    if config.is_ternary:
         return random_trits(rng, shape)
-    top = config.code_max
-    integers = rng.integers(-top, top, shape) >> rng.integers(0, config.integer_bits, shape)
-    ends = np.where(rng.random(shape) < 0.5, -top, top - 1)
+    low, high = config.element_min, config.element_max
+    integers = rng.integers(low, high + 1, shape) >> rng.integers(0, config.integer_bits, shape)
+    ends = np.where(rng.random(shape) < 0.5, low, high)
     return np.where(rng.random(shape) < 0.2, ends, integers).astype(np.int8)
 
 
@@ -50,7 +50,7 @@ def element_payloads(rng: np.random.Generator, config: EngineConfig, elements: n
 
     Zero trits come in both of their encodings.
     """
-    if not config.integer_bits:
+    if config.is_ternary:
         return trit_payloads(rng, elements)
     digits = (elements[..., None] >> np.arange(config.integer_bits)) & 1
     bits = digits.astype(np.uint8).reshape(*elements.shape[:-1], -1)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from golden.engine import attend
 from golden.queries import Queries
 from kvtq_hw.contract.cycle_model import uniform_job_cycles
-from rtl.layouts import counters_layout, slice_field
+from rtl.layouts import counters_layout
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import (
     Vectors,
@@ -85,7 +85,7 @@ def slices(bench: Bench, vectors: Vectors, kind: str, written_zeros: bool = Fals
         config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
     )
     elements = together.elements(config)
-    if written_zeros and not config.integer_bits:
+    if written_zeros and config.is_ternary:
         digits = plain_trit_payloads(elements)
     else:
         digits = element_payloads(bench.rng, config, elements)
@@ -99,7 +99,7 @@ def slices(bench: Bench, vectors: Vectors, kind: str, written_zeros: bool = Fals
                 "unit": int(together.unit[token, plane]),
                 "last": int(sent == count - 1),
             }
-            payloads += [{slice_field(config): part, **scale} for part in digits[token][plane]]
+            payloads += [{"elements": part, **scale} for part in digits[token][plane]]
     return payloads
 
 

@@ -120,8 +120,7 @@ async def largest_sums(dut: HierarchyObject, sign: int) -> None:
     counts = random_planes(bench.rng, config, 12, "most")
     keys = random_vectors(bench.rng, config, counts, code="balanced")
     shape = (*keys.unit.shape, config.slices, config.query_group)
-    largest = config.code_max if config.integer_bits else 1
-    sums = np.full(shape, sign * config.lanes * config.query_max * largest)
+    sums = np.full(shape, sign * config.lanes * config.query_max * -config.element_min)
     exponents = np.resize([config.product_bits - config.score_bits + 8, 0], config.query_group)
     inputs, outputs = payloads(bench, keys, sums, exponents)
     bench.set("query_exponent", exponents.tolist())

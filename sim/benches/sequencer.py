@@ -10,7 +10,6 @@ import numpy as np
 from cocotb.handle import HierarchyObject
 from cocotb.triggers import RisingEdge
 
-from rtl.layouts import slice_field
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import Vectors, element_payloads, random_planes, random_vectors
 from sim.bench.streams import current_cycle
@@ -34,7 +33,6 @@ def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
         config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
     )
     digits = element_payloads(bench.rng, config, together.elements(config))
-    elements = slice_field(config)
     inputs, outputs, blocks = [], [], []
     tokens = len(together.counts)
     for token, count in enumerate(together.counts.tolist()):
@@ -47,15 +45,17 @@ def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
                     "unit": int(together.unit[token, plane]),
                     "last": int(sent == count - 1),
                 }
-                trits = digits[token][plane][number]
+                elements = digits[token][plane][number]
                 job_end = token == tokens - 1
-                inputs.append({elements: trits, **scale})
+                inputs.append({"elements": elements, **scale})
                 if kind == "value":
-                    outputs.append({elements: trits, **scale, "slice": number})
+                    outputs.append({"elements": elements, **scale, "slice": number})
                 else:
                     block_end = job_end or token % config.block == config.block - 1
                     marks = {"block_end": int(block_end), "job_end": int(job_end)}
-                    outputs.append({elements: trits, "tag": {**scale, "slice": number, **marks}})
+                    outputs.append(
+                        {"elements": elements, "tag": {**scale, "slice": number, **marks}}
+                    )
                 blocks.append(token // config.block)
     return Stream(inputs, outputs, blocks)
 

@@ -10,7 +10,7 @@ import torch
 from cocotb.handle import HierarchyObject
 
 from golden.weight_scaler import weight_scaler
-from rtl.layouts import Operation, slice_field
+from rtl.layouts import Operation
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import Vectors, element_payloads, random_planes, random_vectors
 
@@ -54,7 +54,7 @@ def payloads(
         for plane in range(together.counts[token]):
             weight = scaled[:, token, together.first[token, plane]].tolist()
             for number in range(config.slices):
-                common = {slice_field(config): digits[token][plane][number], "slice": number}
+                common = {"elements": digits[token][plane][number], "slice": number}
                 slices.append(
                     {
                         **common,

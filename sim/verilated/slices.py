@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from golden.planes import Planes
 from kvtq_hw.contract.config import EngineConfig
-from rtl.layouts import key_input_layout, slice_field, value_input_layout
+from rtl.layouts import key_input_layout, value_input_layout
 from sim.verilated.words import pack_words, words_of
 
 __all__ = ["Kind", "SliceBuffer", "pack_slices", "planes_together"]
@@ -121,11 +121,11 @@ def pack_slices(
     ordered = np.take_along_axis(digits, order[..., None, None], axis=1)[~absent]
     sliced = ordered.reshape(-1, per_slice, config.slices, config.lanes).swapaxes(1, 2)
     lanes = sliced.reshape(-1, per_slice * config.lanes)
-    elements = lanes if config.integer_bits else {"nonzero": lanes != 0, "negative": lanes < 0}
+    elements = {"nonzero": lanes != 0, "negative": lanes < 0} if config.is_ternary else lanes
     words = pack_words(
         _layout(config, kind),
         {
-            slice_field(config): elements,
+            "elements": elements,
             "fraction": scale(planes.fraction.numpy()),
             "exponent": scale(planes.exponent.numpy()),
             "unit": arrange(unit),

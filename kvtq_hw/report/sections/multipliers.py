@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvtq_hw.estimates.lane_rows import row_of
 from kvtq_hw.report.content import Cell, Inputs, Section, Table
 
 __all__ = ["build"]
@@ -20,7 +21,7 @@ def build(inputs: Inputs) -> Section:
         for variant in (config, shifted)
     ]
     rows: list[tuple[Cell, ...]] = [
-        (block, *(count[block] for count in counts))
+        (row_of(block, config), *(count[block] for count in counts))
         for block in counts[0]
         if any(count[block] for count in counts)
     ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
+from kvtq_hw.estimates.lane_rows import LANE_ROWS
 from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
 from kvtq_hw.report.sections.recorded import Recorded, recorded
 
 __all__ = ["build"]
-
-#: Blocks with lanes: where another digit or another arithmetic shows.
-_LANES = ("select_add", "select_accumulate", "multiply_add", "multiply_accumulate")
 
 
 def build(inputs: Inputs) -> Section | None:
@@ -66,7 +64,7 @@ def _variants(entry: Recorded) -> Table:
         rows += [
             (name, block, variant["cycles"], row["toggles"], round(row["total_pj"]))
             for block, row in variant["blocks"].items()
-            if block in _LANES
+            if block in LANE_ROWS  # where another digit or another arithmetic shows
         ]
         total = variant["total"]
         rows.append((name, "all", variant["cycles"], total["toggles"], round(total["total_pj"])))

@@ -1,4 +1,4 @@
-"""Bench of select-add: plane sums of random and extreme slices, under every mix of stalls."""
+"""Bench of the key lanes: sums of random and extreme slices, under every mix of stalls."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from cocotb.handle import HierarchyObject
 
-from golden.multiply_add import multiply_add
-from golden.select_add import select_add
+from golden.key_lanes import key_lanes
 from kvtq_hw.contract.config import EngineConfig
-from rtl.layouts import slice_field
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import element_payloads, random_elements
 
@@ -20,37 +18,38 @@ Beats = list[dict[str, Any]]
 
 
 def corner_slices(config: EngineConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair of extreme planes and extreme queries: trits [N, P * L], queries [N, G, L]."""
+    """Every pair of extreme elements and queries: elements [N, P * L], queries [N, G, L]."""
     group, top = config.query_group, config.query_max
     lanes = config.lanes * config.key_planes_per_cycle
-    alternating = np.where(np.arange(lanes) % 2, -1, 1)
-    one_hot = (np.arange(lanes) == lanes - 1).astype(int)
-    planes = [np.zeros(lanes), np.ones(lanes), -np.ones(lanes), alternating, one_hot, -one_hot]
-    rows = [np.zeros(lanes), np.full(lanes, top), np.full(lanes, -top), alternating * top]
+    odd, one_hot = np.arange(lanes) % 2, np.arange(lanes) == lanes - 1
+    low, high = config.element_min, config.element_max
+    ends = sorted({low, -1, 0, 1, high})
+    planes = [end * chosen for chosen in (np.ones(lanes), one_hot) for end in ends]
+    planes += [np.where(odd, low, high)]
+    rows = [np.full(lanes, end) for end in (-top, 0, 1, top)] + [np.where(odd, -top, top)]
     queries = [np.stack([sign * row for sign in np.resize([1, -1], group)]) for row in rows]
     pairs = [(plane, query) for plane in planes for query in queries]
-    trits, rows_of_heads = zip(*pairs, strict=True)
+    elements, rows_of_heads = zip(*pairs, strict=True)
     of_lanes = np.stack(rows_of_heads)[..., : config.lanes]
-    return np.stack(trits).astype(np.int8), of_lanes.astype(np.int64)
+    return np.stack(elements).astype(np.int8), of_lanes.astype(np.int64)
 
 
 def random_slices(bench: Bench, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random trits or integers [N, P * L] and queries [N, G, L]."""
+    """Random elements [N, P * L] and queries [N, G, L]."""
     config = bench.config
     shape = (count, config.query_group, config.lanes)
     queries = bench.rng.integers(-config.query_max, config.query_max + 1, shape)
-    elements = config.lanes * config.key_planes_per_cycle
-    return random_elements(bench.rng, config, (count, elements)), queries
+    width = config.lanes * config.key_planes_per_cycle
+    return random_elements(bench.rng, config, (count, width)), queries
 
 
-def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, Beats]:
+def beats(bench: Bench, elements: np.ndarray, queries: np.ndarray) -> tuple[Beats, Beats]:
     """Input payloads with random tags, and the outputs that the golden model computes."""
     config, rng = bench.config, bench.rng
-    golden = multiply_add if config.integer_bits else select_add
-    planes = trits.reshape(len(trits), -1, config.lanes)
-    of_planes = golden(torch.from_numpy(planes)[:, None], torch.from_numpy(queries)[:, :, None, :])[
-        :, :, 0, 0
-    ]  # [N, G, P]
+    planes = elements.reshape(len(elements), -1, config.lanes)
+    of_planes = key_lanes(
+        torch.from_numpy(planes)[:, None], torch.from_numpy(queries)[:, :, None, :]
+    )[:, :, 0, 0]  # [N, G, P]
     sums = (of_planes * 3 ** torch.arange(planes.shape[1])).sum(-1)
     limits = {
         "fraction": 1 << config.scale_fraction_bits,
@@ -61,11 +60,11 @@ def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, 
         "block_end": 2,
         "job_end": 2,
     }
-    tags = [{name: int(rng.integers(n)) for name, n in limits.items()} for _ in trits]
+    tags = [{name: int(rng.integers(n)) for name, n in limits.items()} for _ in elements]
     inputs = [
-        {slice_field(config): plane, "queries": query, "tag": tag}
+        {"elements": plane, "queries": query, "tag": tag}
         for plane, query, tag in zip(
-            element_payloads(rng, config, trits), queries.tolist(), tags, strict=True
+            element_payloads(rng, config, elements), queries.tolist(), tags, strict=True
         )
     ]
     outputs = [{"sums": row, "tag": tag} for row, tag in zip(sums.tolist(), tags, strict=True)]
@@ -76,7 +75,7 @@ def beats(bench: Bench, trits: np.ndarray, queries: np.ndarray) -> tuple[Beats, 
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
     """Random slices, with gaps at the source and back-pressure at the sink."""
-    bench = await Bench.start(dut, "select_add")
+    bench = await Bench.start(dut, "key_lanes")
     inputs, outputs = beats(bench, *random_slices(bench, 40))
     bench.drive("i", inputs, source)
     bench.expect("o", outputs, sink)
@@ -86,8 +85,8 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(sink=STALL_MIXES)
 async def corner_data(dut: HierarchyObject, sink: str) -> None:
-    """All zeros, all one sign, alternating signs, against the largest queries of both signs."""
-    bench = await Bench.start(dut, "select_add")
+    """All elements or one at each end, alternating ends, against the largest queries."""
+    bench = await Bench.start(dut, "key_lanes")
     inputs, outputs = beats(bench, *corner_slices(bench.config))
     bench.drive("i", inputs)
     bench.expect("o", outputs, sink)
@@ -96,8 +95,8 @@ async def corner_data(dut: HierarchyObject, sink: str) -> None:
 
 @cocotb.test()
 async def full_throughput(dut: HierarchyObject) -> None:
-    """One slice a cycle, exactly `latency` cycles later."""
-    bench = await Bench.start(dut, "select_add")
+    """One slice per cycle, exactly `latency` cycles later."""
+    bench = await Bench.start(dut, "key_lanes")
     inputs, outputs = beats(bench, *random_slices(bench, 30))
     bench.drive("i", inputs)
     bench.expect("o", outputs)

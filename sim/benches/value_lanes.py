@@ -1,4 +1,4 @@
-"""Bench of select-accumulate: jobs of every operation against the golden accumulators."""
+"""Bench of the value lanes: jobs of every operation against the golden accumulators."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from cocotb.handle import HierarchyObject
 
-from golden.multiply_accumulate import multiply_accumulate
-from golden.select_accumulate import select_accumulate
+from golden.value_lanes import value_lanes
 from kvtq_hw.contract.config import EngineConfig
-from rtl.layouts import Operation, slice_field
+from rtl.layouts import Operation
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import element_payloads, random_elements
 
@@ -20,19 +19,18 @@ Payloads = list[dict[str, Any]]
 
 
 def job(
-    bench: Bench, trits: np.ndarray, weights: np.ndarray, shifts: np.ndarray
+    bench: Bench, elements: np.ndarray, weights: np.ndarray, shifts: np.ndarray
 ) -> tuple[Payloads, Payloads]:
     """Operations of one job, and the accumulators that the golden model computes.
 
-    trits (or integers) [N, A, P * D] and weights [N, A, G] of A additions of P planes, the one of
+    elements [N, A, P * D] and weights [N, A, G] of A additions of P planes, the one of
     the weight itself first, in each of N blocks; shifts [N, G], the first unused.
     """
     config = bench.config
     shifts = np.concatenate([np.zeros_like(shifts[:1]), shifts[1:]])
-    golden = multiply_accumulate if config.integer_bits else select_accumulate
-    planes = trits.reshape(*trits.shape[:2], -1, config.head_dim)
+    planes = elements.reshape(*elements.shape[:2], -1, config.head_dim)
     powers = 3 ** torch.arange(planes.shape[2])
-    accumulators = golden(
+    accumulators = value_lanes(
         torch.from_numpy(planes),
         torch.from_numpy(weights).movedim(-1, 0)[:, None, :, :, None] * powers,
         torch.from_numpy(shifts.T.copy())[:, None],
@@ -40,17 +38,17 @@ def job(
     sliced = planes.reshape(*planes.shape[:3], config.slices, config.lanes).swapaxes(2, 3)
     digits = element_payloads(bench.rng, config, sliced.reshape(*sliced.shape[:3], -1))
     operations: Payloads = []
-    for block in range(len(trits)):
+    for block in range(len(elements)):
         if block == 0:
             operations.append({"operation": Operation.CLEAR})
         else:
             operations.append({"operation": Operation.SHIFT, "shifts": shifts[block].tolist()})
-        for plane in range(trits.shape[1]):
+        for plane in range(elements.shape[1]):
             for number in range(config.slices):
                 operations.append(
                     {
                         "operation": Operation.ADD,
-                        slice_field(config): digits[block][plane][number],
+                        "elements": digits[block][plane][number],
                         "slice": number,
                         "weights": weights[block, plane].tolist(),
                     }
@@ -71,16 +69,16 @@ def slice_powers(config: EngineConfig) -> np.ndarray:
 
 
 def random_job(bench: Bench, blocks: int, additions: int) -> tuple[Payloads, Payloads]:
-    """A job of random trits, weights and shifts, of all magnitudes."""
+    """A job of random elements, weights and shifts, of all magnitudes."""
     config, rng = bench.config, bench.rng
     top = config.scaled_weight_max * slice_powers(config)[-1]
     weights = rng.integers(0, top + 1, (blocks, additions, config.query_group))
     weights >>= rng.integers(0, config.tripled_weight_bits + 1, weights.shape)
     shifts = rng.integers(0, config.accumulator_bits + 1, (blocks, config.query_group))
     shifts >>= rng.integers(0, config.rescale_bits + 1, shifts.shape)
-    elements = config.value_planes_per_cycle * config.head_dim
-    trits = random_elements(rng, config, (blocks, additions, elements))
-    return job(bench, trits, weights, shifts)
+    width = config.value_planes_per_cycle * config.head_dim
+    elements = random_elements(rng, config, (blocks, additions, width))
+    return job(bench, elements, weights, shifts)
 
 
 async def run(bench: Bench, jobs: list[tuple[Payloads, Payloads]], source: str, sink: str) -> None:
@@ -113,7 +111,7 @@ async def check_cycles(bench: Bench, jobs: list[tuple[Payloads, Payloads]]) -> N
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
     """Jobs of one to three blocks, with gaps and back-pressure."""
-    bench = await Bench.start(dut, "select_accumulate")
+    bench = await Bench.start(dut, "value_lanes")
     jobs = [random_job(bench, blocks, 3) for blocks in (1, 3, 2)]
     await run(bench, jobs, source, sink)
 
@@ -121,39 +119,41 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 async def every_shift(dut: HierarchyObject) -> None:
     """Every shift from none to the whole width, of accumulators of both signs."""
-    bench = await Bench.start(dut, "select_accumulate")
+    bench = await Bench.start(dut, "value_lanes")
     config, rng = bench.config, bench.rng
     top = config.scaled_weight_max * slice_powers(config)[-1]
-    elements = config.value_planes_per_cycle * config.head_dim
+    width = config.value_planes_per_cycle * config.head_dim
+    ends = (config.element_min, config.element_max)
     jobs = []
     for shift in range(config.accumulator_bits + 1):
-        trits = rng.choice([-1, 1], size=(2, 1, elements)).astype(np.int8)
+        elements = rng.choice(ends, size=(2, 1, width)).astype(np.int8)
         weights = np.full((2, 1, config.query_group), top)
         weights[1] = 1
         shifts = (shift + np.arange(config.query_group)) % (config.accumulator_bits + 1)
-        jobs.append(job(bench, trits, weights, np.stack([shifts, shifts])))
+        jobs.append(job(bench, elements, weights, np.stack([shifts, shifts])))
     await run(bench, jobs[:: max(1, config.head_dim // 16)], "none", "none")
 
 
 @cocotb.test()
-@cocotb.parametrize(sign=(1, -1))
-async def long_sum_of_one_sign(dut: HierarchyObject, sign: int) -> None:
-    """The largest weights with trits of one sign, as many as fit in the largest denominator."""
-    bench = await Bench.start(dut, "select_accumulate")
+@cocotb.parametrize(end=("smallest", "largest"))
+async def long_sum_of_one_sign(dut: HierarchyObject, end: str) -> None:
+    """The largest weights with elements at one end: as many as the largest denominator holds."""
+    bench = await Bench.start(dut, "value_lanes")
     config = bench.config
     tokens = config.sum_of_weights_max >> config.weight_bits
     powers, together = slice_powers(config), config.value_planes_per_cycle
     weights = np.tile(config.scaled_weight_max * powers, tokens)[None, :, None]
     weights = np.repeat(weights, config.query_group, axis=2)
-    planes = np.full((len(powers) * together, config.head_dim), sign, np.int8)
+    element = config.element_min if end == "smallest" else config.element_max
+    planes = np.full((len(powers) * together, config.head_dim), element, np.int8)
     planes[config.max_planes :] = 0
-    trits = np.tile(planes.reshape(len(powers), -1), (tokens, 1))[None]
+    elements = np.tile(planes.reshape(len(powers), -1), (tokens, 1))[None]
     shifts = np.zeros((1, config.query_group), np.int64)
-    await run(bench, [job(bench, trits, weights, shifts)], "none", "none")
+    await run(bench, [job(bench, elements, weights, shifts)], "none", "none")
 
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
     """Two jobs of every operation."""
-    bench = await Bench.start(dut, "select_accumulate")
+    bench = await Bench.start(dut, "value_lanes")
     await check_cycles(bench, [random_job(bench, 3, 2), random_job(bench, 1, 1)])

@@ -1,0 +1,223 @@
+"""The elements of a plane slice, trits or integers, and how lanes multiply by them.
+
+The cache format decides which of the two a configuration has: `elements_of`, and nothing else.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
+from amaranth.lib import data
+
+from kvtq_hw.contract.config import EngineConfig
+from rtl.fixed_point import select, triple
+from rtl.pipeline import Pipeline
+
+__all__ = ["Elements", "Integers", "Trit", "Trits", "elements_of"]
+
+
+class Trit(data.Struct):
+    """One ternary digit: 0b00 is 0, 0b01 is +1, 0b11 is -1, and 0b10 reads as 0."""
+
+    nonzero: 1
+    negative: 1
+
+
+class Elements(ABC):
+    """One kind of elements: its shape, and the arithmetic that lanes do with it.
+
+    The key lanes add up a slice's products with a query in an adder tree: `products` makes the rows
+    of terms that the tree adds, `sums` makes a sum per head of the rows' totals. The value lanes
+    add `terms` to their accumulators.
+
+    Attributes
+    ----------
+    shape : ShapeLike
+        Of one element in a slice.
+    key_stages : int
+        Pipeline stages that the key lanes have beside the tree's.
+    """
+
+    shape: ShapeLike
+    key_stages: int
+
+    @abstractmethod
+    def products(self, pipe: Pipeline, slice_: data.View) -> tuple[list[list[Value]], Value]:
+        """Rows of `lanes` terms from a `rtl.layouts.key_lanes_layout`, and the tag beside them."""
+
+    @abstractmethod
+    def sums(self, pipe: Pipeline, totals: list[Value], tag: Value) -> tuple[list[Value], Value]:
+        """``sum_d queries[g][d] * elements[d]`` of each head g from the rows' totals; the tag."""
+
+    @abstractmethod
+    def terms(
+        self, m: Module, elements: Sequence[Value], weights: Sequence[Value], adding: Value
+    ) -> list[list[Value]]:
+        """``weights[g] * elements[lane]`` as [g][lane], a cycle later; zero without `adding`."""
+
+
+class Trits(Elements):
+    """Trits: a lane passes, inverts or blocks what it multiplies, and no multiplier is needed.
+
+    The ones that two's complement negation adds are the number of negative trits. The key lanes
+    count them once for all heads, and add their operands as unsigned numbers, 2**(query_bits-1) too
+    large each: no adder then extends a sign. Each plane of a slice has a tree of its own; one more
+    stage makes ``sum_c 3**c * sums_c`` of several.
+
+    For two planes together a value lane chooses among the weight times one to four, of which three
+    times is made once for all lanes.
+    """
+
+    shape = Trit
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        self.key_stages = int(config.key_planes_per_cycle > 1)
+
+    def products(self, pipe: Pipeline, slice_: data.View) -> tuple[list[list[Value]], Value]:
+        lanes = self._config.lanes
+        starts = range(0, self._config.key_planes_per_cycle * lanes, lanes)
+        planes = [[slice_.elements[start + d] for d in range(lanes)] for start in starts]
+        operands = [
+            [_offset(select(trit, query[d])) for d, trit in enumerate(plane)]
+            for query in slice_.queries
+            for plane in planes
+        ]
+        negatives: list[list[Value]] = [[t.nonzero & t.negative for t in plane] for plane in planes]
+        return operands + negatives, slice_.tag
+
+    def sums(self, pipe: Pipeline, totals: list[Value], tag: Value) -> tuple[list[Value], Value]:
+        config, planes = self._config, self._config.key_planes_per_cycle
+        totals = [_weighted(totals[n : n + planes]) for n in range(0, len(totals), planes)]
+        if planes > 1:
+            stage = pipe.stage(totals=totals, tag=tag)
+            totals, tag = stage.totals, stage.tag
+        *heads, ones = totals
+        offset = config.slice_code_max * config.lanes << (config.query_bits - 1)
+        return [total + ones - offset for total in heads], tag
+
+    def terms(
+        self, m: Module, elements: Sequence[Value], weights: Sequence[Value], adding: Value
+    ) -> list[list[Value]]:
+        lanes, planes = self._config.lanes, self._config.value_planes_per_cycle
+        trits = [data.View(Trit, Cat(t.nonzero & adding, t.negative)) for t in elements]
+        terms: list[list[Value]] = [[Const(0)] * lanes for _ in weights]
+        for first in range(0, planes - 1, 2):
+            pairs = [
+                _Pair(m, trits[first * lanes + lane], trits[(first + 1) * lanes + lane])
+                for lane in range(lanes)
+            ]
+            for g, weight in enumerate(weights):
+                multiples = _multiples(m, triple(weight, first))
+                terms[g] = [
+                    term + pair.select(multiples)
+                    for term, pair in zip(terms[g], pairs, strict=True)
+                ]
+        if planes % 2:
+            selects = [data.View(Trit, _registered(m, trit.as_value())) for trit in trits[-lanes:]]
+            for g, weight in enumerate(weights):
+                top = _registered(m, triple(weight, planes - 1))
+                terms[g] = [
+                    term + select(trit, top) + (trit.nonzero & trit.negative)
+                    for term, trit in zip(terms[g], selects, strict=True)
+                ]
+        return terms
+
+
+class Integers(Elements):
+    """Integers, as the comparison engines have them: a multiplier per lane and head."""
+
+    key_stages = 1
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.shape = signed(config.integer_bits)
+
+    def products(self, pipe: Pipeline, slice_: data.View) -> tuple[list[list[Value]], Value]:
+        products = [
+            [query[d] * integer for d, integer in enumerate(slice_.elements)]
+            for query in slice_.queries
+        ]
+        stage = pipe.stage(products=products, tag=slice_.tag)
+        return stage.products, stage.tag
+
+    def sums(self, pipe: Pipeline, totals: list[Value], tag: Value) -> tuple[list[Value], Value]:
+        return totals, tag
+
+    def terms(
+        self, m: Module, elements: Sequence[Value], weights: Sequence[Value], adding: Value
+    ) -> list[list[Value]]:
+        integers = [
+            (integer.as_unsigned() & adding.replicate(len(integer))).as_signed()
+            for integer in elements
+        ]
+        products: list[list[Value]] = []
+        for g, weight in enumerate(weights):
+            row: list[Value] = []
+            for lane, integer in enumerate(integers):
+                exact = Cat(weight, 0).as_signed() * integer
+                product = Signal.like(exact, name=f"product_{g}_{lane}")
+                m.d.sync += product.eq(exact)
+                row.append(product)
+            products.append(row)
+        return products
+
+
+def elements_of(config: EngineConfig) -> Elements:
+    """The elements that a configuration's cache format has."""
+    return Trits(config) if config.is_ternary else Integers(config)
+
+
+class _Pair:
+    """Two trits as a number u = low + 3 * high: its sign, and which of 1, 2, 3, 4 it is.
+
+    Registers hold what the lane adds by.
+    """
+
+    def __init__(self, m: Module, low: data.View, high: data.View) -> None:
+        differ = low.negative ^ high.negative
+        self._negative = _registered(
+            m, Mux(high.nonzero, high.negative, low.nonzero & low.negative)
+        )
+        self._is = [
+            _registered(m, is_it)
+            for is_it in (
+                low.nonzero & ~high.nonzero,
+                low.nonzero & high.nonzero & differ,
+                ~low.nonzero & high.nonzero,
+                low.nonzero & high.nonzero & ~differ,
+            )
+        ]
+
+    def select(self, multiples: list[Value]) -> Value:
+        """u * weight, from the weight times 1, 2, 3 and 4."""
+        bits = len(multiples[-1]) + 1
+        chosen: Value = Const(0, bits)
+        for multiple, is_it in zip(multiples, self._is, strict=True):
+            extended = Cat(multiple, Const(0, bits - len(multiple)))
+            chosen = chosen | (extended & is_it.replicate(bits))
+        return (chosen ^ self._negative.replicate(bits)).as_signed() + self._negative
+
+
+def _multiples(m: Module, weight: Value) -> list[Value]:
+    """weight times 1, 2, 3 and 4, from registers: one add."""
+    once, thrice = _registered(m, weight), _registered(m, triple(weight))
+    return [once, Cat(0, once), thrice, Cat(0, 0, once)]
+
+
+def _registered(m: Module, value: Value) -> Signal:
+    register = Signal(value.shape(), reset_less=True)
+    m.d.sync += register.eq(value)
+    return register
+
+
+def _weighted(planes: list[Value]) -> Value:
+    """sum_c 3**c * planes[c], by Horner's rule."""
+    total = planes[-1]
+    for plane in reversed(planes[:-1]):
+        total = triple(total) + plane
+    return total
+
+
+def _offset(value: Value) -> Value:
+    """A signed value plus 2**(width - 1), unsigned: its sign bit inverted."""
+    return Cat(value[:-1], ~value[-1])

@@ -1,0 +1,47 @@
+"""Value lanes: sums of the elements of value slices times softmax weights."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from kvtq_hw.contract.config import EngineConfig
+from rtl.accumulator_bank import AccumulatorBank
+from rtl.elements import elements_of
+from rtl.layouts import accumulate_layout, accumulator_layout
+
+__all__ = ["ValueLanes"]
+
+
+class ValueLanes(wiring.Component):
+    """``acc[g][d] += weights[g] * elements[d]`` for the D elements of G heads.
+
+    The elements' kind says how a lane multiplies: `rtl.elements.Trits` without multipliers,
+    `rtl.elements.Integers` with one per lane and head. Registers hold for a cycle what the lanes
+    add, or make it from. Operations and their cycles are those of
+    `rtl.accumulator_bank.AccumulatorBank`, which counts that cycle in.
+
+    Attributes
+    ----------
+    i : stream In, `accumulate_layout`
+    o : stream Out, `accumulator_layout`, D transfers per DRAIN
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self._config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(accumulate_layout(config))),
+                "o": Out(stream.Signature(accumulator_layout(config))),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        beat = self.i.payload
+        bank = AccumulatorBank(m, self._config, self.i, self.o)
+        # nothing but an ADD gets through: so the bank's accumulators keep their value
+        elements = elements_of(self._config)
+        bank.add(elements.terms(m, beat.elements, beat.weights, bank.adding))
+        return m
