@@ -18,9 +18,7 @@ def test_rows_of_lanes_say_how_they_multiply() -> None:
 
 def test_other_rows_are_called_as_their_blocks() -> None:
     for config in (TINY, *INTEGER_CONFIGS.values()):
-        named = {block: row_of(block, config) for block in blocks_of(config)}
-        assert {block for block, row in named.items() if row != block} == {
-            "key_lanes",
-            "value_lanes",
-        }
-        assert {row for block, row in named.items() if row != block} < set(LANE_ROWS)
+        rows = {block: row_of(block, config) for block in blocks_of(config)}
+        others = {block: row for block, row in rows.items() if row != block}
+        assert set(others) == {"key_lanes", "value_lanes"}
+        assert set(others.values()) < set(LANE_ROWS)
