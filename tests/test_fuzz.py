@@ -104,6 +104,16 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [found for key, item in items for found in ((*path, key), *places(item, (*path, key)))]
 
 
+def found_at(value: Any, path: tuple[Any, ...]) -> Any:
+    """What is at a path of plain values, or as near to it as they still go."""
+    for key in path:
+        try:
+            value = value[key] if isinstance(value, dict | list) else value
+        except (KeyError, IndexError, TypeError):
+            break
+    return value
+
+
 @st.composite
 def changed(draw: st.DrawFn, value: Any) -> Any:
     """Plain values with up to three places changed."""
@@ -113,9 +123,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
         if not inside:
             return draw(VALUES)
         *path, last = draw(st.sampled_from(inside))
-        place = value
-        for key in path:
-            place = place[key]
+        place = found_at(value, tuple(path))
         match draw(st.sampled_from(("set", "set", "remove", "nest", "add", "copy"))):
             case "set":
                 place[last] = draw(VALUES)
@@ -126,14 +134,7 @@ def changed(draw: st.DrawFn, value: Any) -> Any:
             case "add" if isinstance(place, dict):
                 place[draw(TEXTS)] = draw(VALUES)
             case "copy":
-                other = value
-                for key in draw(st.sampled_from(inside)):
-                    if not isinstance(other, dict | list):
-                        break
-                    try:
-                        other = other[key]
-                    except (KeyError, IndexError, TypeError):
-                        break
+                other = found_at(value, draw(st.sampled_from(inside)))
                 place[last] = json.loads(json.dumps(other))
     return value
 

@@ -149,8 +149,7 @@ def _axes(texts: Sequence[str]) -> dict[str, list[int | str]]:
 @contextmanager
 def _executor(scheduler: str | None) -> Iterator[Executor]:
     """Processes of this machine, or the workers of a Dask cluster."""
-    from kvtq_hw.estimates.area import processors
-    from kvtq_hw.estimates.workers import end_with_parent
+    from kvtq_hw.estimates.workers import end_with_parent, processors
 
     if scheduler is None:
         context = multiprocessing.get_context("spawn")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +13,11 @@ from kvtq_hw.estimates.lane_rows import row_of
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import design_key, user_store
 from kvtq_hw.estimates.synthesis import CLOCK_MHZ, Mapping, map_part, mapping_key
+from kvtq_hw.estimates.workers import of_each_part
 from kvtq_hw.host.results import ResultStore
 from rtl.verilog import generator_version
 
-__all__ = ["Area", "AreaReport", "measure_area", "processors"]
+__all__ = ["Area", "AreaReport", "measure_area"]
 
 #: Transistors of a NAND gate of two inputs in static CMOS.
 _NAND2_TRANSISTORS = 4
@@ -118,11 +117,6 @@ class AreaReport:
         }
 
 
-def processors() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def measure_area(
     config: EngineConfig,
     block: str | None = None,
@@ -141,7 +135,7 @@ def measure_area(
     block : name of `rtl.blocks.BLOCKS`; without one, all that the engine holds
     liberty : library of cells; without one, the shipped area-only library
     store : results so far; without one, those in the user's cache folder
-    jobs : blocks at a time; without a number, one a processor
+    jobs : blocks at a time; without a number, one per processor
 
     Raises
     ------
@@ -151,14 +145,18 @@ def measure_area(
     liberty = liberty or shipped_liberty()
     store = store or user_store()
     areas: dict[str, list[Area]] = {}
-    for name, instances, mapping in _mappings(config, block, liberty, store, jobs or processors()):
+    for name, instances, mapping in _mappings(config, block, liberty, store, jobs):
         areas.setdefault(row_of(name, config), []).append(_area(instances, mapping, liberty))
     blocks = {name: _sum(parts) for name, parts in areas.items()}
     return AreaReport(config, liberty.name, liberty.source, blocks)
 
 
 def _mappings(
-    config: EngineConfig, block: str | None, liberty: Liberty, store: ResultStore, jobs: int
+    config: EngineConfig,
+    block: str | None,
+    liberty: Liberty,
+    store: ResultStore,
+    jobs: int | None,
 ) -> list[tuple[str, int, Mapping]]:
     """Block, instances and mapping of each part; from the store alone where all is there."""
     index = {
@@ -171,19 +169,12 @@ def _mappings(
         if all(mapping is not None for _, _, mapping in found):
             return [(name, n, mapping) for name, n, mapping in found if mapping]
     parts = engine_parts(config, block)
-    with ThreadPoolExecutor(jobs) as pool:
-        # the largest first: then no processor is left with it at the end
-        largest_first = sorted(parts, key=lambda part: -len(part.text))
-        mappings = dict(
-            zip(
-                (part.digest for part in largest_first),
-                pool.map(lambda part: map_part(part, liberty, store), largest_first),
-                strict=True,
-            )
-        )
+    mappings = of_each_part(lambda part: map_part(part, liberty, store), parts, jobs)
     keys = [(part.block, part.instances, mapping_key(part, liberty)) for part in parts]
     store.put(index, {"parts": keys})
-    return [(part.block, part.instances, mappings[part.digest]) for part in parts]
+    return [
+        (part.block, part.instances, mapping) for part, mapping in zip(parts, mappings, strict=True)
+    ]
 
 
 def _area(instances: int, mapping: Mapping, liberty: Liberty) -> Area:

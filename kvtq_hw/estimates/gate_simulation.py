@@ -165,11 +165,56 @@ def _flat_memories(
 
 
 @loop_part
+def _value(values, node, start, inputs, table, tables):
+    """Value of a node, by the values of its inputs now."""
+    row = 0
+    for place in range(start[node], start[node + 1]):
+        row = row * 2 + values[inputs[place]]
+    return tables[table[node] + row]
+
+
+@loop_part
+def _put(values, toggles, net, value, counted):
+    """Put a value on a net, and count the toggle if it counts."""
+    toggles[net] += counted and values[net] != value
+    values[net] = value
+
+
+@loop_part
+def _first_wrong(values, outputs, expected):
+    """Column of the first output that differs from what is expected; -1 without any."""
+    wrong = -1
+    for column in range(len(outputs) - 1, -1, -1):
+        if values[outputs[column]] != expected[column]:
+            wrong = column
+    return wrong
+
+
+@loop_part
 def _address(values, nets):
+    """Number on the nets of an address port."""
     address = 0
     for place in range(len(nets)):
         address |= int(values[nets[place]]) << place
     return address
+
+
+@loop_part
+def _clock_memory(values, toggles, nets, ends, content, counted):
+    """Clock a memory: `nets` from `ends[k]` to `ends[k + 1]` are those of port k."""
+    enable, data = nets[ends[1]], nets[ends[2] : ends[3]]
+    written, writes = nets[ends[4] : ends[5]], nets[ends[5] : ends[6]]
+    word = _address(values, nets[ends[0] : ends[1]]) * len(data)
+    # taken before the write, put on the nets after it: a word's nets are no memory's input
+    reading = values[enable]
+    old = content[word : word + len(data)].copy()
+    word = _address(values, nets[ends[3] : ends[4]]) * len(data)
+    for place in range(len(writes)):
+        if values[writes[place]]:
+            content[word + place] = values[written[place]]
+    if reading:
+        for place in range(len(data)):
+            _put(values, toggles, data[place], old[place], counted)
 
 
 def _nodes(kind: str) -> tuple[tuple[str, ...], dict[str, Array]]:
@@ -245,46 +290,21 @@ def _run(
     for cycle in range(len(stimulus)):
         counted = cycle >= first
         for column in range(len(inputs)):
-            net = inputs[column]
-            toggles[net] += counted and values[net] != stimulus[cycle, column]
-            values[net] = stimulus[cycle, column]
+            _put(values, toggles, inputs[column], stimulus[cycle, column], counted)
         for node in range(len(node_net)):
-            row = 0
-            for place in range(node_start[node], node_start[node + 1]):
-                row = row * 2 + values[node_inputs[place]]
-            value = node_tables[node_table[node] + row]
-            net = node_net[node]
-            toggles[net] += counted and values[net] != value
-            values[net] = value
-        if counted:
-            for column in range(len(outputs)):
-                if values[outputs[column]] != expected[cycle, column]:
-                    return cycle * len(outputs) + column
+            value = _value(values, node, node_start, node_inputs, node_table, node_tables)
+            _put(values, toggles, node_net[node], value, counted)
+        wrong = _first_wrong(values, outputs, expected[cycle])
+        if counted and wrong >= 0:
+            return cycle * len(outputs) + wrong
         for state in range(len(state_net)):
-            row = 0
-            for place in range(state_start[state], state_start[state + 1]):
-                row = row * 2 + values[state_inputs[place]]
-            following[state] = state_tables[state_table[state] + row]
+            following[state] = _value(
+                values, state, state_start, state_inputs, state_table, state_tables
+            )
         for memory in range(len(memory_start)):
-            ends = memory_start[memory]
-            enable, data = memory_nets[ends[1]], memory_nets[ends[2] : ends[3]]
-            written, writes = memory_nets[ends[4] : ends[5]], memory_nets[ends[5] : ends[6]]
             content = contents[content_start[memory] :]
-            word = _address(values, memory_nets[ends[0] : ends[1]]) * len(data)
-            # taken before the write, put on the nets after it: a word's nets are no memory's input
-            reading = values[enable]
-            old = content[word : word + len(data)].copy()
-            word = _address(values, memory_nets[ends[3] : ends[4]]) * len(data)
-            for place in range(len(writes)):
-                if values[writes[place]]:
-                    content[word + place] = values[written[place]]
-            if reading:
-                for place in range(len(data)):
-                    net = data[place]
-                    toggles[net] += counted and values[net] != old[place]
-                    values[net] = old[place]
+            ends = memory_start[memory]
+            _clock_memory(values, toggles, memory_nets, ends, content, counted)
         for state in range(len(state_net)):
-            net = state_net[state]
-            toggles[net] += counted and values[net] != following[state]
-            values[net] = following[state]
+            _put(values, toggles, state_net[state], following[state], counted)
     return -1

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.cell_energy import CellEnergy
 from kvtq_hw.estimates.gates import Mapped, link
@@ -23,6 +22,7 @@ from kvtq_hw.estimates.lane_rows import row_of
 from kvtq_hw.estimates.liberty import Liberty, shipped_liberty
 from kvtq_hw.estimates.store import user_store
 from kvtq_hw.estimates.synthesis import mapped_netlist
+from kvtq_hw.estimates.workers import of_each_part
 from kvtq_hw.host.results import ResultStore
 
 if TYPE_CHECKING:
@@ -129,10 +129,8 @@ def measure_power(
 
     liberty, store = liberty or shipped_liberty(), store or user_store()
     parts = engine_parts(config)
-    measure_area(config, None, liberty, store)  # maps the parts beside each other
-    top = parts[-1].top
-    netlists = [mapped_netlist(part, liberty, store) for part in parts]
-    mapped = link(netlists, top, liberty)
+    netlists = of_each_part(lambda part: mapped_netlist(part, liberty, store), parts)
+    mapped = link(netlists, parts[-1].top, liberty)
     first = int(recording.inputs["rst"][:, 0].argmin())
     try:
         toggles = simulate(mapped.gates, recording.inputs, recording.outputs, first)

@@ -136,7 +136,13 @@ def map_part(
 def mapped_netlist(
     part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int = CLOCK_MHZ
 ) -> str:
-    """Verilog of a part after `map_part`: instances of the library's cells."""
+    """Verilog of a part as `map_part` maps it: instances of the library's cells.
+
+    Raises
+    ------
+    UserError
+        As `map_part`.
+    """
     found = store.get_text(_netlist_key(part, liberty, clock_mhz))
     return found or _map_and_store(part, liberty, store, clock_mhz)[1]
 
@@ -144,6 +150,7 @@ def mapped_netlist(
 def _map_and_store(
     part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int
 ) -> tuple[Mapping, str]:
+    """Map a part; store what became of it, and its netlist."""
     mapping, netlist = _map(part, liberty, clock_mhz)
     store.put_text(_netlist_key(part, liberty, clock_mhz), netlist)
     store.put(mapping_key(part, liberty, clock_mhz), asdict(mapping))

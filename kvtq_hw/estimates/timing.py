@@ -16,7 +16,7 @@ from typing import Any
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
-from kvtq_hw.estimates.blocks import Part, engine_parts
+from kvtq_hw.estimates.blocks import engine_parts
 from kvtq_hw.estimates.lane_rows import row_of
 from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.store import user_store
@@ -27,6 +27,7 @@ from kvtq_hw.estimates.synthesis import (
     mapped_netlist,
     mapping_key,
 )
+from kvtq_hw.estimates.workers import of_each_part
 from kvtq_hw.host.results import ResultStore
 from kvtq_hw.host.toolchain import Tool
 from rtl.yosys import run_yosys
@@ -98,34 +99,27 @@ def measure_timing(
         )
     store = store or user_store()
     parts = engine_parts(config)
-    paths: dict[str, LongestPath] = {}
-    for part in parts:
-        path = _path_of_part(part, liberty, analyser, store, clock_mhz)
-        row = row_of(part.block, config)
-        known = paths.get(row)
-        paths[row] = max(path, known, key=_delay) if known else path
     if analyser is None:
-        paths["total"] = max(paths.values(), key=_delay)
+        mappings = of_each_part(lambda part: map_part(part, liberty, store, clock_mhz), parts)
+        found = [LongestPath(mapping.delay_ps, "", "", "abc") for mapping in mappings]
+        total = max(found, key=_delay)
     else:
-        netlist = "\n".join(mapped_netlist(part, liberty, store, clock_mhz) for part in parts)
+        netlists = of_each_part(lambda part: mapped_netlist(part, liberty, store, clock_mhz), parts)
         keys = [mapping_key(part, liberty, clock_mhz) for part in parts]
-        paths["total"] = _analyse(parts[-1].top, netlist, keys, liberty, analyser, store)
-    return paths
+        found = [
+            _analyse(part.top, netlist, [key], liberty, analyser, store)
+            for part, netlist, key in zip(parts, netlists, keys, strict=True)
+        ]
+        total = _analyse(parts[-1].top, "\n".join(netlists), keys, liberty, analyser, store)
+    paths: dict[str, LongestPath] = {}
+    for part, path in zip(parts, found, strict=True):
+        row = row_of(part.block, config)
+        paths[row] = max(path, paths.get(row, path), key=_delay)
+    return paths | {"total": total}
 
 
 def _delay(path: LongestPath) -> float:
     return path.delay_ps
-
-
-def _path_of_part(
-    part: Part, liberty: Liberty, analyser: Tool | None, store: ResultStore, clock_mhz: int
-) -> LongestPath:
-    mapping = map_part(part, liberty, store, clock_mhz)
-    if analyser is None:
-        return LongestPath(mapping.delay_ps, "", "", "abc")
-    netlist = mapped_netlist(part, liberty, store, clock_mhz)
-    keys = [mapping_key(part, liberty, clock_mhz)]
-    return _analyse(part.top, netlist, keys, liberty, analyser, store)
 
 
 def _analyse(

@@ -1,14 +1,41 @@
-"""Worker processes that end with the process they work for, even where that was killed."""
+"""Work beside each other: threads that wait for tools, processes that end with their parent."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
 import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 from kvtq_hw.contract.errors import LOGGER
+from kvtq_hw.estimates.blocks import Part
 
-__all__ = ["end_with_parent"]
+__all__ = ["end_with_parent", "of_each_part", "processors"]
+
+Result = TypeVar("Result")
+
+
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def of_each_part(
+    work: Callable[[Part], Result], parts: Sequence[Part], jobs: int | None = None
+) -> list[Result]:
+    """Do some work, which a tool does, for each part, and return what it gives, in their order.
+
+    Parameters
+    ----------
+    jobs : parts at a time; without a number, one per processor
+    """
+    with ThreadPoolExecutor(jobs or processors()) as pool:
+        # the largest first: then no processor is left with it at the end
+        order = sorted(range(len(parts)), key=lambda place: -len(parts[place].text))
+        futures = {place: pool.submit(work, parts[place]) for place in order}
+        return [futures[place].result() for place in range(len(parts))]
 
 
 def end_with_parent() -> None:

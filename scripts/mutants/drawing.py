@@ -195,33 +195,45 @@ def _where(source: str, line: int) -> str:
 def _excluded(tree: ast.AST) -> Iterator[tuple[Place, Place]]:
     """Stretches of a source that are no behaviour: types, decorators, texts, protocols."""
     for node in ast.walk(tree):
-        parts: list[ast.expr | ast.stmt | None] = []
-        match node:
-            case ast.FunctionDef():
-                arguments = [arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)]
-                parts += [*node.decorator_list, node.returns, *(a.annotation for a in arguments)]
-                if {"abstractmethod", "overload"} & set(map(ast.unparse, node.decorator_list)):
-                    parts += node.body
-            case ast.ClassDef():
-                bases = [ast.unparse(base) for base in node.bases]
-                fields = [part for part in node.body if isinstance(part, ast.AnnAssign)]
-                # in Amaranth the annotation of a structure's field is its shape
-                shapes = "data.Struct" in bases
-                parts += [*node.decorator_list, *(f.annotation for f in fields if not shapes)]
-                if any(base.startswith("Protocol") for base in bases):
-                    parts += node.body
-            case ast.Module():
-                parts += [s.annotation for s in node.body if isinstance(s, ast.AnnAssign)]
-            case ast.Assign() if ast.unparse(node.targets[0]) == "__all__":
-                parts.append(node)
-            case ast.Raise() | ast.JoinedStr():
-                parts.append(node)
-            case ast.If() if ast.unparse(node.test) == "TYPE_CHECKING":
-                parts.append(node)
-        if isinstance(node, ast.FunctionDef):
-            within = [part for part in ast.walk(node) if isinstance(part, ast.AnnAssign)]
-            parts += [part.annotation for part in within]
-        yield from (_stretch(part) for part in parts if part is not None)
+        yield from map(_stretch, _without_behaviour(node))
+
+
+def _without_behaviour(node: ast.AST) -> list[ast.expr | ast.stmt]:
+    """Parts of a node, or the node itself, that no test can tell from others."""
+    match node:
+        case ast.FunctionDef():
+            return _of_function(node)
+        case ast.ClassDef():
+            return _of_class(node)
+        case ast.Module():
+            return [s.annotation for s in node.body if isinstance(s, ast.AnnAssign)]
+        case ast.Assign() if ast.unparse(node.targets[0]) == "__all__":
+            return [node]
+        case ast.Raise() | ast.JoinedStr():
+            return [node]
+        case ast.If() if ast.unparse(node.test) == "TYPE_CHECKING":
+            return [node]
+    return []
+
+
+def _of_function(node: ast.FunctionDef) -> list[ast.expr | ast.stmt]:
+    """Decorators and types of a function; all of it where others take its place."""
+    arguments = [x.annotation for x in ast.walk(node.args) if isinstance(x, ast.arg)]
+    types = [node.returns, *arguments]
+    types += [x.annotation for x in ast.walk(node) if isinstance(x, ast.AnnAssign)]
+    replaced = {"abstractmethod", "overload"} & set(map(ast.unparse, node.decorator_list))
+    body = node.body if replaced else []
+    return [*node.decorator_list, *filter(None, types), *body]
+
+
+def _of_class(node: ast.ClassDef) -> list[ast.expr | ast.stmt]:
+    """Decorators and types of a class; all of a protocol."""
+    bases = [ast.unparse(base) for base in node.bases]
+    # in Amaranth the annotation of a structure's field is its shape
+    typed = [] if "data.Struct" in bases else node.body
+    types = [x.annotation for x in typed if isinstance(x, ast.AnnAssign)]
+    body = node.body if any(base.startswith("Protocol") for base in bases) else []
+    return [*node.decorator_list, *types, *body]
 
 
 def _stretch(node: Any) -> tuple[Place, Place]:
