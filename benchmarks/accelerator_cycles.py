@@ -15,7 +15,7 @@ from dataclasses import replace
 import click
 import numpy as np
 
-from kvtq_hw.commands.frame.options import preset_option
+from kvtq_hw.commands.frame.options import code_option, preset_option
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.cycle_model import code_bound
@@ -33,6 +33,8 @@ from sim.verilated.accelerator import (
 LATENCIES = (30, 100, 200)
 CONTEXTS = (64, 256, 1024)
 HEADS = 3
+#: The recorded tables are of this code.
+CODE = CacheCode.parse("balanced:2/1,sinks=4,window=32")
 #: Planes of keys and of values a cycle, beside one of each.
 PLANES = (3, 2)
 
@@ -84,13 +86,12 @@ def cycles(
 
 @click.command()
 @preset_option
-@click.option("--code", "code_text", default="balanced:2/1,sinks=4,window=32", show_default=True)
+@code_option("Code of every token.", CODE, accepts="code")
 @click.option(
     "--width", "widths", multiple=True, default=(64, 128, 256), show_default=True, type=int
 )
-def main(config: EngineConfig, code_text: str, widths: tuple[int, ...]) -> None:
+def main(config: EngineConfig, code: CacheCode, widths: tuple[int, ...]) -> None:
     """Print both tables."""
-    code = CacheCode.parse(code_text)
     contexts = [tokens for tokens in CONTEXTS if tokens <= config.max_context]
     click.echo(f"{config.name}, {code}, {HEADS} KV heads back to back: cycles a head")
     click.echo(f"\nAttention over {contexts[-1]} tokens")

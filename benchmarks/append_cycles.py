@@ -15,7 +15,7 @@ import click
 import numpy as np
 
 from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS
-from kvtq_hw.commands.frame.options import preset_option
+from kvtq_hw.commands.frame.options import code_option, preset_option
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.cycle_model import bound_cycles
@@ -59,12 +59,9 @@ def cycles_to(run: AppendRun, stream: str) -> int:
 
 @click.command()
 @preset_option
-@click.option(
-    "--code", "code_text", default="balanced:3/2,sinks=4,window=32,feedback", show_default=True
-)
-def main(config: EngineConfig, code_text: str) -> None:
+@code_option("Digits of keys and values, and the tier.", accepts="code")
+def main(config: EngineConfig, code: CacheCode) -> None:
     """Print a table a tensor, and the append's part of a step over contexts."""
-    code = CacheCode.parse(code_text)
     config = config.replace(table_heads=1)
     path = VerilatedAppendPath(config)
     click.echo(f"{config.name}, {code}: {STEPS} steps of one KV head")

@@ -31,7 +31,7 @@ from golden.llm.models import LanguageModel, load_model
 from golden.study.catalog import parse_format
 from golden.study.formats import CacheFormat, FormatInputs
 from golden.study.quality import DEFAULT_CHUNK, cut_segments, documentation_text
-from kvtq_hw.contract.files import json_text, write_text
+from kvtq_hw.commands.frame.options import code_option, json_option, model_option, write_json
 
 CODES = (
     "fp16",
@@ -63,11 +63,11 @@ class Measured:
 
 
 @click.command()
-@click.option("--model", "model_name", default="smollm2", show_default=True)
+@model_option
 @click.option("--context", type=click.IntRange(min=64), default=1024, show_default=True)
 @click.option("--steps", type=click.IntRange(min=3), default=20, show_default=True)
-@click.option("--code", "codes", multiple=True, default=CODES, show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@code_option("Cache format.", CODES, accepts="format")
+@json_option
 def main(
     model_name: str, context: int, steps: int, codes: tuple[str, ...], json_file: Path | None
 ) -> None:
@@ -100,10 +100,8 @@ def main(
             f"{result.code:40} {result.tokens_per_second:9.2f} {result.resident_bytes / 1e6:12.3f} "
             f"{result.reported_bytes / 1e6:12.3f} {result.bits_per_element:7.3f}"
         )
-    if json_file is not None:
-        rows = [asdict(result) for result in results]
-        report = {"context": context, "steps": steps, "rows": rows}
-        write_text(json_file, json_text(report), "--json")
+    rows = [asdict(result) for result in results]
+    write_json(json_file, {"context": context, "steps": steps, "rows": rows})
 
 
 def census() -> int:

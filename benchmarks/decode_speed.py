@@ -18,9 +18,9 @@ from golden.attend.backends import FloatBackend
 from golden.llm.decoding import Decoded, decode_unquantized
 from golden.llm.models import LanguageModel, load_model
 from golden.study.quality import documentation_text
+from kvtq_hw.commands.frame.options import json_option, write_json
 from kvtq_hw.commands.frame.session import load_session, on_engine
 from kvtq_hw.contract.codes import CacheCode
-from kvtq_hw.contract.files import json_text, write_text
 
 CONTEXT = 64
 CODE = CacheCode("balanced", 3, 2)
@@ -28,7 +28,7 @@ CODE = CacheCode("balanced", 3, 2)
 
 @click.command()
 @click.option("--new-tokens", type=click.IntRange(min=2), default=32, show_default=True)
-@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path))
+@json_option
 def main(new_tokens: int, json_file: Path | None) -> None:
     """Print tokens per second for each backend, and as a ratio to the unquantized model."""
     torch.set_num_threads(1)  # more make small operations slower, and depend on other processes
@@ -51,9 +51,7 @@ def main(new_tokens: int, json_file: Path | None) -> None:
             f"{name:12} {speed:7.2f} tokens/s  {speed / base:6.3f} of unquantized  "
             f"({run.steps} decode steps to a context of {run.context})"
         )
-    if json_file is not None:
-        speeds = {name: run.tokens_per_second for name, run in runs.items()}
-        write_text(json_file, json_text(speeds), "--json")
+    write_json(json_file, {name: run.tokens_per_second for name, run in runs.items()})
 
 
 def _prompt(model: LanguageModel, tokens: int) -> str:

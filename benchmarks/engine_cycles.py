@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import click
 
-from kvtq_hw.commands.frame.options import preset_option
+from kvtq_hw.commands.frame.options import code_option, preset_option
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.cycle_model import bound_cycles, uniform_job_cycles
@@ -21,10 +21,9 @@ CONTEXTS = (1, 16, 64, 256, 1024, 4096)
 
 @click.command()
 @preset_option
-@click.option("--code", "code_text", default="balanced:3/2", show_default=True)
-def main(config: EngineConfig, code_text: str) -> None:
+@code_option("Digits of keys and values.", CacheCode("balanced", 3, 2), accepts="code")
+def main(config: EngineConfig, code: CacheCode) -> None:
     """Print a table: context, cycles measured, cycle model, bound, ratio."""
-    code = CacheCode.parse(code_text)
     click.echo(f"{config.name}, {code}: cycles of one KV head, {config.query_group} query heads")
     click.echo(f"{'tokens':>7} {'cycles':>8} {'model':>8} {'bound':>8} {'cycles/bound':>13}")
     with VerilatedEngine(config) as engine:

@@ -15,7 +15,7 @@ import pytest
 
 from kvtq_hw import __version__, commands
 from kvtq_hw.commands.frame.cli import EXTRA_OF_MODULE, cli, run
-from kvtq_hw.commands.frame.options import OutputFile, json_option
+from kvtq_hw.commands.frame.options import DEFAULT_CODE, STANDARD_CODES, OutputFile, json_option
 
 COMMANDS = cli.list_commands(click.Context(cli))
 
@@ -321,6 +321,22 @@ def test_one_default_code_for_every_command(command: str, option: str, index: in
     assert (default if index is None else default[index]) == (
         "balanced:3/2,sinks=4,window=32,feedback"
     )
+
+
+@pytest.mark.parametrize("option", ["--code", "--json", "--model", "--quality"])
+def test_shared_options_are_declared_in_one_place(option: str) -> None:
+    """Commands and benchmarks take what `options` declares: one way to spell, to read, to write."""
+    root = Path(__file__).resolve().parent.parent
+    files = [*root.glob("kvtq_hw/**/*.py"), *root.glob("benchmarks/*.py")]
+    declared = re.compile(rf'click\.option\(\s*"{option}"')
+    found = [file.name for file in files if declared.search(file.read_text("utf-8"))]
+    assert found == ["options.py"]
+
+
+def test_standard_codes_differ_in_the_digits_of_the_body_alone() -> None:
+    assert STANDARD_CODES[0] == DEFAULT_CODE
+    assert len(set(STANDARD_CODES)) == 4
+    assert {code.with_digits(1, 1) for code in STANDARD_CODES} == {DEFAULT_CODE.with_digits(1, 1)}
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from input_files import quality
 
-from kvtq_hw.commands.compare import DEFAULT_CODES
+from kvtq_hw.commands.compare import CODES
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig, load_config
@@ -121,7 +121,7 @@ def test_a_table_at_equal_speed() -> None:
 
 def test_the_default_codes_are_worth_it() -> None:
     config = load_config("smollm2")
-    candidates = [ternary(config, CacheCode.parse(code)) for code in DEFAULT_CODES]
+    candidates = [ternary(config, code) for code in CODES]
     rows = equal_bandwidth([*candidates, *integers(config)], 64, 1024, measure)
     cycles = {row.name: row.effective_cycles for row in rows}
     assert [row.name for row in rows[:3]] == ["ternary K3/V2", "ternary K2/V2", "ternary K2/V1"]

@@ -32,7 +32,7 @@ __all__ = ["command"]
 @click.command()
 @fitted_option
 @model_option
-@code_option("Kind, tiers and options; the digits are chosen.", tables=False)
+@code_option("Kind, tiers and options; the digits are chosen.", accepts="code")
 @click.option(
     "--bits", type=FiniteRange(0, 1000), help="Budget in true bits an element, everything included."
 )

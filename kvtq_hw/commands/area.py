@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
+    command_line,
     json_option,
     liberty_option,
     preset_option,
-    preset_text,
     write_json,
 )
 from kvtq_hw.contract.config import EngineConfig
@@ -58,7 +58,5 @@ def command(
         )
     Console().print(table)
     click.echo("Bits in RAM are apart: no area is counted for them. Transistors: of generic gates.")
-    arguments = ["kvtq-hw area", f"--preset {preset_text()}"]
-    arguments += [f"--block {block}"] if block else []
-    arguments += [f"--liberty {library_file}"] if library_file else []
-    write_json(json_file, {"command": " ".join(arguments)} | report.as_dict())
+    command = command_line("--preset", "--block", "--liberty")
+    write_json(json_file, {"command": command} | report.as_dict())

@@ -10,29 +10,28 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
-    DEFAULT_CODE,
+    STANDARD_CODES,
     check_context,
-    codes_option,
+    code_option,
+    command_line,
     context_option,
     json_option,
     preset_option,
-    preset_text,
     quality_option,
     write_json,
 )
-from kvtq_hw.contract.codes import read_code
+from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 
-__all__ = ["DEFAULT_CODES", "command"]
+__all__ = ["CODES", "command"]
 
-DEFAULT_CODES = tuple(str(DEFAULT_CODE.with_digits(*digits)) for digits in ((3, 2), (2, 2), (2, 1)))
+#: One digit in the body loses too much to be a candidate (docs/quality.md).
+CODES = STANDARD_CODES[:-1]
 
 
 @click.command()
 @preset_option
-@codes_option(
-    "Ternary cache code, or the .toml file of a table with digits for each layer.", DEFAULT_CODES
-)
+@code_option("Ternary cache code, or the .toml file of a table with digits for each layer.", CODES)
 @context_option
 @click.option("--memory-bits", type=click.IntRange(1, 1 << 16), default=64, show_default=True,
               help="Bits that memory delivers a cycle.")  # fmt: skip
@@ -40,7 +39,7 @@ DEFAULT_CODES = tuple(str(DEFAULT_CODE.with_digits(*digits)) for digits in ((3, 
 @json_option
 def command(
     config: EngineConfig,
-    codes: Sequence[str],
+    codes: Sequence[CacheCode | CodeTable],
     tokens: int,
     memory_bits: int,
     quality_files: Sequence[Path],
@@ -65,7 +64,7 @@ def command(
 
     check_context(tokens, config)
     measured = read_quality(quality_files)
-    candidates = [ternary(config, read_code(text)) for text in codes] + integers(config)
+    candidates = [ternary(config, code) for code in codes] + integers(config)
     lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
     int8 = next(row.cycles for row in lanes if row.name == "INT8")
     speed = equal_speed(candidates, int8, tokens, measure_area)
@@ -98,10 +97,7 @@ def command(
     if any(row.layers > 1 for row in lanes):
         click.echo("A table's cycles and bytes are the mean of its layers, rounded up.")
     report = {
-        "command": f"kvtq-hw compare --preset {preset_text()} --context {tokens} "
-        f"--memory-bits {memory_bits}"
-        + "".join(f" --code {code}" for code in codes)
-        + "".join(f" --quality {file}" for file in quality_files),
+        "command": command_line("--preset", "--context", "--memory-bits", "--code", "--quality"),
         "config": config.model_dump(),
         "generator": generator_version(),
         "sources": hardware_digest(),

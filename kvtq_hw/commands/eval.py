@@ -24,15 +24,16 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
-    DEFAULT_CODE,
     MAX_TOKENS,
+    STANDARD_CODES,
     OutputFile,
-    codes_option,
+    code_option,
     fitted_option,
     json_option,
     model_option,
     write_json,
 )
+from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text, read_text, write_text
@@ -47,13 +48,7 @@ if TYPE_CHECKING:
 __all__ = ["EvalRow", "command"]
 
 UNQUANTIZED = "unquantized"
-DEFAULT_CODES = (
-    UNQUANTIZED,
-    str(DEFAULT_CODE),
-    str(DEFAULT_CODE.with_digits(2, 2)),
-    "int4",
-    "kivi:2",
-)
+CODES: tuple[CacheCode | str, ...] = (UNQUANTIZED, *STANDARD_CODES[:2], "int4", "kivi:2")
 
 
 Kind = TypeVar("Kind")
@@ -102,8 +97,10 @@ class EvalRow:
 
 @click.command()
 @model_option
-@codes_option(
-    "A ternary code or a baseline; give it several times for several rows.", DEFAULT_CODES
+@code_option(
+    "A ternary code or a baseline; give it several times for several rows.",
+    CODES,
+    accepts="format",
 )
 @click.option(
     "--text",

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from kvtq_hw.commands.frame.options import json_option, preset_option, preset_text, write_json
+from kvtq_hw.commands.frame.options import command_line, json_option, preset_option, write_json
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["command"]
@@ -92,10 +92,8 @@ def command(
             )
         Console().print(table)
         click.echo("With the harness: a flip-flop for each bit of the ports.")
-    chosen = "".join(f" --family {name}" for name in families)
     report = {
-        "command": f"kvtq-hw fpga --preset {preset_text()} --block {block}{chosen}"
-        + (" --place-and-route" if routed else ""),
+        "command": command_line("--preset", "--block", "--family", "--place-and-route"),
         "config": config.model_dump(),
         "block": block,
         "generator": generator_version(),

@@ -10,7 +10,13 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from kvtq_hw.commands.frame.options import OutputFolder, json_option, liberty_option, write_json
+from kvtq_hw.commands.frame.options import (
+    OutputFolder,
+    command_line,
+    json_option,
+    liberty_option,
+    write_json,
+)
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.traffic import MODELS
@@ -99,14 +105,11 @@ def command(
         if model:
             energy = report.total.total_pj * model.layers * model.kv_heads
             click.echo(f"{shape}: {energy / 1e6:,.3f} uJ a token, all layers and KV heads alike")
-    arguments = [f"kvtq-hw power {file}", *(f"--variant {name}" for name in variants)]
-    arguments += [f"--shape {shape}"] if shape else []
-    arguments += [f"--liberty {library_file}"] if library_file else []
     place = {name: getattr(captured, name) for name in ("layer", "head", "step")}
     write_json(
         json_file,
         {
-            "command": " ".join(arguments),
+            "command": command_line("file", "--variant", "--shape", "--liberty"),
             "config": captured.config.model_dump(),
             "generator": generator_version(),
             "sources": hardware_digest(),

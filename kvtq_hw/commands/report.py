@@ -7,28 +7,25 @@ from pathlib import Path
 
 import click
 
-from kvtq_hw.commands.compare import DEFAULT_CODES
 from kvtq_hw.commands.frame.options import (
-    DEFAULT_CODE,
+    STANDARD_CODES,
     OutputFolder,
-    cache_code,
-    codes_option,
+    code_option,
     model_option,
     preset_option,
 )
+from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text, write_text
 
 __all__ = ["command"]
 
-CODES = (*DEFAULT_CODES, str(DEFAULT_CODE.with_digits(1, 1)))
-
 
 @click.command()
 @preset_option
 @model_option
-@codes_option("Cache code; the first one is shown in most detail.", CODES)
+@code_option("Cache code; the first one is shown in most detail.", STANDARD_CODES, accepts="code")
 @click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
@@ -47,7 +44,7 @@ CODES = (*DEFAULT_CODES, str(DEFAULT_CODE.with_digits(1, 1)))
 def command(
     config: EngineConfig,
     model_name: str,
-    codes: tuple[str, ...],
+    codes: tuple[CacheCode, ...],
     results: Path,
     output: Path,
 ) -> None:
@@ -62,8 +59,7 @@ def command(
     from kvtq_hw.report.content import Inputs
     from kvtq_hw.report.page import html, markdown
 
-    parsed = tuple(map(cache_code, codes))
-    for code in parsed:
+    for code in codes:
         if code.most_digits > config.max_planes:
             raise UserError(
                 f"code: {str(code)!r} has more digits than configuration {config.name!r} allows, "
@@ -72,7 +68,7 @@ def command(
     console = Console()
     with console.status("") as status:
         report = collect(
-            Inputs(config, parsed, model_name, results),
+            Inputs(config, codes, model_name, results),
             lambda name: status.update(f"Section {name}"),
         )
     text = json_text(report, indent=1)

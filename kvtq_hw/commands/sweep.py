@@ -14,16 +14,17 @@ from pathlib import Path
 import click
 
 from kvtq_hw.commands.frame.options import (
+    DEFAULT_CODE,
     OutputFile,
-    cache_code,
     check_context,
-    codes_option,
+    code_option,
+    command_line,
     context_option,
     liberty_option,
     preset_option,
-    preset_text,
     quality_option,
 )
+from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError, shown
 from kvtq_hw.contract.files import csv_text, json_text, write_text
@@ -43,7 +44,7 @@ _MOST_CONFIGURATIONS = 100_000
     metavar="FIELD=A,B,...",
     help="A field of the configuration and its values; several span a grid.",
 )
-@codes_option("Cache code; several are swept over.")
+@code_option("Cache code; several are swept over.", [DEFAULT_CODE], accepts="code")
 @context_option
 @click.option("--block", metavar="NAME", help="Area of this block.  [default: the whole engine]")
 @liberty_option
@@ -64,7 +65,7 @@ _MOST_CONFIGURATIONS = 100_000
 def command(
     config: EngineConfig,
     axes: Sequence[str],
-    codes: Sequence[str],
+    codes: Sequence[CacheCode],
     tokens: int,
     block: str | None,
     library_file: Path | None,
@@ -94,7 +95,6 @@ def command(
     check_context(tokens, *configs)
     liberty = load_liberty(library_file)
     quality = read_quality(quality_files)
-    read = [cache_code(text) for text in codes]
 
     def report(progress: Progress) -> None:
         click.echo(
@@ -104,14 +104,10 @@ def command(
 
     with _executor(scheduler) as executor:
         areas = sweep_areas(configs, block, liberty, user_store(), executor, report)
-    rows = table(configs, areas, read, list(values), tokens, quality)
-    command_line = [f"kvtq-hw sweep --preset {preset_text()} --context {tokens}"]
-    command_line += [f"--set {axis}" for axis in axes] + [f"--code {text}" for text in codes]
-    command_line += [f"--block {block}"] if block else []
-    command_line += [f"--liberty {library_file}"] if library_file else []
-    command_line += [f"--quality {file}" for file in quality_files]
+    rows = table(configs, areas, codes, list(values), tokens, quality)
+    deciding = ("--preset", "--context", "--set", "--code", "--block", "--liberty", "--quality")
     head = {
-        "command": " ".join([*command_line, f"-o {output}"]),
+        "command": command_line(*deciding, "-o"),
         "config": config.model_dump(),
         "tokens": tokens,
         "block": block,

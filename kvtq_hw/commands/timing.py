@@ -8,7 +8,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from kvtq_hw.commands.frame.options import json_option, preset_option, preset_text, write_json
+from kvtq_hw.commands.frame.options import command_line, json_option, preset_option, write_json
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["command"]
@@ -59,8 +59,7 @@ def command(
         table.add_row(block, f"{path.delay_ps:,.0f}", f"{path.fmax_mhz:,.0f}", style=style)
     Console().print(table)
     report = {
-        "command": f"kvtq-hw timing --preset {preset_text()} --liberty {library_file} "
-        f"--clock-mhz {clock_mhz}",
+        "command": command_line("--preset", "--liberty", "--clock-mhz"),
         "clock_mhz": clock_mhz,
         "config": config.model_dump(),
         "library": {"name": liberty.name, "source": liberty.source},

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -17,58 +17,71 @@ from kvtq_hw.contract.files import check_destination, check_folder, json_text, w
 __all__ = [
     "DEFAULT_CODE",
     "MAX_TOKENS",
+    "STANDARD_CODES",
     "CodeType",
     "FiniteRange",
     "OutputFile",
     "OutputFolder",
     "PresetType",
-    "cache_code",
+    "SpelledType",
     "check_context",
     "code_option",
-    "codes_option",
+    "command_line",
     "context_option",
     "fitted_option",
     "json_option",
     "liberty_option",
     "model_option",
     "preset_option",
-    "preset_text",
     "quality_option",
     "write_json",
 ]
 
 
+#: Codes that commands compare: digits of keys and values in the body, everything else alike.
+STANDARD_CODES = tuple(
+    CacheCode.parse(f"balanced:{digits},sinks=4,window=32,feedback")
+    for digits in ("3/2", "2/2", "2/1", "1/1")
+)
+
 #: What commands take where no code is named, and what we recommend (docs/quality.md).
-DEFAULT_CODE = CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback")
+DEFAULT_CODE = STANDARD_CODES[0]
 
 #: Most tokens that any option takes: the longest context of a configuration.
 MAX_TOKENS = 1 << 20
 
-_PRESET_TEXT = "kvtq_hw.preset_text"
+#: Where a context keeps how values of options were spelled.
+_SPELLINGS = "kvtq_hw.spellings"
 
 
-class PresetType(click.ParamType):
-    """The name of a preset or the path of a TOML file, converted to an `EngineConfig`.
+class SpelledType(click.ParamType):
+    """A type of values that are read from a text, and that `command_line` spells as they were."""
 
-    Raises `kvtq_hw.contract.config.ConfigError`, a `UserError`, for anything else.
-    """
+    def read(self, text: str) -> Hashable:
+        """Return the value of a text; raises `UserError` for what is none."""
+        raise NotImplementedError
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Hashable:
+        if not isinstance(value, str):
+            return value
+        read = self.read(value)
+        if ctx is not None:
+            ctx.meta.setdefault(_SPELLINGS, {})[read] = value
+        return read
+
+
+class PresetType(SpelledType):
+    """The name of a preset or the path of a TOML file, converted to an `EngineConfig`."""
 
     name = "preset"
 
-    def convert(
-        self,
-        value: str | EngineConfig,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> EngineConfig:
-        if isinstance(value, EngineConfig):
-            return value
-        if ctx is not None:
-            ctx.meta[_PRESET_TEXT] = value
-        return load_config(value)
+    def read(self, text: str) -> EngineConfig:
+        return load_config(text)
 
 
-class CodeType(click.ParamType):
+class CodeType(SpelledType):
     """A spelled cache code or the path of a code table, read.
 
     Parameters
@@ -81,15 +94,11 @@ class CodeType(click.ParamType):
     def __init__(self, tables: bool = True) -> None:
         self._tables = tables
 
-    def convert(
-        self,
-        value: str | CacheCode | CodeTable,
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> CacheCode | CodeTable:
-        if not isinstance(value, str):
-            return value
-        return read_code(value) if self._tables else cache_code(value)
+    def read(self, text: str) -> CacheCode | CodeTable:
+        code = read_code(text)
+        if isinstance(code, CodeTable) and not self._tables:
+            raise UserError(f"--code: {text!r} is a table; allowed are codes such as balanced:3/2")
+        return code
 
 
 class FiniteRange(click.FloatRange):
@@ -131,9 +140,27 @@ def _option_of(param: click.Parameter | None) -> str:
     return param.opts[-1] if param is not None else "output"
 
 
-def preset_text() -> str:
-    """The preset or file that the running command was given, as it was spelled."""
-    return str(click.get_current_context().meta[_PRESET_TEXT])
+def command_line(*names: str) -> str:
+    """The running command as it can be given again, with those arguments that decide its numbers.
+
+    Parameters
+    ----------
+    names : options as ``--preset``, and names of arguments, in the order of the line; one that was
+        not given and has no default is left out
+    """
+    context = click.get_current_context()
+    words = ["kvtq-hw", str(context.info_name)]
+    spellings = context.meta.get(_SPELLINGS, {})
+    for name in names:
+        (parameter,) = (p for p in context.command.params if name in (p.name, *p.opts))
+        value = context.params[parameter.name or name]
+        option = [name] if name.startswith("-") else []
+        if isinstance(value, bool):
+            words += option if value else []
+        elif value is not None:
+            for one in value if parameter.multiple else [value]:
+                words += [*option, spellings.get(one, str(one))]
+    return " ".join(words)
 
 
 #: `--preset NAME|FILE.toml`, passed to the command as `config`.
@@ -159,30 +186,29 @@ fitted_option = click.option(
 
 
 def code_option(
-    help_text: str, *, tables: bool = True
+    help_text: str,
+    default: CacheCode | Sequence[CacheCode | str] = DEFAULT_CODE,
+    *,
+    accepts: Literal["code", "table", "format"] = "table",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """`--code CODE`, passed to the command as `code`: one code, or a table of them by layer."""
+    """`--code CODE`, passed to the command as `code`; as `codes` where it may be given often.
+
+    Parameters
+    ----------
+    default : one code; several where the option may be given as often as wanted
+    accepts : "code" for one code of all layers, "table" for a table of codes by layer as well:
+        both are read. "format" for any format of `golden.study.catalog`, a text
+    """
+    several = not isinstance(default, CacheCode)
+    texts = [str(code) for code in ([default] if isinstance(default, CacheCode) else default)]
     return click.option(
         "--code",
-        type=CodeType(tables),
-        default=str(DEFAULT_CODE),
+        "codes" if several else "code",
+        type=str if accepts == "format" else CodeType(accepts == "table"),
+        multiple=several,
+        default=texts if several else texts[0],
         show_default=True,
-        metavar="KIND:K/V|TABLE.toml" if tables else "KIND:K/V",
-        help=help_text,
-    )
-
-
-def codes_option(
-    help_text: str, default: Sequence[str] = (str(DEFAULT_CODE),)
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """`--code CODE`, as often as wanted, passed to the command as `codes`: texts, not read yet."""
-    return click.option(
-        "--code",
-        "codes",
-        multiple=True,
-        default=tuple(default),
-        show_default=True,
-        metavar="CODE",
+        metavar={"code": "KIND:K/V", "table": "KIND:K/V|TABLE.toml", "format": "CODE"}[accepts],
         help=help_text,
     )
 
@@ -229,20 +255,6 @@ quality_option = click.option(
 context_option = click.option(
     "--context", "tokens", type=click.IntRange(1, MAX_TOKENS), default=1024, show_default=True
 )
-
-
-def cache_code(text: str) -> CacheCode:
-    """The code that `--code` spells, where a table of codes by layer is of no use.
-
-    Raises
-    ------
-    UserError
-        For a table, or what is no code.
-    """
-    code = read_code(text)
-    if not isinstance(code, CacheCode):
-        raise UserError(f"--code: {text!r} is a table; allowed are codes such as balanced:3/2")
-    return code
 
 
 def check_context(tokens: int, *configs: EngineConfig) -> None:
