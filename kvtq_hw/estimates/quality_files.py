@@ -17,7 +17,10 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class QualityRow(Schema):
-    """What was measured of one code; `kvtq_hw.commands.eval.EvalRow` says what the numbers are."""
+    """What was measured of one code.
+
+    `kvtq_hw.commands.frame.evaluation.EvalRow` says what the numbers are.
+    """
 
     code: Annotated[str, Field(min_length=1, max_length=1000)]
     attention: str
