@@ -58,7 +58,7 @@ __all__ = ["command"]
 @click.option(
     "-o",
     "--output",
-    type=OutputFile(),
+    type=OutputFile(".toml"),
     required=True,
     metavar="FILE.toml",
     help="Where the code table is written.",
@@ -86,8 +86,6 @@ def command(
 
     if (bits is None) == (cycles is None):
         raise UserError("budget: give exactly one of --bits and --cycles")
-    if output.suffix != ".toml":
-        raise UserError(f"--output: {str(output)!r} is not allowed; must end in .toml")
     model = load_model(model_name)
     config = model.fitted(preset, [], context)
     if bits is not None:

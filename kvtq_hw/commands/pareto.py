@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "command", "frontier", "read_points"]
 
-SUFFIXES = (".svg", ".png")
 # Family of a code by how its spelling begins (of a table: ends), with colour (safe for colour-blind
 # readers) and marker.
 _FAMILIES = (
@@ -62,14 +61,11 @@ class Point:
     "outputs",
     multiple=True,
     required=True,
-    type=OutputFile(),
+    type=OutputFile(".svg", ".png"),
     help="Picture, .svg or .png; may be given twice.",
 )
 def command(files: Sequence[Path], outputs: Sequence[Path]) -> None:
     """Draw FILES, written by `kvtq-hw eval --json`, as a Pareto plot."""
-    for file in outputs:
-        if file.suffix not in SUFFIXES:
-            raise UserError(f"--output: {str(file)!r} is not allowed; must end in .svg or .png")
     points, title = read_points(files)
     _draw(points, title, outputs)
 

@@ -114,14 +114,24 @@ class FiniteRange(click.FloatRange):
 
 
 class OutputFile(click.Path):
-    """The path of a file to write: refused at once where it could not be written at the end."""
+    """The path of a file to write: refused at once where it could not be written at the end.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    suffixes : how its name must end, one of these; any way without one
+    """
+
+    def __init__(self, *suffixes: str) -> None:
         super().__init__(path_type=Path)
+        self._suffixes = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        check_destination(Path(value), _option_of(param))
-        return Path(value)
+        file, option = Path(value), _option_of(param)
+        if self._suffixes and file.suffix not in self._suffixes:
+            allowed = " or ".join(self._suffixes)
+            raise UserError(f"{option}: {str(file)!r} is not allowed; must end in {allowed}")
+        check_destination(file, option)
+        return file
 
 
 class OutputFolder(click.Path):
