@@ -125,7 +125,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, measured, monkeypat
     monkeypatch.setattr(quality, "evaluate_segment", whole)
     assert run(arguments("--json", "r.json")) == 0
     assert measured == ["int4"]  # the unquantized model's predictions were kept
-    assert list((folder / "cache" / "open").iterdir()) == []
+    assert list((folder / "cache" / "kvtq-hw" / "open").iterdir()) == []
     assert len(json.loads(Path("r.json").read_text())["rows"]) == 3
 
 
