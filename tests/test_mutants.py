@@ -195,7 +195,8 @@ TOY = {
     "kvtq_hw/contract/config.py": (
         "class EngineConfig:\n    head_dim = lanes = 8\n    name = 'tiny'\n\n"
         "    def digest(self):\n        return self.name\n\n\n"
-        "def load_config(name):\n    return EngineConfig()\n"
+        "def load_config(name):\n    return EngineConfig()\n\n\n"
+        "def preset_names():\n    return ['tiny']\n"
     ),
     "sim/benches/half.py": "",
     "tests/bench_matrix.py": (
