@@ -19,6 +19,7 @@ from kvtq_hw.estimates.area import measure_area
 from kvtq_hw.estimates.blocks import Part, engine_parts, split
 from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty
 from kvtq_hw.estimates.synthesis import map_part, mapped_netlist
+from kvtq_hw.estimates.workers import of_each_part, processors
 from kvtq_hw.host.results import ResultStore
 from rtl.verilog import emit_rtlil
 
@@ -161,6 +162,19 @@ def test_a_module_of_no_block_is_refused() -> None:
 
 
 # --- repetition -----------------------------------------------------------------------------------
+
+
+def test_work_on_parts_begins_with_the_largest_and_keeps_their_order() -> None:
+    parts = [Part("packer", name, 1, "x" * size) for name, size in (("a", 2), ("b", 9), ("c", 5))]
+    begun = []
+
+    def work(part: Part) -> str:
+        begun.append(part.top)
+        return part.top.upper()
+
+    assert of_each_part(work, parts, jobs=1) == ["A", "B", "C"]
+    assert begun == ["b", "c", "a"]
+    assert processors() >= 1
 
 
 def test_the_same_numbers_again_and_without_work_from_the_store(tmp_path, monkeypatch) -> None:

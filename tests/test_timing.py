@@ -13,7 +13,8 @@ from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import timing
 from kvtq_hw.estimates.blocks import Part
-from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty
+from kvtq_hw.estimates.liberty import Liberty, load_liberty, shipped_liberty
+from kvtq_hw.estimates.synthesis import Mapping
 from kvtq_hw.estimates.timing import LongestPath, measure_timing
 from kvtq_hw.host.results import ResultStore
 from kvtq_hw.host.toolchain import Tool
@@ -80,6 +81,40 @@ def test_abc_without_opensta(parts, sky130_liberty, tmp_path) -> None:
     assert {path.tool for path in paths.values()} == {"abc"}
     assert 0 < paths["packer"].delay_ps < paths["engine"].delay_ps
     assert paths["total"] == paths["engine"]
+
+
+@pytest.mark.parametrize("tool", ["abc", "opensta"])
+def test_each_block_has_its_longest_part_and_the_total_all_of_them(
+    tool: str, monkeypatch, tmp_path
+) -> None:
+    """On stand-ins of the tools: a part's delay is its length, the whole engine's that of all."""
+    texts = {"short": "s", "long": "l" * 40, "top": "t" * 9}
+    parts = [Part("packer", name, 1, texts[name]) for name in ("long", "short")]
+    parts.append(Part("engine", "top", 1, texts["top"]))
+    monkeypatch.setattr(Liberty, "has_timing", True)
+    monkeypatch.setattr(timing, "engine_parts", lambda config: parts)
+
+    def mapped(part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int) -> Mapping:
+        assert clock_mhz == 250
+        return Mapping({}, 0, 0, 0, 0, len(part.text))
+
+    def analyse(top: str, netlist: str, keys: list[str], *rest: object) -> LongestPath:
+        return LongestPath(len(netlist), top, " ".join(keys), "opensta")
+
+    monkeypatch.setattr(timing, "map_part", mapped)
+    monkeypatch.setattr(timing, "mapped_netlist", lambda part, *rest: part.text)
+    monkeypatch.setattr(timing, "mapping_key", lambda part, *rest: part.top)
+    monkeypatch.setattr(timing, "_analyse", analyse)
+    analyser = Tool("opensta", tmp_path, "2.0") if tool == "opensta" else None
+    store = ResultStore(tmp_path / "results.sqlite")
+    found = measure_timing(TINY, shipped_liberty(), analyser, store, 250)
+    assert list(found) == ["packer", "engine", "total"]
+    if tool == "abc":
+        assert found["packer"] == found["total"] == LongestPath(40, "", "", "abc")
+    else:
+        assert found["packer"] == LongestPath(40, "long", "long", "opensta")
+        assert found["engine"] == LongestPath(9, "top", "top", "opensta")
+        assert found["total"] == LongestPath(52, "top", "long short top", "opensta")
 
 
 def test_shipped_library_has_no_delays(tmp_path) -> None:
