@@ -15,10 +15,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from golden.llm.models import LanguageModel
-from golden.study import needle, quality
-from golden.study.formats import CacheFormat
-from golden.study.quality import DEFAULT_CHUNK, Reference, SegmentScore, summarize
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text
 from kvtq_hw.host.results import ResultStore
@@ -26,6 +22,10 @@ from kvtq_hw.host.sources import source_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from golden.llm.models import LanguageModel
+    from golden.study.formats import CacheFormat
+    from golden.study.quality import Reference, SegmentScore
 
 __all__ = ["UNQUANTIZED", "Bar", "EvalRow", "Evaluation"]
 
@@ -126,6 +126,8 @@ class Evaluation:
     def _row(
         self, code: str, cache_format: CacheFormat | None, references: list[SegmentScore]
     ) -> EvalRow:
+        from golden.study.quality import summarize
+
         found = [
             retrieved
             for index in range(self.haystacks)
@@ -141,10 +143,15 @@ class Evaluation:
 
     def _scores(self, cache_format: CacheFormat | None) -> list[SegmentScore]:
         """Stored scores of a format, of each segment."""
+        from golden.study.quality import SegmentScore
+
         keys = (self._score_key(tokens, cache_format) for tokens in self.segments)
         return [self._stored(key, SegmentScore) for key in keys]
 
     def _measure_segment(self, index: int, formats: Mapping[str, CacheFormat | None]) -> None:
+        """Feed a segment to each format that has no score of it."""
+        from golden.study.quality import SegmentScore, evaluate_segment
+
         tokens = self.segments[index]
         keys = {code: self._score_key(tokens, kind) for code, kind in formats.items()}
         missing = [code for code, key in keys.items() if self._store.get(key, SegmentScore) is None]
@@ -159,7 +166,7 @@ class Evaluation:
             cache_format = formats[code]
             if cache_format is not None:
                 self.bar.label(f"segment {index + 1}: {code}")
-                score = quality.evaluate_segment(
+                score = evaluate_segment(
                     self.model, reference, cache_format, on_tokens=self.bar.step
                 )
                 self._store.put(keys[code], asdict(score))
@@ -168,26 +175,35 @@ class Evaluation:
 
     def _reference(self, tokens: Tensor, file: Path) -> Reference:
         """The unquantized model's predictions; of an interrupted run if its file is there."""
+        from golden.study.quality import (
+            SegmentScore,
+            evaluate_reference,
+            load_reference,
+            save_reference,
+        )
+
         key = self._score_key(tokens, None)
         score = self._store.get(key, SegmentScore)
-        kept = None if score is None else quality.load_reference(file, tokens, score)
+        kept = None if score is None else load_reference(file, tokens, score)
         if kept is not None:
             self.bar.step(len(tokens))
             return kept
-        reference = quality.evaluate_reference(self.model, tokens, on_tokens=self.bar.step)
+        reference = evaluate_reference(self.model, tokens, on_tokens=self.bar.step)
         self._store.put(key, asdict(reference.score))
         with suppress(UserError):  # no room for it: an interruption costs time, nothing else
-            quality.save_reference(file, reference)
+            save_reference(file, reference)
         return reference
 
     def _measure_needles(self, index: int, formats: Mapping[str, CacheFormat | None]) -> None:
         """Hide numbers in a segment, which is the seed as well, and let each format find them."""
-        haystack = needle.make_haystack(self.model, self.segments[index], index)
+        from golden.study.needle import make_haystack, retrieve
+
+        haystack = make_haystack(self.model, self.segments[index], index)
         for code, cache_format in formats.items():
             key = self._needle_key(index, cache_format)
             if self._store.get(key, _Needles) is None:
                 self.bar.label(f"segment {index + 1}: needles, {code}")
-                found = needle.retrieve(self.model, haystack, cache_format, on_tokens=self.bar.step)
+                found = retrieve(self.model, haystack, cache_format, on_tokens=self.bar.step)
                 self._store.put(key, {"retrieved": found})
             else:
                 self.bar.step(len(self.segments[index]))
@@ -196,6 +212,8 @@ class Evaluation:
         """Everything that decides a segment's score."""
         import torch
         import transformers
+
+        from golden.study.quality import DEFAULT_CHUNK
 
         modules = cache_format.modules if cache_format else ()
         return {
