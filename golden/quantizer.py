@@ -14,7 +14,18 @@ negates its digits. A vector of zeros gets the smallest scale and digits of zero
 for the largest scale saturates its digits.
 
 Hardware computes the scale choice ``absmean`` for both codes and ``max`` for the residual one;
-``max`` for balanced codes (it divides by 3**N) and ``lsq`` (it tries several) are for comparison.
+``max`` for balanced codes (it divides by 3**N) and ``lsq`` (it tries several) are for comparison::
+
+    >>> from golden.dequantizer import dequantize
+    >>> from kvtq_hw.contract.config import load_config
+    >>> config = load_config("tiny")
+    >>> x = torch.tensor([[900, -300, 40, 0, 510, -880, 20, 130]])
+    >>> planes = quantize(config, x, "balanced", 2, "absmean")
+    >>> planes.digits[0]
+    tensor([[ 1, -1,  0,  0, -1, -1,  0,  1],
+            [ 1,  0,  0,  0,  1, -1,  0,  0]], dtype=torch.int8)
+    >>> dequantize(config, planes)
+    tensor([[ 960, -240,    0,    0,  480, -960,    0,  240]])
 """
 
 from __future__ import annotations

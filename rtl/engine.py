@@ -1,4 +1,14 @@
-"""The attention engine: one KV head and its group of query heads at a time."""
+"""The attention engine: one KV head and its group of query heads at a time.
+
+An Amaranth component, to be used in a design of yours or written as Verilog::
+
+    >>> from kvtq_hw.contract.config import load_config
+    >>> from rtl.blocks import emit_block
+    >>> sorted(Engine(load_config("tiny")).signature.members)
+    ['counters', 'job', 'keys', 'output', 'query', 'value_exponent', 'values']
+    >>> "module kvtq_engine(" in emit_block("engine", load_config("tiny"))
+    True
+"""
 
 from __future__ import annotations
 

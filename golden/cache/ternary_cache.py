@@ -3,9 +3,24 @@
 `TernaryCache` is given to a model as ``past_key_values``. Its layers return a `CachePass`, from
 which the attention function of `golden.attend.attention` reads planes instead of keys and values::
 
-    model.set_attn_implementation(golden.attend.attention.ATTENTION)
-    cache = TernaryCache(config, code, calibration.conditioning(), GoldenBackend())
-    model.generate(**inputs, past_key_values=cache)
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> from golden.attend.attention import ATTENTION
+    >>> from golden.attend.backends import GoldenBackend
+    >>> from kvtq_hw.contract.config import load_config
+    >>> sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
+    >>> heads = dict(num_attention_heads=4, num_key_value_heads=2)
+    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
+    >>> model.set_attn_implementation(ATTENTION)
+    >>> layers = [Conditioning(rotate=True, key_centre=None, key_exponent=-12, value_exponent=-12)]
+    >>> code = CacheCode.parse("balanced:3/2")
+    >>> cache = TernaryCache(load_config("tiny"), code, layers, GoldenBackend())
+    >>> tokens = torch.tensor([[1, 2, 3]])
+    >>> model.generate(tokens, past_key_values=cache, max_new_tokens=4).shape
+    torch.Size([1, 7])
+    >>> cache.get_seq_length(), cache.bits_per_element()
+    (6, 6.0)
+
+Centres, exponents and feedback of a real model come from `golden.llm.calibration`.
 
 Storage is append-only: a token is quantized when it arrives and, where the code has a window of
 recent tokens in more digits, once more when it leaves that window, from those digits.

@@ -1,4 +1,13 @@
-"""Cache codes: which ternary code, with how many digits for keys and for values, and its tiers."""
+"""Cache codes: which ternary code, with how many digits for keys and for values, and its tiers.
+
+::
+
+    >>> code = CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback")
+    >>> code.key_digits, code.value_digits, code.tiers
+    (3, 2, Tiers(sinks=4, window=32))
+    >>> str(code)
+    'balanced:3/2,sinks=4,window=32,feedback'
+"""
 
 from __future__ import annotations
 

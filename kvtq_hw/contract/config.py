@@ -1,7 +1,11 @@
 """The one configuration object that every width, latency and layout is derived from.
 
 `EngineConfig` is frozen and checks itself. Golden model, RTL, benches and reports read the same
-object, so a width exists in one place only. Presets are TOML files in the folder `presets`.
+object, so a width exists in one place only. Presets are TOML files in the folder `presets`::
+
+    >>> config = load_config("smollm2").replace(lanes=16)
+    >>> config.head_dim, config.slices, config.sum_bits
+    (64, 4, 12)
 """
 
 from __future__ import annotations

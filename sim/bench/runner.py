@@ -2,7 +2,12 @@
 
 Builds are cached by content under ``<build folder>/<simulator>-<block>-<key>``, where the key is a
 hash of the Verilog, the tools' versions and the options. File locks make it safe to run several
-processes on one build folder.
+processes on one build folder::
+
+    >>> from kvtq_hw.contract.config import load_config
+    >>> result = run_bench("packer", load_config("tiny"), "icarus", seed=1, folder=Path("build"))
+    >>> result.failed
+    ()
 """
 
 from __future__ import annotations
