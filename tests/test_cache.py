@@ -11,7 +11,7 @@ from golden.cache.ternary_cache import TernaryCache, TernaryCacheLayer
 from golden.conditioning import Conditioning
 from golden.planes import Planes
 from golden.quantizer import quantize
-from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig, load_config
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.packing import bits_per_element, token_bytes
@@ -200,3 +200,15 @@ def test_a_head_dimension_that_does_not_fit():
     layer = layer_for(CODES[0])
     with pytest.raises(ValueError, match=r"^keys have head dimension 16, configuration 'tiny' nee"):
         layer.update(torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 16))
+
+
+def test_a_crop_that_one_layer_refuses_changes_no_layer():
+    """The first layer has no window and could forget anything; the second has lost digits."""
+    codes = tuple(CacheCode.parse(f"balanced:3/2{tiers}") for tiers in ("", ",window=2,tier=5"))
+    cache = TernaryCache(TINY, CodeTable("mixed", codes), [CONDITIONING] * 2, GoldenBackend())
+    for token in range(10):
+        for layer in range(2):
+            cache.update(*states(1, 1, seed=token), layer)
+    with pytest.raises(ValueError, match="window"):
+        cache.crop(-5)
+    assert [layer.get_seq_length() for layer in cache.layers] == [10, 10]

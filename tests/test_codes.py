@@ -92,3 +92,9 @@ def test_a_table_that_is_not_there(tmp_path):
 )
 def test_choice_of_the_scale(text: str, choice: str) -> None:
     assert CacheCode.parse(text).scale_choice == choice
+
+
+def test_a_chosen_scale_is_in_the_text() -> None:
+    """The text is the code's name in files and keys: another scale is another code."""
+    assert str(CacheCode.parse("residual:2/2,scale=absmean")) == "residual:2/2,scale=absmean"
+    assert str(CacheCode.parse("residual:2/2")) == "residual:2/2"

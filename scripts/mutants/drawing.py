@@ -21,8 +21,8 @@ __all__ = ["CONTRACT", "Mutant", "candidates", "draw", "sources"]
 
 #: Modules of kvtq_hw that say what is computed, stored and addressed.
 CONTRACT = (
-    *(f"contract/{name}" for name in ("config", "codes", "cycle_model", "layout", "packing")),
-    "contract/registers",
+    *(f"contract/{name}" for name in ("config", "codes", "tiers", "cycle_model", "layout")),
+    *(f"contract/{name}" for name in ("packing", "registers")),
     "estimates/traffic",
 )
 
