@@ -11,7 +11,7 @@ __all__ = ["accumulate", "block_sums", "value_lanes"]
 
 
 def value_lanes(digits: Tensor, plane_weights: Tensor, shifts: Tensor) -> Tensor:
-    """``acc = (acc >> shift_n) + sum over tokens and planes of block n of weight * digit``.
+    """Accumulate ``acc = (acc >> shift_n) + sum over block n of weight * digit``, block by block.
 
     Parameters
     ----------

@@ -19,9 +19,9 @@ class AccumulatorBank:
 
     The module connects what its lanes add with `add`. Operations, in the order of the stream: ADD
     takes one cycle; CLEAR one; SHIFT, an arithmetic right shift of every accumulator by
-    ``shifts[g]``, takes ``1 + slices * rescale_steps`` cycles, whatever the shift: one bit a cycle,
-    so that a lane has no barrel shifter; DRAIN ``1 + D``, and sends all elements out, one index a
-    cycle, the first `DRAIN_LATENCY` cycles after it was taken.
+    ``shifts[g]``, takes ``1 + slices * rescale_steps`` cycles, whatever the shift: one bit per
+    cycle, so that a lane has no barrel shifter; DRAIN ``1 + D``, and sends all elements out, one
+    index per cycle, the first `DRAIN_LATENCY` cycles after it was taken.
 
     What an operation does to the accumulators happens a cycle after it was decided: all of them
     obey registers, and lanes have a cycle to prepare what they add.

@@ -1,6 +1,6 @@
 """The elements of a plane slice, trits or integers, and how lanes multiply by them.
 
-The cache format decides which of the two a configuration has: `elements_of`, and nothing else.
+`elements_of` chooses between the two by the cache format; layouts and lanes ask it.
 """
 
 from abc import ABC, abstractmethod
@@ -26,9 +26,9 @@ class Trit(data.Struct):
 class Elements(ABC):
     """One kind of elements: its shape, and the arithmetic that lanes do with it.
 
-    The key lanes add up a slice's products with a query in an adder tree: `products` makes the rows
-    of terms that the tree adds, `sums` makes a sum per head of the rows' totals. The value lanes
-    add `terms` to their accumulators.
+    The key lanes sum a slice's products with the queries in an adder tree: `products` makes the
+    rows of terms that the tree adds, `sums` makes one sum per head of the rows' totals. The value
+    lanes add `terms` to their accumulators.
 
     Attributes
     ----------
@@ -43,21 +43,21 @@ class Elements(ABC):
 
     @abstractmethod
     def products(self, pipe: Pipeline, slice_: data.View) -> tuple[list[list[Value]], Value]:
-        """Rows of `lanes` terms from a `rtl.layouts.key_lanes_layout`, and the tag beside them."""
+        """Make rows of `lanes` terms from a `rtl.layouts.key_lanes_layout`; return its tag, too."""
 
     @abstractmethod
     def sums(self, pipe: Pipeline, totals: list[Value], tag: Value) -> tuple[list[Value], Value]:
-        """``sum_d queries[g][d] * elements[d]`` of each head g from the rows' totals; the tag."""
+        """Make ``sum_d queries[g][d] * elements[d]`` per head g from the rows' totals."""
 
     @abstractmethod
     def terms(
         self, m: Module, elements: Sequence[Value], weights: Sequence[Value], adding: Value
     ) -> list[list[Value]]:
-        """``weights[g] * elements[lane]`` as [g][lane], a cycle later; zero without `adding`."""
+        """Make ``weights[g] * elements[lane]`` as [g][lane], a cycle later; 0 without `adding`."""
 
 
 class Trits(Elements):
-    """Trits: a lane passes, inverts or blocks what it multiplies, and no multiplier is needed.
+    """Multiply by trits without multipliers: a lane passes, inverts or blocks the other factor.
 
     The ones that two's complement negation adds are the number of negative trits. The key lanes
     count them once for all heads, and add their operands as unsigned numbers, 2**(query_bits-1) too
@@ -125,7 +125,7 @@ class Trits(Elements):
 
 
 class Integers(Elements):
-    """Integers, as the comparison engines have them: a multiplier per lane and head."""
+    """Multiply by integers, as the comparison engines do: with a multiplier per lane and head."""
 
     key_stages = 1
 
@@ -163,7 +163,7 @@ class Integers(Elements):
 
 
 def elements_of(config: EngineConfig) -> Elements:
-    """The elements that a configuration's cache format has."""
+    """Return the elements that the cache format of a configuration has."""
     return Trits(config) if config.is_ternary else Integers(config)
 
 

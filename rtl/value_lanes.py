@@ -15,9 +15,9 @@ __all__ = ["ValueLanes"]
 
 
 class ValueLanes(wiring.Component):
-    """``acc[g][d] += weights[g] * elements[d]`` for the D elements of G heads.
+    """Accumulate ``acc[g][d] += weights[g] * elements[d]`` for the D elements of G heads.
 
-    The elements' kind says how a lane multiplies: `rtl.elements.Trits` without multipliers,
+    The kind of elements says how a lane multiplies: `rtl.elements.Trits` without multipliers,
     `rtl.elements.Integers` with one per lane and head. Registers hold for a cycle what the lanes
     add, or make it from. Operations and their cycles are those of
     `rtl.accumulator_bank.AccumulatorBank`, which counts that cycle in.

@@ -89,7 +89,7 @@ async def run(bench: Bench, jobs: list[tuple[Payloads, Payloads]], source: str, 
 
 
 async def check_cycles(bench: Bench, jobs: list[tuple[Payloads, Payloads]]) -> None:
-    """ADD and CLEAR take one cycle, SHIFT ``1 + slices * rescale_steps``, DRAIN one an element."""
+    """Check that ADD, CLEAR take 1 cycle, SHIFT ``1 + slices * rescale_steps``, DRAIN 1 + D."""
     config = bench.config
     await run(bench, jobs, "none", "none")
     operations = [payload["operation"] for inputs, _ in jobs for payload in inputs]
