@@ -90,8 +90,16 @@ def test_widths_of_integer_engines(preset: str) -> None:
     for name, bits in (("int8", 8), ("int4", 4)):
         config = config_from_fields(fields | {"cache_format": name})
         assert config.integer_bits == bits
+        assert not config.is_ternary
+        assert (config.element_min, config.element_max) == (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
         assert config.code_max == 2 ** (bits - 1)
         assert config.sum_bits == len(f"{config.lanes * config.query_max * config.code_max:b}") + 1
+
+
+def test_elements_of_ternary_planes_are_trits() -> None:
+    config = load_config("smollm2")
+    assert config.is_ternary
+    assert (config.element_min, config.element_max) == (-1, 1)
 
 
 def test_a_configuration_has_the_blocks_of_its_format() -> None:
