@@ -34,12 +34,14 @@ __all__ = ["command"]
 @model_option
 @code_option("Kind, tiers and options; the digits are chosen.", accepts="code")
 @click.option(
-    "--bits", type=FiniteRange(0, 1000), help="Budget in true bits an element, everything included."
+    "--bits",
+    type=FiniteRange(0, 1000),
+    help="Budget in true bits per element, everything included.",
 )
 @click.option(
     "--cycles",
     type=click.IntRange(1, 1 << 60),
-    help="Budget in plane slices a decode step, all layers.",
+    help="Budget in plane slices per decode step, all layers.",
 )
 @click.option(
     "--context",

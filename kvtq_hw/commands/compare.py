@@ -34,7 +34,7 @@ CODES = STANDARD_CODES[:-1]
 @code_option("Ternary cache code, or the .toml file of a table with digits for each layer.", CODES)
 @context_option
 @click.option("--memory-bits", type=click.IntRange(1, 1 << 16), default=64, show_default=True,
-              help="Bits that memory delivers a cycle.")  # fmt: skip
+              help="Bits that memory delivers per cycle.")  # fmt: skip
 @quality_option
 @json_option
 def command(

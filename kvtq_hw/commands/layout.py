@@ -31,7 +31,7 @@ MAX_HEADS = 256
     type=click.IntRange(1, MAX_HEADS),
     default=1,
     show_default=True,
-    help="KV heads a layer.",
+    help="KV heads per layer.",
 )
 @click.option(
     "--context",
