@@ -62,12 +62,10 @@ class VerilatedAppendPath(VerilatedDesign):
 
     block = "append_path"
 
-    def __init__(
-        self, config: EngineConfig, *, waves: Path | None = None, cache: Path | None = None
-    ) -> None:
+    def __init__(self, config: EngineConfig, *, cache: Path | None = None) -> None:
         if config.table_heads != 1:
             raise ValueError(f"table_heads: {config.table_heads} is not allowed; must be 1")
-        super().__init__(config, waves=waves, cache=cache)
+        super().__init__(config, cache=cache)
 
     def run(
         self,

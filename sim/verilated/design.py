@@ -72,7 +72,8 @@ class VerilatedDesign:
         self._end = weakref.finalize(self, self._library.kvtq_close, self._simulation)
 
     def _reset(self) -> None:
-        """End the simulation and begin another one."""
+        """End the simulation and begin another one, from reset."""
+        self._check_open()
         self.close()
         self._open()
 
@@ -86,8 +87,7 @@ class VerilatedDesign:
         SimulationError
             When a stream, or a program of accesses, did less than it should, or more.
         """
-        if not self._end.alive:
-            raise ValueError(f"the verilated {self.block} is closed; make another one")
+        self._check_open()
         self._library.kvtq_run(self._simulation, ctypes.byref(call))
         parts = ((name, getattr(call, name)) for name, *_ in call._fields_)
         wrong = [
@@ -101,3 +101,7 @@ class VerilatedDesign:
                 f"the verilated {self.block} {verb}: done after {call.cycles} cycles are "
                 f"{', '.join(wrong)}"
             )
+
+    def _check_open(self) -> None:
+        if not self._end.alive:
+            raise ValueError(f"the verilated {self.block} is closed; make another one")
