@@ -139,22 +139,17 @@ class Accelerator(wiring.Component):
             reader.cancel.eq(scheduler.cancel),
             writer.cancel.eq(scheduler.cancel),
         ]
-        self._connect_host(m, scheduler, key_path, value_path, conditioner, rotator, tables)
+        self._connect_vectors(m, scheduler, key_path, value_path)
+        self._connect_queries(m, scheduler, conditioner)
+        self._connect_tables(m, tables)
+        self._connect_outputs(m, scheduler, rotator)
         self._count(m, control, scheduler, core, restart)
         return m
 
-    def _connect_host(
-        self,
-        m: Module,
-        scheduler: Scheduler,
-        key_path: AppendPath,
-        value_path: AppendPath,
-        conditioner: QueryConditioner,
-        rotator: OutputRotator,
-        tables: Tables,
+    def _connect_vectors(
+        self, m: Module, scheduler: Scheduler, key_path: AppendPath, value_path: AppendPath
     ) -> None:
-        """The streams of the host."""
-        # a beat of keys and values goes to both paths, which take it each in its own time
+        """Give a beat of keys and values to both paths, which take it each in its own time."""
         pair = self.s_axis_key_value
         moves = pair.tvalid & pair.tready
         fork = Fork(m, pair.tvalid & ~scheduler.discard, renew=moves | scheduler.restart)
@@ -167,6 +162,10 @@ class Accelerator(wiring.Component):
             scheduler.vector_taken.eq(moves),
         ]
 
+    def _connect_queries(
+        self, m: Module, scheduler: Scheduler, conditioner: QueryConditioner
+    ) -> None:
+        """Give queries to the conditioner, or throw them away."""
         queries = self.s_axis_query
         m.d.comb += [
             conditioner.i.valid.eq(queries.tvalid & ~scheduler.discard),
@@ -178,6 +177,8 @@ class Accelerator(wiring.Component):
             scheduler.query_taken.eq(queries.tvalid & queries.tready),
         ]
 
+    def _connect_tables(self, m: Module, tables: Tables) -> None:
+        """Give each packet to the tables, its first word marked."""
         table = self.s_axis_table
         first = Signal(init=1)
         with m.If(table.tvalid & table.tready):
@@ -189,7 +190,8 @@ class Accelerator(wiring.Component):
             table.tready.eq(tables.load.ready),
         ]
 
-        # a job whose outputs have been offered gives them all, whatever happens
+    def _connect_outputs(self, m: Module, scheduler: Scheduler, rotator: OutputRotator) -> None:
+        """Give outputs to the host; a job whose outputs have been offered gives them all."""
         output = self.m_axis_output
         begun = Signal()
         open_ = ~scheduler.cancel | begun

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from amaranth.hdl import Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, stream, wiring
@@ -12,45 +12,15 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import JobStatus
 from rtl.axi import Response
 from rtl.control import descriptor_layout, job_end_layout
-from rtl.layouts import append_task_layout, query_task_layout, value_exponent_task_layout
-from rtl.memory_layouts import APPEND_BITS, fetch_layout, place_layout, read_job_layout
-from rtl.streams import Fork, Queue
+from rtl.job_parts import AppendPort, JobParts, attend_layout
+from rtl.layouts import query_task_layout, value_exponent_task_layout
+from rtl.memory_layouts import APPEND_BITS, fetch_layout, read_job_layout
+from rtl.streams import Queue
 
-__all__ = ["IN_FLIGHT", "AppendPort", "Scheduler", "attend_layout"]
+__all__ = ["IN_FLIGHT", "Scheduler"]
 
 #: Jobs in flight: one whose outputs leave, one in the core, one that is handed out, one to spare.
 IN_FLIGHT = 4
-
-
-class AppendPort(wiring.Signature):
-    """What the scheduler and the blocks that append to one side, keys or values, tell each other.
-
-    Directions are the scheduler's. Both streams have one transfer per record; `cancel` withdraws
-    what they offer.
-
-    Attributes
-    ----------
-    tasks : stream Out, `append_task_layout`, to the append path
-    places : stream Out, `place_layout`, to the record writer
-    written : In, pulse: a record is in memory
-    appended : Out, number of appends that are in memory as a whole, modulo ``2**APPEND_BITS``, for
-        the reader's fences
-    """
-
-    def __init__(self, config: EngineConfig) -> None:
-        super().__init__(
-            {
-                "tasks": Out(stream.Signature(append_task_layout(config))),
-                "places": Out(stream.Signature(place_layout(config))),
-                "written": In(1),
-                "appended": Out(APPEND_BITS),
-            }
-        )
-
-
-def attend_layout(config: EngineConfig) -> data.StructLayout:
-    """What the core must know of a job beside its queries' exponents."""
-    return data.StructLayout({"last_token": config.token_bits})
 
 
 class Scheduler(wiring.Component):
@@ -152,13 +122,12 @@ class Scheduler(wiring.Component):
 
         # --- the job's parts ----------------------------------------------------------------------
         handing = Signal()  # some of them have not been taken
-        parts = Fork(m, handing & ~self.cancel, renew=enter | self.restart)
-        self._offer_attend(m, parts, job, appends)
-        self._offer_fetch(m, parts, job, appends_before)
-        overwritable = (reads_done == reads_before) & fetched
-        for side in self._sides(job):
-            self._offer_append(m, parts, job, side, overwritable)
-            self._count_appends(m, side, enter & job.append, job.leaving)
+        parts = JobParts(m, self, job, offered=handing & ~self.cancel, renew=enter | self.restart)
+        parts.offer_attend(appends)
+        parts.offer_fetch(appends_before)
+        parts.offer_appends(overwritable=(reads_done == reads_before) & fetched)
+        for name, port in (("key", self.key), ("value", self.value)):
+            self._count_appends(m, name, port, enter & job.append, job.leaving)
 
         # --- jobs in flight -----------------------------------------------------------------------
         in_flight = data.StructLayout({"append": 1, "attend": 1, "status": JobStatus})
@@ -268,117 +237,11 @@ class Scheduler(wiring.Component):
             m.d.comb += problem.eq(JobStatus.BAD_CODE)
         return problem
 
-    def _sides(self, job: data.View) -> tuple[_Side, _Side]:
-        """What a descriptor says of keys and of values."""
-        return (
-            _Side("key", self.key, job.key, job.key_digits, job.key_constants, job.centre, 0),
-            _Side("value", self.value, job.value, job.value_digits, job.value_constants, 0, 1),
-        )
-
-    def _offer_attend(self, m: Module, parts: Fork, job: data.View, appends: Value) -> None:
-        """Offer what attention must know of a job, and the value exponent's task."""
-        parts.to("queries", self.queries, times=job.attend)
-        parts.to("attends", self.attends, times=job.attend)
-        parts.to("exponents", self.exponents, times=job.append | job.attend)
-        # the reader looks at a job until it has sent its last request: a copy for it alone
-        copy = Queue(read_job_layout(self._config), 1, buffered=True)
-        m.submodules.reads_copy = ResetInserter(self.restart)(copy)
-        parts.to("reads", copy.i, times=job.attend)
-        read, exponent = copy.i.payload, self.exponents.payload
-        m.d.comb += [
-            self.reads.valid.eq(copy.o.valid & ~self.cancel),
-            self.reads.payload.eq(copy.o.payload),
-            copy.o.ready.eq(self.reads.ready & self.reads.valid),
-            self.queries.payload.rotate.eq(job.rotate),
-            self.queries.payload.query_exponent.eq(job.query_exponent),
-            self.attends.payload.last_token.eq(job.tokens - 1),
-            exponent.table.eq(job.table),
-            exponent.first.eq(job.first),
-            exponent.floor.eq(job.value_exponent),
-            exponent.records.eq(_records(job)),
-            exponent.attend.eq(job.attend),
-            exponent.rotate.eq(job.rotate),
-            read.appends.eq(appends),
-            read.residual.eq(job.residual),
-        ]
-        for field in ("tier_digits", "key_digits", "value_digits", "key", "value"):
-            m.d.comb += read[field].eq(job[field])
-        for field in ("sink_tokens", "body_tokens", "window_tokens", "window_start"):
-            m.d.comb += read[field].eq(job[field])
-
-    def _offer_fetch(self, m: Module, parts: Fork, job: data.View, appends_before: Value) -> None:
-        """Offer the fetch of the token that leaves the window."""
-        parts.to("fetches", self.fetches, times=job.leaving)
-        fetch = self.fetches.payload
-        m.d.comb += [
-            fetch.key_window.eq(job.key.window),
-            fetch.value_window.eq(job.value.window),
-            fetch.slot.eq(_newest_slot(job)),
-            fetch.digits.eq(job.tier_digits),
-            fetch.appends.eq(appends_before),
-        ]
-
-    def _offer_append(
-        self, m: Module, parts: Fork, job: data.View, side: _Side, overwritable: Value
-    ) -> None:
-        """Offer the records of one side: the new one first, then the one that leaves the window.
-
-        Parameters
-        ----------
-        overwritable : The records that these overwrite have been read.
-        """
-        tasks, places = side.port.tasks, side.port.places
-        done = parts.to(f"{side.name}_tasks", tasks, times=_records(job))
-        placed = parts.to(f"{side.name}_places", places, times=_records(job), when=overwritable)
-        windowed, sink = job.window_tokens != 0, job.body_tokens == 0
-
-        def in_tier(leaving: Value) -> Value:
-            """Whether the record is in sinks or window; without a window it is in sinks or body."""
-            return ~leaving & (windowed | sink)
-
-        leaving = done == 1
-        tier = in_tier(leaving)
-        code = tasks.payload.code
-        m.d.comb += [
-            tasks.payload.leaving.eq(leaving),
-            tasks.payload.rotate.eq(job.rotate),
-            tasks.payload.centre.eq(side.centre),
-            code.table.eq(job.table),
-            code.unit_first.eq(side.unit_first),
-            code.planes.eq(Mux(tier, job.tier_digits, side.digits)),
-            code.residual.eq(~tier & job.residual),
-            code.absmean.eq(tier | job.absmean),
-            code.feedback.eq(~tier & job.feedback),
-            code.constants.eq(side.constants),
-        ]
-        with m.If(tier):
-            m.d.comb += code.constants[0].eq(job.tier_constant)
-
-        leaving = placed == 1
-        tier = in_tier(leaving)
-        m.d.comb += [
-            places.payload.planes.eq(Mux(tier, job.tier_digits, side.digits)),
-            places.payload.residual.eq(~tier & job.residual),
-            places.payload.base.eq(side.regions.body),
-            places.payload.slot.eq(job.body_tokens - 1),
-        ]
-        with m.If(~leaving & windowed):
-            m.d.comb += [
-                places.payload.base.eq(side.regions.window),
-                places.payload.slot.eq(_newest_slot(job)),
-            ]
-        with m.Elif(sink):  # no token leaves then
-            m.d.comb += [
-                places.payload.base.eq(side.regions.sinks),
-                places.payload.slot.eq(job.sink_tokens - 1),
-            ]
-
-    def _count_appends(self, m: Module, side: _Side, enter: Value, leaving: Value) -> None:
+    def _count_appends(self, m: Module, name: str, port: Any, enter: Value, leaving: Value) -> None:
         """Count appends of one side from the records that are in memory, one or two per append."""
-        port = side.port
         queue = Queue(1, IN_FLIGHT, buffered=True)  # of appends: whether they have two records
-        m.submodules[f"{side.name}_appends"] = ResetInserter(self.restart)(queue)
-        half = Signal(name=f"{side.name}_half")  # the first of two records is in memory
+        m.submodules[f"{name}_appends"] = ResetInserter(self.restart)(queue)
+        half = Signal(name=f"{name}_half")  # the first of two records is in memory
         m.d.comb += [
             queue.i.payload.eq(leaving),
             queue.i.valid.eq(enter),
@@ -401,28 +264,6 @@ class Scheduler(wiring.Component):
             count = Signal(range(IN_FLIGHT * dim + 1), name=f"{what}_count")
             m.d.sync += count.eq(count + Mux(enter & wanted, dim, 0) - taken)
             m.d.comb += owed.eq(count != 0)
-
-
-class _Side(NamedTuple):
-    """A port for appends, and what a descriptor says of its side."""
-
-    name: str
-    port: Any
-    regions: data.View
-    digits: Value
-    constants: data.View
-    centre: Value | int
-    unit_first: int
-
-
-def _records(job: data.View) -> Value:
-    """Number of records per side that a job appends."""
-    return Mux(job.append, 1 + job.leaving, 0)
-
-
-def _newest_slot(job: data.View) -> Value:
-    """Slot of the newest token in the window."""
-    return Mux(job.window_start == 0, job.window_tokens, job.window_start) - 1
 
 
 def _any(flags: list[Value]) -> Value:
