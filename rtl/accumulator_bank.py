@@ -8,8 +8,8 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib.wiring import connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
-from rtl.drain_queue import DrainQueue
 from rtl.layouts import Operation, accumulator_layout
+from rtl.streams import DrainQueue
 
 __all__ = ["AccumulatorBank"]
 

@@ -10,8 +10,7 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
 from rtl.axi import Axi4Lite, Response
 from rtl.layouts import ABSMEAN_CONSTANT_BITS
-from rtl.skid_buffer import SkidBuffer
-from rtl.streams import Queue
+from rtl.streams import Queue, SkidBuffer
 
 __all__ = ["Control", "control_counters_layout", "descriptor_layout", "job_end_layout"]
 

@@ -2,7 +2,7 @@
 
 A payload that two sinks take, each in its own time, one of them through a queue::
 
-    m.submodules.queue = queue = Queue(layout, depth=4)
+    m.submodules.queue = queue = Queue(layout, 4, buffered=False)
     fork = Fork(m, self.i.valid, renew=self.i.valid & self.i.ready)
     fork.to("queue", queue.i)
     fork.to("output", self.o)
@@ -20,24 +20,34 @@ from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
-from amaranth.hdl import Elaboratable, Module, Shape, ShapeCastable, ShapeLike, Signal, Value
+from amaranth.hdl import (
+    Elaboratable,
+    Module,
+    Mux,
+    Shape,
+    ShapeCastable,
+    ShapeLike,
+    Signal,
+    Value,
+)
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.fifo import SyncFIFO, SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
 
-__all__ = ["Fork", "Queue", "join"]
+__all__ = ["DrainQueue", "Fork", "Queue", "SkidBuffer", "join"]
 
 
 class Queue(Elaboratable):
-    """First in, first out: payloads of one shape between two streams.
+    """Keeps payloads of one shape between two streams: first in, first out.
 
-    Throughput is one transfer per cycle, but for a buffered queue of one place, which takes and
-    gives in turn.
+    Throughput is one transfer per cycle; a buffered queue of one place takes and gives in turn.
 
     Parameters
     ----------
     shape : of the payload; unsigned, if it is no layout
     depth : payloads that the queue holds
-    buffered : The memory is read a cycle ahead, as block RAM is: latency 2 cycles, or 1 with one
-        place. Otherwise the latency is 1 cycle, and the memory is read in the same cycle.
+    buffered : The memory is read a cycle ahead, as block RAM must be: latency 2 cycles, or 1 with
+        one place. Otherwise it is read in the cycle of the transfer: latency 1 cycle.
 
     Attributes
     ----------
@@ -57,6 +67,92 @@ class Queue(Elaboratable):
 
     def elaborate(self, platform: object) -> Elaboratable:
         return self._fifo
+
+
+class SkidBuffer(wiring.Component):
+    """Passes a stream on in the same cycle, or keeps one transfer that its sink did not take.
+
+    The source's ready says that the place is free, and so depends on no input of the same cycle:
+    what AXI asks of every output of a port. Latency 0 cycles where the sink takes, throughput one
+    transfer per cycle.
+
+    Parameters
+    ----------
+    shape : of the payload
+
+    Attributes
+    ----------
+    i : stream In
+    o : stream Out
+    """
+
+    def __init__(self, shape: ShapeLike) -> None:
+        super().__init__(
+            {"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))},
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        full = Signal()
+        kept = Signal.like(self.i.payload, reset_less=True)
+        m.d.comb += [
+            self.i.ready.eq(~full),
+            self.o.valid.eq(full | self.i.valid),
+            self.o.payload.eq(Mux(full, kept, self.i.payload)),
+        ]
+        m.d.sync += full.eq(self.o.valid & ~self.o.ready)
+        with m.If(~full):
+            m.d.sync += kept.eq(self.i.payload)
+        return m
+
+
+class DrainQueue(wiring.Component):
+    """Keeps elements in two registers, first in, first out: one per cycle, a cycle after its push.
+
+    The source decides a cycle before it pushes, and asks `room` when it does: the sink's ready then
+    reaches one flip-flop, not everything that moves.
+
+    Parameters
+    ----------
+    layout : of an element
+
+    Attributes
+    ----------
+    push : In; only in the cycle after one with `room`
+    element : In
+    room : Out, a push in the next cycle finds a place, whatever the sink does
+    o : stream Out
+    """
+
+    def __init__(self, layout: data.Layout) -> None:
+        super().__init__(
+            {
+                "push": In(1),
+                "element": In(layout),
+                "room": Out(1),
+                "o": Out(stream.Signature(layout)),
+            }
+        )
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        level = Signal(range(3))
+        next_level = Signal(range(3))
+        second = Signal.like(self.element, reset_less=True)
+        pop = self.o.valid & self.o.ready
+        m.d.comb += [
+            self.o.valid.eq(level != 0),
+            next_level.eq(level + self.push - pop),
+            self.room.eq(next_level != 2),
+        ]
+        m.d.sync += level.eq(next_level)
+        with m.If(self.push & (level == pop)):
+            m.d.sync += self.o.payload.eq(self.element)
+        with m.Elif(pop):
+            m.d.sync += self.o.payload.eq(second)
+        with m.If(self.push):
+            m.d.sync += second.eq(self.element)
+        return m
 
 
 class Fork:

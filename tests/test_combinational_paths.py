@@ -12,7 +12,7 @@ from bench_matrix import FOLDER, TINY
 from kvtq_hw.contract.config import load_config, preset_names
 from rtl.blocks import emit_block
 from rtl.combinational_paths import combinational_paths
-from rtl.skid_buffer import SkidBuffer
+from rtl.streams import SkidBuffer
 from rtl.verilog import emit
 from sim.verilated.verilog_cache import cached_verilog
 

@@ -8,18 +8,22 @@ from typing import Any
 
 import pytest
 from amaranth.hdl import Module
-from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
 from bench_matrix import CONFIGS, PLANES_CONFIGS
 
 from kvtq_hw.contract.config import EngineConfig
+from rtl import streams
 from rtl.blocks import create_block
-from rtl.skid_buffer import SkidBuffer
+from rtl.streams import SkidBuffer
 from sim.proofs.formal import Proof, ProofError, Verdict, streams_of
 from sim.proofs.proofs import (
     answers_of_the_bus,
+    fork_delivery,
+    join_in_step,
     packer_inverse,
     queue_of_jobs,
+    queue_order,
     room_for_scores,
     sequencer_progress,
     skid_order,
@@ -91,6 +95,74 @@ def test_bus_answers_once():
 def test_skid_buffer_keeps_order_and_what_it_offers():
     assert skid_order(SkidBuffer(3)).check().proved
     assert stream_rules(SkidBuffer(3)).check().proved
+
+
+# --- parts of `rtl.streams`, between the ports of a block -----------------------------------------
+
+PAYLOAD = data.StructLayout({"low": 2, "high": 1})
+PAIR = stream.Signature(PAYLOAD)
+#: Names of the sinks of a fork, and how often each takes a payload.
+ONCE, REPEATED = {"a": 1, "b": 1}, {"a": 1, "b": 2}
+
+
+class Streams(wiring.Component):
+    """A block made by a function that connects its ports with parts of a module."""
+
+    def __init__(self, ports: dict[str, Any], build: Any, parts: Any = streams) -> None:
+        super().__init__(ports)
+        self._build = build
+        self._parts = parts
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        self._build(m, self, self._parts)
+        return m
+
+
+def queued(depth: int, buffered: bool, parts: Any = streams) -> Streams:
+    def build(m: Module, block: Any, parts: Any) -> None:
+        m.submodules.queue = queue = parts.Queue(PAYLOAD, depth, buffered=buffered)
+        m.d.comb += [queue.i.payload.low.eq(block.i.payload.low)]
+        m.d.comb += [queue.i.payload.high.eq(block.i.payload.high)]
+        m.d.comb += [queue.i.valid.eq(block.i.valid), block.i.ready.eq(queue.i.ready)]
+        connect(m, queue.o, flipped(block.o))
+
+    return Streams({"i": In(PAIR), "o": Out(PAIR)}, build, parts)
+
+
+def forked(times: dict[str, int], parts: Any = streams) -> Streams:
+    def build(m: Module, block: Any, parts: Any) -> None:
+        fork = parts.Fork(m, block.i.valid, renew=block.i.valid & block.i.ready)
+        for name, sink in (("a", block.a), ("b", block.b)):
+            fork.to(name, sink, times=times[name])
+            m.d.comb += sink.payload.eq(block.i.payload)
+        m.d.comb += block.i.ready.eq(fork.ready if times == ONCE else fork.taken)
+
+    return Streams({"i": In(PAIR), "a": Out(PAIR), "b": Out(PAIR)}, build, parts)
+
+
+def joined(parts: Any = streams) -> Streams:
+    def build(m: Module, block: Any, parts: Any) -> None:
+        parts.join(m, [block.a, block.b], [block.x, block.y])
+
+    return Streams({"a": In(PAIR), "b": In(PAIR), "x": Out(PAIR), "y": Out(PAIR)}, build, parts)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("buffered", [False, True])
+def test_queue_keeps_order_and_what_it_offers(depth, buffered):
+    assert queue_order(queued(depth, buffered), depth).check().proved
+    assert stream_rules(queued(depth, buffered)).check().proved
+
+
+@pytest.mark.parametrize("times", [ONCE, REPEATED], ids=["once", "repeated"])
+def test_fork_delivers_to_all_and_keeps_what_it_offers(times):
+    assert fork_delivery(forked(times), times).check().proved
+    assert stream_rules(forked(times)).check().proved
+
+
+def test_joined_streams_move_in_step():
+    assert join_in_step(joined()).check().proved
 
 
 # --- seeded bugs ----------------------------------------------------------------------------------
@@ -214,8 +286,41 @@ def test_answers_of_the_bus_find(old, new, violated):
     ],
 )
 def test_skid_order_finds(old, new, violated):
-    verdict = skid_order(broken("skid_buffer", old, new).SkidBuffer(3)).check()
+    verdict = skid_order(broken("streams", old, new).SkidBuffer(3)).check()
     assert verdict.violated[0].startswith(violated)
+
+
+def test_queue_order_finds():
+    module = broken("streams", "depth=depth)", "depth=depth + 1)")
+    verdict = queue_order(queued(3, False, module), 3).check()
+    assert verdict.violated[0] == "more payloads than there are places"
+
+
+@pytest.mark.parametrize(
+    ("times", "old", "new", "violated"),
+    [
+        (ONCE, "& when & (taken != times)", "& when", "a takes too often"),
+        (ONCE, "[taken | ready for", "[ready for", "the source waits for nobody"),
+        (ONCE, "[taken | ready for", "[taken for", "the source waits for nobody"),
+        (REPEATED, "taken.eq(taken + 1)", "taken.eq(times)", "the source does not wait for b"),
+        (REPEATED, "with self._m.If(self._renew)", "with self._m.If(0)", "the source does not"),
+    ],
+)
+def test_fork_delivery_finds(times, old, new, violated):
+    verdict = fork_delivery(forked(times, broken("streams", old, new)), times).check()
+    assert verdict.violated[0].startswith(violated)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("[other.valid for other in sources if other is not source]", "[]"),
+        ("[other.ready for other in sinks if other is not sink]", "[]"),
+    ],
+)
+def test_join_in_step_finds(old, new):
+    verdict = join_in_step(joined(broken("streams", old, new))).check()
+    assert verdict.violated[0] == "some streams move alone"
 
 
 # --- the tool itself ------------------------------------------------------------------------------

@@ -286,6 +286,33 @@ def test_block_has_one_name_in_four_places(block: str) -> None:
     assert [twin for twin in twins if not (ROOT / twin).is_file()] == []
 
 
+# --- how hardware is wired ------------------------------------------------------------------------
+
+#: Files that look attributes up by name: classes of blocks, and what a configuration derives.
+LOOK_UP = {"rtl/blocks.py", "rtl/manifest.py"}
+
+
+def hidden_wires(source: str) -> list[str]:
+    """List what no search for a port's name finds: look-ups by name, and queues without a type."""
+    calls = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call))
+    found = [ast.unparse(node) for node in calls if ast.unparse(node.func) == "getattr"]
+    return found + [name for name, _ in imports(source, "rtl") if name == "amaranth.lib.fifo"]
+
+
+@pytest.mark.parametrize("file", [f for f in sources() if f.parts[0] == "rtl"], ids=str)
+def test_wires_are_found_by_their_names(file: Path) -> None:
+    found = hidden_wires((ROOT / file).read_text("utf-8"))
+    if file.as_posix() in LOOK_UP:
+        assert len(found) == 1
+    else:
+        assert found == (["amaranth.lib.fifo"] if file == Path("rtl/streams.py") else [])
+
+
+def test_hidden_wires_are_seen() -> None:
+    source = "from amaranth.lib.fifo import SyncFIFO\nwire = getattr(port, f'{side}_tasks')\n"
+    assert hidden_wires(source) == ["getattr(port, f'{side}_tasks')", "amaranth.lib.fifo"]
+
+
 # --- files ----------------------------------------------------------------------------------------
 
 #: What may write or parse by itself: the module that does it for all, and those that exchange

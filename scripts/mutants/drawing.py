@@ -59,7 +59,7 @@ class Mutant:
     @property
     def area(self) -> str:
         """The part of the project whose tests are measured with it."""
-        if self.file == "rtl/scheduler.py":
+        if self.file in ("rtl/scheduler.py", "rtl/job_parts.py"):
             return "scheduler"
         return {"rtl": "RTL", "golden": "golden"}.get(self.file.partition("/")[0], "contract")
 

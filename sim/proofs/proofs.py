@@ -5,17 +5,23 @@ Conditions are about a block's edge: they hold for whatever is inside.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.wiring import connect
+from amaranth.lib.wiring import Flow, connect
 
 from kvtq_hw.contract.registers import WORD_BYTES, register_map
-from sim.proofs.formal import Proof
+from sim.proofs.formal import Proof, streams_of
 
 __all__ = [
     "answers_of_the_bus",
+    "fork_delivery",
+    "join_in_step",
     "packer_inverse",
     "queue_of_jobs",
+    "queue_order",
     "room_for_scores",
     "sequencer_progress",
     "skid_order",
@@ -39,25 +45,65 @@ def packer_inverse(packer: wiring.Component, unpacker: wiring.Component) -> Proo
     Any one plane is watched on its way: the proof chooses when it starts.
     """
     proof = Proof(packer=packer, unpacker=unpacker)
-    m = proof.module
-    connect(m, packer.o, unpacker.i)
-    watch = Signal()
-    proof.free(packer.i.valid, packer.i.payload, unpacker.o.ready, watch)
-    enters, leaves = packer.i.valid & packer.i.ready, unpacker.o.valid & unpacker.o.ready
-    inside = _count(m, enters, leaves, 2)  # one plane in each of the two
-    plane, found = (Value.cast(s.payload) for s in (packer.i, unpacker.o))
-    watched, before = Signal(len(plane)), Signal.like(inside)  # planes that leave first
-    watching = Signal()
-    starts = watch & enters & ~watching
-    with m.If(starts):
-        m.d.sync += [watching.eq(1), watched.eq(_canonical(plane)), before.eq(inside - leaves)]
-    with m.Elif(leaves):
-        m.d.sync += [before.eq(before - 1), watching.eq(watching & (before != 0))]
-    arrives = watching & unpacker.o.valid & (before == 0)
-    proof.never("another plane comes out", arrives & (found != watched))
-    proof.never("a plane from nowhere", unpacker.o.valid & (inside == 0))
-    proof.never("more planes than there are places", inside > 2)
-    proof.reachable("the watched plane comes out behind another", arrives & (watched != 0))
+    connect(proof.module, packer.o, unpacker.i)
+    proof.free(packer.i.valid, packer.i.payload, unpacker.o.ready)
+    # one plane in each of the two
+    _keeps_order(proof, packer.i, unpacker.o, 2, "plane", _canonical)
+    return proof
+
+
+def queue_order(queue: wiring.Component, depth: int) -> Proof:
+    """Payloads come out of `i` and `o` as they went in, each once, in order, and `depth` fit."""
+    proof = Proof(dut=queue)
+    proof.free_block(queue)
+    inside = _keeps_order(proof, queue.i, queue.o, depth, "payload")
+    proof.reachable("all places are taken", inside == depth)
+    return proof
+
+
+def fork_delivery(fork: wiring.Component, times: dict[str, int]) -> Proof:
+    """Each sink takes what `i` offers as often as it should, and then `i` goes on.
+
+    It goes on in the very cycle where each takes a payload once, otherwise in the next one.
+
+    Parameters
+    ----------
+    times : by name of the sink's port, how often it takes a payload
+    """
+    proof = Proof(dut=fork)
+    proof.free_block(fork)
+    moves, most = fork.i.valid & fork.i.ready, max(times.values())
+    sinks = {channel.name: channel for channel in streams_of(fork) if channel.flow is Flow.Out}
+    takes = {name: sink.valid & sink.ready for name, sink in sinks.items()}
+    done = []
+    for name, number in times.items():
+        before = Signal(range(most + 2), name=f"{name}_before")
+        after = before + takes[name]
+        proof.module.d.sync += before.eq(Mux(moves, 0, after))
+        proof.never(f"{name} is offered what is not there", sinks[name].valid & ~fork.i.valid)
+        proof.never(f"{name} takes too often", after > number)
+        proof.never(f"the source does not wait for {name}", moves & (after != number))
+        others = Cat(value for other, value in takes.items() if other != name).any()
+        proof.reachable(f"{name} takes alone", takes[name] & ~others)
+        done.append((after if most == 1 else before) == number)
+    proof.never("the source waits for nobody", fork.i.valid & Cat(done).all() & ~moves)
+    proof.reachable("all take at once", Cat(takes.values()).all())
+    proof.reachable("the source goes on", moves)
+    return proof
+
+
+def join_in_step(joined: wiring.Component) -> Proof:
+    """All streams of a block transfer in the same cycle, as soon as all are willing."""
+    proof = Proof(dut=joined)
+    proof.free_block(joined)
+    moves, willing = [], []
+    for channel in streams_of(joined):
+        moves.append(channel.valid & channel.ready)
+        willing.append(channel.valid if channel.flow is Flow.In else channel.ready)
+    every, some = Cat(moves).all(), Cat(moves).any()
+    proof.never("some streams move alone", some & ~every)
+    proof.never("all are willing, and nothing moves", Cat(willing).all() & ~every)
+    proof.reachable("all move", every)
     return proof
 
 
@@ -189,6 +235,38 @@ def skid_order(buffer: wiring.Component) -> Proof:
     proof.reachable("the watched one comes out", watching & leaves & (kept != 0))
     proof.reachable("one passes at once", straight & leaves)
     return proof
+
+
+def _keeps_order(
+    proof: Proof,
+    source: Any,
+    sink: Any,
+    most: int,
+    what: str,
+    canonical: Callable[[Value], Value] = lambda payload: payload,
+) -> Signal:
+    """Claim that payloads come out as they went in, each once, in order.
+
+    Returns how many are inside.
+
+    Any one payload is watched on its way: the proof chooses which.
+    """
+    m, watch, watching = proof.module, Signal(), Signal()
+    proof.free(watch)
+    enters, leaves = source.valid & source.ready, sink.valid & sink.ready
+    inside = _count(m, enters, leaves, most)
+    payload, found = (Value.cast(port.payload) for port in (source, sink))
+    watched, before = Signal(len(payload)), Signal.like(inside)  # those that leave first
+    with m.If(watch & enters & ~watching):
+        m.d.sync += [watching.eq(1), watched.eq(canonical(payload)), before.eq(inside - leaves)]
+    with m.Elif(leaves):
+        m.d.sync += [before.eq(before - 1), watching.eq(watching & (before != 0))]
+    arrives = watching & sink.valid & (before == 0)
+    proof.never(f"another {what} comes out", arrives & (found != watched))
+    proof.never(f"a {what} from nowhere", sink.valid & (inside == 0))
+    proof.never(f"more {what}s than there are places", inside > most)
+    proof.reachable(f"the watched {what} comes out behind another", arrives & (watched != 0))
+    return inside
 
 
 def _count(m: Module, enters: Value, leaves: Value, most: int) -> Signal:
