@@ -33,7 +33,7 @@ def word_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def piece_layout(config: EngineConfig) -> data.StructLayout:
-    """Consecutive records of one kind, at most a block of them, and where they lie in their words.
+    """Consecutive records of one side, at most a block of them, and where they lie in their words.
 
     offset : byte of the first word at which the first record starts
     last_byte : where the last record ends, counted from the first byte of the first word

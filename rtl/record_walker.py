@@ -57,7 +57,7 @@ class RecordWalker(wiring.Component):
 
         # --- where keys and values stand: indexed by `value` -------------------------------------
         def registers(name: str, shape: object) -> Array:
-            return Array(Signal(shape, name=f"{kind}_{name}") for kind in ("key", "value"))
+            return Array(Signal(shape, name=f"{side}_{name}") for side in ("key", "value"))
 
         addresses = registers("address", config.address_bits)
         tiers = registers("tier", 2)
@@ -97,9 +97,9 @@ class RecordWalker(wiring.Component):
             piece.value.eq(value),
         ]
 
-        def next_block(kind: int) -> None:
-            left = tokens[kind]
-            m.d.sync += [value.eq(kind), needed.eq(Mux(left < config.block, left, config.block))]
+        def next_block(side: int) -> None:
+            left = tokens[side]
+            m.d.sync += [value.eq(side), needed.eq(Mux(left < config.block, left, config.block))]
             m.next = "TIER"
 
         with m.FSM():
@@ -109,12 +109,12 @@ class RecordWalker(wiring.Component):
                     size.count.eq(job.window_start),
                     size.start.eq(self.jobs.valid),
                 ]
-                for kind, of_kind in enumerate((job.key, job.value)):
+                for side, regions in enumerate((job.key, job.value)):
                     m.d.sync += [
-                        addresses[kind].eq(of_kind.sinks),
-                        tiers[kind].eq(_SINKS),
-                        tier_tokens[kind].eq(job.sink_tokens),
-                        tokens[kind].eq(everything),
+                        addresses[side].eq(regions.sinks),
+                        tiers[side].eq(_SINKS),
+                        tier_tokens[side].eq(job.sink_tokens),
+                        tokens[side].eq(everything),
                     ]
                 with m.If(self.jobs.valid):
                     m.next = "START"

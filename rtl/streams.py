@@ -57,8 +57,8 @@ class Queue(Elaboratable):
     """
 
     def __init__(self, shape: ShapeLike, depth: int, *, buffered: bool) -> None:
-        kind = SyncFIFOBuffered if buffered else SyncFIFO
-        self._fifo = fifo = kind(width=Shape.cast(shape).width, depth=depth)
+        of_memory = SyncFIFOBuffered if buffered else SyncFIFO
+        self._fifo = fifo = of_memory(width=Shape.cast(shape).width, depth=depth)
         self.i, self.o = fifo.w_stream, fifo.r_stream
         if isinstance(shape, ShapeCastable):
             for port in (self.i, self.o):
