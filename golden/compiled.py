@@ -18,13 +18,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import DTypeLike
 
-__all__ = ["Array", "compiled", "loop_part"]
+__all__ = ["Array", "Fields", "compiled", "loop_part"]
 
 numba.config.SLP_VECTORIZE = 1  # makes operations on a few neighbours one vector operation
 
@@ -91,7 +91,32 @@ class Array:
             raise ValueError(f"{name} is read-only; must be writeable")
 
 
-def compiled(*rules: str, **arguments: Array | type[int] | type[float]) -> Callable[[Loop], Loop]:
+Part = Array | type[int] | type[float]
+
+
+class Fields:
+    """What an argument must be that is a named tuple: each of its fields on its own.
+
+    Parameters
+    ----------
+    kind : its type
+    fields : what each field must be; rules and axes name fields as they name arguments
+
+    Raises
+    ------
+    TypeError
+        When these are not the fields of the type.
+    """
+
+    def __init__(self, kind: type[NamedTuple], **fields: Part) -> None:
+        names = kind._fields
+        if set(names) != set(fields):
+            raise TypeError(f"{kind.__name__} has the fields {', '.join(names)}")
+        self.kind: type[Any] = kind
+        self.fields = {name: fields[name] for name in names}
+
+
+def compiled(*rules: str, **arguments: Part | Fields) -> Callable[[Loop], Loop]:
     """Compile a loop, and check its arguments before every call.
 
     Parameters
@@ -102,8 +127,8 @@ def compiled(*rules: str, **arguments: Array | type[int] | type[float]) -> Calla
     Raises
     ------
     TypeError
-        When the declaration does not name the arguments of the loop, or an axis as one of them;
-        when called, for an argument of another type.
+        When the declaration does not name the arguments of the loop, or gives one name to two
+        arguments, fields or an axis; when called, for an argument of another type.
     ValueError
         When called, for arrays that do not fit, or where a rule is not kept.
     """
@@ -112,9 +137,6 @@ def compiled(*rules: str, **arguments: Array | type[int] | type[float]) -> Calla
         names = tuple(inspect.signature(function).parameters)
         if set(names) != set(arguments):
             raise TypeError(f"{function.__name__} has the arguments {', '.join(names)}")
-        for name in names:
-            if any(name in x.axes for x in arguments.values() if isinstance(x, Array)):
-                raise TypeError(f"{name} is an argument of {function.__name__} and no axis")
         declared = _Declared(
             function.__name__.lstrip("_"), {name: arguments[name] for name in names}, rules
         )
@@ -126,7 +148,7 @@ def compiled(*rules: str, **arguments: Array | type[int] | type[float]) -> Calla
 
 def loop_part(function: Loop) -> Loop:
     """Make a function that compiled loops call, and nobody else: it becomes a part of them."""
-    return numba.njit(inline="always")(function)
+    return numba.njit(function)
 
 
 class _Declared:
@@ -142,12 +164,22 @@ class _Declared:
     def __init__(
         self,
         title: str,
-        arguments: dict[str, Array | type[int] | type[float]],
+        arguments: dict[str, Part | Fields],
         rules: Sequence[str],
     ) -> None:
         self.title = title
         self.arguments = arguments
-        arrays = {name: x for name, x in arguments.items() if isinstance(x, Array)}
+        self.parts: dict[str, Part] = {}  # the same with fields in the place of their tuples
+        for name, argument in arguments.items():
+            parts = argument.fields if isinstance(argument, Fields) else {name: argument}
+            twice = [part for part in parts if part in self.parts]
+            if twice:
+                raise TypeError(f"{title} has two arguments or fields {twice[0]!r}")
+            self.parts |= parts
+        arrays = {name: x for name, x in self.parts.items() if isinstance(x, Array)}
+        for name in (*arguments, *self.parts):
+            if any(name in x.axes for x in arrays.values()):
+                raise TypeError(f"{name} is an argument of {title} and no axis")
         self.fixed = {
             axis: axis for x in arrays.values() for axis in x.axes if isinstance(axis, int)
         }
@@ -159,7 +191,7 @@ class _Declared:
         self.rules = [*indices, *rules]
 
     def entrance(self, loop: Loop) -> Loop:
-        """A function that calls the loop if its arguments fit, and else says what does not.
+        """Make a function that calls the loop if its arguments fit, and else says what does not.
 
         A decode step enters some twenty loops a layer, and going through the declaration each time
         would take as long as their work. So the declaration is written down as the straight lines
@@ -173,36 +205,21 @@ class _Declared:
         call = f"({', '.join(self.arguments)})"
         lines = [f"def entrance{call}:"]
         scope: dict[str, Any] = {"np": np, "_array": np.ndarray, "_refused": refused, "_loop": loop}
+        for name, argument in self.arguments.items():
+            if isinstance(argument, Fields):
+                scope[f"_{name}_kind"] = argument.kind
+                lines.append(f" if type({name}) is not _{name}_kind: return _refused{call}")
+                lines.append(f" {', '.join(argument.fields)}, = {name}")
         known: set[str | int] = set()
         last = sorted(  # the axes of what may be empty must be known from elsewhere
-            self.arguments.items(), key=lambda item: isinstance(item[1], Array) and item[1].optional
+            self.parts.items(), key=lambda item: isinstance(item[1], Array) and item[1].optional
         )
-        for name, argument in last:
-            if not isinstance(argument, Array):
-                lines.append(f" if type({name}) is not {argument.__name__}: return _refused{call}")
-                continue
-            scope[f"_{name}_types"] = argument.dtypes
-            wrong = [f"type({name}) is not _array", f"{name}.dtype not in _{name}_types"]
-            lines.append(f" if {' or '.join(wrong)}: return _refused{call}")
-            wrong = [f"{name}.ndim != {len(argument.axes)}"]
-            wrong += [] if argument.strided else [f"not {name}.flags.c_contiguous"]
-            wrong += [f"not {name}.flags.writeable"] if argument.written else []
-            space = " "
-            if argument.optional:
-                lines.append(f" if {name}.size:")
-                space = "  "
-            lines.append(f"{space}if {' or '.join(wrong)}: return _refused{call}")
-            targets, compared = [], []
-            for index, axis in enumerate(argument.axes):
-                new = isinstance(axis, str) and axis not in known
-                targets.append(str(axis) if new else f"_{index}")
-                if new:
-                    known.add(axis)
-                else:
-                    compared.append(f"_{index} != {axis}")
-            lines.append(f"{space}{', '.join(targets)}, = {name}.shape")
-            if compared:
-                lines.append(f"{space}if {' or '.join(compared)}: return _refused{call}")
+        for name, part in last:
+            if isinstance(part, Array):
+                scope[f"_{name}_types"] = part.dtypes
+                lines += _array_lines(name, part, known, f"return _refused{call}")
+            else:
+                lines.append(f" if type({name}) is not {part.__name__}: return _refused{call}")
         lines += [f" if not ({rule}): return _refused{call}" for rule in self.rules]
         lines.append(f" return _loop{call}")
         exec("\n".join(lines), scope)
@@ -216,13 +233,19 @@ class _Declared:
         TypeError, ValueError
             See `compiled`.
         """
-        sizes: dict[Any, Any] = dict(self.fixed)
+        values: list[Any] = []
         for (name, argument), value in zip(self.arguments.items(), given, strict=True):
-            if isinstance(argument, Array):
-                argument.check(name, value, sizes)
-            elif not isinstance(value, argument):
-                raise TypeError(f"{name} is {type(value).__name__}; must be {argument.__name__}")
-        sizes.update(zip(self.arguments, given, strict=True))
+            if isinstance(argument, Fields) and not isinstance(value, argument.kind):
+                kind = argument.kind.__name__
+                raise TypeError(f"{name} is {type(value).__name__}; must be {kind}")
+            values += value if isinstance(argument, Fields) else [value]
+        sizes: dict[Any, Any] = dict(self.fixed)
+        for (name, part), value in zip(self.parts.items(), values, strict=True):
+            if isinstance(part, Array):
+                part.check(name, value, sizes)
+            elif not isinstance(value, part):
+                raise TypeError(f"{name} is {type(value).__name__}; must be {part.__name__}")
+        sizes.update(zip(self.parts, values, strict=True))
         for rule in self.rules:
             condition = compile(rule, f"<rule of {self.title}>", "eval")
             if not eval(condition, {"np": np}, sizes):
@@ -234,3 +257,29 @@ class _Declared:
                 raise ValueError(
                     f"{self.title}: {rule} is not true with {', '.join(numbers) or 'these arrays'}"
                 )
+
+
+def _array_lines(name: str, array: Array, known: set[str | int], refuse: str) -> list[str]:
+    """Lines of an entrance that look at one array, and name the axes that are not known yet."""
+    wrong = [f"type({name}) is not _array", f"{name}.dtype not in _{name}_types"]
+    lines = [f" if {' or '.join(wrong)}: {refuse}"]
+    wrong = [f"{name}.ndim != {len(array.axes)}"]
+    wrong += [] if array.strided else [f"not {name}.flags.c_contiguous"]
+    wrong += [f"not {name}.flags.writeable"] if array.written else []
+    space = " "
+    if array.optional:
+        lines.append(f" if {name}.size:")
+        space = "  "
+    lines.append(f"{space}if {' or '.join(wrong)}: {refuse}")
+    targets, compared = [], []
+    for index, axis in enumerate(array.axes):
+        new = isinstance(axis, str) and axis not in known
+        targets.append(str(axis) if new else f"_{index}")
+        if new:
+            known.add(axis)
+        else:
+            compared.append(f"_{index} != {axis}")
+    lines.append(f"{space}{', '.join(targets)}, = {name}.shape")
+    if compared:
+        lines.append(f"{space}if {' or '.join(compared)}: {refuse}")
+    return lines

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from golden import conditioning, hadamard
 from golden.attend import packed_attention
 from golden.cache import packed_quantizer
-from golden.compiled import Array, compiled
+from golden.compiled import Array, Fields, compiled
 from golden.packer import encode_table
 from golden.unpacker import decode_table
 from kvtq_hw.estimates import gate_simulation as gates
@@ -92,11 +94,57 @@ def test_a_declaration_names_every_argument():
 
 
 def test_an_axis_has_a_name_of_its_own():
-    with pytest.raises(TypeError, match=r"^a is an argument of _loop and no axis$"):
+    with pytest.raises(TypeError, match=r"^a is an argument of loop and no axis$"):
 
         @compiled(a=int, b=Array(np.uint8, "a"))
         def _loop(a, b):
             return a
+
+
+class Place(NamedTuple):
+    """Where a loop writes."""
+
+    data: np.ndarray
+    start: int
+
+
+_PLACE = Fields(Place, data=Array(np.uint8, "capacity", written=True), start=int)
+
+
+@compiled("0 <= start < capacity", place=_PLACE, x=int)
+def _put(place, x):
+    place.data[place.start] = x
+    return place.start
+
+
+def test_fields_of_a_named_tuple_are_arguments_of_their_own():
+    data = np.zeros(3, np.uint8)
+    assert _put(Place(data, 2), 7) == 2
+    assert data.tolist() == [0, 0, 7]
+
+
+@pytest.mark.parametrize(
+    ("place", "kind", "message"),
+    [
+        (Place(np.zeros(3, np.uint8), 3), ValueError, r"is not true with start = 3, capacity = 3$"),
+        (Place(np.zeros(3, np.int8), 0), TypeError, r"^data is int8; must be an array of uint8$"),
+        (Place(np.zeros(3, np.uint8), 1.0), TypeError, r"^start is float; must be int$"),
+        ((np.zeros(3, np.uint8), 0), TypeError, r"^place is tuple; must be Place$"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(place, kind, message):
+    with pytest.raises(kind, match=message):
+        _put(place, 7)
+
+
+def test_a_declaration_names_every_field_once():
+    with pytest.raises(TypeError, match=r"^Place has the fields data, start$"):
+        Fields(Place, data=int)
+    with pytest.raises(TypeError, match=r"^loop has two arguments or fields 'start'$"):
+
+        @compiled(place=_PLACE, start=int)
+        def _loop(place, start):
+            return start
 
 
 # --- the project's loops --------------------------------------------------------------------------
@@ -108,9 +156,9 @@ def tables(*shape: int) -> np.ndarray:
     return np.zeros((*shape, 256, 4), np.float32)
 
 
-def written(**changes) -> dict[str, object]:
+def written(**changes) -> tuple[object, ...]:
     """Arguments of the quantizer's loop: one token of 8 elements in 2 digits of 2 bytes."""
-    return {
+    values = {
         "vectors": np.ones((1, 2, 1, 8), np.int64),
         "limit": 1000,
         "constant": 100,
@@ -126,11 +174,13 @@ def written(**changes) -> dict[str, object]:
         "words": np.zeros((1, 2, 1, 3, 1), np.uint8),
         "start": 2,
     } | changes
+    rounding = packed_quantizer.Rounding(*(values[x] for x in packed_quantizer.Rounding._fields))
+    return values["vectors"], rounding, values["data"], values["words"], values["start"]
 
 
-def run_of_planes(**changes) -> dict[str, object]:
+def run_of_planes(**changes) -> tuple[object, object, object]:
     """Arguments of the loops of attention: two planes of 7 tokens, at the end of a context of 9."""
-    return {
+    values = {
         "data": np.zeros((1, 2, 2, 10, 2), np.uint8),
         "words": np.zeros((1, 2, 1, 10, 1), np.uint8),
         "low": 0,
@@ -143,12 +193,23 @@ def run_of_planes(**changes) -> dict[str, object]:
         "start": 2,
         "per_token": np.zeros((1, 2, 1, 4, 9), np.float32),
     } | changes
+    kind = packed_attention.PackedRun
+    run = kind(*(values[name] for name in kind._fields))
+    return run, values["tables"], values["per_token"]
+
+
+def add_scores(run, tables, scores) -> None:
+    packed_attention._add_scores(run, tables, scores)
+
+
+def scatter_weights(run, tables, weights) -> None:
+    packed_attention._scatter_weights(run, weights, tables)
 
 
 def test_the_smallest_that_fits_is_taken():
-    packed_quantizer._write(*written().values())
-    packed_attention._add_scores(*run_of_planes().values())
-    packed_attention._scatter_weights(*run_of_planes().values())
+    packed_quantizer._write(*written())
+    add_scores(*run_of_planes())
+    scatter_weights(*run_of_planes())
 
 
 @pytest.mark.parametrize(
@@ -171,7 +232,7 @@ def test_the_smallest_that_fits_is_taken():
 )
 def test_the_quantizer_writes_nowhere_else(changes):
     with pytest.raises(ValueError, match=r"must be|is not true"):
-        packed_quantizer._write(*written(**changes).values())
+        packed_quantizer._write(*written(**changes))
 
 
 @pytest.mark.parametrize(
@@ -195,9 +256,9 @@ def test_the_quantizer_writes_nowhere_else(changes):
     ids=lambda changes: next(iter(changes)),
 )
 def test_attention_reads_nowhere_else(changes):
-    for loop in (packed_attention._add_scores, packed_attention._scatter_weights):
+    for loop in (add_scores, scatter_weights):
         with pytest.raises(ValueError, match=r"must be|is not true"):
-            loop(*run_of_planes(**changes).values())
+            loop(*run_of_planes(**changes))
 
 
 @pytest.mark.parametrize(
@@ -222,8 +283,11 @@ def test_tables_and_transforms_stay_within_their_arrays():
     for digits, groups, shape in ((5, BYTES, (1, 2, 1, 1)), (4, BYTES, (1, 2, 1, 2))):
         with pytest.raises(ValueError, match="is not true"):
             packed_attention._fill_tables(queries, 1.0, digits, groups, tables(*shape))
-    with pytest.raises(ValueError, match="chunks \\* 4 >= members is not true"):
-        packed_attention._empty_tables(tables(1, 2, 1, 2), BYTES, outputs)
+    with pytest.raises(ValueError, match="quads \\* 4 >= members is not true"):
+        packed_attention._empty_tables(tables(1, 2, 1, 2), 5, BYTES, outputs)
+    for digits, groups, shape in ((5, BYTES, (1, 2, 2, 1)), (4, BYTES, (1, 2, 2, 2))):
+        with pytest.raises(ValueError, match="is not true"):
+            packed_attention._empty_tables(tables(*shape), digits, groups, outputs)
     with pytest.raises(ValueError, match=r"^before has shape \(4,\); must be \[8\]$"):
         hadamard._transform(np.ones((3, 8)), np.ones(4), np.ones(8))
     with pytest.raises(ValueError, match=r"^integers has shape \(3,\); must be \[4\]$"):

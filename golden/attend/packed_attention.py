@@ -1,17 +1,23 @@
 """Single-precision attention of one query straight from the packed bytes.
 
 A decode step reads every cached vector once, and building vectors to use them once is most of its
-cost. Here nothing is unpacked. For the keys a table has, for every byte value at every place of a
-plane, the sum of the query's elements that its trits select, so a product is one addition a byte
-instead of one a trit. For the values it is the other way round: a token's weight is added at the
-entry of each of its bytes, and only in the end the trits of an entry say where its sum goes. Numba
-compiles the loops; query heads are the lanes of a vector, four at a time.
+cost. Here nothing is unpacked. All work goes through tables float32
+[batch, kv_heads, quads, places, 256, 4], an entry for every value of the byte at every place of a
+plane, of four query heads (a quad) beside each other:
+
+- For the keys an entry is the sum of the query's elements that the byte's trits select, so a
+  product takes one addition per byte instead of one per trit.
+- For the values it is the other way round: a token's weight is added at the entry of each of its
+  bytes, and in the end the trits of an entry say to which elements its sum goes.
+
+Numba compiles the loops.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,14 +26,37 @@ from torch import Tensor
 from golden.cache.attention_job import AttentionJob
 from golden.cache.plane_store import PlaneView
 from golden.cache.tiered_store import TieredView
-from golden.compiled import Array, compiled, loop_part
+from golden.compiled import Array, Fields, compiled, loop_part
 from golden.packer import encode_table
 from kvtq_hw.contract.packing import DIGITS_PER_BYTE
 
 __all__ = ["attend_one"]
 
 _LANES = 4
-_TABLES = Array(np.float32, "batch", "kv_heads", "chunks", "places", 256, _LANES, written=True)
+_TABLES = Array(np.float32, "batch", "kv_heads", "quads", "places", 256, _LANES, written=True)
+
+
+class PackedRun(NamedTuple):
+    """The planes of a part of the cache that are under one scale, for all tokens of that part.
+
+    data : uint8 [batch, kv_heads, planes, capacity, places], packed planes
+    words : integers [batch, kv_heads, scales, capacity, 1], scale words
+    low, high : the planes are ``low .. high - 1``, of weights 1, 3, 9, ...
+    scale : index of their scale
+    first, tokens : place of the first token in the buffers, and how many tokens there are
+    fraction_bits : of a scale word
+    start : index of the first token in the context
+    """
+
+    data: np.ndarray
+    words: np.ndarray
+    low: int
+    high: int
+    scale: int
+    first: int
+    tokens: int
+    fraction_bits: int
+    start: int
 
 
 def attend_one(job: AttentionJob) -> Tensor:
@@ -45,8 +74,8 @@ def attend_one(job: AttentionJob) -> Tensor:
     tables = np.empty((*shape, places, 256, _LANES), np.float32)
     _fill_tables(queries.numpy(), 1 / math.sqrt(dim), digits, bytes_of_groups, tables)
     sums = np.zeros((*shape, _LANES, tokens), np.float32)
-    for start, arguments in _runs(cache.keys):
-        _add_scores(*arguments, tables, start, sums)
+    for run in _runs(cache.keys):
+        _add_scores(run, tables, sums)
     scores = torch.from_numpy(sums)
     if job.visible is not None:
         scores = scores.masked_fill(~job.visible[:, :, None], -math.inf)
@@ -54,22 +83,23 @@ def attend_one(job: AttentionJob) -> Tensor:
     if job.visible is not None:
         weights = weights.nan_to_num(0.0)  # a sequence that sees nothing
     tables[:] = 0
-    for start, arguments in _runs(cache.values):
-        _scatter_weights(*arguments, tables, start, weights.numpy())
+    of_tokens = weights.numpy()
+    for run in _runs(cache.values):
+        _scatter_weights(run, of_tokens, tables)
     outputs = np.empty(queries.shape)
-    _empty_tables(tables, bytes_of_groups, outputs)
+    _empty_tables(tables, digits, bytes_of_groups, outputs)
     return torch.from_numpy(outputs)
 
 
-def _runs(stored: TieredView) -> Iterator[tuple[int, tuple]]:
-    """For all planes under one scale: their first token, and what the loops need of them."""
+def _runs(stored: TieredView) -> Iterator[PackedRun]:
+    """The runs of all parts, in the order of their tokens."""
     start = 0
     for part in stored.parts:
         if part.tokens:
             data, words = part.buffers()
-            place = part.first, part.tokens, part.config.scale_fraction_bits
-            for run in _planes_of_scales(part):
-                yield start, (data, words, *run, *place)
+            place = part.first, part.tokens, part.config.scale_fraction_bits, start
+            for planes in _planes_of_scales(part):
+                yield PackedRun(data, words, *planes, *place)
         start += part.tokens
 
 
@@ -81,7 +111,7 @@ def _planes_of_scales(part: PlaneView) -> list[tuple[int, int, int]]:
 
 
 @compiled(
-    "chunks * 4 >= members",
+    "quads * 4 >= members",
     "dim <= places * digits",
     "groups == 3**digits",
     queries=Array(np.float64, "batch", "kv_heads", "members", 1, "dim", strided=True),
@@ -91,59 +121,65 @@ def _planes_of_scales(part: PlaneView) -> list[tuple[int, int, int]]:
     tables=_TABLES,
 )
 def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
-    """Sums that each byte selects of queries [batch, kv_heads, G, 1, D] times a factor.
+    """Fill tables [batch, kv_heads, quads, places, 256, 4] with what bytes select of queries.
 
-    Entry ``tables[b, h, g // 4, place, byte, g % 4]``. Three sums follow from each one of a digit
-    less: with -q, with 0 and with +q.
+    ``tables[b, h, g // 4, place, byte, g % 4]`` is the sum of the elements of query
+    ``queries[b, h, g, 0]``, times a factor, that the trits of the byte at that place select.
     """
     batch, heads, group, _, dim = queries.shape
-    chunks, places = tables.shape[2:4]
-    groups = bytes_of_groups.shape[0]
-    sums = np.zeros((groups, _LANES), np.float32)
+    quads, places = tables.shape[2:4]
+    sums = np.zeros((bytes_of_groups.shape[0], _LANES), np.float32)
     elements = np.zeros((places * digits, _LANES), np.float32)
     for b in range(batch):
         for h in range(heads):
-            for chunk in range(chunks):
-                lanes = min(_LANES, group - chunk * _LANES)
-                for g in range(lanes):
+            for quad in range(quads):
+                for g in range(min(_LANES, group - quad * _LANES)):
                     for k in range(dim):
-                        elements[k, g] = queries[b, h, chunk * _LANES + g, 0, k] * factor
+                        elements[k, g] = queries[b, h, quad * _LANES + g, 0, k] * factor
                 for place in range(places):
-                    of_place = tables[b, h, chunk, place]
-                    sums[0] = 0
-                    count = 1
-                    for digit in range(digits):
-                        element = elements[place * digits + digit]
-                        lows, middles, highs = (
-                            sums[:count],
-                            sums[count : 2 * count],
-                            sums[2 * count : 3 * count],
-                        )
-                        for i in range(count):
-                            for g in range(_LANES):
-                                middle = lows[i, g]
-                                lows[i, g] = middle - element[g]
-                                middles[i, g] = middle
-                                highs[i, g] = middle + element[g]
-                        count *= 3
-                    for i in range(groups):
-                        entry = of_place[bytes_of_groups[i]]
+                    _sum_groups(elements[place * digits : (place + 1) * digits], sums)
+                    entries = tables[b, h, quad, place]
+                    for i in range(bytes_of_groups.shape[0]):
                         for g in range(_LANES):
-                            entry[g] = sums[i, g]
+                            entries[bytes_of_groups[i], g] = sums[i, g]
 
 
-_RUN: dict[str, Array | type[int]] = {
-    "data": Array(np.uint8, "batch", "kv_heads", "planes", "capacity", "places"),
-    "words": Array((np.uint8, np.int16), "batch", "kv_heads", "scales", "capacity", 1),
-    "low": int,
-    "high": int,
-    "scale": int,
-    "first": int,
-    "tokens": int,
-    "fraction_bits": int,
-    "tables": _TABLES,
-    "start": int,
-}
+@loop_part
+def _sum_groups(elements, sums):
+    """Fill sums [3**n, 4] with what each group of n trits selects of elements [n, 4].
+
+    Three sums follow from each sum of one trit less: with -q, with 0 and with +q.
+    """
+    sums[0] = 0
+    count = 1
+    for digit in range(elements.shape[0]):
+        element = elements[digit]
+        lows, middles, highs = (
+            sums[:count],
+            sums[count : 2 * count],
+            sums[2 * count : 3 * count],
+        )
+        for i in range(count):
+            for g in range(_LANES):
+                middle = lows[i, g]
+                lows[i, g] = middle - element[g]
+                middles[i, g] = middle
+                highs[i, g] = middle + element[g]
+        count *= 3
+
+
+_RUN = Fields(
+    PackedRun,
+    data=Array(np.uint8, "batch", "kv_heads", "planes", "capacity", "places"),
+    words=Array((np.uint8, np.int16), "batch", "kv_heads", "scales", "capacity", 1),
+    low=int,
+    high=int,
+    scale=int,
+    first=int,
+    tokens=int,
+    fraction_bits=int,
+    start=int,
+)
 _RUN_RULES = (
     "0 <= low <= high <= planes",
     "0 <= scale < scales",
@@ -154,116 +190,130 @@ _RUN_RULES = (
 
 @compiled(
     *_RUN_RULES,
-    **_RUN,
-    scores=Array(np.float32, "batch", "kv_heads", "chunks", _LANES, "context", written=True),
+    run=_RUN,
+    tables=_TABLES,
+    scores=Array(np.float32, "batch", "kv_heads", "quads", _LANES, "context", written=True),
 )
-def _add_scores(data, words, low, high, scale, first, tokens, fraction_bits, tables, start, scores):
-    """Add what keys' planes under one scale give to scores [batch, kv_heads, chunks, 4, T].
+def _add_scores(run, tables, scores):
+    """Read tables [batch, kv_heads, quads, places, 256, 4] at the bytes of a run of keys.
 
-    A token's product is the sum of the entries of its bytes, times the scale.
+    Added to scores [batch, kv_heads, quads, 4, T] is, for each token and plane, the sum of the
+    entries of the plane's bytes times the plane's weight and scale.
     """
-    batch, heads, chunks, places = tables.shape[:4]
+    batch, heads, quads, places = tables.shape[:4]
     for b in range(batch):
         for h in range(heads):
-            for chunk in range(chunks):
-                of_chunk = tables[b, h, chunk]
-                of_tokens = scores[b, h, chunk, :, start : start + tokens]
-                scales = words[b, h, scale]
+            for quad in range(quads):
+                entries = tables[b, h, quad]
+                of_tokens = scores[b, h, quad, :, run.start : run.start + run.tokens]
+                scales = run.words[b, h, run.scale]
                 weight = np.float32(1)
-                for plane in range(low, high):
-                    of_plane = data[b, h, plane]
-                    for t in range(tokens):
-                        stored = np.uint64(first + t)  # unsigned: no check for an index below zero
-                        factor = weight * _scale(scales[stored, 0], fraction_bits)
-                        s0, s1, s2, s3 = _ZERO, _ZERO, _ZERO, _ZERO
+                for plane in range(run.low, run.high):
+                    packed = run.data[b, h, plane]
+                    for t in range(run.tokens):
+                        stored = np.uint64(run.first + t)  # unsigned: no check for below zero
+                        factor = weight * _scale(scales[stored, 0], run.fraction_bits)
+                        sum0, sum1, sum2, sum3 = _ZERO, _ZERO, _ZERO, _ZERO
                         for place in range(places):
-                            entry = of_chunk[place, of_plane[stored, place]]
-                            s0 += entry[0]
-                            s1 += entry[1]
-                            s2 += entry[2]
-                            s3 += entry[3]
-                        of_tokens[0, t] += s0 * factor
-                        of_tokens[1, t] += s1 * factor
-                        of_tokens[2, t] += s2 * factor
-                        of_tokens[3, t] += s3 * factor
+                            entry = entries[place, packed[stored, place]]
+                            sum0 += entry[0]
+                            sum1 += entry[1]
+                            sum2 += entry[2]
+                            sum3 += entry[3]
+                        of_tokens[0, t] += sum0 * factor
+                        of_tokens[1, t] += sum1 * factor
+                        of_tokens[2, t] += sum2 * factor
+                        of_tokens[3, t] += sum3 * factor
                     weight *= np.float32(3)
 
 
 @compiled(
     *_RUN_RULES,
-    **_RUN,
-    weights=Array(np.float32, "batch", "kv_heads", "chunks", _LANES, "context"),
+    run=_RUN,
+    weights=Array(np.float32, "batch", "kv_heads", "quads", _LANES, "context"),
+    tables=_TABLES,
 )
-def _scatter_weights(
-    data, words, low, high, scale, first, tokens, fraction_bits, tables, start, weights
-):
-    """Add weights [batch, kv_heads, chunks, 4, T] to the entries of values' bytes.
+def _scatter_weights(run, weights, tables):
+    """Add to tables [batch, kv_heads, quads, places, 256, 4] at the bytes of a run of values.
 
-    A token adds its weight times the scale of the planes, which are under one.
+    Each plane of a token adds the token's weight, of weights [batch, kv_heads, quads, 4, T], times
+    the plane's weight and scale, to the entries of its bytes.
     """
-    batch, heads, chunks, places = tables.shape[:4]
+    batch, heads, quads, places = tables.shape[:4]
     for b in range(batch):
         for h in range(heads):
-            for chunk in range(chunks):
-                of_chunk = tables[b, h, chunk]
-                of_tokens = weights[b, h, chunk, :, start : start + tokens]
-                scales = words[b, h, scale]
+            for quad in range(quads):
+                entries = tables[b, h, quad]
+                of_tokens = weights[b, h, quad, :, run.start : run.start + run.tokens]
+                scales = run.words[b, h, run.scale]
                 weight = np.float32(1)
-                for plane in range(low, high):
-                    of_plane = data[b, h, plane]
-                    for t in range(tokens):
-                        stored = np.uint64(first + t)  # unsigned: no check for an index below zero
-                        factor = weight * _scale(scales[stored, 0], fraction_bits)
-                        w0, w1 = of_tokens[0, t] * factor, of_tokens[1, t] * factor
-                        w2, w3 = of_tokens[2, t] * factor, of_tokens[3, t] * factor
+                for plane in range(run.low, run.high):
+                    packed = run.data[b, h, plane]
+                    for t in range(run.tokens):
+                        stored = np.uint64(run.first + t)  # unsigned: no check for below zero
+                        factor = weight * _scale(scales[stored, 0], run.fraction_bits)
+                        added0, added1 = of_tokens[0, t] * factor, of_tokens[1, t] * factor
+                        added2, added3 = of_tokens[2, t] * factor, of_tokens[3, t] * factor
                         for place in range(places):
-                            entry = of_chunk[place, of_plane[stored, place]]
-                            entry[0] += w0
-                            entry[1] += w1
-                            entry[2] += w2
-                            entry[3] += w3
+                            entry = entries[place, packed[stored, place]]
+                            entry[0] += added0
+                            entry[1] += added1
+                            entry[2] += added2
+                            entry[3] += added3
                     weight *= np.float32(3)
 
 
 @compiled(
-    "chunks * 4 >= members",
+    "quads * 4 >= members",
+    "dim <= places * digits",
+    "groups == 3**digits",
     tables=_TABLES,
+    digits=int,
     bytes_of_groups=Array(np.uint8, "groups"),
     outputs=Array(np.float64, "batch", "kv_heads", "members", 1, "dim", written=True),
 )
-def _empty_tables(tables, bytes_of_groups, outputs):
-    """Sums [batch, kv_heads, G, 1, D] of entries times the trits of their bytes.
+def _empty_tables(tables, digits, bytes_of_groups, outputs):
+    """Sum up tables [batch, kv_heads, quads, places, 256, 4] into elements of outputs.
 
-    Digit by digit, from the lowest: entries with +1 minus entries with -1; then the three of every
-    combination of the higher digits count as one.
+    Element k of ``outputs[b, h, g, 0]`` is the sum of ``tables[b, h, g // 4, k // digits, :,
+    g % 4]``, each entry times trit ``k % digits`` of its byte.
     """
     batch, heads, group, _, dim = outputs.shape
-    chunks, places = tables.shape[2:4]
+    quads, places = tables.shape[2:4]
     groups = bytes_of_groups.shape[0]
     sums = np.empty((groups, _LANES), np.float32)
-    difference = np.empty(_LANES, np.float32)
+    elements = np.empty((places * digits, _LANES), np.float32)
     for b in range(batch):
         for h in range(heads):
-            for chunk in range(chunks):
-                lanes = min(_LANES, group - chunk * _LANES)
-                k = 0
+            for quad in range(quads):
                 for place in range(places):
+                    entries = tables[b, h, quad, place]
                     for i in range(groups):
                         for g in range(_LANES):
-                            sums[i, g] = tables[b, h, chunk, place, bytes_of_groups[i], g]
-                    count = groups // 3
-                    while count:
-                        difference[:] = 0
-                        for i in range(count):
-                            for g in range(_LANES):
-                                minus, plus = sums[3 * i, g], sums[3 * i + 2, g]
-                                difference[g] += plus - minus
-                                sums[i, g] = minus + sums[3 * i + 1, g] + plus
-                        if k < dim:
-                            for g in range(lanes):
-                                outputs[b, h, chunk * _LANES + g, 0, k] = difference[g]
-                        count //= 3
-                        k += 1
+                            sums[i, g] = entries[bytes_of_groups[i], g]
+                    _split_groups(sums, elements[place * digits : (place + 1) * digits])
+                for g in range(min(_LANES, group - quad * _LANES)):
+                    for k in range(dim):
+                        outputs[b, h, quad * _LANES + g, 0, k] = elements[k, g]
+
+
+@loop_part
+def _split_groups(sums, elements):
+    """Fill elements [n, 4] with sums [3**n, 4] of groups of n trits, each times its trits.
+
+    Trit by trit, from the lowest: groups with +1 minus groups with -1; then the three groups of
+    every combination of the higher trits count as one, so the sums are used up.
+    """
+    count = sums.shape[0]
+    for digit in range(elements.shape[0]):
+        element = elements[digit]
+        element[:] = 0
+        count //= 3
+        for i in range(count):
+            for g in range(_LANES):
+                minus, plus = sums[3 * i, g], sums[3 * i + 2, g]
+                element[g] += plus - minus
+                sums[i, g] = minus + sums[3 * i + 1, g] + plus
 
 
 _ZERO = np.float32(0)

@@ -70,7 +70,7 @@ class PlaneView(NamedTuple):
         ValueError
             When they are not on a CPU.
         """
-        if self.data.device.type != "cpu":
+        if not self.data.is_cpu:
             raise ValueError(f"stored on {self.data.device}, must be on a CPU")
         return self.data.numpy(), self.words.numpy()
 
@@ -179,7 +179,7 @@ class PlaneStore:
 
     def append_vectors(self, vectors: Tensor) -> None:
         """Quantize int64 vectors [batch, kv_heads, tokens, D] and pack them behind."""
-        if self._packed_quantizer is None or self.device.type != "cpu":
+        if self._packed_quantizer is None or not self._data.is_cpu:
             scale, ratio, feedback = self._rounding
             self.append(
                 quantize(
@@ -207,7 +207,7 @@ class PlaneStore:
         """
         if not 0 <= start <= stop <= self.tokens:
             raise ValueError(f"tokens {start} to {stop}; allowed are those of {self.tokens}")
-        if self._packed_quantizer is None or self.device.type != "cpu":
+        if self._packed_quantizer is None or not self._data.is_cpu:
             return dequantize(self.config, self.planes(start, stop))
         start, stop = start + self._first, stop + self._first
         return self._packed_quantizer.read(

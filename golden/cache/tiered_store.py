@@ -139,8 +139,8 @@ class TieredStore:
     def append(self, vectors: Tensor) -> Written:
         """Quantize int64 vectors [batch, kv_heads, tokens, D] behind what is stored."""
         tokens = vectors.shape[-2]
-        now, then = self._tiers.spread(self.tokens), self._tiers.spread(self.tokens + tokens)
-        sinks = then.sinks - now.sinks
+        spread = self._tiers.spread(self.tokens + tokens)
+        sinks = spread.sinks - self.sinks.tokens
         written = []
         if sinks:
             self.sinks.append_vectors(vectors[..., :sinks, :])
@@ -153,7 +153,7 @@ class TieredStore:
         left, before = np.zeros_like(came), None
         if self._tiers.window:
             before = self.window.view() if tokens > 1 else None
-            leaving = then.body - now.body
+            leaving = spread.body - self.body.tokens
             if leaving:
                 self.body.append_vectors(self.window.vectors(0, leaving))
                 # the newest token makes the last one leave, the one before it the last but one ...

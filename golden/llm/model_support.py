@@ -87,36 +87,41 @@ def check_supported(name: str, config: PreTrainedConfig) -> None:
 
 
 def _reason(config: PreTrainedConfig) -> str | None:
-    """Why a model does not run on a ternary cache; None where it does."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "it is an encoder-decoder"
-    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if kinds - {_PLAIN}:
-        return f"it has layers of kind {', '.join(sorted(kinds))}"
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if layers > _MOST_LAYERS:
-        return f"it has {layers} layers, more than {_MOST_LAYERS}"
+    """Say why a model does not run on a ternary cache; None where it does."""
+    said = _said_reason(config)
+    if said is not None:
+        return said
     try:
         model = _build_on_meta(config)
     except Exception as error:  # the code of any model, on a configuration of any content
         return f"no model can be built from its configuration: {_in_words(error)}"
-    # some models look for padding among the tokens where there is no mask, others into the mask
-    for masked in (True, False):
-        trial = _Trial()
-        try:
-            _run_on_meta(model, trial, masked)
-        except Exception as error:  # as above
-            trial.failure = _in_words(error)
-        if trial.calls or trial.failure is None:
-            break
+    trial = _tried(model)
     if trial.calls:
-        return trial.reason(head_shape(config), layers)
+        return trial.reason(head_shape(config), _layers(config))
     if trial.failure is not None:
         return f"its code cannot be followed without weights: {trial.failure}"
     # a flag of transformers' models that generation has to know of
     if getattr(model, "_is_stateful", False):
         return "it keeps a recurrent state instead of keys and values"
     return "its attention code does not go through transformers' attention interface"
+
+
+def _said_reason(config: PreTrainedConfig) -> str | None:
+    """Say why a model does not run on a ternary cache, as far as its configuration tells."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder"
+    kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
+    if kinds - {_PLAIN}:
+        return f"it has layers of kind {', '.join(sorted(kinds))}"
+    layers = _layers(config)
+    if layers > _MOST_LAYERS:
+        return f"it has {layers} layers, more than {_MOST_LAYERS}"
+    return None
+
+
+def _layers(config: PreTrainedConfig) -> int:
+    """Layers that a configuration names."""
+    return getattr(config.get_text_config(), "num_hidden_layers", 0)
 
 
 def _in_words(error: Exception) -> str:
@@ -172,6 +177,20 @@ class _Trial:
         if missing and self.failure is None:
             return f"layer {missing[0]} has no attention of its own"
         return None
+
+
+def _tried(model: PreTrainedModel) -> _Trial:
+    """Run a model without weights, with a mask and without, until its attention is called."""
+    # some models look for padding among the tokens where there is no mask, others into the mask
+    for masked in (True, False):
+        trial = _Trial()
+        try:
+            _run_on_meta(model, trial, masked)
+        except Exception as error:  # the code of any model
+            trial.failure = _in_words(error)
+        if trial.calls or trial.failure is None:
+            break
+    return trial
 
 
 def _build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
