@@ -20,7 +20,7 @@ from golden.queries import Queries
 from golden.query_conditioner import query_conditioner
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
-from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.layout import Side
 
 __all__ = ["KvHead"]
 
@@ -65,11 +65,11 @@ class KvHead:
 
     def store(self, image: MemoryImage, layer: int, head: int) -> None:
         """Write everything that is stored into an image, as this KV head."""
-        stores: dict[VectorKind, TieredStore] = {"key": self.keys, "value": self.values}
-        for kind, vectors in stores.items():
+        stores: dict[Side, TieredStore] = {"key": self.keys, "value": self.values}
+        for side, vectors in stores.items():
             for tier in ("sinks", "body", "window"):
                 part = getattr(vectors, tier).planes().map_tokens(lambda x, axis: x[0, 0])
-                image.write(layer, head, kind, tier, part, vectors.tokens)
+                image.write(layer, head, side, tier, part, vectors.tokens)
 
     def attend(self, queries: Tensor, exponents: Tensor) -> Attention:
         """Attention of the host's queries, int64 [G, D] with exponents [G], over all tokens.

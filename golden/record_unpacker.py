@@ -9,14 +9,14 @@ from golden.planes import Planes
 from golden.scale import split_scale
 from golden.unpacker import unpack
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.layout import Side
 from kvtq_hw.contract.packing import plane_bytes, scale_bytes, vector_bytes
 
 __all__ = ["unpack_records"]
 
 
 def unpack_records(
-    config: EngineConfig, data: Tensor, digits: int, residual: bool, kind: VectorKind
+    config: EngineConfig, data: Tensor, digits: int, residual: bool, side: Side
 ) -> Planes:
     """Unpack records uint8 [..., T, record bytes] into planes with digits [..., T, P, D].
 
@@ -24,7 +24,7 @@ def unpack_records(
     ----------
     digits : planes of each record
     residual : each plane is a run of its own; otherwise all planes are one
-    kind : order of the planes of a run
+    side : order of the planes of a run
 
     Raises
     ------
@@ -41,7 +41,7 @@ def unpack_records(
     fraction, exponent = split_scale(config, scale)
 
     planes = packed.unflatten(-1, (-1, plane_bytes(config.packing, config.head_dim)))
-    if kind == "key":
+    if side == "key":
         planes = planes.flip(-2)
     trits = unpack(config.packing, planes, config.head_dim)
 

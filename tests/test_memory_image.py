@@ -13,7 +13,7 @@ from golden.planes import Planes
 from golden.record_unpacker import unpack_records
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import load_config
-from kvtq_hw.contract.layout import MemoryLayout, VectorKind
+from kvtq_hw.contract.layout import SIDES, MemoryLayout, Side
 
 TINY = load_config("tiny")
 CODES = [
@@ -22,7 +22,6 @@ CODES = [
     "balanced:1/2,sinks=2",
     "residual:2/3,sinks=1,window=5",
 ]
-KINDS: tuple[VectorKind, ...] = ("key", "value")
 
 
 def image_for(code: str, tokens: int = 30) -> MemoryImage:
@@ -42,7 +41,7 @@ def some_planes(unit: list[bool]) -> Planes:
 # Three trits of a byte of 5in8, t0 t1 t2 as digits: digit i of a byte below 27 is in bits 0-1, 2-3
 # and 4. A trit +1 in element 0, 1 or 2 alone is the byte 1, 4 or 16. The scale is f | e << 3.
 @pytest.mark.parametrize(
-    ("code", "kind", "unit", "expected"),
+    ("code", "side", "unit", "expected"),
     [
         ("balanced:3/3", "key", [True, False, False], [16 << 3, 16, 0, 4, 0, 1, 0]),
         ("balanced:3/3", "value", [True, False, False], [16 << 3, 1, 0, 4, 0, 16, 0]),
@@ -54,12 +53,10 @@ def some_planes(unit: list[bool]) -> Planes:
         ),
     ],
 )
-def test_bytes_of_a_record(
-    code: str, kind: VectorKind, unit: list[bool], expected: list[int]
-) -> None:
+def test_bytes_of_a_record(code: str, side: Side, unit: list[bool], expected: list[int]) -> None:
     image = image_for(code)
-    image.write(1, 1, kind, "body", some_planes(unit), 1)
-    region = image.layout.heads[1][1].of(kind).body
+    image.write(1, 1, side, "body", some_planes(unit), 1)
+    region = image.layout.heads[1][1].of(side).body
     start = region.base - 0x80
     assert image.data[start : start + len(expected)].tolist() == expected
     assert region.record_bytes == len(expected)
@@ -88,9 +85,9 @@ def test_life_of_a_cache(code: str) -> None:
     for token in range(30):
         layer.update(*states[:, :, :, token : token + 1])
         for head in range(2):
-            for kind, store in zip(KINDS, (layer.keys, layer.values), strict=True):
-                image.store(1, head, kind, store.view())
-                found = image.read(1, head, kind, token + 1)
+            for side, store in zip(SIDES, (layer.keys, layer.values), strict=True):
+                image.store(1, head, side, store.view())
+                found = image.read(1, head, side, token + 1)
                 expected = store.planes().map_tokens(lambda x, axis, head=head: x[0, head])
                 for field in ("digits", "unit", "fraction", "exponent"):
                     assert torch.equal(getattr(found, field), getattr(expected, field)), field

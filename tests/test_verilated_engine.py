@@ -115,5 +115,5 @@ def test_waves(tmp_path: Path) -> None:
 
 
 def test_slice_buffer_refusals() -> None:
-    with pytest.raises(ValueError, match=r"^kind must be 'key' or 'value', not 'query'$"):
+    with pytest.raises(ValueError, match=r"^side must be 'key' or 'value', not 'query'$"):
         SliceBuffer(TINY, "query")  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from golden.cache.tiered_store import TieredView
 from golden.planes import Planes
 from golden.record_packer import pack_record
 from golden.record_unpacker import unpack_records
-from kvtq_hw.contract.layout import MemoryLayout, Region, VectorKind
+from kvtq_hw.contract.layout import MemoryLayout, Region, Side
 
 __all__ = ["MemoryImage"]
 
@@ -41,15 +41,15 @@ class MemoryImage:
                 f"must be torch.uint8 ({layout.bytes},)"
             )
 
-    def store(self, layer: int, head: int, kind: VectorKind, vectors: TieredView) -> None:
+    def store(self, layer: int, head: int, side: Side, vectors: TieredView) -> None:
         """Write all vectors of one KV head of what a cache holds (sequence 0)."""
         for name in ("sinks", "body", "window"):
             part = getattr(vectors, name)
             planes = part.planes().map_tokens(lambda x, axis: x[0, head])
-            self.write(layer, head, kind, name, planes, vectors.tokens)
+            self.write(layer, head, side, name, planes, vectors.tokens)
 
     def write(
-        self, layer: int, head: int, kind: VectorKind, tier: str, planes: Planes, tokens: int
+        self, layer: int, head: int, side: Side, tier: str, planes: Planes, tokens: int
     ) -> None:
         """Write the vectors of one tier, chronological, digits [n, P, D].
 
@@ -63,27 +63,27 @@ class MemoryImage:
         ValueError
             When there are more or fewer vectors than the tier has of that context.
         """
-        region, slots = self._slots(layer, head, kind, tier, tokens)
+        region, slots = self._slots(layer, head, side, tier, tokens)
         if planes.tokens != len(slots):
             raise ValueError(
                 f"{planes.tokens} vectors; {tier} of {tokens} tokens must be {len(slots)}"
             )
         if len(slots):
-            data = pack_record(self.layout.config, planes, unit_first=kind == "value")
+            data = pack_record(self.layout.config, planes, unit_first=side == "value")
             self._records(region)[slots] = data
 
-    def read(self, layer: int, head: int, kind: VectorKind, tokens: int) -> Planes:
+    def read(self, layer: int, head: int, side: Side, tokens: int) -> Planes:
         """All vectors of one KV head while `tokens` tokens are stored, chronological.
 
         Trits are [tokens, P, D]; sinks, body and window one after the other.
         """
         parts = []
         for tier in ("sinks", "body", "window"):
-            region, slots = self._slots(layer, head, kind, tier, tokens)
+            region, slots = self._slots(layer, head, side, tier, tokens)
             if len(slots):
                 data = self._records(region)[slots]
                 config = self.layout.config
-                parts.append(unpack_records(config, data, region.digits, region.residual, kind))
+                parts.append(unpack_records(config, data, region.digits, region.residual, side))
         return Planes.join(parts)
 
     def _records(self, region: Region) -> Tensor:
@@ -92,12 +92,12 @@ class MemoryImage:
         return self.data[start : start + region.bytes].view(region.slots, region.record_bytes)
 
     def _slots(
-        self, layer: int, head: int, kind: VectorKind, tier: str, tokens: int
+        self, layer: int, head: int, side: Side, tier: str, tokens: int
     ) -> tuple[Region, Tensor]:
         """A tier's region, and the slots of its tokens in their order."""
         if not 1 <= tokens <= self.layout.tokens:
             raise ValueError(f"tokens: {tokens} is not allowed; must be 1..{self.layout.tokens}")
-        vectors = self.layout.heads[layer][head].of(kind)
+        vectors = self.layout.heads[layer][head].of(side)
         spread = self.layout.codes[layer].tiers.spread(tokens)
         first = {"sinks": 0, "body": spread.sinks, "window": spread.sinks + spread.body}[tier]
         count = getattr(spread, tier)

@@ -26,9 +26,11 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.packing import vector_bytes
 
-__all__ = ["HeadLayout", "MemoryLayout", "Region", "VectorKind", "VectorLayout"]
+__all__ = ["SIDES", "HeadLayout", "MemoryLayout", "Region", "Side", "VectorLayout"]
 
-VectorKind = Literal["key", "value"]
+#: Which of the two vectors of a token.
+Side = Literal["key", "value"]
+SIDES: tuple[Side, Side] = ("key", "value")
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class HeadLayout:
     key: VectorLayout
     value: VectorLayout
 
-    def of(self, kind: VectorKind) -> VectorLayout:
+    def of(self, side: Side) -> VectorLayout:
         """Those of the keys or of the values."""
-        return self.key if kind == "key" else self.value
+        return self.key if side == "key" else self.value
 
 
 class MemoryLayout:
@@ -164,11 +166,11 @@ class MemoryLayout:
         """Size of everything, padding included."""
         return self.end - self.base
 
-    def _place(self, code: CacheCode, kind: VectorKind) -> VectorLayout:
+    def _place(self, code: CacheCode, side: Side) -> VectorLayout:
         """Take room for the regions of one KV head's keys or values."""
         spread = code.tiers.spread(self.tokens)
         tier = code.tier_digits(self.config.max_planes)
-        body = code.key_digits if kind == "key" else code.value_digits
+        body = code.key_digits if side == "key" else code.value_digits
         return VectorLayout(
             sinks=self._take(spread.sinks, tier, False),
             body=self._take(spread.body, body, code.kind == "residual"),

@@ -14,8 +14,9 @@ from golden.cache.attention_job import AttentionJob, CachePass, Revision
 from golden.engine import Attention
 from golden.planes import Planes
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import Side
 from sim.verilated.engine import Job, VerilatedEngine
-from sim.verilated.slices import Kind, SliceBuffer, pack_slices
+from sim.verilated.slices import SliceBuffer, pack_slices
 
 __all__ = ["EngineBackend"]
 
@@ -132,12 +133,12 @@ class EngineBackend:
 
 
 def _pack_heads(
-    config: EngineConfig, kind: Kind, planes: Planes, depths: NDArray[np.int64]
+    config: EngineConfig, side: Side, planes: Planes, depths: NDArray[np.int64]
 ) -> list[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
     """What `pack_slices` gives for each KV head of the only sequence, packed at once."""
     heads = planes.unit.shape[1]
     flat = planes.map_tokens(lambda x, axis: x[0].flatten(0, 1))
-    words, slices = pack_slices(config, kind, flat, np.tile(depths, heads))
+    words, slices = pack_slices(config, side, flat, np.tile(depths, heads))
     of_heads = slices.reshape(heads, -1)
     ends = of_heads.sum(1).cumsum()[:-1]
     return list(zip(np.split(words, ends), of_heads, strict=True))

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.layout import SIDES, Side
 from sim.bench.bench import Bench
 from sim.bench.records import Records, random_records
 
 __all__ = [
-    "KINDS",
     "TIERS",
     "Fetch",
     "Job",
@@ -23,7 +22,6 @@ __all__ = [
     "random_job",
 ]
 
-KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
 TIERS = ("sinks", "body", "window")
 PAGE = 4096
 
@@ -55,17 +53,17 @@ class Job:
     """One job: its description, what is where, and what comes of it."""
 
     payload: dict[str, Any]
-    records: dict[VectorKind, list[Records]]  # chronological
+    records: dict[Side, list[Records]]  # chronological
     tokens: int
 
-    def slices(self, bench: Bench, kind: VectorKind) -> list[dict[str, Any]]:
+    def slices(self, bench: Bench, side: Side) -> list[dict[str, Any]]:
         """What comes of its keys or values."""
-        return [s for records in self.records[kind] for s in records.slices(bench.config)]
+        return [s for records in self.records[side] for s in records.slices(bench.config)]
 
-    def newest(self, kind: VectorKind) -> list[slice]:
+    def newest(self, side: Side) -> list[slice]:
         """Where the records lie that its append writes: the body's last, and the newest of all."""
-        sinks, body, window = self.records[kind]
-        bases = self.payload[kind]
+        sinks, body, window = self.records[side]
+        bases = self.payload[side]
         found = []
         if len(body):
             found.append((bases["body"], body, len(body) - 1))
@@ -108,17 +106,17 @@ def random_job(
     start = int(rng.integers(counts[2])) if full else 0
 
     bases: dict[str, dict[str, int]] = {}
-    records: dict[VectorKind, list[Records]] = {}
-    for kind, digits in zip(KINDS, (key, value), strict=True):
-        bases[kind], records[kind] = {}, []
+    records: dict[Side, list[Records]] = {}
+    for side, digits in zip(SIDES, (key, value), strict=True):
+        bases[side], records[side] = {}, []
         for name, count in zip(TIERS, counts, strict=True):
             in_body = name == "body"
             some = random_records(
-                rng, config, kind, count, digits if in_body else tier, in_body and residual
+                rng, config, side, count, digits if in_body else tier, in_body and residual
             )
             stored = np.roll(some.data, start, axis=0) if name == "window" else some.data
-            bases[kind][name] = memory.place(stored)
-            records[kind].append(some)
+            bases[side][name] = memory.place(stored)
+            records[side].append(some)
     payload = {
         "key": bases["key"],
         "value": bases["value"],
@@ -140,12 +138,12 @@ class Fetch:
     """One token that leaves a window: its description and its records."""
 
     payload: dict[str, int]
-    records: dict[VectorKind, Records]
+    records: dict[Side, Records]
 
-    def place(self, kind: VectorKind) -> slice:
+    def place(self, side: Side) -> slice:
         """Where its key or value lies."""
-        base = self.payload[f"{kind}_window"]
-        return _place(base, self.records[kind], self.payload["slot"])
+        base = self.payload[f"{side}_window"]
+        return _place(base, self.records[side], self.payload["slot"])
 
 
 def random_fetch(bench: Bench, memory: Memory, appends: int = 0) -> Fetch:
@@ -154,30 +152,30 @@ def random_fetch(bench: Bench, memory: Memory, appends: int = 0) -> Fetch:
     count = int(rng.integers(1, 2 * config.block))
     slot, planes = int(rng.integers(count)), int(rng.integers(1, config.max_planes + 1))
     payload = {"slot": slot, "digits": planes, "appends": appends}
-    records: dict[VectorKind, Records] = {}
-    for kind in KINDS:
-        window = random_records(rng, config, kind, count, planes, False)
-        payload[f"{kind}_window"] = memory.place(window.data)
-        records[kind] = window.part(slot, slot + 1)
+    records: dict[Side, Records] = {}
+    for side in SIDES:
+        window = random_records(rng, config, side, count, planes, False)
+        payload[f"{side}_window"] = memory.place(window.data)
+        records[side] = window.part(slot, slot + 1)
     return Fetch(payload, records)
 
 
 def order(bench: Bench, jobs: list[Job]) -> list[str]:
     """Kind of each slice: K block 0, then K block i+1 before V block i."""
-    kinds: list[str] = []
+    sides: list[str] = []
     for job in jobs:
         slices: dict[str, list[int]] = {}
-        for kind in KINDS:
+        for side in SIDES:
             each = [
                 count
-                for records in job.records[kind]
+                for records in job.records[side]
                 for count in records.slice_counts(bench.config)
             ]
             step = bench.config.block
-            slices[kind] = [sum(each[i : i + step]) for i in range(0, job.tokens, step)]
+            slices[side] = [sum(each[i : i + step]) for i in range(0, job.tokens, step)]
         turns = [("key", 0)]
         for block in range(len(slices["key"])):
             turns += [("key", block + 1)] * (block + 1 < len(slices["key"]))
             turns.append(("value", block))
-        kinds += [kind for kind, block in turns for _ in range(slices[kind][block])]
-    return kinds
+        sides += [side for side, block in turns for _ in range(slices[side][block])]
+    return sides

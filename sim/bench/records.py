@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from golden.record_packer import pack_record
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.layout import Side
 from kvtq_hw.contract.packing import vector_bytes
 from sim.bench.stimulus import Together, Vectors, plain_trit_payloads, random_vectors
 
@@ -25,7 +25,7 @@ class Records:
     data : uint8 [records, record bytes]
     """
 
-    kind: VectorKind
+    side: Side
     vectors: Vectors
     planes: int
     residual: bool
@@ -37,7 +37,7 @@ class Records:
     def part(self, start: int, stop: int) -> Records:
         """Some of them."""
         vectors = Vectors(**{name: x[start:stop] for name, x in vars(self.vectors).items()})
-        return Records(self.kind, vectors, self.planes, self.residual, self.data[start:stop])
+        return Records(self.side, vectors, self.planes, self.residual, self.data[start:stop])
 
     def slices(self, config: EngineConfig) -> list[dict[str, Any]]:
         """Their planes' slices in the order of the engine's streams.
@@ -57,7 +57,7 @@ class Records:
         return (counts * config.slices).tolist()
 
     def _planes_per_cycle(self, config: EngineConfig) -> int:
-        return config.key_planes_per_cycle if self.kind == "key" else config.value_planes_per_cycle
+        return config.key_planes_per_cycle if self.side == "key" else config.value_planes_per_cycle
 
     def coded_planes(self) -> list[dict[str, Any]]:
         """Their planes whole, in the same order."""
@@ -75,7 +75,7 @@ class Records:
         stream: list[tuple[Any, dict[str, int]]] = []
         for record, count in enumerate(together.counts.tolist()):
             order = list(range(count))
-            if self.kind == "key" and not self.residual:
+            if self.side == "key" and not self.residual:
                 order.reverse()
             for number in order:
                 unit = self.residual or number == 0
@@ -90,7 +90,7 @@ class Records:
 def random_records(
     rng: np.random.Generator,
     config: EngineConfig,
-    kind: VectorKind,
+    side: Side,
     count: int,
     planes: int,
     residual: bool,
@@ -101,7 +101,7 @@ def random_records(
     )
     if count:
         present = vectors.golden().map_tokens(lambda x, axis: x.narrow(axis + 1, 0, planes))
-        data = pack_record(config, present, unit_first=kind == "value").numpy()
+        data = pack_record(config, present, unit_first=side == "value").numpy()
     else:
         data = np.zeros((0, vector_bytes(config, planes, planes if residual else 1)), np.uint8)
-    return Records(kind, vectors, planes, residual, data)
+    return Records(side, vectors, planes, residual, data)

@@ -13,7 +13,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiReadBus, AxiSlaveRead
 from numpy.typing import NDArray
 
-from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.layout import SIDES, Side
 from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
 from rtl.memory_layouts import APPEND_BITS
 from sim.bench.axi_memory import RESPONSES, Fault, ReadMemory
@@ -22,7 +22,6 @@ from sim.bench.bench import Bench
 from sim.bench.coverage import Coverage, Cross, Point
 from sim.bench.episodes import Episode, cancel, check_silence, pause_channels
 from sim.bench.read_jobs import (
-    KINDS,
     TIERS,
     Fetch,
     Job,
@@ -49,14 +48,14 @@ async def run(
     source, sink = mixes
     bench.drive("jobs", [job.payload for job in jobs], source)
     bench.drive("fetches", [fetch.payload for fetch in fetches], source)
-    for kind in KINDS:
-        bench.expect(f"{kind}__slices", [s for job in jobs for s in job.slices(bench, kind)], sink)
-        planes = [p for f in fetches for p in f.records[kind].coded_planes()]
-        bench.expect(f"{kind}__leaving", planes, sink)
+    for side in SIDES:
+        bench.expect(f"{side}__slices", [s for job in jobs for s in job.slices(bench, side)], sink)
+        planes = [p for f in fetches for p in f.records[side].coded_planes()]
+        bench.expect(f"{side}__leaving", planes, sink)
     pulses = {name: Pulses(bench, name) for name in ("job_read", "fetch_read")}
     await bench.finish(cycles_per_transfer=200)
-    cycles = [(cycle, kind) for kind in KINDS for cycle in bench.sinks[f"{kind}__slices"].cycles]
-    bench.check([kind for _, kind in sorted(cycles)], order(bench, jobs), "order of slices")
+    cycles = [(cycle, side) for side in SIDES for cycle in bench.sinks[f"{side}__slices"].cycles]
+    bench.check([side for _, side in sorted(cycles)], order(bench, jobs), "order of slices")
     bench.check(pulses["job_read"].count, len(jobs), "jobs read")
     bench.check(pulses["fetch_read"].count, len(fetches), "fetches read")
     bench.check(int(bench.dut.error.value), 0, "error")
@@ -158,12 +157,12 @@ async def fences(dut: HierarchyObject) -> None:
     half = 1 << APPEND_BITS - 1
     appends = int(bench.rng.integers(1 << APPEND_BITS))
     behind = (appends - 1) % (1 << APPEND_BITS)
-    for kind in KINDS:
-        bench.set(f"{kind}__appended", behind)
+    for side in SIDES:
+        bench.set(f"{side}__appended", behind)
     job = random_job(bench, memory, (2, 2 * config.block, 3), appends=appends)
     fetch = random_fetch(bench, memory, appends=appends)
     # the newest records of body and window, and what leaves, are not what they will be
-    places = [p for kind in KINDS for p in (*job.newest(kind), fetch.place(kind))]
+    places = [p for side in SIDES for p in (*job.newest(side), fetch.place(side))]
     contents = [memory.data[place].copy() for place in places]
     for place in places:
         memory.data[place] ^= 255
@@ -172,17 +171,17 @@ async def fences(dut: HierarchyObject) -> None:
         await ClockCycles(dut.clk, 40 * config.block * config.max_planes)
         bench.check(int(dut.fenced.value), 1, "a piece waits")
         # K 0, K 1 and V 0 have passed: with two sinks the body ends in block 2
-        for kind, tokens in (("key", 2 * config.block), ("value", config.block)):
-            sinks, body, _ = job.records[kind]  # type: ignore[index]
+        for side, tokens in (("key", 2 * config.block), ("value", config.block)):
+            sinks, body, _ = job.records[side]  # type: ignore[index]
             counts = sinks.slice_counts(config) + body.slice_counts(config)
-            came = len(bench.sinks[f"{kind}__slices"].payloads)
-            bench.check(came, sum(counts[:tokens]), f"{kind} slices before the append")
-            bench.check(len(bench.sinks[f"{kind}__leaving"].payloads), 0, "leaving planes")
+            came = len(bench.sinks[f"{side}__slices"].payloads)
+            bench.check(came, sum(counts[:tokens]), f"{side} slices before the append")
+            bench.check(len(bench.sinks[f"{side}__leaving"].payloads), 0, "leaving planes")
         for place, data in zip(places, contents, strict=True):
             memory.data[place] = data
-        for kind in KINDS:
+        for side in SIDES:
             ahead = int(bench.rng.integers(half))
-            bench.set(f"{kind}__appended", (appends + ahead) % (1 << APPEND_BITS))
+            bench.set(f"{side}__appended", (appends + ahead) % (1 << APPEND_BITS))
 
     appending = cocotb.start_soon(append())
     await run(bench, [job], [fetch])
@@ -191,16 +190,16 @@ async def fences(dut: HierarchyObject) -> None:
 
 def drain_slices(bench: Bench) -> None:
     """Take every slice that comes."""
-    for kind in KINDS:
-        cocotb.start_soon(bench.sinks[f"{kind}__slices"].drain(stalls(bench, "none")))
+    for side in SIDES:
+        cocotb.start_soon(bench.sinks[f"{side}__slices"].drain(stalls(bench, "none")))
 
 
 def take_slices(bench: Bench, job: Job) -> None:
     """See that the slices which came are the first ones of the job, and forget them."""
     layouts = (key_input_layout(bench.config), value_input_layout(bench.config))
-    for kind, shape in zip(KINDS, layouts, strict=True):
-        sink = bench.sinks[f"{kind}__slices"]
-        Scoreboard(f"{kind}__slices", shape, job.slices(bench, kind)).compare(sink.payloads)
+    for side, shape in zip(SIDES, layouts, strict=True):
+        sink = bench.sinks[f"{side}__slices"]
+        Scoreboard(f"{side}__slices", shape, job.slices(bench, side)).compare(sink.payloads)
         sink.payloads.clear()
         sink.cycles.clear()
 
@@ -429,17 +428,17 @@ class ReadEpisode(Episode):
         self.fetches = [
             random_fetch(bench, self.memory, self._after(need)) for need in leaving_needs
         ]
-        self.appended = dict.fromkeys(KINDS, 0)
-        self._late: list[tuple[VectorKind, int, slice]] = []
+        self.appended = dict.fromkeys(SIDES, 0)
+        self._late: list[tuple[Side, int, slice]] = []
         for job, need in zip(self.jobs, needs, strict=True):
-            self._late += [(kind, need, place) for kind in KINDS for place in job.newest(kind)]
+            self._late += [(side, need, place) for side in SIDES for place in job.newest(side)]
         for fetch, need in zip(self.fetches, leaving_needs, strict=True):
-            self._late += [(kind, need, fetch.place(kind)) for kind in KINDS]
+            self._late += [(side, need, fetch.place(side)) for side in SIDES]
         for _, need, place in self._late:
             if need:
                 self.memory.data[place] ^= 255
-        for kind in KINDS:
-            self._count(kind)
+        for side in SIDES:
+            self._count(side)
         self._pulses = dict.fromkeys(("job_read", "fetch_read"), 0)
         self._boards = self._expected()
 
@@ -485,29 +484,29 @@ class ReadEpisode(Episode):
         for digits in planes:
             COVERAGE.sample(digits={1: "one", most: "most"}.get(digits, "between"))
 
-    def _count(self, kind: VectorKind) -> None:
-        self.bench.set(f"{kind}__appended", self._after(self.appended[kind]))
+    def _count(self, side: Side) -> None:
+        self.bench.set(f"{side}__appended", self._after(self.appended[side]))
 
-    async def _append(self, kind: VectorKind) -> None:
+    async def _append(self, side: Side) -> None:
         """Put records into memory and count them, now and then."""
         for step in range(1, self.STEPS + 1):
             await ClockCycles(self.dut.clk, int(self.bench.rng.choice([1, 20, 200])))
-            for of_kind, need, place in self._late:
-                if (of_kind, need) == (kind, step):
+            for of_side, need, place in self._late:
+                if (of_side, need) == (side, step):
                     self.memory.data[place] ^= 255
-            self.appended[kind] = step
-            self._count(kind)
+            self.appended[side] = step
+            self._count(side)
 
     def _expected(self) -> dict[str, Scoreboard]:
         config = self.bench.config
         boards = {}
-        for kind, shape in zip(
-            KINDS, (key_input_layout(config), value_input_layout(config)), strict=True
+        for side, shape in zip(
+            SIDES, (key_input_layout(config), value_input_layout(config)), strict=True
         ):
-            slices = [s for job in self.jobs for s in job.slices(self.bench, kind)]
-            planes = [p for f in self.fetches for p in f.records[kind].coded_planes()]
-            boards[f"{kind}__slices"] = Scoreboard(f"{kind}__slices", shape, slices)
-            leaving = f"{kind}__leaving"
+            slices = [s for job in self.jobs for s in job.slices(self.bench, side)]
+            planes = [p for f in self.fetches for p in f.records[side].coded_planes()]
+            boards[f"{side}__slices"] = Scoreboard(f"{side}__slices", shape, slices)
+            leaving = f"{side}__leaving"
             boards[leaving] = Scoreboard(leaving, coded_plane_layout(config), planes)
         return boards
 
@@ -520,7 +519,7 @@ class ReadEpisode(Episode):
             self._plan()
         bench.drive("jobs", [job.payload for job in self.jobs], "mixed")
         bench.drive("fetches", [fetch.payload for fetch in self.fetches], "mixed")
-        appending = [cocotb.start_soon(self._append(kind)) for kind in KINDS]
+        appending = [cocotb.start_soon(self._append(side)) for side in SIDES]
         await self.play(moment, meets)
         for task in appending:
             task.cancel()
@@ -584,7 +583,7 @@ class ReadEpisode(Episode):
     # --- coverage ---------------------------------------------------------------------------------
 
     def _sample_fence(self) -> None:
-        behind = [f"{kind}s" for kind in KINDS if self.appended[kind] < self.STEPS]
+        behind = [f"{side}s" for side in SIDES if self.appended[side] < self.STEPS]
         if behind:
             COVERAGE.sample(waits_for=behind[0] if len(behind) == 1 else "both")
 
@@ -597,8 +596,8 @@ class ReadEpisode(Episode):
         return {
             "anything": False,
             "bursts": self.rules.reads_under_way > 0,
-            "slices": any(waits(f"{kind}__slices") for kind in KINDS),
-            "planes": any(waits(f"{kind}__leaving") for kind in KINDS),
+            "slices": any(waits(f"{side}__slices") for side in SIDES),
+            "planes": any(waits(f"{side}__leaving") for side in SIDES),
             "fence": bool(int(dut.fenced.value)),
         }
 
@@ -608,7 +607,7 @@ class ReadEpisode(Episode):
             return
         assert self.port.struck is not None
         address, beats, beat = self.port.struck
-        windows = [fetch.place(kind) for fetch in self.fetches for kind in KINDS]
+        windows = [fetch.place(side) for fetch in self.fetches for side in SIDES]
         word = self.memory.word
         of_fetch = any(place.start // word * word <= address < place.stop for place in windows)
         COVERAGE.sample(ending=self.ending, owner="fetch" if of_fetch else "job")

@@ -8,11 +8,9 @@ import cocotb
 import numpy as np
 from cocotb.handle import HierarchyObject
 
-from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.layout import SIDES
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.records import Records, random_records
-
-KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
 
 
 def random_piece(bench: Bench) -> Records:
@@ -20,7 +18,7 @@ def random_piece(bench: Bench) -> Records:
     rng, config = bench.rng, bench.config
     count = int(rng.choice([1, 2, config.block - 1, config.block]))
     planes = int(rng.integers(1, config.max_planes + 1))
-    return random_records(rng, config, KINDS[rng.integers(2)], count, planes, bool(rng.integers(2)))
+    return random_records(rng, config, SIDES[rng.integers(2)], count, planes, bool(rng.integers(2)))
 
 
 def words_of(bench: Bench, piece: Records, offset: int) -> tuple[dict[str, int], list[Any]]:
@@ -36,7 +34,7 @@ def words_of(bench: Bench, piece: Records, offset: int) -> tuple[dict[str, int],
         "records": len(piece),
         "planes": piece.planes,
         "residual": int(piece.residual),
-        "value": int(piece.kind == "value"),
+        "value": int(piece.side == "value"),
     }
     return payload, words
 
@@ -56,8 +54,8 @@ async def run(
         words += of_piece
     bench.drive("pieces", payloads, source)
     bench.drive("words", words, source)
-    for kind, port in zip(KINDS, ("keys", "values"), strict=True):
-        slices = [s for piece in pieces if piece.kind == kind for s in piece.slices(bench.config)]
+    for side, port in zip(SIDES, ("keys", "values"), strict=True):
+        slices = [s for piece in pieces if piece.side == side for s in piece.slices(bench.config)]
         bench.expect(port, slices, sink)
     await bench.finish()
 
@@ -76,8 +74,8 @@ async def every_offset(dut: HierarchyObject) -> None:
     for offset in range(config.memory_bits // 8):
         for planes in range(1, config.max_planes + 1):
             for residual in (False, True):
-                kind = KINDS[bench.rng.integers(2)]
-                pieces.append(random_records(bench.rng, config, kind, 3, planes, residual))
+                side = SIDES[bench.rng.integers(2)]
+                pieces.append(random_records(bench.rng, config, side, 3, planes, residual))
                 offsets.append(offset)
     await run(bench, pieces, offsets)
 
@@ -88,7 +86,7 @@ async def pace(dut: HierarchyObject) -> None:
     bench = await Bench.start(dut, "record_unpacker")
     config = bench.config
     pieces = [
-        random_records(bench.rng, config, KINDS[i % 2], config.block, config.max_planes, False)
+        random_records(bench.rng, config, SIDES[i % 2], config.block, config.max_planes, False)
         for i in range(8)
     ]
     offsets = bench.rng.integers(0, config.memory_bits // 8, len(pieces)).tolist()
@@ -107,7 +105,7 @@ async def latency(dut: HierarchyObject) -> None:
     """One plane a piece, in as many words as it takes."""
     bench = await Bench.start(dut, "record_unpacker")
     config = bench.config
-    pieces = [random_records(bench.rng, config, kind, 1, 1, False) for kind in KINDS]
+    pieces = [random_records(bench.rng, config, side, 1, 1, False) for side in SIDES]
     size = config.memory_bits // 8
     offsets = bench.rng.integers(0, size, 2).tolist()
     await run(bench, pieces, offsets)
@@ -122,6 +120,6 @@ async def random_pieces(dut: HierarchyObject, source: str, sink: str) -> None:
     """Random pieces under gaps and back-pressure."""
     bench = await Bench.start(dut, "record_unpacker")
     pieces = [random_piece(bench) for _ in range(8)]
-    pieces += [random_records(bench.rng, bench.config, kind, 1, 2, False) for kind in KINDS]
+    pieces += [random_records(bench.rng, bench.config, side, 1, 2, False) for side in SIDES]
     offsets = bench.rng.integers(0, bench.config.memory_bits // 8, len(pieces)).tolist()
     await run(bench, pieces, offsets, (source, sink))

@@ -13,7 +13,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 from cocotbext.axi import AxiSlaveWrite, AxiWriteBus
 from numpy.typing import NDArray
 
-from kvtq_hw.contract.layout import VectorKind
+from kvtq_hw.contract.layout import SIDES, Side
 from kvtq_hw.contract.packing import vector_bytes
 from rtl.memory_layouts import largest_record_bytes
 from sim.bench.axi_memory import RESPONSES, WriteMemory
@@ -23,7 +23,6 @@ from sim.bench.coverage import Coverage, Point
 from sim.bench.episodes import Episode, cancel, check_silence, pause_channels
 from sim.bench.streams import changing_stalls, current_cycle
 
-KINDS: tuple[VectorKind, VectorKind] = ("key", "value")
 PAGE = 4096
 
 
@@ -31,7 +30,7 @@ PAGE = 4096
 class Record:
     """One record: where it goes, and its bytes."""
 
-    kind: VectorKind
+    side: Side
     payload: dict[str, int]
     address: int
     data: NDArray[np.uint8]
@@ -98,17 +97,17 @@ class Target:
 
 
 class Written:
-    """Cycles in which records were reported as written, by kind."""
+    """Cycles in which records were reported as written, by side."""
 
     def __init__(self, bench: Bench) -> None:
-        self.cycles: dict[str, list[int]] = {kind: [] for kind in KINDS}
+        self.cycles: dict[str, list[int]] = {side: [] for side in SIDES}
         cocotb.start_soon(self._watch(bench))
 
     async def _watch(self, bench: Bench) -> None:
         while True:
             await RisingEdge(bench.dut.clk)
-            for kind, cycles in self.cycles.items():
-                if bench.dut[f"{kind}__written"].value == 1:
+            for side, cycles in self.cycles.items():
+                if bench.dut[f"{side}__written"].value == 1:
                     cycles.append(current_cycle())
 
     @property
@@ -139,21 +138,21 @@ def random_records(bench: Bench, count: int, size: int = 1 << 14) -> list[Record
         taken[place] = True
         payload = {"base": base, "slot": slot, "planes": planes, "residual": int(residual)}
         data = rng.integers(0, 256, length).astype(np.uint8)
-        records.append(Record(KINDS[rng.integers(2)], payload, address, data))
+        records.append(Record(SIDES[rng.integers(2)], payload, address, data))
     return records
 
 
 def drive(bench: Bench, records: list[Record], mix: str = "none") -> None:
-    """Send places and bytes of records, each kind's beside the other's."""
-    for kind in KINDS:
-        own = [record for record in records if record.kind == kind]
+    """Send places and bytes of records, each side's beside the other's."""
+    for side in SIDES:
+        own = [record for record in records if record.side == side]
         record_bytes = [
             {"data": byte, "last": int(place == len(record.data) - 1)}
             for record in own
             for place, byte in enumerate(record.data.tolist())
         ]
-        bench.drive(f"{kind}__places", [record.payload for record in own], mix)
-        bench.drive(f"{kind}__bytes", record_bytes, mix)
+        bench.drive(f"{side}__places", [record.payload for record in own], mix)
+        bench.drive(f"{side}__bytes", record_bytes, mix)
 
 
 async def wait_for(bench: Bench, written: Written, count: int, patience: int) -> None:
@@ -173,9 +172,9 @@ async def run(bench: Bench, target: Target, records: list[Record], mix: str = "n
     total = sum(len(record.data) for record in records)
     await wait_for(bench, written, len(records), 2000 + 100 * (total + len(records)))
     await bench.finish()
-    for kind in KINDS:
-        count = sum(record.kind == kind for record in records)
-        bench.check(len(written.cycles[kind]), count, f"{kind}s written")
+    for side in SIDES:
+        count = sum(record.side == side for record in records)
+        bench.check(len(written.cycles[side]), count, f"{side}s written")
     expected = target.before.copy()
     for record in records:
         expected[record.address : record.address + len(record.data)] = record.data
@@ -205,7 +204,7 @@ async def neighbours(dut: HierarchyObject) -> None:
     for slot in rng.permutation(24).tolist():
         payload = {"base": base, "slot": slot, "planes": config.max_planes, "residual": 0}
         data = rng.integers(0, 256, length).astype(np.uint8)
-        records.append(Record(KINDS[rng.integers(2)], payload, base + slot * length, data))
+        records.append(Record(SIDES[rng.integers(2)], payload, base + slot * length, data))
     await run(bench, Target(bench), records)
 
 
@@ -219,21 +218,21 @@ async def pace(dut: HierarchyObject) -> None:
     length = vector_bytes(config, config.max_planes, 1)
     target = Target(bench)
     records = []
-    key, value = KINDS
-    for number, kind in enumerate((key, key, value, key, key, value, key, key)):
+    key, value = SIDES
+    for number, side in enumerate((key, key, value, key, key, value, key, key)):
         data = bench.rng.integers(0, 256, length).astype(np.uint8)
         shifted = payload | {"base": 1024 * number}
-        records.append(Record(kind, shifted, shifted["base"] + slot * length, data))
+        records.append(Record(side, shifted, shifted["base"] + slot * length, data))
     await run(bench, target, records)
     found = []
-    for kind in KINDS:
-        cycles = bench.drivers[f"{kind}__bytes"].cycles
-        found += [(start, kind) for start in cycles[::length]]
+    for side in SIDES:
+        cycles = bench.drivers[f"{side}__bytes"].cycles
+        found += [(start, side) for start in cycles[::length]]
         for start, end in zip(cycles[::length], cycles[length - 1 :: length], strict=True):
             bench.check(end - start, length - 1, "cycles of a record's bytes")
-    starts, kinds = zip(*sorted(found), strict=True)
+    starts, sides = zip(*sorted(found), strict=True)
     turns = ("value", "key") * 2 + ("key",) * 4
-    bench.check(kinds, turns, "kinds of records, both being there")
+    bench.check(sides, turns, "sides of records, both being there")
     expected = [starts[0] + (length + 6 + slot.bit_length()) * i for i in range(len(starts))]
     bench.check(list(starts), expected, "first bytes of records")
 
@@ -245,7 +244,7 @@ async def place_without_bytes(dut: HierarchyObject) -> None:
     target = Target(bench)
     records = random_records(bench, 2)
     first, second = (
-        Record(k, r.payload, r.address, r.data) for k, r in zip(KINDS, records, strict=True)
+        Record(k, r.payload, r.address, r.data) for k, r in zip(SIDES, records, strict=True)
     )
     bench.drive("key__places", [first.payload])
     written = Written(bench)
@@ -262,7 +261,7 @@ async def place_without_bytes(dut: HierarchyObject) -> None:
     await wait_for(bench, written, 2, 1000)
     for record in (first, second):
         found = target.data[record.address : record.address + len(record.data)]
-        bench.check(found.tolist(), record.data.tolist(), record.kind)
+        bench.check(found.tolist(), record.data.tolist(), record.side)
 
 
 async def cancel_writes(bench: Bench) -> None:
@@ -415,7 +414,7 @@ COVERAGE = Coverage(
                 "answers": "Bursts wait for their answers.",
             },
         ),
-        Point("kind", "Whose record it is.", {"key": "A key's.", "value": "A value's."}),
+        Point("side", "Whose record it is.", {"key": "A key's.", "value": "A value's."}),
         Point(
             "digits",
             "Digits of a record.",
@@ -481,14 +480,14 @@ def limit_record(bench: Bench, base: int, page: str) -> Record:
         address = region + slot * length
         if region >= 0 and _page(address, length) == page:
             break
-    kind = KINDS[rng.integers(2)]
+    side = SIDES[rng.integers(2)]
     payload = {"base": region, "slot": slot, "planes": planes, "residual": residual}
     digits = {1: "one", most: "most"}.get(planes, "between")
     place = {0: "first", last_slot: "last"}.get(slot, "between")
-    COVERAGE.sample(kind=kind, digits=digits, residual=str(residual), slot=place, page=page)
+    COVERAGE.sample(side=side, digits=digits, residual=str(residual), slot=place, page=page)
     COVERAGE.sample(start="inside" if address % word else "word")
     COVERAGE.sample(end="inside" if (address + length) % word else "word")
-    return Record(kind, payload, address, rng.integers(0, 256, length).astype(np.uint8))
+    return Record(side, payload, address, rng.integers(0, 256, length).astype(np.uint8))
 
 
 def _page(address: int, length: int) -> str:
@@ -505,7 +504,7 @@ class WriteEpisode(Episode):
     def __init__(self, bench: Bench, memory: WriteMemory, ending: str) -> None:
         super().__init__(bench, "aw", COVERAGE, RESPONSES, ending)
         self.memory = memory
-        self._written = dict.fromkeys(KINDS, 0)
+        self._written = dict.fromkeys(SIDES, 0)
         rng = bench.rng
         first = 4 + bench.config.max_context * largest_record_bytes(bench.config) // PAGE
         pages = [str(rng.choice(["inside", "over", "to the end", "from the start"]))]
@@ -530,9 +529,9 @@ class WriteEpisode(Episode):
         drive(bench, self.records, "mixed")
         await self.play(moment, meets)
         if self.ending == "well":
-            for kind in KINDS:
-                count = sum(record.kind == kind for record in self.records)
-                bench.check(self._written[kind], count, f"{kind}s written")
+            for side in SIDES:
+                count = sum(record.side == side for record in self.records)
+                bench.check(self._written[side], count, f"{side}s written")
             bench.check(self.rules.writes_under_way, 0, "bursts that wait for their answers")
             bench.withdraw()
         else:
@@ -547,8 +546,8 @@ class WriteEpisode(Episode):
         self.memory.fails = None
 
     def look(self) -> bool:
-        for kind in KINDS:
-            self._written[kind] += int(self.dut[f"{kind}__written"].value)
+        for side in SIDES:
+            self._written[side] += int(self.dut[f"{side}__written"].value)
         return sum(self._written.values()) == len(self.records)
 
     async def cancel(self) -> None:
@@ -558,15 +557,15 @@ class WriteEpisode(Episode):
         """Reported records are there; of the others there may be bytes; all else is as it was."""
         bench, data, written = self.bench, self.memory.data, self._written
         around = np.ones(len(data), bool)
-        for kind in KINDS:
-            own = [record for record in self.records if record.kind == kind]
+        for side in SIDES:
+            own = [record for record in self.records if record.side == side]
             for number, record in enumerate(own):
                 place = slice(record.address, record.address + len(record.data))
                 around[place] = False
                 wrong = data[place] != record.data
-                if number >= written[kind]:
+                if number >= written[side]:
                     wrong &= data[place] != self.before[place]
-                what = f"wrong bytes of {kind} {number}, {written[kind]} are written"
+                what = f"wrong bytes of {side} {number}, {written[side]} are written"
                 bench.check(np.flatnonzero(wrong).tolist(), [], what)
         changed = np.flatnonzero(around & (data != self.before)).tolist()
         bench.check(changed, [], "bytes changed around the records")
@@ -580,7 +579,7 @@ class WriteEpisode(Episode):
             valid, ready = dut[f"m_axi_{channel}valid"].value, dut[f"m_axi_{channel}ready"].value
             return int(valid) == 1 and int(ready) == 0
 
-        ports = [self.bench.drivers[f"{kind}__bytes"] for kind in KINDS]
+        ports = [self.bench.drivers[f"{side}__bytes"] for side in SIDES]
         return {
             "anything": False,
             "bytes": any(port.cycles and current_cycle() - port.cycles[-1] < 4 for port in ports),

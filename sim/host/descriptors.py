@@ -9,7 +9,7 @@ from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS, RESIDUAL_RATIOS, 
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.contract.layout import MemoryLayout, VectorKind
+from kvtq_hw.contract.layout import MemoryLayout, Side
 
 __all__ = ["HeadDescriptors", "check_code"]
 
@@ -70,8 +70,8 @@ class HeadDescriptors:
             "value_constants": body_constants(config, code, "value"),
             "table": table,
             **{
-                kind: {name: region.base for name, region in vectors.regions.items()}
-                for kind, vectors in (("key", regions.key), ("value", regions.value))
+                side: {name: region.base for name, region in vectors.regions.items()}
+                for side, vectors in (("key", regions.key), ("value", regions.value))
             },
         }
 
@@ -110,10 +110,10 @@ class HeadDescriptors:
         }
 
 
-def body_constants(config: EngineConfig, code: CacheCode, kind: VectorKind) -> list[int]:
+def body_constants(config: EngineConfig, code: CacheCode, side: Side) -> list[int]:
     """Absmean constants of a body vector, one a run."""
-    digits = code.key_digits if kind == "key" else code.value_digits
+    digits = code.key_digits if side == "key" else code.value_digits
     if code.kind == "residual":
         return [absmean_constant(config, ratio) for ratio in RESIDUAL_RATIOS[:digits]]
-    ratios = FEEDBACK_RATIOS[kind] if code.feedback else BALANCED_RATIOS
+    ratios = FEEDBACK_RATIOS[side] if code.feedback else BALANCED_RATIOS
     return [absmean_constant(config, ratios[digits - 1])]

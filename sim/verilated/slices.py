@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 from amaranth.lib import data
 from numpy.typing import NDArray
 
 from golden.planes import Planes
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import Side
 from rtl.layouts import key_input_layout, value_input_layout
 from sim.verilated.words import pack_words, words_of
 
-__all__ = ["Kind", "SliceBuffer", "pack_slices", "planes_together"]
-
-Kind = Literal["key", "value"]
-"""Keys send a run's most significant plane first, values its unit plane."""
+__all__ = ["SliceBuffer", "pack_slices", "planes_together"]
 
 
 class SliceBuffer:
@@ -27,15 +23,15 @@ class SliceBuffer:
     Parameters
     ----------
     config : EngineConfig
-    kind : order of the planes
+    side : a key sends a run's most significant plane first, a value its unit plane
     """
 
-    def __init__(self, config: EngineConfig, kind: Kind) -> None:
-        if kind not in ("key", "value"):
-            raise ValueError(f"kind must be 'key' or 'value', not {kind!r}")
+    def __init__(self, config: EngineConfig, side: Side) -> None:
+        if side not in ("key", "value"):
+            raise ValueError(f"side must be 'key' or 'value', not {side!r}")
         self._config = config
-        self._kind = kind
-        self._buffer = np.zeros((64, words_of(_layout(config, kind))), np.uint32)
+        self._side = side
+        self._buffer = np.zeros((64, words_of(_layout(config, side))), np.uint32)
         self._ends: list[int] = []
 
     @property
@@ -65,7 +61,7 @@ class SliceBuffer:
 
     def append(self, planes: Planes, counts: NDArray[np.int64] | None = None) -> None:
         """Pack vectors with `pack_slices` and append them."""
-        self.extend(*pack_slices(self._config, self._kind, planes, counts))
+        self.extend(*pack_slices(self._config, self._side, planes, counts))
 
     def extend(self, words: NDArray[np.uint32], slices: NDArray[np.int64]) -> None:
         """Append vectors that are packed already: their words, and the slices of each vector."""
@@ -80,7 +76,7 @@ class SliceBuffer:
 
 
 def pack_slices(
-    config: EngineConfig, kind: Kind, planes: Planes, counts: NDArray[np.int64] | None = None
+    config: EngineConfig, side: Side, planes: Planes, counts: NDArray[np.int64] | None = None
 ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Pack vectors as slices in stream order.
 
@@ -100,13 +96,13 @@ def pack_slices(
     if depth > config.max_planes:
         raise ValueError(f"digits have {depth} planes, at most max_planes = {config.max_planes}")
     sent = np.full(count, depth) if counts is None else np.asarray(counts)
-    per_slice = config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
+    per_slice = config.key_planes_per_cycle if side == "key" else config.value_planes_per_cycle
     digits, unit, first, sent = planes_together(digits, planes.unit.numpy(), sent, per_slice)
     depth = unit.shape[1]
     position = np.arange(depth)
     absent = position >= sent[:, None]
 
-    within = -position if kind == "key" else position
+    within = -position if side == "key" else position
     run = np.cumsum(unit, axis=-1)
     order = np.argsort(run * 2 * depth + within + absent * 4 * depth * depth, axis=-1)
 
@@ -123,7 +119,7 @@ def pack_slices(
     lanes = sliced.reshape(-1, per_slice * config.lanes)
     elements = {"nonzero": lanes != 0, "negative": lanes < 0} if config.is_ternary else lanes
     words = pack_words(
-        _layout(config, kind),
+        _layout(config, side),
         {
             "elements": elements,
             "fraction": scale(planes.fraction.numpy()),
@@ -168,5 +164,5 @@ def planes_together(
     return found, is_unit, first, sent
 
 
-def _layout(config: EngineConfig, kind: Kind) -> data.StructLayout:
-    return key_input_layout(config) if kind == "key" else value_input_layout(config)
+def _layout(config: EngineConfig, side: Side) -> data.StructLayout:
+    return key_input_layout(config) if side == "key" else value_input_layout(config)
