@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import SIDES, Side
 from kvtq_hw.contract.registers import JobStatus
 
 __all__ = ["job_parts", "job_problem"]
@@ -47,10 +48,10 @@ def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
     appends_before : how many jobs before it append
     """
     parts: dict[str, list[dict[str, Any]]] = {}
-    for kind in ("key", "value"):
+    for side in SIDES:
         records = _records(job)
-        parts[f"{kind}_tasks"] = [_task(job, kind, *record) for record in records]
-        parts[f"{kind}_places"] = [_place(job, kind, *record) for record in records]
+        parts[f"{side}_tasks"] = [_task(job, side, *record) for record in records]
+        parts[f"{side}_places"] = [_place(job, side, *record) for record in records]
     parts["fetches"] = []
     if job["leaving"]:
         fetch = {
@@ -103,29 +104,29 @@ def _newest_slot(job: Job) -> int:
     return (job["window_start"] - 1) % job["window_tokens"]
 
 
-def _task(job: Job, kind: str, region: str, slot: int, leaving: bool) -> dict[str, Any]:
+def _task(job: Job, side: Side, region: str, slot: int, leaving: bool) -> dict[str, Any]:
     body = region == "body"
-    constants = job[f"{kind}_constants"]
+    constants = job[f"{side}_constants"]
     code = {
-        "planes": job[f"{kind}_digits"] if body else job["tier_digits"],
+        "planes": job[f"{side}_digits"] if body else job["tier_digits"],
         "residual": body and job["residual"],
         "absmean": not body or job["absmean"],
         "constants": dict(enumerate(constants)) if body else {0: job["tier_constant"]},
         "feedback": body and job["feedback"],
         "table": job["table"],
-        "unit_first": kind == "value",
+        "unit_first": side == "value",
     }
     task: dict[str, Any] = {"leaving": leaving, "code": code}
     if not leaving:
-        task |= {"rotate": job["rotate"], "centre": kind == "key" and job["centre"]}
+        task |= {"rotate": job["rotate"], "centre": side == "key" and job["centre"]}
     return task
 
 
-def _place(job: Job, kind: str, region: str, slot: int, leaving: bool) -> dict[str, Any]:
+def _place(job: Job, side: Side, region: str, slot: int, leaving: bool) -> dict[str, Any]:
     body = region == "body"
     return {
-        "base": job[kind][region],
+        "base": job[side][region],
         "slot": slot,
-        "planes": job[f"{kind}_digits"] if body else job["tier_digits"],
+        "planes": job[f"{side}_digits"] if body else job["tier_digits"],
         "residual": body and job["residual"],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import Side
 
 __all__ = ["TieredStore", "TieredView", "Written"]
 
@@ -86,7 +87,7 @@ class TieredStore:
     Parameters
     ----------
     config, code : format and tiers
-    which : "key" or "value", for the number of digits
+    side : "key" or "value", for the number of digits
     feedback : matrices for rounding the body; None rounds each element on its own
     batch, kv_heads, device : of everything stored
     """
@@ -95,15 +96,15 @@ class TieredStore:
         self,
         config: EngineConfig,
         code: CacheCode,
-        which: Literal["key", "value"],
+        side: Side,
         feedback: Feedback | None,
         batch: int,
         kv_heads: int,
         device: torch.device,
     ) -> None:
         self._tiers = code.tiers
-        digits = code.key_digits if which == "key" else code.value_digits
-        ratio = FEEDBACK_RATIOS[which][digits - 1] if feedback else None
+        digits = code.key_digits if side == "key" else code.value_digits
+        ratio = FEEDBACK_RATIOS[side][digits - 1] if feedback else None
         tier_digits = code.tier_digits(config.max_planes)
         shape = batch, kv_heads, device
         self.sinks = PlaneStore(config, "balanced", tier_digits, *shape, most=code.tiers.sinks)

@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from golden.study.coding_error import coding_errors
 from kvtq_hw.contract.codes import MAX_DIGITS, CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.layout import Side
 from kvtq_hw.contract.packing import plane_bytes, scale_bytes
 
 __all__ = [
@@ -152,7 +152,7 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
 def _errors(
     config: EngineConfig,
     code: CacheCode,
-    which: Literal["key", "value"],
+    side: Side,
     vectors: Tensor,
     conditioning: Conditioning,
 ) -> Tensor:
@@ -162,7 +162,7 @@ def _errors(
     """
     return torch.stack(
         [
-            coding_errors(config, code.with_digits(digits, digits), which, vectors, conditioning)
+            coding_errors(config, code.with_digits(digits, digits), side, vectors, conditioning)
             for digits in range(1, min(_MEASURED, config.max_planes) + 1)
         ]
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from golden.dequantizer import dequantize
 from golden.hadamard import inverse_hadamard
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import Side
 from kvtq_hw.contract.tiers import NO_TIERS
 
 __all__ = ["coding_errors"]
@@ -22,7 +22,7 @@ __all__ = ["coding_errors"]
 def coding_errors(
     config: EngineConfig,
     code: CacheCode,
-    which: Literal["key", "value"],
+    side: Side,
     vectors: Tensor,
     conditioning: Conditioning,
 ) -> Tensor:
@@ -31,7 +31,7 @@ def coding_errors(
     In the model's own units and its own, unrotated domain; keys with their centre. Sinks and window
     play no part.
     """
-    if which == "key":
+    if side == "key":
         exponent, feedback = conditioning.key_exponent, conditioning.key_feedback
         integers, _ = conditioning.condition_keys(vectors[None])
     else:
@@ -39,7 +39,7 @@ def coding_errors(
         integers, _ = conditioning.condition_values(vectors[None])
     body = replace(code, tiers=NO_TIERS)
     used = feedback if code.feedback else None
-    store = TieredStore(config, body, which, used, 1, len(vectors), vectors.device)
+    store = TieredStore(config, body, side, used, 1, len(vectors), vectors.device)
     store.append(integers)
     moved = (dequantize(config, store.planes()) - integers)[0].double()
     unrotated = inverse_hadamard(moved) if conditioning.rotate else moved

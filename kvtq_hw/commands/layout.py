@@ -8,7 +8,7 @@ from kvtq_hw.commands.frame.options import MAX_TOKENS, code_option, preset_optio
 from kvtq_hw.contract.codes import MAX_LAYERS, CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import shown
-from kvtq_hw.contract.layout import MemoryLayout
+from kvtq_hw.contract.layout import SIDES, MemoryLayout
 
 __all__ = ["command"]
 
@@ -60,18 +60,18 @@ def command(
     tokens = config.max_context if context is None else context
     layout = MemoryLayout(config, codes, kv_heads, tokens, address)
     rows = [
-        (layer, head, kind, tier, region)
+        (layer, head, side, tier, region)
         for layer, heads in enumerate(layout.heads)
         for head, vectors in enumerate(heads)
-        for kind in ("key", "value")
-        for tier, region in vectors.of(kind).regions.items()
+        for side in SIDES
+        for tier, region in vectors.of(side).regions.items()
         if region.slots
     ]
     digits = max(5, len(f"{layout.end:x}"))
-    click.echo(f"layer  head  kind   tier    {'address':>{digits + 2}}  digits  bytes   records")
-    for layer, head, kind, tier, region in rows:
+    click.echo(f"layer  head  side   tier    {'address':>{digits + 2}}  digits  bytes   records")
+    for layer, head, side, tier, region in rows:
         click.echo(
-            f"{layer:5}  {head:4}  {kind:5}  {tier:6}  {region.base:#0{digits + 2}x}  "
+            f"{layer:5}  {head:4}  {side:5}  {tier:6}  {region.base:#0{digits + 2}x}  "
             f"{region.digits:6}  {region.record_bytes:5}  {region.slots:8}"
         )
     click.echo(

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import SIDES
 from kvtq_hw.contract.registers import JobStatus
 from rtl.layouts import ABSMEAN_CONSTANT_BITS
 
@@ -276,13 +277,13 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
         **{f"{name}_digits": number(1, config.max_planes) for name in ("tier", "key", "value")},
         "tier_constant": int(rng.integers(constant)),
         **{
-            f"{kind}_constants": rng.integers(constant, size=config.max_planes).tolist()
-            for kind in ("key", "value")
+            f"{side}_constants": rng.integers(constant, size=config.max_planes).tolist()
+            for side in SIDES
         },
         "table": number(0, config.table_heads - 1),
         **{
-            kind: {name: int(rng.integers(address)) for name in ("sinks", "body", "window")}
-            for kind in ("key", "value")
+            side: {name: int(rng.integers(address)) for name in ("sinks", "body", "window")}
+            for side in SIDES
         },
         "value_exponent": int(rng.integers(1 << config.scale_exponent_bits)),
         "query_exponent": rng.integers(-exponent, exponent, config.query_group).tolist(),

@@ -13,6 +13,7 @@ from typing import Any
 from amaranth.hdl import Shape
 
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import SIDES
 from kvtq_hw.contract.registers import WORD_BYTES, Kind, Register, register_map
 from rtl.control import descriptor_layout
 from sim.bench.streams import layout_of, pack
@@ -177,16 +178,16 @@ class RegisterModel:
         width = Shape.cast(layout["query_exponent"].shape.elem_shape).width
         exponents = (self._only("query_exponent", g) for g in range(self.config.query_group))
         fields["query_exponent"] = [e - (e >> (width - 1) << width) for e in exponents]
-        for tensor in ("key", "value"):
-            fields[f"{tensor}_constants"] = [
-                self._only(f"{tensor}_constant", run) for run in range(self.config.max_planes)
+        for side in SIDES:
+            fields[f"{side}_constants"] = [
+                self._only(f"{side}_constant", run) for run in range(self.config.max_planes)
             ]
             bases = {}
             for region in ("sinks", "body", "window"):
-                low, high = (self._only(f"{tensor}_{region}", half) for half in range(2))
+                low, high = (self._only(f"{side}_{region}", half) for half in range(2))
                 mask = (1 << self.config.address_bits) - 1
                 bases[region] = (low | high << 32) & mask
-            fields[tensor] = bases
+            fields[side] = bases
         shape = layout_of(layout)
         assert shape is not None
         return pack(shape, fields)

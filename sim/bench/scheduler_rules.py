@@ -15,19 +15,19 @@ from typing import Any
 
 from golden.scheduler import job_parts, job_problem
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import SIDES
 from kvtq_hw.contract.registers import JobStatus
 from sim.bench.axi_memory import RESPONSES
 from sim.bench.scoreboard import Mismatch
 from sim.bench.streams import Payload
 
-__all__ = ["ELEMENTS", "IN_FLIGHT", "KINDS", "PARTS", "Cycle", "Errors", "Rules", "Taken"]
+__all__ = ["ELEMENTS", "IN_FLIGHT", "PARTS", "Cycle", "Errors", "Rules", "Taken"]
 
 #: Jobs that were taken, are right or refused, and have not ended, at most.
 IN_FLIGHT = 4
-KINDS = ("key", "value")
 #: Names of a job's parts (`golden.scheduler`), and of the streams that they come on.
 PARTS = {name: name for name in ("queries", "reads", "attends", "exponents", "fetches")} | {
-    f"{kind}_{part}": f"{kind}__{part}" for part in ("tasks", "places") for kind in KINDS
+    f"{side}_{part}": f"{side}__{part}" for part in ("tasks", "places") for side in SIDES
 }
 #: What the host gives, and which jobs want it.
 ELEMENTS = {"vectors": "append", "queries": "attend"}
@@ -126,8 +126,8 @@ class Progress:
     attended: int = 0
     ended_appends: int = 0
     ended_attends: int = 0
-    records: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
-    whole: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))  # appends
+    records: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))
+    whole: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SIDES, 0))  # appends
 
 
 class Rules:
@@ -172,7 +172,7 @@ class Rules:
     def _begin(self) -> None:
         self.progress = Progress()
         self.waiting: dict[str, deque[Part]] = {name: deque() for name in PARTS}
-        self._written: dict[str, deque[bool]] = {kind: deque() for kind in KINDS}
+        self._written: dict[str, deque[bool]] = {side: deque() for side in SIDES}
         self.debts = dict.fromkeys(ELEMENTS, 0)
 
     @property
@@ -280,7 +280,7 @@ class Rules:
         owed = {what: debt > 0 for what, debt in self.debts.items()}
         if cycle.owed != owed:
             raise Mismatch(f"owed is {cycle.owed}, the host owes {self.debts}")
-        if cycle.appended != {kind: whole % _COUNTER for kind, whole in done.whole.items()}:
+        if cycle.appended != {side: whole % _COUNTER for side, whole in done.whole.items()}:
             raise Mismatch(f"appended is {cycle.appended}, in memory are {done.whole}")
         if cycle.appending != any(whole != done.appends for whole in done.whole.values()):
             raise Mismatch(f"appending is {cycle.appending}: {done}")
@@ -348,10 +348,10 @@ class Rules:
         done.jobs_read += cycle.pulses["job_read"]
         done.fetches_read += cycle.pulses["fetch_read"]
         done.attended += cycle.pulses["attended"]
-        for kind in KINDS:
-            if cycle.pulses[f"{kind}__written"]:
-                done.records[kind] += 1
-                done.whole[kind] += self._written[kind].popleft()
+        for side in SIDES:
+            if cycle.pulses[f"{side}__written"]:
+                done.records[side] += 1
+                done.whole[side] += self._written[side].popleft()
 
     def _restart(self, cycle: Cycle) -> None:
         """The scheduler begins anew; what it has not handed out is still to be done."""

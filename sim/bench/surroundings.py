@@ -17,9 +17,10 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotb.types import LogicArray
 
+from kvtq_hw.contract.layout import SIDES
 from rtl.verilog import interfaces, port_members
 from sim.bench.bench import Bench
-from sim.bench.scheduler_rules import ELEMENTS, KINDS, PARTS, Cycle, Errors, Rules
+from sim.bench.scheduler_rules import ELEMENTS, PARTS, Cycle, Errors, Rules
 from sim.bench.scoreboard import Mismatch, compared_bits
 from sim.bench.streams import PERIOD_NS, packer
 
@@ -105,7 +106,7 @@ class Surroundings:
         self._idle = self._begun = False
         self._countdown: dict[str, int] = {}
         # number of the append and cycles, of each record
-        self._writing: dict[str, deque[tuple[int, int]]] = {kind: deque() for kind in KINDS}
+        self._writing: dict[str, deque[tuple[int, int]]] = {side: deque() for side in SIDES}
         self._asked: dict[str, deque[int]] = {"reads": deque(), "fetches": deque()}
         self._attends = 0
 
@@ -206,7 +207,7 @@ class Surroundings:
             owed={what: pin(f"{what}_owed") for what in ELEMENTS},
             given=self._given,
             pulses=self._pulses,
-            appended={kind: pins[f"{kind}__appended"].value.to_unsigned() for kind in KINDS},
+            appended={side: pins[f"{side}__appended"].value.to_unsigned() for side in SIDES},
             **{name: pin(name) for name in ("appending", "discard", "cancel", "restart")},
             errors=self._errors,
             idle=self._idle,
@@ -278,9 +279,9 @@ class Surroundings:
             if name in cycle.taken and self.rules.waiting[name]:
                 queue.append(self.rules.waiting[name][0].append - (name == "fetches"))
         self._attends += "attends" in cycle.taken
-        for kind, writing in self._writing.items():
-            waiting = self.rules.waiting[f"{kind}_places"]
-            if f"{kind}_places" in cycle.taken and waiting:
+        for side, writing in self._writing.items():
+            waiting = self.rules.waiting[f"{side}_places"]
+            if f"{side}_places" in cycle.taken and waiting:
                 writing.append((waiting[0].append, int(self.rng.integers(self.pace.write))))
 
     def _work(self, cycle: Cycle) -> None:
@@ -299,13 +300,13 @@ class Surroundings:
     def _write(self) -> None:
         """Records whose elements have come."""
         whole = self._whole("vectors", self.rules.progress.appends)
-        for kind, writing in self._writing.items():
+        for side, writing in self._writing.items():
             if writing and writing[0][0] <= whole:
                 append, left = writing.popleft()
                 if left:
                     writing.appendleft((append, left - 1))
                 else:
-                    self._pulses[f"{kind}__written"] = True
+                    self._pulses[f"{side}__written"] = True
 
     def _read(self) -> None:
         """Fetches, and jobs: each when what it reads has been appended."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.layout import SIDES
 from kvtq_hw.contract.registers import WORD_BYTES, register_map
 
 __all__ = ["Driver", "descriptor_words"]
@@ -49,17 +50,17 @@ def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, 
     exponents = fields.pop("query_exponent", [0] * config.query_group)
     for g in range(config.query_group):
         write("query_exponent", g, exponent=exponents[g])
-    for tensor in ("key", "value"):
-        constants = fields.pop(f"{tensor}_constants", [])
+    for side in SIDES:
+        constants = fields.pop(f"{side}_constants", [])
         for run in range(config.max_planes):
             value = constants[run] if run < len(constants) else 0
-            write(f"{tensor}_constant", run, constant=value)
-        regions = dict(fields.pop(tensor, {}))
+            write(f"{side}_constant", run, constant=value)
+        regions = dict(fields.pop(side, {}))
         for region in ("sinks", "body", "window"):
             address = regions.pop(region, 0)
             for half in range(2):
-                write(f"{tensor}_{region}", half, address=address >> 32 * half & 0xFFFFFFFF)
-        fields |= {f"{tensor}.{name}": value for name, value in regions.items()}
+                write(f"{side}_{region}", half, address=address >> 32 * half & 0xFFFFFFFF)
+        fields |= {f"{side}.{name}": value for name, value in regions.items()}
     if fields:
         raise ValueError(f"job: {sorted(fields)} are unknown")
     return words
