@@ -139,7 +139,7 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
         SMOLLM2, [CacheCode.parse("balanced:2/1,sinks=4,window=32")] * 2, 2, 100, base=0x40
     )
     assert len(lines) == 1 + len(regions(layout)) + 1
-    titles = ["layer", "head", "kind", "tier", "address", "digits", "bytes", "records"]
+    titles = ["layer", "head", "side", "tier", "address", "digits", "bytes", "records"]
     assert lines[0].split() == titles
     assert lines[1].split() == ["0", "0", "key", "sinks", "0x00040", "5", "66", "4"]
     found = [int(line.split()[4], 16) for line in lines[1:-1]]
