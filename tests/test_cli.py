@@ -12,10 +12,19 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
 from kvtq_hw import __version__, commands
 from kvtq_hw.commands.frame.cli import EXTRA_OF_MODULE, cli, run
-from kvtq_hw.commands.frame.options import DEFAULT_CODE, STANDARD_CODES, OutputFile, json_option
+from kvtq_hw.commands.frame.options import (
+    DEFAULT_CODE,
+    STANDARD_CODES,
+    OutputFile,
+    code_option,
+    command_line,
+    json_option,
+)
+from kvtq_hw.contract.codes import CacheCode
 
 COMMANDS = cli.list_commands(click.Context(cli))
 
@@ -331,6 +340,31 @@ def test_shared_options_are_declared_in_one_place(option: str) -> None:
     declared = re.compile(rf'click\.option\(\s*"{option}"')
     found = [file.name for file in files if declared.search(file.read_text("utf-8"))]
     assert found == ["options.py"]
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ([], "a.txt --code balanced:3/2 --code balanced:2/1"),
+        (["--code", "balanced:2/1,window=3,sinks=1"], "a.txt --code balanced:2/1,window=3,sinks=1"),
+        (["--route", "--block", "packer"], "a.txt --code balanced:3/2 --code balanced:2/1 --block "
+         "packer --route"),
+    ],
+)  # fmt: skip
+def test_a_recorded_command_is_spelled_as_it_was_given(given: list[str], line: str) -> None:
+    codes = [CacheCode("balanced", 3, 2), CacheCode("balanced", 2, 1)]
+
+    @click.command("measure")
+    @click.argument("file", type=click.Path(path_type=Path))
+    @code_option("Codes.", codes)
+    @click.option("--block")
+    @click.option("--route", "routed", is_flag=True)
+    @click.option("--jobs", type=int, default=2)  # decides no number
+    def command(**options: object) -> None:
+        click.echo(command_line("file", "--code", "--block", "--route"))
+
+    result = CliRunner().invoke(command, ["a.txt", *given])
+    assert result.output == f"kvtq-hw measure {line}\n"
 
 
 def test_standard_codes_differ_in_the_digits_of_the_body_alone() -> None:
