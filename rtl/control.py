@@ -90,7 +90,7 @@ class Control(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: C901, PLR0915  hardware in one piece
         m = Module()
         axi, registers = self.axi, register_map()
 

@@ -48,7 +48,7 @@ class Normalizer(wiring.Component):
         """Cycles from the transfer of the denominators to `i.ready`."""
         return self._config.reciprocal_bits + 3
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config = self._config
         heads = range(config.query_group)

@@ -46,7 +46,7 @@ class OnlineSoftmax(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config = self._config
         heads = range(config.query_group)

@@ -43,7 +43,7 @@ class PlaneScaler(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config = self._config
         heads = range(config.query_group)

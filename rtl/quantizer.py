@@ -70,7 +70,7 @@ class Quantizer(wiring.Component):
         """
         return ScaleFinder(self._config).latency(planes) + planes + 4
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config = self._config
         dim, bits = config.head_dim, config.requantized_bits

@@ -58,7 +58,7 @@ class QueryConditioner(wiring.Component):
         transform = Walsh(self._config, _HOST_BITS).latency if rotate else 0
         return self._config.head_dim + transform + 1
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config, dim = self._config, self._config.head_dim
         rotate = Signal()

@@ -51,7 +51,7 @@ class RecordPacker(wiring.Component):
         """
         return planes + 2
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config, digits = self._config, self.i.payload
         group = DIGITS_PER_BYTE[config.packing]

@@ -100,7 +100,7 @@ class RecordReader(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config, axi = self._config, self.m_axi
         word = config.memory_bits // 8

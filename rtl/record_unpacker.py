@@ -286,7 +286,7 @@ class _Aligner(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config = self._config
         chunk = _chunk_bytes(config)

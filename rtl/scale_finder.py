@@ -72,7 +72,7 @@ class ScaleFinder(wiring.Component):
         shift = _shift_cycles((1 << self._config.scale_exponent_bits) - 1)
         return ABSMEAN_CONSTANT_BITS + places + 1 + shift + (planes - 1) + 4
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config = self._config
         number = Signal(self._number_bits, reset_less=True)

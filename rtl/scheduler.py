@@ -87,7 +87,7 @@ class Scheduler(wiring.Component):
             }
         )
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
         m = Module()
         config = self._config
         job = Signal(descriptor_layout(config))
