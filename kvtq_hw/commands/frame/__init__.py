@@ -1,1 +1,1 @@
-"""What all commands share: the command line itself, options, sessions and crash files."""
+"""What all commands share: the command line, options, sessions, evaluations and crash files."""
