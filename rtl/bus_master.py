@@ -13,7 +13,7 @@ from typing import Any
 from amaranth.hdl import Elaboratable, Module, Mux, ResetInserter, ShapeLike, Signal, Value
 from amaranth.lib.wiring import In, Member, Out
 
-from rtl.axi import AddressChannel, Response
+from rtl.axi import AddressChannel, Response, drive_attributes
 from rtl.streams import Queue
 
 __all__ = ["PATIENCE", "BusMaster", "ports_of_errors"]
@@ -57,6 +57,7 @@ class BusMaster:
         self._m = m
         self._ports = ports
         self._channel = channel
+        drive_attributes(m, channel)
         self.stopped = Signal(name="stopped")
         m.d.comb += self.stopped.eq((ports.error != Response.OKAY) | ports.cancel)
         self.under_way = Queue(tag, most, buffered=False)

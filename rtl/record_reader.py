@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
-from rtl.axi import Axi4Read, Response, drive_attributes, read_addresses
+from rtl.axi import Axi4Read, Response, read_addresses
 from rtl.burst_splitter import BurstSplitter, burst_layout
 from rtl.bus_master import BusMaster, ports_of_errors
 from rtl.layouts import coded_plane_layout, key_input_layout, value_input_layout
@@ -146,7 +146,6 @@ class RecordReader(wiring.Component):
             m.d.sync += job_end.eq(placed.job_end)
 
         # --- requests to the address channel: fetches first ---------------------------------------
-        drive_attributes(m, read_addresses(axi))
         room = Signal(range(config.read_ahead + 1), init=config.read_ahead)  # for words of jobs
         asked = splitter.bursts.payload
         chosen = Signal(burst_layout(config))

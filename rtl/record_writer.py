@@ -7,7 +7,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Member, Out, connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
-from rtl.axi import Axi4Write, Response, drive_attributes, write_addresses
+from rtl.axi import Axi4Write, Response, write_addresses
 from rtl.burst_splitter import BurstSplitter, request_layout
 from rtl.bus_master import BusMaster, ports_of_errors
 from rtl.layouts import byte_layout
@@ -95,7 +95,6 @@ class RecordWriter(wiring.Component):
         connect(m, filler.words, words.i)
 
         # --- words to bursts ----------------------------------------------------------------------
-        drive_attributes(m, write_addresses(axi))
         burst = splitter.bursts.payload
         request_value = Signal()  # of the request that is in the splitter
         sending = Signal()  # a burst's words are not all on the bus
