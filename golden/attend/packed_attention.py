@@ -77,12 +77,12 @@ def attend_one(job: AttentionJob) -> Tensor:
     for run in _runs(cache.keys):
         _add_scores(run, tables, sums)
     scores = torch.from_numpy(sums)
-    if job.visible is not None:
+    if job.visible is None:
+        weights = torch.softmax(scores, -1)
+    else:
         scores = scores.masked_fill(~job.visible[:, :, None], -math.inf)
-    weights = torch.softmax(scores, -1)
-    if job.visible is not None:
-        weights = weights.nan_to_num(0.0)  # a sequence that sees nothing
-    tables[:] = 0
+        weights = torch.softmax(scores, -1).nan_to_num(0.0)  # a sequence that sees nothing
+    tables.fill(0)
     of_tokens = weights.numpy()
     for run in _runs(cache.values):
         _scatter_weights(run, of_tokens, tables)

@@ -177,8 +177,14 @@ class PlaneStore:
         self._words[..., start:stop, :] = words.transpose(-2, -1)[..., None].to(self._words.dtype)
         self.tokens += planes.tokens
 
-    def append_vectors(self, vectors: Tensor) -> None:
-        """Quantize int64 vectors [batch, kv_heads, tokens, D] and pack them behind."""
+    def append_vectors(self, vectors: Tensor) -> np.ndarray:
+        """Quantize int64 vectors [batch, kv_heads, tokens, D] and pack them behind.
+
+        Returns
+        -------
+        uint8 [batch, kv_heads, tokens], the largest scale exponent of each vector
+        """
+        tokens = vectors.shape[-2]
         if self._packed_quantizer is None or not self._data.is_cpu:
             scale, ratio, feedback = self._rounding
             self.append(
@@ -192,10 +198,16 @@ class PlaneStore:
                     feedback=feedback,
                 )
             )
-            return
-        start = self._make_room(vectors.shape[-2])
-        self._packed_quantizer.write(vectors, self._data.numpy(), self._words.numpy(), start)
-        self.tokens += vectors.shape[-2]
+            start = self._first + self.tokens - tokens
+            words = self._words.numpy(force=True)
+        else:
+            start = self._make_room(tokens)
+            words = self._words.numpy()
+            self._packed_quantizer.write(vectors, self._data.numpy(), words, start)
+            self.tokens += tokens
+        exponents = words[..., start : start + tokens, 0] >> self.config.scale_fraction_bits
+        one = exponents.shape[2] == 1  # in a decode step a maximum of one takes time
+        return (exponents[:, :, 0] if one else exponents.max(2)).astype(np.uint8)
 
     def vectors(self, start: int, stop: int) -> Tensor:
         """What tokens from `start` to `stop` stand for: int64 [batch, kv_heads, tokens, D].
@@ -217,12 +229,6 @@ class PlaneStore:
     def planes(self, start: int = 0, stop: int | None = None) -> Planes:
         """Unpack tokens from `start` to `stop`: Planes [batch, kv_heads, tokens, digits, D]."""
         return self.view().planes(start, stop)
-
-    def exponents(self, newest: int) -> np.ndarray:
-        """Largest scale exponent of each of the newest tokens: uint8 [batch, kv_heads, newest]."""
-        stop = self._first + self.tokens
-        words = self._words.numpy(force=True)[..., stop - newest : stop, 0]
-        return (words >> self.config.scale_fraction_bits).max(-2).astype(np.uint8)
 
     def crop(self, tokens: int) -> None:
         """Forget all but the first `tokens` tokens."""

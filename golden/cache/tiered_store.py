@@ -144,21 +144,19 @@ class TieredStore:
         sinks = spread.sinks - self.sinks.tokens
         written = []
         if sinks:
-            self.sinks.append_vectors(vectors[..., :sinks, :])
-            written.append(self.sinks.exponents(sinks))
+            written.append(self.sinks.append_vectors(vectors[..., :sinks, :]))
             vectors = vectors[..., sinks:, :]
         rest = self.window if self._tiers.window else self.body
-        rest.append_vectors(vectors)
-        written.append(rest.exponents(tokens - sinks))
+        written.append(rest.append_vectors(vectors))
         came = np.concatenate(written, -1) if sinks else written[0]
         left, before = np.zeros_like(came), None
         if self._tiers.window:
             before = self.window.view() if tokens > 1 else None
             leaving = spread.body - self.body.tokens
             if leaving:
-                self.body.append_vectors(self.window.vectors(0, leaving))
+                gone = self.body.append_vectors(self.window.vectors(0, leaving))
                 # the newest token makes the last one leave, the one before it the last but one ...
-                left[..., tokens - leaving :] = self.body.exponents(leaving)
+                left[..., tokens - leaving :] = gone
                 self.window.drop(leaving, keep=self._tiers.window)
         return Written(came, left, before)
 
