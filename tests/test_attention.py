@@ -169,7 +169,7 @@ def test_queries_in_pieces_give_the_same_integers(language_model, monkeypatch):
 def test_a_cache_of_another_kind_is_refused(language_model):
     message = (
         r"^the model's cache gave the attention a Tensor; 'kvtq_ternary' needs a TernaryCache: "
-        r"pass past_key_values=golden\.decoding\.make_cache\(\.\.\.\)$"
+        r"pass past_key_values=golden\.llm\.decoding\.make_cache\(\.\.\.\)$"
     )
     with pytest.raises(TypeError, match=message):
         language_model.model(tokens(3))
