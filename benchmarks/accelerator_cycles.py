@@ -2,10 +2,10 @@
 
 Usage: python benchmarks/accelerator_cycles.py [--preset NAME] [--code CODE] [--width BITS]...
 
-A row is a memory behind AXI: its width, its latency, words a cycle. Cycles are those of jobs that
+A row is a memory behind AXI: its width, its latency, words per cycle. Cycles are those of jobs that
 run back to back, as a layer's KV heads do, by the accelerator's own counter, over the number of
-jobs. No job is faster than its plane slices, one a cycle, or than its words, at the memory's pace;
-the larger one is the bound. Memory is filled at random: no data enters the timing.
+jobs. No job is faster than its plane slices, one per cycle, or than its words, at the memory's
+pace; the larger one is the bound. Memory is filled at random: no data enters the timing.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CONTEXTS = (64, 256, 1024)
 HEADS = 3
 #: The recorded tables are of this code.
 CODE = CacheCode.parse("balanced:2/1,sinks=4,window=32")
-#: Planes of keys and of values a cycle, beside one of each.
+#: Planes of keys and of values per cycle, beside one of each.
 PLANES = (3, 2)
 
 
@@ -93,7 +93,7 @@ def cycles(
 def main(config: EngineConfig, code: CacheCode, widths: tuple[int, ...]) -> None:
     """Print both tables."""
     contexts = [tokens for tokens in CONTEXTS if tokens <= config.max_context]
-    click.echo(f"{config.name}, {code}, {HEADS} KV heads back to back: cycles a head")
+    click.echo(f"{config.name}, {code}, {HEADS} KV heads back to back: cycles per head")
     click.echo(f"\nAttention over {contexts[-1]} tokens")
     click.echo(
         f"{'bits':>5} {'memory':>8} {'latency':>8} {'cycles':>8} {'slices':>8} {'words':>8} "
@@ -113,7 +113,7 @@ def main(config: EngineConfig, code: CacheCode, widths: tuple[int, ...]) -> None
                 f"{ratio:13.4f}"
             )
 
-    click.echo(f"\nAttention with several planes a cycle, {IDEAL.latency} cycles of latency")
+    click.echo(f"\nAttention with several planes per cycle, {IDEAL.latency} cycles of latency")
     click.echo(
         f"{'bits':>5} {'planes':>8} {'cycles':>8} {'slices':>8} {'words':>8} {'bound/cycles':>13}"
     )

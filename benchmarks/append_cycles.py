@@ -6,7 +6,7 @@ A step appends one token to one KV head: a new vector in the tier's digits, and 
 leaves the window, requantized into the body. Keys and values go through a path each, in parallel.
 Cycles are counted from the first element of the new vector to the last scale of the step and to the
 last byte of its records; the leaving vector's planes are there by then, and the memory takes a byte
-a cycle. The attention of the same step takes T (N_k + N_v) ceil(D / lanes) cycles for T tokens.
+per cycle. The attention of the same step takes T (N_k + N_v) ceil(D / lanes) cycles for T tokens.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def cycles_to(run: AppendRun, stream: str) -> int:
 @preset_option
 @code_option("Digits of keys and values, and the tier.", accepts="code")
 def main(config: EngineConfig, code: CacheCode) -> None:
-    """Print a table a tensor, and the append's part of a step over contexts."""
+    """Print a table per tensor, and the append's part of a step over contexts."""
     config = config.replace(table_heads=1)
     path = VerilatedAppendPath(config)
     click.echo(f"{config.name}, {code}: {STEPS} steps of one KV head")

@@ -193,9 +193,9 @@ class _Declared:
     def entrance(self, loop: Loop) -> Loop:
         """Make a function that calls the loop if its arguments fit, and else says what does not.
 
-        A decode step enters some twenty loops a layer, and going through the declaration each time
-        would take as long as their work. So the declaration is written down as the straight lines
-        of one function, as the standard library does for dataclasses.
+        A decode step enters some twenty loops per layer, and going through the declaration every
+        time would take as long as their work. So the declaration is written down as the straight
+        lines of one function, as the standard library does for dataclasses.
         """
 
         def refused(*given: Any) -> Any:

@@ -55,7 +55,7 @@ def attend(
     other_keys: SecondVersion[Planes] | None = None,
     other_values: SecondVersion[Planes] | None = None,
 ) -> Attention:
-    """Attention of I queries a head over T tokens, every bit as docs/contract.md says.
+    """Attention of I queries per head over T tokens, every bit as docs/contract.md says.
 
     Parameters
     ----------

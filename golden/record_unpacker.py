@@ -34,7 +34,7 @@ def unpack_records(
     runs = digits if residual else 1
     expected = vector_bytes(config, digits, runs)
     if data.shape[-1] != expected:
-        raise ValueError(f"data has {data.shape[-1]} bytes a record; must be {expected}")
+        raise ValueError(f"data has {data.shape[-1]} bytes per record; must be {expected}")
     words = data.unflatten(-1, (runs, -1))  # a run's scale word, then its planes
     scales, packed = words.split([scale_bytes(config), expected // runs - scale_bytes(config)], -1)
     scale = (scales.long() << 8 * torch.arange(scales.shape[-1])).sum(-1)

@@ -65,7 +65,8 @@ def unpack(packing: Packing, data: Tensor, head_dim: int) -> Tensor:
     expected = plane_bytes(packing, head_dim)
     if data.shape[-1] != expected:
         raise ValueError(
-            f"data has {data.shape[-1]} bytes a plane, {head_dim} trits in {packing} are {expected}"
+            f"data has {data.shape[-1]} bytes per plane, {head_dim} trits in {packing} are "
+            f"{expected}"
         )
     table = decode_table(packing).to(data.device)
     # index_select of a flat index takes half the time of indexing with a tensor

@@ -42,11 +42,11 @@ class Accelerator(wiring.Component):
     s_axil : AXI4-Lite, subordinate: registers
     m_axi : AXI4, manager: the memory
     s_axis_key_value : AXI4-Stream, 32 bits: element d of the new key (low half) and of the new
-        value, D beats a job that appends
-    s_axis_query : AXI4-Stream, G x 16 bits: element d of every query, D beats a job that attends
+        value, D beats per job that appends
+    s_axis_query : AXI4-Stream, G x 16 bits: element d of every query, D beats per job that attends
     s_axis_table : AXI4-Stream, 32 bits: centres and feedback matrices, one section a packet
-    m_axis_output : AXI4-Stream, G x 32 bits: element d of every output, D beats a job that attends,
-        TLAST on the last, TUSER the signed exponent of them all
+    m_axis_output : AXI4-Stream, G x 32 bits: element d of every output, D beats per job that
+        attends, TLAST on the last, TUSER the signed exponent of them all
     irq : Out, level
     """
 

@@ -26,8 +26,8 @@ class AccumulatorBank:
     What an operation does to the accumulators happens a cycle after it was decided: all of them
     obey registers, and lanes have a cycle to prepare what they add.
 
-    With one slice a plane an accumulator goes through its adder in every cycle and keeps its value
-    by adding nothing: it then needs neither an enable nor a multiplexer behind the adder.
+    With one slice per plane an accumulator goes through its adder in every cycle and keeps its
+    value by adding nothing: it then needs neither an enable nor a multiplexer behind the adder.
 
     Parameters
     ----------

@@ -73,7 +73,7 @@ class Control(wiring.Component):
     ----------
     axi : AXI4-Lite, subordinate
     jobs : stream Out, `descriptor_layout`
-    done : stream In, `job_end_layout`: one transfer a job, in the jobs' order; always taken
+    done : stream In, `job_end_layout`: one transfer per job, in the jobs' order; always taken
     counters : In, `control_counters_layout`
     irq : Out, level
     """

@@ -18,17 +18,17 @@ class Dequantizer(wiring.Component):
 
     For vectors of one run that were quantized from elements of at most `conditioned_max`: then
     ``|x| < 2 * conditioned_max`` (`EngineConfig.requantized_bits`). The planes are kept until the
-    last, then shifted out by one element a cycle: a code of five digits is four adders, its product
-    with the mantissa one for each of the M fraction bits, and one shifter follows.
+    last, then shifted out by one element per cycle: a code of five digits is four adders, its
+    product with the mantissa one for each of the M fraction bits, and one shifter follows.
 
-    A plane a cycle, then, `LATENCY` cycles after the last plane, an element a cycle. The next
+    A plane per cycle, then, `LATENCY` cycles after the last plane, an element per cycle. The next
     vector's planes are taken once the last element has left the planes.
 
     Attributes
     ----------
     i : stream In, `coded_plane_layout`; a run's planes in either order, `unit` on that of weight 1,
         which has the scale, `last` on the one that comes last
-    o : stream Out, `requantized_layout`, D elements a vector
+    o : stream Out, `requantized_layout`, D elements per vector
     """
 
     LATENCY = 4

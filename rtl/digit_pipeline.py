@@ -15,7 +15,7 @@ __all__ = ["DigitPipeline"]
 
 
 class DigitPipeline(wiring.Component):
-    """Step 5 of docs/contract.md ("Quantizer"): a stage a digit, one element a cycle.
+    """Step 5 of docs/contract.md ("Quantizer"): a stage a digit, one element per cycle.
 
     A part of the quantizer. A stage compares twice the magnitude of what is left with the digit's
     weight and subtracts it: a comparator and an adder. The remainder is that of the value without

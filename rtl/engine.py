@@ -49,10 +49,10 @@ class Engine(wiring.Component):
     Attributes
     ----------
     job : stream In, `job_layout`
-    value_exponent : stream In, `value_exponent_layout`, one a job, needed before its first value
-    query : stream In, one element of every head, D transfers a job
+    value_exponent : stream In, `value_exponent_layout`, one per job, needed before its first value
+    query : stream In, one element of every head, D transfers per job
     keys, values : stream In, `key_input_layout` and `value_input_layout`
-    output : stream Out, `output_layout`, D transfers a job
+    output : stream Out, `output_layout`, D transfers per job
     counters : Out, `counters_layout`
     """
 

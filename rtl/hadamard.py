@@ -17,13 +17,13 @@ __all__ = ["Hadamard", "Walsh", "negative_signs"]
 class Hadamard(wiring.Component):
     """``y = H (s * x)`` on blocks of n = `rotation_size` elements, exact; element after element.
 
-    Throughput one element a cycle; latency `latency` cycles from an element to the result in its
+    Throughput one element per cycle; latency `latency` cycles from an element to the result in its
     place.
 
     Attributes
     ----------
-    i : stream In, `element_layout`: D elements a vector, at most 2 * VECTOR_MAX in magnitude
-    o : stream Out, `conditioned_layout`: D elements a vector
+    i : stream In, `element_layout`: D elements per vector, at most 2 * VECTOR_MAX in magnitude
+    o : stream Out, `conditioned_layout`: D elements per vector
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -67,7 +67,7 @@ class Walsh(wiring.Component):
     the single-path delay feedback of streaming Fourier transforms (Wold and Despain, 1984): n - 1
     words of storage and 2 log2(n) adders.
 
-    Throughput one element a cycle; latency `latency` cycles.
+    Throughput one element per cycle; latency `latency` cycles.
 
     Parameters
     ----------

@@ -331,7 +331,7 @@ def key_sums_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def score_layout(config: EngineConfig) -> data.StructLayout:
-    """One token's score for every head; `saturated` has a bit a head."""
+    """One token's score for every head; `saturated` has a bit per head."""
     return data.StructLayout(
         {
             "scores": data.ArrayLayout(signed(config.score_bits), config.query_group),

@@ -22,7 +22,7 @@ class LeavingFetcher(wiring.Component):
     """Requests a key and a value record, and sends their planes whole.
 
     One fetch at a time; there is room for both records, so that their words are always taken. Per
-    record one byte a cycle: requantization takes the planes no faster.
+    record one byte per cycle: requantization takes the planes no faster.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class LeavingFetcher(wiring.Component):
             request.words.eq(((offset + size.bytes - 1) >> (word.bit_length() - 1)) + 1),
         ]
 
-        # --- one byte a cycle -------------------------------------------------------------------
+        # --- one byte per cycle -------------------------------------------------------------------
         group = DIGITS_PER_BYTE[config.packing]
         of_plane, of_scale = plane_bytes(config.packing, config.head_dim), scale_bytes(config)
         place = Signal(range(word))

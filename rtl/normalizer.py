@@ -1,4 +1,4 @@
-"""Normalizer: accumulators over the softmax denominator, by one reciprocal a head."""
+"""Normalizer: accumulators over the softmax denominator, by one reciprocal per head."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Normalizer(wiring.Component):
     """``out = sat(round(acc * floor(2**(R+k) / sum) * 2**-(R + k - Fo)))``, k = floor(log2(sum)).
 
     The denominator is shifted until its top bit is set, a restoring divider makes one bit of the
-    reciprocal a cycle, and each element takes one multiply. Needs ``sum >= 2**(W-1)``, which the
+    reciprocal per cycle, and each element takes one multiply. Needs ``sum >= 2**(W-1)``, which the
     online softmax guarantees.
 
-    Throughput one element a cycle; `reciprocal_latency` cycles from the denominators to the first
-    accumulator taken, then `LATENCY` cycles an element.
+    Throughput one element per cycle; `reciprocal_latency` cycles from the denominators to the first
+    accumulator taken, then `LATENCY` cycles per element.
 
     Attributes
     ----------
-    sums : stream In, `sum_layout`, one transfer a job
+    sums : stream In, `sum_layout`, one transfer per job
     i : stream In, `accumulator_layout`
     o : stream Out, `output_layout`
     """

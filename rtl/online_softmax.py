@@ -30,8 +30,8 @@ class OnlineSoftmax(wiring.Component):
     Attributes
     ----------
     i : stream In, `score_layout`
-    o : stream Out, `weight_layout`, one transfer a token
-    sums : stream Out, `sum_layout`, one transfer a job
+    o : stream Out, `weight_layout`, one transfer per token
+    sums : stream Out, `sum_layout`, one transfer per job
     """
 
     LATENCY = 7

@@ -17,14 +17,14 @@ __all__ = ["OutputRotator"]
 class OutputRotator(wiring.Component):
     """``s * (H out)``, exact, or the outputs as they are; with the exponent of the true output.
 
-    One transform a head. Throughput one element a cycle; `latency` cycles. The next job's first
+    One transform a head. Throughput one element per cycle; `latency` cycles. The next job's first
     element is taken when the last one of the job before has left the transforms.
 
     Attributes
     ----------
-    task : stream In, `output_task_layout`, one transfer a job, taken with its last output
-    i : stream In, `output_layout`, D transfers a job
-    o : stream Out, `rotated_output_layout`, D transfers a job
+    task : stream In, `output_task_layout`, one transfer per job, taken with its last output
+    i : stream In, `output_layout`, D transfers per job
+    o : stream Out, `rotated_output_layout`, D transfers per job
     """
 
     def __init__(self, config: EngineConfig) -> None:

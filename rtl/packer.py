@@ -22,7 +22,7 @@ class Packer(wiring.Component):
     A group of trits that several bytes decode to takes the smallest of them. The last byte is
     filled with zeros.
 
-    Throughput one plane a cycle, latency `LATENCY` cycles.
+    Throughput one plane per cycle, latency `LATENCY` cycles.
 
     Attributes
     ----------

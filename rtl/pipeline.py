@@ -14,7 +14,7 @@ class Pipeline:
     """Registers between a source and a sink stream.
 
     The stages advance when the sink takes the last one or the last one is empty, so that throughput
-    is one transfer a cycle and latency the number of stages. Payload is stable while stalled.
+    is one transfer per cycle and latency the number of stages. Payload is stable while stalled.
 
     Parameters
     ----------

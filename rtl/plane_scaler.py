@@ -21,13 +21,13 @@ class PlaneScaler(wiring.Component):
     run, which contributes ``sat(round(t * (2**M + fraction) * 2**(exponent - query_exponent)))`` to
     the score. With power-of-two scales (M = 0) there is no multiplier, only a shifter.
 
-    Throughput one slice a cycle, latency `LATENCY` cycles from a token's last slice to its score.
+    Throughput one slice per cycle, latency `LATENCY` cycles from a token's last slice to its score.
 
     Attributes
     ----------
-    query_exponent : In, signed, one a head; stable while keys of a job pass
+    query_exponent : In, signed, one per head; stable while keys of a job pass
     i : stream In, `key_sums_layout`
-    o : stream Out, `score_layout`, one transfer a token
+    o : stream Out, `score_layout`, one transfer per token
     """
 
     LATENCY = 4

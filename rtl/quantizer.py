@@ -26,10 +26,10 @@ __all__ = ["Quantizer"]
 
 
 class Quantizer(wiring.Component):
-    """Digits and scales of docs/contract.md ("Quantizer"), one element a cycle.
+    """Digits and scales of docs/contract.md ("Quantizer"), one element per cycle.
 
     D elements are written to a memory while their magnitudes are summed and compared; `ScaleFinder`
-    makes a scale of that; then the elements go through `DigitPipeline`, one a cycle, or with
+    makes a scale of that; then the elements go through `DigitPipeline`, one per cycle, or with
     feedback one after the other, each added to what `FeedbackSums` has for it. A balanced code is
     one run of all planes. A residual code is a run a plane: the pipeline's remainders go back to
     the memory, and are summed and compared on their way.
@@ -38,16 +38,16 @@ class Quantizer(wiring.Component):
     element, which waits until the digits are out.
 
     Cycles of a vector of N planes, without gaps or back-pressure: D to load, at most
-    `scale_latency` to the first digits, then those of an element a cycle, or of one in N + 3 cycles
-    with feedback. A residual code repeats the latter two for each plane.
+    `scale_latency` to the first digits, then those of an element per cycle, or of one in N + 3
+    cycles with feedback. A residual code repeats the latter two for each plane.
 
     Attributes
     ----------
     code : In, `vector_code_layout`; looked at when a vector's last element is taken
-    i : stream In, `requantized_layout`, D elements a vector
+    i : stream In, `requantized_layout`, D elements per vector
     factors : read port of feedback matrices, `factors_signature`
-    o : stream Out, `coded_element_layout`, D transfers a run
-    scale : stream Out, `exponent_layout`, one a vector, as soon as its last scale is known
+    o : stream Out, `coded_element_layout`, D transfers per run
+    scale : stream Out, `exponent_layout`, one per vector, as soon as its last scale is known
     """
 
     def __init__(self, config: EngineConfig) -> None:

@@ -1,4 +1,4 @@
-"""Query buffer: the queries of a job, loaded an element a beat, read a slice at a time."""
+"""Query buffer: the queries of a job, loaded an element per beat, read a slice at a time."""
 
 from __future__ import annotations
 

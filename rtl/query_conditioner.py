@@ -30,14 +30,14 @@ class QueryConditioner(wiring.Component):
     the engine attends with one job's queries, the next job's are conditioned.
 
     `measure_latency` cycles after the first element came, without gaps, `exponents` is offered; the
-    first query comes `LATENCY` cycles after its transfer, then one a cycle.
+    first query comes `LATENCY` cycles after its transfer, then one per cycle.
 
     Attributes
     ----------
-    task : stream In, `query_task_layout`, one transfer a job
-    i : stream In, `host_query_layout`: D transfers a job
-    exponents : stream Out, `query_exponents_layout`, one transfer a job, before its queries
-    o : stream Out, `query_layout`: D transfers a job
+    task : stream In, `query_task_layout`, one transfer per job
+    i : stream In, `host_query_layout`: D transfers per job
+    exponents : stream Out, `query_exponents_layout`, one transfer per job, before its queries
+    o : stream Out, `query_layout`: D transfers per job
     """
 
     LATENCY = 3

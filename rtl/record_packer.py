@@ -17,20 +17,20 @@ __all__ = ["RecordPacker"]
 
 
 class RecordPacker(wiring.Component):
-    """A record as docs/contract.md ("Memory") has it: run by run, scale and planes; a byte a cycle.
+    """A record as docs/contract.md ("Memory") has it: run by run, scale and planes, in bytes.
 
     The digits of as many elements as share a byte are collected, then encoded plane after plane,
-    one byte a cycle by one encoder, into a memory with a place for each plane: the order of the
+    one byte per cycle by one encoder, into a memory with a place for each plane: the order of the
     planes is a matter of the address. When all are in, the record is read out. The next vector's
     first bytes wait until then.
 
     The first byte of a record of N planes comes `latency(N)` cycles after its last digits, of a
-    residual code `latency(1)`; the others follow, one a cycle. Elements are taken one a cycle as
-    long as there are as many in a byte as there are planes, else at the pace of the encoder.
+    residual code `latency(1)`; the others follow, one per cycle. Elements are taken one per cycle
+    as long as there are as many in a byte as there are planes, else at the pace of the encoder.
 
     Attributes
     ----------
-    i : stream In, `coded_element_layout`, D transfers a run
+    i : stream In, `coded_element_layout`, D transfers per run
     o : stream Out, `byte_layout`, a transfer a byte
     """
 
@@ -88,7 +88,7 @@ class RecordPacker(wiring.Component):
             with m.If(last_element):
                 m.d.sync += [element.eq(0), byte.eq(0), run.eq(Mux(last_run, 0, run + 1))]
 
-        # --- encode: one plane's byte a cycle, to its place in the record -------------------------
+        # --- encode: one plane's byte per cycle, to its place in the record -----------------------
         held = [
             Signal(digits.trits.shape(), name=f"held_{n}", reset_less=True) for n in range(group)
         ]

@@ -26,8 +26,8 @@ class RecordUnpacker(wiring.Component):
     last word may hold bytes that are not its own. Records start at any byte.
 
     The planes of a slice and, where they open a run, the scale before them leave in one cycle: one
-    slice a cycle, also over the end of a piece, as long as words come fast enough; and one word a
-    cycle where they are narrower than that. From the planes' last word to their first slice it
+    slice per cycle, also over the end of a piece, as long as words come fast enough; and one word
+    per cycle where they are narrower than that. From the planes' last word to their first slice it
     takes `latency` cycles.
 
     A run whose number of planes is no multiple of a slice's has its incomplete slice at its most

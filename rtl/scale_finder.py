@@ -29,7 +29,7 @@ class ScaleFinder(wiring.Component):
     A part of the quantizer. The number that is encoded, a serial product of the sum of magnitudes
     and a constant, or the largest magnitude, is shifted until its top bit is one; the bits behind
     are the fraction, rounded. The scale is shifted to its place and tripled for each further digit.
-    Shifts go by four places a cycle and then by one, so that there is no barrel shifter.
+    Shifts go by four places per cycle and then by one, so that there is no barrel shifter.
 
     Attributes
     ----------

@@ -22,13 +22,13 @@ __all__ = ["Sequencer"]
 class Sequencer(wiring.Component):
     """Order of a job: queries, K block 0, then K block i+1 before V block i, at last the last V.
 
-    At most one slice passes a cycle, combinationally. The next job is taken when the last value
+    At most one slice passes per cycle, combinationally. The next job is taken when the last value
     slice of the one before has passed; its queries load while that one's outputs leave.
 
     Attributes
     ----------
     jobs : stream In, `job_layout`
-    value_exponents : stream In, `value_exponent_layout`, one a job: taken any time after the job,
+    value_exponents : stream In, `value_exponent_layout`, one per job: taken any time after the job,
         and waited for before the job's first value slice
     keys, values : stream In, `key_input_layout` and `value_input_layout`
     key_slices : stream Out, `key_slice_layout`: numbered, with the ends of block and job marked

@@ -50,7 +50,7 @@ class Tables(wiring.Component):
     Loading: a header word, ``section | head << 3``, then words of the section from the head's first
     on, in any number; those of the next head follow. A memory word of b bits comes in ceil(b / 32)
     words, least significant first. Words behind the last head's, and all after a header that names
-    no section or head, are taken and ignored. A word a cycle. What is being read must not be
+    no section or head, are taken and ignored. A word per cycle. What is being read must not be
     loaded.
 
     Attributes

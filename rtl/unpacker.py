@@ -21,7 +21,7 @@ class Unpacker(wiring.Component):
     "5in8" is the trit block of ASTC's integer sequence encoding (Khronos Data Format
     Specification): some twenty gates a byte. Every byte decodes. "2bit" takes one gate a trit.
 
-    Throughput one plane a cycle, latency `LATENCY` cycles.
+    Throughput one plane per cycle, latency `LATENCY` cycles.
 
     Attributes
     ----------

@@ -23,12 +23,12 @@ class WeightScaler(wiring.Component):
     """Joins softmax weights with value slices into the operations of the value lanes.
 
     A unit plane takes ``round(p * (2**M + fraction) * 2**(exponent - value_exponent - M))``, every
-    further slice of its run 3**P times the weight before, P planes a slice. A token that opens a
+    further slice of its run 3**P times the weight before, P planes per slice. A token that opens a
     block is preceded by CLEAR (first of a job) or SHIFT, the last token of a job is followed by
     DRAIN.
     With power-of-two scales (M = 0) there is no multiplier, only a shifter.
 
-    Throughput one slice a cycle, latency `LATENCY` cycles.
+    Throughput one slice per cycle, latency `LATENCY` cycles.
 
     Attributes
     ----------

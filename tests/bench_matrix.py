@@ -12,9 +12,9 @@ from sim.bench.runner import run_bench
 TINY = load_config("tiny")
 
 CONFIGS = {
-    # two slices a plane
+    # two slices per plane
     "tiny": TINY,
-    # one slice a plane
+    # one slice per plane
     "full-width": TINY.replace(name="full-width", lanes=TINY.head_dim),
     # power-of-two scales: no multiplier on a token's path
     "power-of-two": TINY.replace(name="power-of-two", scale_fraction_bits=0),
@@ -40,19 +40,19 @@ CONFIGS = {
     "smollm2": load_config("smollm2"),
 }
 
-#: The comparison engines' formats: two slices a vector, and one.
+#: The comparison engines' formats: two slices per vector, and one.
 INTEGER_CONFIGS = {
     "int8": TINY.replace(name="int8", cache_format="int8", max_planes=1),
     "int4": TINY.replace(name="int4", cache_format="int4", max_planes=1, lanes=TINY.head_dim),
 }
 
-#: Several planes a slice, never as many for keys as for values or as the vectors have.
+#: Several planes per slice, never as many for keys as for values or as the vectors have.
 PLANES_CONFIGS = {
     name: base.replace(name=name, key_planes_per_cycle=keys, value_planes_per_cycle=values)
     for name, base, keys, values in (
-        # two slices a plane
+        # two slices per plane
         ("planes-2-3", TINY, 2, 3),
-        # one slice a plane: five key planes in two slices, five value planes in three
+        # one slice per plane: five key planes in two slices, five value planes in three
         ("planes-3-2", CONFIGS["full-width"], 3, 2),
         # one head, at most three planes, and all of a value's in one slice
         ("planes-2-3-odd", CONFIGS["odd"], 2, 3),
@@ -76,17 +76,17 @@ SHAPES = {
 
 #: For blocks at the memory port. Words of tiny hold 4 bytes, those of smollm2 16.
 MEMORY_CONFIGS = {
-    # a plane and its scale fit in a word, two slices a plane
+    # a plane and its scale fit in a word, two slices per plane
     "tiny": TINY,
-    # one slice a plane, words that hold several planes, scales of two bytes
+    # one slice per plane, words that hold several planes, scales of two bytes
     "wide": TINY.replace(name="wide", lanes=8, memory_bits=128, scale_fraction_bits=6),
     # planes of four words, residual codes' scales between them
     "narrow": CONFIGS["smollm2"].replace(name="narrow", memory_bits=32, block=8),
     # what decoding runs on
     "smollm2": CONFIGS["smollm2"],
-    # two slices a plane, the planes of one slice in up to three words
+    # two slices per plane, the planes of one slice in up to three words
     "planes-2-3": PLANES_CONFIGS["planes-2-3"],
-    # one slice a plane, several of them in a word, scales of two bytes
+    # one slice per plane, several of them in a word, scales of two bytes
     "planes-3-2": PLANES_CONFIGS["planes-3-2"].replace(memory_bits=128, scale_fraction_bits=6),
 }
 

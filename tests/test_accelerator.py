@@ -11,10 +11,10 @@ OTHERS = {
     "odd": TINY.replace(
         name="odd", head_dim=12, query_group=1, lanes=12, packing="2bit", memory_bits=128
     ),
-    # several planes a slice
+    # several planes per slice
     "planes-3-2": PLANES_CONFIGS["planes-3-2"],
 }
-#: Vectors only, jobs and errors are as in tiny: up to five slices a plane and five blocks of the
+#: Vectors only, jobs and errors are as in tiny: up to five slices per plane and five blocks of the
 #: rotation, feedback that saturates, as many query heads as a KV head may have.
 LARGE = {
     name: TINY.replace(name=name, head_dim=head_dim, lanes=lanes, query_group=query_group)

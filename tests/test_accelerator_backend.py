@@ -22,7 +22,7 @@ def test_decoding_on_the_accelerator(tiny_folder, code):
     found = report(tiny_folder, "--max-new-tokens", "12", "--code", code)
     assert found["outputs_compared"] == 11 * 2 * 2 * 2 * 8  # steps, layers, KV heads, G, D
     assert found["mismatches"] == 0
-    assert found["memory_bytes_compared"] > 2 * 2 * 20 * 2 * 3  # more than 3 bytes a vector
+    assert found["memory_bytes_compared"] > 2 * 2 * 20 * 2 * 3  # more than 3 bytes per vector
     assert found["memory_differences"] == 0
     assert found["tokens_identical"] is True
     assert found["rtl_cycles"] > found["bound_cycles"]

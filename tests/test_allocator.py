@@ -114,7 +114,7 @@ def test_bits_that_are_too_few(
     ("tokens", "cycles", "digits"), [(100, 8000, 12), (100, 10000, 16), (8, 1000, 20), (7, 840, 20)]
 )
 def test_digits_for_cycles_are_the_most_that_fit(tokens: int, cycles: int, digits: int) -> None:
-    """Three KV heads of two layers; seven tokens in five digits, two slices a plane."""
+    """Three KV heads of two layers; seven tokens in five digits, two slices per plane."""
     assert digits_for_cycles(TINY, CODE, 2, 3, cycles, tokens) == digits
 
     def bound(count: int) -> int:

@@ -23,7 +23,7 @@ FULL = {"size": 3, "burst": 1}
 
 
 def play(rules: BusRules, rows: Iterable[Row]) -> BusRules:
-    """Give samples to rules, one a clock edge; a signal that a row does not name is 0."""
+    """Give samples to rules, one per clock edge; a signal that a row does not name is 0."""
     for row in rows:
         rules.step(lambda name, row=row: row.get(name, 0), bool(row.get("reset", 0)))
     return rules

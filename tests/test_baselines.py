@@ -279,7 +279,7 @@ def fed(cache_format: CacheFormat, language_model: LanguageModel, tokens: int):
         ("int4,conditioned,feedback", 4 + 16 / 32),
         # of 40 tokens 4 and 6 are in 8 bits
         ("int2,sinks=4,window=6", (30 * (2 + 16 / 32) + 10 * (8 + 16 / 32)) / 40),
-        # keys: one group of 32 in 2 bits with 2 numbers a channel, 8 in fp16; values: 8 in 2 bits
+        # keys: one group of 32 in 2 bits with 2 numbers per channel, 8 in fp16; values: 8 in 2 bits
         (
             "kivi:2",
             ((32 * 2 + 2 * 16 + 8 * 16) + (8 * (2 + 2 * 16 / 32) + 32 * 16)) / 80,

@@ -73,7 +73,7 @@ def test_a_tables_layers_are_summed() -> None:
 
 def test_every_layer_waits_for_its_own_bytes() -> None:
     mixed = ternary(TINY, TABLE)
-    # two lanes: four slices a plane; 24 bits a cycle: four cycles a token of K3/V2, two of K1/V1
+    # two lanes: four slices per plane; 24 bits per cycle: four cycles per token of K3/V2, two of K1
     narrow, wide = mixed.engine(2), mixed.engine(8, 3, 2)
     assert mixed.cycles(narrow, 32, 24) == mixed.cycles(narrow, 32)
     # the short layers' bytes are there before their engine is through its fixed cycles
@@ -118,7 +118,7 @@ def test_engines_with_multipliers() -> None:
 
 def test_tiers_of_conditioned_int4() -> None:
     int8, int4, conditioned = of_integers("INT8", "INT4", "INT4 conditioned")
-    # 36 tokens of 8 bits an element, two slices each; then one more of 4
+    # 36 tokens of 8 bits per element, two slices each; then one more of 4
     assert conditioned.bytes(36) == int8.bytes(36)
     assert conditioned.bytes(37) == int8.bytes(36) + int4.bytes(1)
     config = conditioned.engine(4)

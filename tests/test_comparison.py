@@ -58,7 +58,7 @@ def test_equal_lanes() -> None:
 def test_equal_speed_takes_the_fewest_lanes_then_the_fewest_planes() -> None:
     wanted = uniform_job_cycles(K3V2.engine(8, 3, 2), 32, 3, 2)
     several, one = equal_speed([K3V2, K1V1], wanted, 32, measure)
-    # one slice a vector and no less does it for three key planes; 5 % more would not be enough
+    # one slice per vector and no less does it for three key planes; 5 % more would not be enough
     assert (several.lanes, *planes(several), several.cycles) == (8, 3, 2, wanted)
     assert (one.lanes, *planes(one)) == (8, 1, 1)
     assert K1V1.cycles(K1V1.engine(4), 32) > wanted * 1.05
@@ -73,8 +73,8 @@ def test_equal_speed_takes_the_fewest_lanes_then_the_fewest_planes() -> None:
 
 def test_equal_bandwidth_takes_the_lanes_that_keep_up() -> None:
     (row,) = equal_bandwidth([K1V1], memory_bits=8, tokens=32, measure=measure)
-    assert row.memory_cycles == 32 * 6  # a byte a cycle
-    assert row.lanes == 4  # 4 slices a token within 6 cycles; 2 lanes would take 8
+    assert row.memory_cycles == 32 * 6  # a byte per cycle
+    assert row.lanes == 4  # 4 slices per token within 6 cycles; 2 lanes would take 8
     (row,) = equal_bandwidth([K3V2], memory_bits=4096, tokens=32, measure=measure)
     assert (row.lanes, *planes(row), row.effective_cycles) == (8, 3, 2, row.cycles)
     (row,) = equal_bandwidth([K3V2], memory_bits=1, tokens=32, measure=measure)
@@ -87,18 +87,18 @@ def test_a_tables_row_is_of_the_mean_layer() -> None:
     config = mixed.engine(4)
     both = K3V2.cycles(config, 10) + K1V1.cycles(config, 10)
     assert both % 2 == 0 and (row.layers, row.cycles) == (2, both // 2)
-    # 120 and 60 bytes; 24 bits a cycle, 40 and 20 cycles, which the engine takes longer than
+    # 120 and 60 bytes; 24 bits per cycle, 40 and 20 cycles, which the engine takes longer than
     assert row.bytes == 90
     (row,) = equal_bandwidth([mixed], memory_bits=24, tokens=10, measure=measure)
     assert (row.memory_cycles, row.effective_cycles) == (30, row.cycles)
-    # half a cycle is rounded up: 120 bytes at 88 bits a cycle are 11 cycles, 60 are 6
+    # half a cycle is rounded up: 120 bytes at 88 bits per cycle are 11 cycles, 60 are 6
     (row,) = equal_bandwidth([mixed], memory_bits=88, tokens=10, measure=measure)
     assert row.memory_cycles == 9
 
 
 def test_a_table_keeps_up_when_its_layers_do_together() -> None:
     mixed = ternary(TINY, MIXED)
-    # two bytes a cycle: six cycles a token of K3/V2, three of K1/V1
+    # two bytes per cycle: six cycles per token of K3/V2, three of K1/V1
     bound = 64 * (6 + 3) + K3V2.fixed_cycles(64) + K1V1.fixed_cycles(64)
     (row,) = equal_bandwidth([mixed], memory_bits=16, tokens=64, measure=measure)
     assert (row.lanes, *planes(row)) == (8, 1, 1)

@@ -219,7 +219,7 @@ def test_the_smallest_that_fits_is_taken():
         {"start": -1},
         {"vectors": np.ones((2, 2, 1, 8), np.int64)},  # another batch than the buffers
         {"vectors": np.ones((1, 3, 1, 8), np.int64)},
-        {"vectors": np.ones((1, 2, 1, 11), np.int64)},  # 3 bytes a plane
+        {"vectors": np.ones((1, 2, 1, 11), np.int64)},  # 3 bytes per plane
         {"factors": np.zeros((1, 8, 8), np.int8)},
         {"factors": np.zeros((2, 8, 7), np.int8)},
         {"shifts": np.zeros((0, 0), np.int64)},

@@ -67,7 +67,7 @@ def test_mixed_digits(seed: int, planes_per_cycle: int) -> None:
 
 
 def test_steady_state_of_the_smollm2_engine() -> None:
-    """At 1024 tokens the engine takes at most 5 % more cycles than one slice a cycle needs."""
+    """At 1024 tokens the engine takes at most 5 % more cycles than one slice per cycle needs."""
     config = load_config("smollm2")
     case = random_case(0, config, [3] * 1024, [2] * 1024, code="balanced")
     with VerilatedEngine(config) as engine:

@@ -119,5 +119,5 @@ def test_refused() -> None:
         image.read(0, 0, "key", 31)
     with pytest.raises(ValueError, match=r"^data is torch\.int8 \(4,\); must be torch\.uint8 \("):
         MemoryImage(image.layout, torch.zeros(4, dtype=torch.int8))
-    with pytest.raises(ValueError, match=r"^data has 4 bytes a record; must be 5$"):
+    with pytest.raises(ValueError, match=r"^data has 4 bytes per record; must be 5$"):
         unpack_records(TINY, torch.zeros(1, 4, dtype=torch.uint8), 2, False, "key")

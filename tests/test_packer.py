@@ -88,7 +88,7 @@ def test_pack_refuses_what_is_not_a_trit():
 
 
 def test_unpack_refuses_a_wrong_number_of_bytes():
-    with pytest.raises(ValueError, match=r"^data has 12 bytes a plane, 64 trits in 5in8 are 13$"):
+    with pytest.raises(ValueError, match=r"^data has 12 bytes per plane, 64 trits in 5in8 are 13$"):
         unpack("5in8", torch.zeros(12, dtype=torch.uint8), 64)
 
 

@@ -23,7 +23,7 @@ DIGITS = st.integers(1, 5)
 CODES = st.builds(
     CacheCode, st.sampled_from(("balanced", "residual")), DIGITS, DIGITS, TIERS, DIGITS
 )
-# its planes a cycle divide no number of digits
+# its planes per cycle divide no number of digits
 WIDE = TINY.replace(key_planes_per_cycle=3, value_planes_per_cycle=2)
 CONFIGS = st.sampled_from((TINY, WIDE, TINY.replace(max_planes=5, packing="2bit")))
 

@@ -19,7 +19,7 @@ def test_llama_3_70b_at_1024_tokens_by_hand():
     assert fp16.cache_bytes == vectors * 256 == 335_544_320
     assert int8.cache_bytes == vectors * 130
     assert int4.cache_bytes == vectors * 66
-    # 26 bytes a plane of 128 digits, one byte a scale
+    # 26 bytes per plane of 128 digits, one byte a scale
     assert plain.cache_bytes == 80 * 8 * 1024 * (5 * 26 + 2)
     assert tiers.cache_bytes == 80 * 8 * (988 * (3 * 26 + 2) + 36 * 2 * (5 * 26 + 1))
     assert fp16.bits_per_element == 16

@@ -20,7 +20,7 @@ def attend(
     other_keys: SecondVersion[Tensor] | None = None,
     other_values: SecondVersion[Tensor] | None = None,
 ) -> Tensor:
-    """``softmax(q k' / sqrt(D)) v`` of I queries a head over T tokens.
+    """``softmax(q k' / sqrt(D)) v`` of I queries per head over T tokens.
 
     Parameters
     ----------

@@ -227,7 +227,7 @@ class TernaryCache(StoredCache):
     Parameters
     ----------
     code : one for all layers, or a table with one for each
-    conditioning : one entry a layer
+    conditioning : one entry per layer
     """
 
     def __init__(

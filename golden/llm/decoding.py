@@ -43,7 +43,7 @@ class Decoded:
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode steps a second; zero without any."""
+        """Decode steps per second; zero without any."""
         return self.steps / self.seconds if self.steps else 0.0
 
     @property

@@ -1,6 +1,6 @@
 """Digits per layer, for keys and for values, under a budget: where a digit is worth most.
 
-Every tensor of the body (a layer's keys or its values) costs the same for a digit, one plane a
+Every tensor of the body (a layer's keys or its values) costs the same for a digit, one plane per
 token, so a budget in bits or in cycles is a number of digits in all. What a tensor loses by few
 digits is estimated to second order: an error e_j of token j's vector, with g_j the gradient of the
 negative log-likelihood with respect to that vector, costs a divergence of ``(g_j . e_j)**2 / 2`` in

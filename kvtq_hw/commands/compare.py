@@ -1,4 +1,4 @@
-"""Engines side by side at equal lanes, equal tokens a second and equal memory bandwidth."""
+"""Engines side by side at equal lanes, equal tokens per second and equal memory bandwidth."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def command(
     quality_files: Sequence[Path],
     json_file: Path | None,
 ) -> None:
-    """Engines side by side at equal lanes, equal tokens a second and equal memory bandwidth.
+    """Engines side by side at equal lanes, equal tokens per second and equal memory bandwidth.
 
     One KV head at one context, one clock for all. Areas are measured on netlists, memories aside;
     cycles and bytes are derived from the cycle model and the layout of stored vectors. A table's
@@ -72,7 +72,7 @@ def command(
     ways = {
         f"equal lanes: {config.lanes}": lanes,
         f"equal speed: INT8's {int8:,} cycles, 5 % more at most": speed,
-        f"equal memory bandwidth: {memory_bits} bits a cycle": bandwidth,
+        f"equal memory bandwidth: {memory_bits} bits per cycle": bandwidth,
     }
     for title, rows in ways.items():
         click.echo(f"{config.name}, {tokens} tokens, {title}")

@@ -149,7 +149,7 @@ class DecodeReport:
                 "RTL cycles",
                 f"{self.rtl_cycles / steps:,.0f} per token, all layers and heads; "
                 f"{self.rtl_cycles / self.bound_cycles:.3f} of the bound "
-                f"of one plane slice a cycle, {self.bound_cycles / steps:,.0f}",
+                f"of one plane slice per cycle, {self.bound_cycles / steps:,.0f}",
             )
 
     def _rows_of_the_comparison(self) -> Iterator[tuple[str, str]]:

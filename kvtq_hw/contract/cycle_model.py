@@ -31,9 +31,9 @@ _NORMALIZER = 2
 
 
 def bound_cycles(config: EngineConfig, tokens: int, key_planes: int, value_planes: int) -> int:
-    """Cycles at one slice a cycle, which none can beat, of keys and values of one run each.
+    """Cycles at one slice per cycle, which none can beat, of keys and values of one run each.
 
-    ``T (ceil(N_k / P_k) + ceil(N_v / P_v)) ceil(D / lanes)`` with P planes a slice.
+    ``T (ceil(N_k / P_k) + ceil(N_v / P_v)) ceil(D / lanes)`` with P planes per slice.
     """
     key_slices = token_slices(config.key_planes_per_cycle, key_planes)
     value_slices = token_slices(config.value_planes_per_cycle, value_planes)

@@ -105,7 +105,7 @@ class MemoryLayout:
     ----------
     config : word, packing, scale format and head dimension
     codes : cache code of each layer
-    kv_heads : KV heads a layer
+    kv_heads : KV heads per layer
     tokens : longest context that there is room for
     base : address of the first region, a multiple of the memory word
 

@@ -170,7 +170,7 @@ def c_header() -> str:
         "#ifndef KVTQ_REGISTERS_H",
         "#define KVTQ_REGISTERS_H",
         "",
-        "/* Byte address of each register; of an array's first, then one a word. */",
+        "/* Byte address of each register; of an array's first, then one per word. */",
     ]
     registers = register_map().values()
     lines += [f"#define KVTQ_{r.name.upper()} 0x{r.address:03x}u" for r in registers]

@@ -73,10 +73,10 @@ class TernaryLayer:
 
 @dataclass(frozen=True)
 class IntegerLayer:
-    """A layer in integers of `bits` bits under one scale a vector; sinks and window in 8 bits.
+    """A layer in integers of `bits` bits under one scale per vector; sinks and window in 8 bits.
 
-    In lanes of fewer bits an element of the tier is counted as two halves in two slices. The engine
-    as built takes no such halves: what it would need for them is in no area.
+    In lanes of fewer bits per element of the tier is counted as two halves in two slices. The
+    engine as built takes no such halves: what it would need for them is in no area.
     """
 
     bits: int
@@ -125,7 +125,7 @@ class Candidate:
     layers: tuple[LayerFormat, ...]
 
     def engine(self, lanes: int, key_planes: int = 1, value_planes: int = 1) -> EngineConfig:
-        """Its configuration with so many lanes, and planes a cycle."""
+        """Its configuration with so many lanes, and planes per cycle."""
         fields = {
             "lanes": lanes,
             "key_planes_per_cycle": key_planes,
@@ -134,7 +134,7 @@ class Candidate:
         return EngineConfig.model_validate(self.config.model_dump() | fields)
 
     def engines(self) -> list[EngineConfig]:
-        """What its head dimension and planes allow: fewest lanes first, then fewest planes a cycle.
+        """What head dimension and planes allow: fewest lanes first, then fewest planes per cycle.
 
         Lanes come first: each has the adder of an accumulator, which all planes of a cycle share.
         Of as many planes those have the fewest of values.
@@ -208,7 +208,7 @@ def ternary(config: EngineConfig, code: CacheCode | CodeTable) -> Candidate:
 def integers(config: EngineConfig) -> list[Candidate]:
     """The candidates with multipliers, against queries of 8 bits.
 
-    INT8 and INT4 are plain integers, one scale a vector: no rotation, no feedback, no tiers. INT4
+    INT8 and INT4 are plain integers, one scale per vector: no rotation, no feedback, no tiers. INT4
     conditioned has what the ternary codes have: centring, rotation, feedback, sinks and window.
     """
     one = {"max_planes": 1, "key_planes_per_cycle": 1, "value_planes_per_cycle": 1}

@@ -1,4 +1,4 @@
-"""Engines side by side, three ways: at equal lanes, equal tokens a second, equal memory bandwidth.
+"""Engines side by side: at equal lanes, equal tokens per second, equal memory bandwidth.
 
 A ternary lane takes a cycle for each plane where an integer lane takes one for the whole element,
 and reads fewer bits. So lanes alone do not compare: each way fixes one thing and lets the number of
@@ -86,7 +86,7 @@ Measure = Callable[[EngineConfig], AreaReport]
 def equal_lanes(
     candidates: Iterable[Candidate], lanes: int, tokens: int, measure: Measure
 ) -> list[Row]:
-    """Every candidate with the same number of lanes, and one plane a cycle."""
+    """Every candidate with the same number of lanes, and one plane per cycle."""
     return [_row(candidate, candidate.engine(lanes), tokens, measure) for candidate in candidates]
 
 

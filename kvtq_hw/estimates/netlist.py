@@ -71,7 +71,7 @@ def count_multipliers(verilog: str, top: str) -> dict[str, int]:
 
 
 def expected_multipliers(config: EngineConfig) -> dict[str, int]:
-    """What the design promises: one multiplier a query head where scales have a mantissa.
+    """What the design promises: one multiplier per query head where scales have a mantissa.
 
     Only the two scalers and the normalizer multiply; with power-of-two scales the scalers shift,
     and the path of a token holds no multiplier. The comparison engines have one more in every lane

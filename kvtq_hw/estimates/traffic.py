@@ -82,7 +82,7 @@ class Traffic:
 def traffic(
     shape: ModelShape, context: int, config: EngineConfig, codes: Sequence[CacheCode]
 ) -> list[Traffic]:
-    """The cache of a model in fp16, INT8 and INT4 with a 16-bit scale a vector, and in codes.
+    """The cache of a model in fp16, INT8 and INT4 with a 16-bit scale per vector, and in codes.
 
     Parameters
     ----------

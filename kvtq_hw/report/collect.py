@@ -60,8 +60,8 @@ def collect(
     return {
         "title": "Ternary KV-cache attention in hardware",
         "subject": (
-            f"Configuration {config.name}: {config.head_dim} elements a head, "
-            f"{config.query_group} query heads a KV head, {config.lanes} lanes; model "
+            f"Configuration {config.name}: {config.head_dim} elements per head, "
+            f"{config.query_group} query heads per KV head, {config.lanes} lanes; model "
             f"{inputs.model}; codes {', '.join(map(str, inputs.codes))}."
         ),
         "version": __version__,

@@ -56,8 +56,8 @@ class EngineBackend:
     Attributes
     ----------
     cycles : clock cycles with a job in flight
-    bound_cycles : slices streamed: the cycles that an engine with one slice a cycle needs at least
-    jobs : KV heads attended
+    bound_cycles : slices streamed: the cycles that an engine with one slice per cycle needs at
+    least jobs : KV heads attended
     """
 
     def __init__(self, config: EngineConfig) -> None:

@@ -1,6 +1,6 @@
 """Rules of AXI4, AXI4-Lite (ARM IHI 0022) and AXI4-Stream (IHI 0051), seen from beside a bus.
 
-No simulator is needed: the rules look at samples, one a clock edge, from wherever they come. Both
+No simulator is needed: the rules look at samples, one per clock edge, from wherever they come. Both
 sides of a bus are watched, so that a memory model that breaks a rule is found like a design that
 does. `sim.bench.axi_checker` feeds them from cocotb.
 """

@@ -31,7 +31,7 @@ _HANG = 4000  # cycles without the end of a job
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the blocks are: probabilities a cycle, and most cycles.
+    """How fast the blocks are: probabilities per cycle, and most cycles.
 
     jobs, ends, parts, elements, idle : that a descriptor is offered, an end or a part is taken, an
         element is given, the memory becomes idle in an abort

@@ -58,7 +58,7 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(digits=(1, 2, 3, 4, 5))
 async def corner_data(dut: HierarchyObject, digits: int) -> None:
-    """Zeros, one-hots and the largest elements that are; an element a cycle after `LATENCY`."""
+    """Zeros, one-hots and the largest elements that are; an element per cycle after `LATENCY`."""
     bench = await Bench.start(dut, "dequantizer")
     config, digits = bench.config, min(digits, bench.config.max_planes)
     # the bench of the quantizer has them twice as large: as requantized ones may be

@@ -34,7 +34,7 @@ async def run(bench: Bench, vectors: np.ndarray, source: str = "none", sink: str
 
 @cocotb.test()
 async def corner_data(dut: HierarchyObject) -> None:
-    """The largest sums that can be; one element a cycle, exactly `latency` cycles later."""
+    """The largest sums that can be; one element per cycle, exactly `latency` cycles later."""
     bench = await Bench.start(dut, "hadamard")
     await run(bench, corner_vectors(bench.config.head_dim))
     taken, sent = bench.drivers["i"].cycles, bench.sinks["o"].cycles

@@ -97,7 +97,7 @@ async def corner_accumulators(dut: HierarchyObject, value: str) -> None:
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
-    """`reciprocal_latency` cycles from the denominators to the first element, then one a cycle."""
+    """`reciprocal_latency` cycles from denominators to the first element, then one per cycle."""
     bench = await Bench.start(dut, "normalizer")
     config, block = bench.config, bench.component
     await run(bench, random_accumulators(bench, 3), random_sums(bench, 3))

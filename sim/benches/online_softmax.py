@@ -139,7 +139,7 @@ async def extreme_scores(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
-    """A block's first weight exactly `LATENCY` cycles after its last score, then one a cycle."""
+    """A block's first weight exactly `LATENCY` cycles after its last score, then one per cycle."""
     bench = await Bench.start(dut, "online_softmax")
     config, latency = bench.config, bench.component.LATENCY
     block = config.block

@@ -37,7 +37,7 @@ def all_groups(bench: Bench) -> np.ndarray:
 
 @cocotb.test()
 async def every_group(dut: HierarchyObject) -> None:
-    """All groups of trits, exhaustively, at one plane a cycle and the stated latency."""
+    """All groups of trits, exhaustively, at one plane per cycle and the stated latency."""
     bench = await Bench.start(dut, "packer")
     await run(bench, all_groups(bench))
     taken = bench.drivers["i"].cycles

@@ -131,7 +131,7 @@ async def largest_sums(dut: HierarchyObject, sign: int) -> None:
 
 @cocotb.test()
 async def full_throughput(dut: HierarchyObject) -> None:
-    """One slice a cycle; a score exactly `latency` cycles after its token's last slice."""
+    """One slice per cycle; a score exactly `latency` cycles after its token's last slice."""
     bench = await Bench.start(dut, "plane_scaler")
     config = bench.config
     keys = random_vectors(bench.rng, config, random_planes(bench.rng, config, 20))

@@ -66,7 +66,7 @@ async def symmetric_range(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def takes_only_one_load(dut: HierarchyObject) -> None:
-    """Nothing is taken before `start`, nor after D elements; one element a cycle in between."""
+    """Nothing is taken before `start`, nor after D elements; one element per cycle in between."""
     bench = await Bench.start(dut, "query_buffer")
     config = bench.config
     shape = (2 * config.head_dim, config.query_group)

@@ -87,7 +87,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 
 @cocotb.test()
 async def cycles_of_a_job(dut: HierarchyObject) -> None:
-    """An element a cycle in, the exponents after `measure_latency`, a query a cycle out."""
+    """An element per cycle in, the exponents after `measure_latency`, a query a cycle out."""
     bench = await Bench.start(dut, "query_conditioner")
     dim, component = bench.config.head_dim, bench.component
     tasks = [random_task(bench) for _ in range(8)]

@@ -80,7 +80,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(planes=(1, 2, 3, 4, 5))
 async def cycles_of_a_record(dut: HierarchyObject, planes: int) -> None:
-    """Elements at the pace of the encoder, the first byte after `latency`, then a byte a cycle."""
+    """Elements at the encoder's pace, the first byte after `latency`, then a byte per cycle."""
     bench = await Bench.start(dut, "record_packer")
     config = bench.config
     planes = min(planes, config.max_planes)
@@ -93,4 +93,4 @@ async def cycles_of_a_record(dut: HierarchyObject, planes: int) -> None:
     groups = [min(group, config.head_dim - start) for start in range(0, config.head_dim, group)]
     waits = sum(max(0, planes - size) for size in groups[1:])
     bench.check(taken[-1] - taken[0], config.head_dim - 1 + waits, "cycles of the elements")
-    bench.check(bool(np.all(np.diff(taken) >= 1)), True, "one element a cycle")
+    bench.check(bool(np.all(np.diff(taken) >= 1)), True, "one element per cycle")

@@ -127,7 +127,7 @@ async def random_jobs(dut: HierarchyObject, memory_mix: str, mix: str) -> None:
 
 @cocotb.test()
 async def pace(dut: HierarchyObject) -> None:
-    """Blocks from a memory with latency: one slice a cycle or one word a cycle, without a gap."""
+    """Blocks from a memory with latency: one slice or one word per cycle, without a gap."""
     bench = await Bench.start(dut, "record_reader")
     config = bench.config
     memory = Memory(bench)

@@ -82,7 +82,7 @@ async def every_offset(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def pace(dut: HierarchyObject) -> None:
-    """Whole blocks at random offsets: one slice a cycle, or one word a cycle, without a gap."""
+    """Whole blocks at random offsets: one slice per cycle, or one word per cycle, without a gap."""
     bench = await Bench.start(dut, "record_unpacker")
     config = bench.config
     pieces = [

@@ -210,7 +210,7 @@ async def neighbours(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def pace(dut: HierarchyObject) -> None:
-    """One byte a cycle, 6 cycles a record plus the bits of its slot; keys and values in turn."""
+    """One byte per cycle, 6 cycles and the bits of its slot per record; keys and values in turn."""
     bench = await Bench.start(dut, "record_writer")
     config = bench.config
     slot = min(config.max_context - 1, 37)

@@ -94,7 +94,7 @@ def loading(
 
 
 async def load(bench: Bench, packets: list[list[int]], source: str) -> None:
-    """Send packets, one word a cycle where the source has no gaps."""
+    """Send packets, one word per cycle where the source has no gaps."""
     bench.drive("load", payloads(packets), source)
     words = sum(map(len, packets))
     while len(bench.drivers["load"].cycles) < words:

@@ -24,7 +24,7 @@ async def run(bench: Bench, data: np.ndarray, source: str = "none", sink: str = 
 
 @cocotb.test()
 async def every_byte(dut: HierarchyObject) -> None:
-    """All 256 bytes in each place, at one plane a cycle and the stated latency."""
+    """All 256 bytes in each place, at one plane per cycle and the stated latency."""
     bench = await Bench.start(dut, "unpacker")
     count = plane_bytes(bench.config.packing, bench.config.head_dim)
     columns = [np.roll(np.arange(256), j) for j in range(count)]

@@ -111,7 +111,7 @@ class HeadDescriptors:
 
 
 def body_constants(config: EngineConfig, code: CacheCode, side: Side) -> list[int]:
-    """Absmean constants of a body vector, one a run."""
+    """Absmean constants of a body vector, one per run."""
     digits = code.key_digits if side == "key" else code.value_digits
     if code.kind == "residual":
         return [absmean_constant(config, ratio) for ratio in RESIDUAL_RATIOS[:digits]]

@@ -67,7 +67,7 @@ class MemorySettings:
     outstanding: int = 32
 
 
-#: One word a cycle, 100 cycles of latency.
+#: One word per cycle, 100 cycles of latency.
 IDEAL = MemorySettings()
 
 #: Like DDR4-3200 behind a controller, at an accelerator clock of 500 MHz: 60 ns to the first word,

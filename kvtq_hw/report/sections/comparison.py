@@ -28,7 +28,7 @@ def build(inputs: Inputs) -> Section | None:
                     (
                         "engine",
                         "lanes",
-                        "planes a cycle",
+                        "planes per cycle",
                         "um2",
                         "area, INT8 = 1",
                         "um2 a lane",
@@ -62,7 +62,7 @@ def build(inputs: Inputs) -> Section | None:
         "INT8 and INT4 engines of the same generator: same streams, softmax and blocks, with "
         "multipliers in the lanes. Area of cells, SRAM aside; one clock for all. INT4 conditioned "
         "has the rotation, centring, feedback, sinks and window of the ternary codes: sinks and "
-        "window are in 8 bits, counted as two slices an element in lanes of 4 bits, without the "
+        "window are in 8 bits, counted as two slices per element in lanes of 4 bits, without the "
         "area that this would take.",
         tuple(tables),
     )

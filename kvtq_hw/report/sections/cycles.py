@@ -36,7 +36,7 @@ def build(inputs: Inputs) -> Section:
     return Section(
         "Cycle model against counters",
         f"Cycles of one KV head with its {config.query_group} query heads, {config.lanes} lanes. "
-        "Utilisation is the bound of one plane slice a cycle over the cycles counted.",
+        "Utilisation is the bound of one plane slice per cycle over the cycles counted.",
         (
             Table(
                 f"Code {code} on the verilated engine",

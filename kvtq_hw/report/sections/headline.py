@@ -49,7 +49,7 @@ def build(inputs: Inputs) -> Section:
                     "format",
                     "true bits per element",
                     "tokens/s at equal bandwidth, INT8 = 1",
-                    "engine cycles a KV head and step",
+                    "engine cycles per KV head and step",
                     "perplexity against unquantized",
                     "measured on",
                 ),

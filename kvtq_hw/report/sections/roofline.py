@@ -42,9 +42,9 @@ def build(inputs: Inputs) -> Section:
                 command,
                 (
                     "code",
-                    "bits a token",
+                    "bits per token",
                     "tokens per 1000 cycles, lanes",
-                    "ridge, bits a cycle",
+                    "ridge, bits per cycle",
                     *(f"{port} bits" for port in PORT_BITS),
                 ),
                 tuple(rows),

@@ -44,7 +44,7 @@ def build(inputs: Inputs) -> Section:
     return Section(
         "Cache and traffic",
         "A decode step reads every cached key and value once: the size of the cache is what it "
-        "reads. Scales and padding included; INT8 and INT4 with one 16-bit scale a vector.",
+        "reads. Scales and padding included; INT8 and INT4 with one 16-bit scale per vector.",
         (
             Table(
                 "Size of the cache, and bytes read by a decode step",
