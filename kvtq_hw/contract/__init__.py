@@ -1,6 +1,6 @@
-"""What golden model, hardware and estimates agree on: the code side of docs/contract.md.
+"""The contract between golden model, hardware and estimates, in code; see docs/contract.md.
 
-Configurations and codes, how digits are packed and where they lie in memory, registers, cycles, and
-how input is checked and files are written. Modules here import nothing else of this distribution.
-They are all of `kvtq_hw` that `golden` and `rtl` may import.
+Holds configurations and codes, the packing of digits, the memory layout, registers, the cycle
+model, and helpers that check input and write files. Modules here import nothing else of this
+distribution. `golden` and `rtl` may import no other part of `kvtq_hw`.
 """

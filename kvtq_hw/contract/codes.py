@@ -1,4 +1,4 @@
-"""Cache codes: which ternary code, with how many digits for keys and for values, and its tiers.
+"""Cache codes: the kind of ternary code, its digits for keys and for values, and its tiers.
 
 ::
 
@@ -39,7 +39,7 @@ ScaleChoice = Literal["max", "absmean", "lsq"]
 
 SCALE_CHOICES: tuple[ScaleChoice, ...] = ("max", "absmean", "lsq")
 MAX_DIGITS = 5
-#: Most layers of a model: eight times as many as the largest have.
+#: Most layers per model: eight times as many as the largest models have.
 MAX_LAYERS = 1024
 
 _DIGIT = f"([1-{MAX_DIGITS}])"
@@ -50,26 +50,26 @@ _MAX_COUNT = 1 << 16
 
 @dataclass(frozen=True)
 class CacheCode:
-    """A ternary cache code, spelled ``kind:key_digits/value_digits`` and options behind commas.
+    """A ternary cache code, spelled ``kind:key_digits/value_digits`` and comma-separated options.
 
-    For example ``balanced:3/2`` or ``balanced:2/1,sinks=4,window=48,tier=4``. A vector of N
-    digits is stored as N planes. ``balanced`` puts them under one scale with weights 1, 3, ...
+    Examples: ``balanced:3/2``, ``balanced:2/1,sinks=4,window=48,tier=4``. A vector of N digits is
+    stored as N planes. ``balanced`` puts the planes under one scale with weights 1, 3, ...
     3**(N-1); ``residual`` gives every plane its own scale.
 
     Attributes
     ----------
-    kind, key_digits, value_digits : the code of the body: every token that is in no tier
-    tiers : the sinks and the window, whose tokens are in the tier's digits; a token that leaves the
-        window is requantized to the body's code
-    tier : digits of sinks and window, keys and values, always of the balanced code
-    feedback : body vectors are rounded with feedback, by the matrices of the calibration
-    scale : choice of the body's scale; None is absmean for balanced codes, max for residual ones
+    kind, key_digits, value_digits : code of the body (tokens that are neither sinks nor window)
+    tiers : numbers of tokens in sinks and window, which have the tier's digits; a token that leaves
+        the window is requantized to the body's code
+    tier : digits of keys and values in sinks and window, always in the balanced code
+    feedback : whether body vectors are rounded with feedback, by the calibration's matrices
+    scale : choice of the body's scale; None means absmean for balanced and max for residual codes
 
     Raises
     ------
     ValueError
-        For an unknown kind or scale, a number of digits outside 1..5, huge tiers, or feedback in a
-        residual code.
+        For an unknown kind or scale, a number of digits outside 1..5, more than 65536 sinks or
+        window tokens, or feedback in a residual code.
     """
 
     kind: CodeKind
@@ -99,7 +99,7 @@ class CacheCode:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Read a spelled code; options in any order, each at most once.
+        """Parse a spelled code; options may be in any order, each at most once.
 
         Raises
         ------
@@ -136,7 +136,7 @@ class CacheCode:
 
     @property
     def scale_choice(self) -> ScaleChoice:
-        """The choice of the body's scale."""
+        """Choice of the body's scale, with the default of the kind filled in."""
         return self.scale or ("absmean" if self.kind == "balanced" else "max")
 
     @property
@@ -145,23 +145,23 @@ class CacheCode:
         return max(self.key_digits, self.value_digits)
 
     def tier_digits(self, max_planes: int) -> int:
-        """Return the digits of sinks and window in an engine of at most so many planes."""
+        """Return the digits of sinks and window in an engine with `max_planes` planes."""
         return min(self.tier, max_planes)
 
     def planes(self, digits: int, tokens: int, max_planes: int) -> list[int]:
-        """Return the planes of each token of a context; `digits` applies to body tokens."""
+        """Return the planes per token of a context; `digits` applies to body tokens."""
         return self.tiers.per_token(tokens, self.tier_digits(max_planes), digits)
 
     def with_digits(self, key_digits: int, value_digits: int) -> CacheCode:
-        """The same with other digits in the body."""
+        """Return this code with other digits in the body."""
         return replace(self, key_digits=key_digits, value_digits=value_digits)
 
     def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
-        """The code of each layer."""
+        """Return the code of each layer: this code `layers` times."""
         return (self,) * layers
 
     def scales(self, digits: int) -> int:
-        """Number of scales of a body vector of `digits` planes."""
+        """Return the number of scales per body vector of `digits` planes."""
         return 1 if self.kind == "balanced" else digits
 
 
@@ -170,7 +170,7 @@ _DigitsByLayer = Annotated[list[_Digits], Field(min_length=1, max_length=MAX_LAY
 
 
 class _TableFile(Schema):
-    """The fields of a code table's file."""
+    """Schema of a code table's file."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -181,11 +181,12 @@ class _TableFile(Schema):
 
 @dataclass(frozen=True)
 class CodeTable:
-    """A code for each layer of a model: the same kind, tiers and options, digits of their own.
+    """A code for each layer of a model: kind, tiers and options are shared, digits are per layer.
 
-    Written as a TOML file with ``code``, a spelled code, and ``key_digits`` and ``value_digits``,
-    lists with a number for each layer, that take the place of its digits. Spelled as the path of
-    that file, which ends in ``.toml``; `str` gives the file's name and a digest of the digits.
+    A code table is a TOML file with a spelled ``code`` and the lists ``key_digits`` and
+    ``value_digits``. The lists have one number per layer and replace the digits of ``code``. A
+    table is spelled as the path of its file, which ends in ``.toml``; `str` gives the file's name
+    and a digest of the codes.
     """
 
     name: str
@@ -216,7 +217,7 @@ class CodeTable:
         return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def to_toml(self) -> str:
-        """The text of the file."""
+        """Return the text of the table's TOML file."""
         return (
             f'code = "{self.codes[0]}"  # the digits below take the place of these\n'
             f"key_digits = {[code.key_digits for code in self.codes]}\n"
@@ -230,11 +231,11 @@ class CodeTable:
 
     @property
     def scale_choice(self) -> ScaleChoice:
-        """The choice of the body's scale, that of every layer."""
+        """Choice of the body's scale, the same for every layer."""
         return self.codes[0].scale_choice
 
     def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
-        """The code of each layer.
+        """Return the code of each layer.
 
         Raises
         ------
@@ -249,12 +250,12 @@ class CodeTable:
 
 
 def read_code(text: str) -> CacheCode | CodeTable:
-    """Read a spelled code, or the code table of a path that ends in ``.toml``."""
+    """Read a spelled code, or load a code table if `text` is a path that ends in ``.toml``."""
     return CodeTable.load(Path(text)) if text.endswith(".toml") else CacheCode.parse(text)
 
 
 def _option(text: str, option: str) -> tuple[str, Any]:
-    """Name and value of one option of a spelled code."""
+    """Return name and value of one option of a spelled code."""
     count = _COUNT.fullmatch(option)
     if count:
         return count[1], int(count[2])

@@ -1,7 +1,7 @@
-"""The one configuration object that every width, latency and layout is derived from.
+"""The configuration object from which every width, latency and layout is derived.
 
-`EngineConfig` is frozen and checks itself. Golden model, RTL, benches and reports read the same
-object, so a width exists in one place only. Presets are TOML files in the folder `presets`::
+`EngineConfig` is frozen and validates itself. Golden model, RTL, benches and reports read the same
+object, so each width is defined in one place. Presets are TOML files in the folder `presets`::
 
     >>> config = load_config("smollm2").replace(lanes=16)
     >>> config.head_dim, config.slices, config.sum_bits
@@ -30,12 +30,15 @@ __all__ = [
     "preset_names",
 ]
 
-#: Largest magnitude of an element of a key or value vector as it arrives: 16 bits, symmetric.
+#: Largest magnitude of an element of an incoming key or value vector: 16 bits, symmetric.
 VECTOR_MAX = (1 << 15) - 1
 
 
 class ConfigError(UserError, ValueError):
-    """A configuration that cannot be built. One line: field, value, what is allowed."""
+    """Raised for a configuration that cannot be built.
+
+    The message is one line: field, value, what is allowed.
+    """
 
 
 class EngineConfig(BaseModel):
@@ -44,15 +47,15 @@ class EngineConfig(BaseModel):
     Parameters
     ----------
     name : str
-        Name that appears in Verilog headers, manifests and reports.
+        Name of the configuration in Verilog headers, manifests and reports.
     head_dim : int
-        Head dimension D, elements of a key or value vector.
+        Head dimension D: elements per key or value vector.
     query_group : int
         Query heads G that share one KV head and run in parallel.
     lanes : int
-        Elements of a plane that the engine takes a cycle; divides `head_dim`.
+        Elements of a plane that the engine processes per cycle; divides `head_dim`.
     query_bits : int
-        Width of a signed query element. Elements are symmetric: +-(2**(query_bits-1) - 1).
+        Width of a signed query element. The range is symmetric: +-(2**(query_bits-1) - 1).
     score_bits, score_fraction_bits : int
         Width and fraction bits F of a signed score in the log2 domain.
     weight_bits : int
@@ -63,34 +66,35 @@ class EngineConfig(BaseModel):
         A plane scale is (2**scale_fraction_bits + f) * 2**e in units of the integer vectors. Zero
         fraction bits make scales powers of two: the plane scaler is then a shifter.
     cache_format : str
-        What a key or value vector is stored as: "ternary" planes, or, in the comparison engines,
-        whose lanes multiply, "int8" or "int4": a two's complement integer an element, under one
-        scale.
+        Storage format of key and value vectors: "ternary" planes, or "int8" or "int4" in the
+        comparison engines, whose lanes multiply. "int8" and "int4" store one two's complement
+        integer per element and one scale per vector.
     max_planes : int
-        Largest number of ternary planes (digits) of one vector; 1 for integers, whose only "plane"
+        Largest number of ternary planes (digits) per vector; 1 for integers, whose only "plane"
         holds the integers themselves.
     key_planes_per_cycle, value_planes_per_cycle : int
-        Planes P of one run that a key or value slice holds. A run is filled up with planes of zeros
-        at its most significant end. Integers have one.
+        Planes P of one run per key or value slice. A run is padded with zero planes at its most
+        significant end. 1 for integers.
     block : int
-        Tokens B of one online softmax block, a power of two.
+        Tokens B per online softmax block, a power of two.
     packing : str
-        Storage of digits: "5in8" (five digits in a byte) or "2bit".
+        Storage of digits: "5in8" (five digits per byte) or "2bit".
     max_context : int
-        Largest number of tokens of one job.
+        Largest number of tokens per job.
     memory_bits : int
-        Width of the data of the AXI4 memory port, a power of two.
+        Data width of the AXI4 memory port, a power of two.
     address_bits : int
-        Width of its byte addresses.
+        Width of the memory port's byte addresses.
     table_heads : int
-        Key/value heads of all layers whose static tables (centres, feedback) are on chip.
+        KV heads, over all layers, whose head constants (centres, feedback matrices) are on chip.
     read_ahead : int
         Beats of read data that may be requested or buffered ahead of the engine, a power of two.
 
     Raises
     ------
     pydantic.ValidationError
-        For any field outside its range; `load_config` turns it into a one-line `ConfigError`.
+        For any field outside its range; `load_config` turns the error into a `ConfigError` of one
+        line.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -156,7 +160,7 @@ class EngineConfig(BaseModel):
 
     @property
     def slices(self) -> int:
-        """Cycles that one plane takes, S = head_dim / lanes."""
+        """Slices S per plane, one per cycle: head_dim / lanes."""
         return self.head_dim // self.lanes
 
     @property
@@ -166,7 +170,7 @@ class EngineConfig(BaseModel):
 
     @property
     def is_ternary(self) -> bool:
-        """Whether the cache holds ternary planes; it holds integers otherwise."""
+        """Whether the cache holds ternary planes; otherwise the cache holds integers."""
         return self.cache_format == "ternary"
 
     @property
@@ -188,7 +192,7 @@ class EngineConfig(BaseModel):
     def code_max(self) -> int:
         """Largest magnitude of an element's code.
 
-        (3**max_planes - 1) / 2 of a balanced ternary code, 2**(integer_bits - 1) of an integer.
+        (3**max_planes - 1) / 2 for a balanced ternary code, 2**(integer_bits - 1) for an integer.
         """
         if self.is_ternary:
             return (3**self.max_planes - 1) // 2
@@ -196,7 +200,7 @@ class EngineConfig(BaseModel):
 
     @property
     def slice_code_max(self) -> int:
-        """Largest magnitude of an element of one key slice: of its trits' sum, or of an integer."""
+        """Largest magnitude per element of a key slice: weighted sum of trits, or integer."""
         return (3**self.key_planes_per_cycle - 1) // 2 if self.is_ternary else self.code_max
 
     @property
@@ -219,7 +223,7 @@ class EngineConfig(BaseModel):
 
     @property
     def mantissa_max(self) -> int:
-        """Largest scale mantissa 2**scale_fraction_bits + f; the smallest has f = 0."""
+        """Largest scale mantissa 2**scale_fraction_bits + f; the smallest mantissa has f = 0."""
         return (1 << (self.scale_fraction_bits + 1)) - 1
 
     @property
@@ -234,56 +238,58 @@ class EngineConfig(BaseModel):
 
     @property
     def rotation_size(self) -> int:
-        """Elements n of a block of the Hadamard rotation: the largest power of two in head_dim."""
+        """Elements n per block of the Hadamard rotation: largest power of two in head_dim."""
         return self.head_dim & -self.head_dim
 
     @property
     def conditioned_max(self) -> int:
-        """Largest magnitude of an element that is quantized: centred, then rotated.
+        """Largest magnitude of a conditioned element (centred, then rotated).
 
-        A vector element and its centre are at most VECTOR_MAX; the rotation adds n of them.
+        A vector element and its centre are at most VECTOR_MAX each; the rotation sums n centred
+        elements.
         """
         return 2 * VECTOR_MAX * self.rotation_size
 
     @property
     def conditioned_bits(self) -> int:
-        """Signed width of an element that is quantized."""
+        """Signed width of a conditioned element, as it enters the quantizer."""
         return signed_bits(self.conditioned_max)
 
     @property
     def requantized_bits(self) -> int:
         """Signed width of an element that may have been quantized before.
 
-        Rounding an element x to codes of a scale s takes it to less than twice its magnitude: a
-        digit of weight w is not zero only if ``2 |x| > w``, and what is left is at most w / 2.
+        Rounding an element x to the code under a scale s gives less than twice its magnitude: a
+        digit of weight w is nonzero only if ``2 |x| > w``, and the remainder is at most w / 2.
         """
         return signed_bits(2 * self.conditioned_max)
 
     @property
     def feedback_lanes(self) -> int:
-        """Elements whose feedback sums are updated in one cycle: four words of them a vector."""
+        """Feedback sums updated per cycle: a quarter of a vector's elements."""
         return self.head_dim // 4
 
     @property
     def feedback_words(self) -> int:
-        """Words of `feedback_lanes` factors of a feedback matrix.
+        """Words per feedback matrix, each of `feedback_lanes` factors.
 
-        Row k is stored from the word of element k + 1 on; row D - 1 is empty.
+        Row k starts at the word that holds element k + 1; the last row, D - 1, is empty.
         """
         return sum(4 - k // self.feedback_lanes for k in range(1, self.head_dim))
 
     @property
     def score_max(self) -> int:
-        """Largest score; the smallest is -score_max - 1."""
+        """Largest score; the smallest score is -score_max - 1."""
         return (1 << (self.score_bits - 1)) - 1
 
     @property
     def maximum_max(self) -> int:
-        """Largest integer running maximum; the smallest is that of a score.
+        """Largest integer running maximum; its smallest value comes from the smallest score.
 
-        It is ceil(score / 2**F), or raised above all scores. When it stands k above them a weight
-        is at most 2 * 2**(W-k), rounding included, and the next raise needs a sum of `sum_limit`:
-        2**k <= 2 * max_context * 2**W / sum_limit. A raise adds one to the largest such k.
+        The running maximum is ceil(score / 2**F), or is raised above all scores. When the running
+        maximum is k above all scores, a weight is at most 2 * 2**(W-k), rounding included, and the
+        next raise needs a sum of weights of `sum_limit`: 2**k <= 2 * max_context * 2**W /
+        sum_limit. A raise adds one to the largest such k.
         """
         ceiling = 1 << (self.score_bits - 1 - self.score_fraction_bits)
         ratio = self.max_context // (self.sum_limit >> self.weight_bits)
@@ -301,9 +307,10 @@ class EngineConfig(BaseModel):
 
     @property
     def sum_limit(self) -> int:
-        """Sum of weights from which on the next block raises the running maximum.
+        """Sum of weights at or above which the next block raises the running maximum.
 
-        At least a block's; so large that each of `max_context` equal weights keeps W - 8 bits.
+        The limit is at least the largest sum of one block. It is so large that each of
+        `max_context` equal weights keeps W - 8 bits.
         """
         return max(self.block, self.max_context >> 8) << self.weight_bits
 
@@ -311,8 +318,8 @@ class EngineConfig(BaseModel):
     def sum_of_weights_max(self) -> int:
         """Largest softmax denominator.
 
-        A block adds at most B * 2**W <= `sum_limit` to a sum below the limit, or to half of one
-        that is at most twice the limit: so it stays at most twice the limit.
+        A block adds at most B * 2**W <= `sum_limit`, either to a sum below the limit or to half of
+        a sum that is at most twice the limit. So the sum stays at most twice the limit.
         """
         return min(2 * self.sum_limit, self.max_context << self.weight_bits)
 
@@ -323,21 +330,21 @@ class EngineConfig(BaseModel):
 
     @property
     def scaled_weight_max(self) -> int:
-        """Largest weight x value scale, rounded half up.
+        """Largest product of weight and value scale, rounded half up.
 
-        The value scale is aligned to the job's largest exponent, hence below two.
+        The value scale is aligned to the job's largest exponent and is therefore below two.
         """
         half = (1 << self.scale_fraction_bits) >> 1
         return ((self.mantissa_max << self.weight_bits) + half) >> self.scale_fraction_bits
 
     @property
     def scaled_weight_bits(self) -> int:
-        """Unsigned width of weight x value scale."""
+        """Unsigned width of the product of weight and value scale."""
         return self.scaled_weight_max.bit_length()
 
     @property
     def tripled_weight_bits(self) -> int:
-        """Unsigned width of the weight of a slice's first plane: scaled, times a power of three."""
+        """Unsigned width of a slice's first plane's weight: scaled weight times a power of 3."""
         last = (self.max_planes - 1) // self.value_planes_per_cycle * self.value_planes_per_cycle
         return (self.scaled_weight_max * 3**last).bit_length()
 
@@ -345,13 +352,15 @@ class EngineConfig(BaseModel):
     def accumulator_bits(self) -> int:
         """Signed width of an output accumulator.
 
-        A token of weight p adds at most w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one
-        run; several shorter runs add less. Its scaled weight is ``w <= c * p + 1/2`` with
-        ``c = mantissa_max / 2**M``, and ``w <= 2 * p``. So while nothing is rescaled,
+        A token of weight p and scaled weight w adds at most
+        w * (1 + 3 + ... + 3**(max_planes-1)) = w * code_max in one run; several shorter runs add
+        less. The scaled weight is ``w <= c * p + 1/2`` with ``c = mantissa_max / 2**M``, and
+        ``w <= 2 * p``. So before any rescale,
         ``|acc| <= code_max * min(c * sum + tokens / 2, 2 * sum)``.
 
-        A rescale by s > 0 rounds the sum down and |acc| up: it turns ``|acc| <= a * (sum + x)``
-        into ``a * (sum' + 1 - 2**-s + x * 2**-s) + 1``, and ``x = 1 + 2 / a`` holds ever after.
+        A rescale by s > 0 rounds the sum down to sum' and |acc| up. The bound
+        ``|acc| <= a * (sum + x)`` becomes ``a * (sum' + 1 - 2**-s + x * 2**-s) + 1``; with
+        ``x = 1 + 2 / a`` the first form of the bound holds after every rescale.
         """
         weights = self.sum_of_weights_max + 1
         rounded = -(-self.mantissa_max * weights >> self.scale_fraction_bits)
@@ -360,7 +369,7 @@ class EngineConfig(BaseModel):
 
     @property
     def rescale_steps(self) -> int:
-        """Cycles of one accumulator rescale: shifts by one, up to the whole width."""
+        """Cycles per accumulator rescale: one-bit shifts, up to the whole accumulator width."""
         return self.accumulator_bits
 
     @property
@@ -394,23 +403,26 @@ class EngineConfig(BaseModel):
         return config_from_fields({**self.model_dump(), **changes})
 
     def model_copy(self, *, update: Any = None, deep: bool = False) -> Self:
-        """Raise `TypeError`: pydantic's copy with changes checks nothing, `replace` does."""
+        """Copy the configuration; raises `TypeError` for `update`, which pydantic does not check.
+
+        Use `replace` for a checked copy with changes.
+        """
         if update is not None:
             raise TypeError("model_copy(update=...) checks nothing; use replace(...)")
         return super().model_copy(deep=deep)
 
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of every field: the key of build caches."""
+        """Return the hexadecimal SHA-256 of all fields: the key of build caches."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def signed_bits(magnitude: int) -> int:
-    """Width of a two's complement number that holds -magnitude..magnitude."""
+    """Return the width in bits of a two's complement number for -magnitude..magnitude."""
     return magnitude.bit_length() + 1
 
 
 def preset_names() -> list[str]:
-    """Names of the configurations that ship with the package."""
+    """Return the names of the configurations that ship with the package."""
     folder = resources.files("kvtq_hw.contract") / "presets"
     return sorted(
         f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml")
@@ -450,7 +462,7 @@ def config_from_fields(fields: object) -> EngineConfig:
 
 
 def _one_line(error: ValidationError) -> str:
-    """First problem of a validation error: field, value, what is allowed."""
+    """Describe the first problem of a validation error: field, value, what is allowed."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "missing":
@@ -461,7 +473,7 @@ def _one_line(error: ValidationError) -> str:
 
 
 def _field_range(field: str) -> str:
-    """The whole allowed range of an integer field, in words."""
+    """Spell the whole allowed range of an integer field; empty for any other field."""
     info = EngineConfig.model_fields.get(field)
     bounds = {}
     for item in info.metadata if info else []:

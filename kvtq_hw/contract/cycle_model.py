@@ -1,7 +1,8 @@
-"""Cycles of one job on the engine, from its shape alone.
+"""Cycle model: clock cycles of one job on the engine, from the job's shape alone.
 
-The model is exact for an engine that starts idle and whose streams never wait: tests hold it equal
-to the RTL's own counter. No data enters it, since the engine's timing depends on none.
+The model is exact for an engine that starts idle and whose streams never wait: tests compare it
+with the RTL's own cycle counter. The engine's timing depends on no data, and neither does the
+model.
 """
 
 from __future__ import annotations
@@ -21,19 +22,19 @@ __all__ = [
     "uniform_job_cycles",
 ]
 
-# Latencies of the datapath, in cycles; tests tie each to the block that has it.
+# Latencies of the datapath in cycles; tests compare each with its block.
 _ADDER_LEVELS_PER_STAGE = 4
 _PLANE_SCALER = 4
-_SOFTMAX = 7  # last score of a block, or last weight of the one before, to the first weight
+_SOFTMAX = 7  # from a block's last score, or the previous block's last weight, to its first weight
 _WEIGHT_SCALER = 3
-_DRAIN = 3  # an accumulator's way from the bank, once its DRAIN was taken
+_DRAIN = 3  # from an accepted DRAIN to its accumulator's value leaving the bank
 _NORMALIZER = 2
 
 
 def bound_cycles(config: EngineConfig, tokens: int, key_planes: int, value_planes: int) -> int:
-    """Cycles at one slice per cycle, which none can beat, of keys and values of one run each.
+    """Return the bound in cycles: one slice per cycle, keys and values of one run each.
 
-    ``T (ceil(N_k / P_k) + ceil(N_v / P_v)) ceil(D / lanes)`` with P planes per slice.
+    The bound is ``T (ceil(N_k / P_k) + ceil(N_v / P_v)) ceil(D / lanes)`` with P planes per slice.
     """
     key_slices = token_slices(config.key_planes_per_cycle, key_planes)
     value_slices = token_slices(config.value_planes_per_cycle, value_planes)
@@ -41,26 +42,29 @@ def bound_cycles(config: EngineConfig, tokens: int, key_planes: int, value_plane
 
 
 def token_slices(planes_per_cycle: int, planes: int, runs: int = 1) -> int:
-    """Slices of lanes that a token's planes take, in `runs` runs of one length."""
+    """Return lane slices per token for `planes` planes split evenly into `runs` runs.
+
+    The count is for one group of `lanes` elements: multiply by `config.slices` for a whole vector.
+    """
     return runs * -(-planes // (runs * planes_per_cycle))
 
 
 def uniform_job_cycles(
     config: EngineConfig, tokens: int, key_planes: int, value_planes: int
 ) -> int:
-    """Cycles of a job whose keys have one run of `key_planes` each, values of `value_planes`."""
+    """Return the cycles of a job with one run per vector: `key_planes` or `value_planes` planes."""
     keys = token_slices(config.key_planes_per_cycle, key_planes) * config.slices
     values = token_slices(config.value_planes_per_cycle, value_planes) * config.slices
     return token_job_cycles(config, [keys] * tokens, [values] * tokens)
 
 
 def code_bound(config: EngineConfig, code: CacheCode, tokens: int) -> int:
-    """`bound_cycles` of a context in a code, its tiers in their own digits."""
+    """Return `bound_cycles` of a context in a code, with sinks and window in the tier's digits."""
     return sum(code.tiers.total(tokens, *slices) for slices in _code_slices(config, code))
 
 
 def code_job_cycles(config: EngineConfig, code: CacheCode, tokens: int) -> int:
-    """`job_cycles` of a context in a code, its tiers in their own digits."""
+    """Return `job_cycles` of a context in a code, with sinks and window in the tier's digits."""
     keys, values = (code.tiers.per_token(tokens, *s) for s in _code_slices(config, code))
     return token_job_cycles(config, keys, values)
 
@@ -68,7 +72,7 @@ def code_job_cycles(config: EngineConfig, code: CacheCode, tokens: int) -> int:
 def token_job_cycles(
     config: EngineConfig, key_slices: Sequence[int], value_slices: Sequence[int]
 ) -> int:
-    """`job_cycles`, from the slices of each token's key and of each token's value."""
+    """Return `job_cycles` from the slices per token, of its key and of its value."""
     keys, values = (
         [sum(slices[start : start + config.block]) for start in range(0, len(slices), config.block)]
         for slices in (key_slices, value_slices)
@@ -77,7 +81,7 @@ def token_job_cycles(
 
 
 def _code_slices(config: EngineConfig, code: CacheCode) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Slices per key in the tier and in the body, and the same per value."""
+    """Return slices per key in the tier and in the body, and the same per value."""
 
     def of(digits: int, planes_per_cycle: int) -> tuple[int, int]:
         tier = token_slices(planes_per_cycle, code.tier_digits(config.max_planes))
@@ -91,28 +95,28 @@ def _code_slices(config: EngineConfig, code: CacheCode) -> tuple[tuple[int, int]
 
 
 def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Sequence[int]) -> int:
-    """Cycles from a job's transfer to its last output's, both included.
+    """Return the cycles from a job's transfer to the transfer of its last output, both included.
 
     With k_i and v_i slices in key and value block i, i = 0 .. n::
 
         cycles = (D + 1)                        load the queries
-               + sum_i v_i + k_0                slices nothing can hide behind
+               + sum_i v_i + k_0                slices that overlap with nothing else
                + max(k_1, A)                    block 0's scores to weights, behind K block 1
                + sum_{0<i<n} max(k_{i+1}, H_i)  rescale by block i, behind K block i+1
-               + H_n                            the last rescale has nothing before it (n > 0)
+               + H_n                            the last rescale overlaps with no key block (n > 0)
                + (R + D + 6)                    reciprocal, and the outputs
 
-    where A is the latency from a last key slice to a block's weights and H_i that of a rescale,
-    lengthened where V block i-1 is too short to hide the scores of block i.
+    A is the latency from the last key slice of a block to the block's weights. H_i is the latency
+    of a rescale, longer where V block i-1 is too short to hide the scores of block i.
 
     Parameters
     ----------
-    key_slices, value_slices : slices of each block, planes of all its tokens times `slices`
+    key_slices, value_slices : slices per block: those of all its tokens, over the whole vector
 
     Raises
     ------
     ValueError
-        When there is no block, or not as many value as key blocks.
+        When there is no block, or the numbers of key and value blocks differ.
     """
     if not key_slices or len(key_slices) != len(value_slices):
         raise ValueError(
@@ -122,7 +126,7 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
     rescale = config.slices * config.rescale_steps
     last = len(key_slices) - 1
 
-    # cycle in which the last slice of a block passes; the job's transfer is cycle 0
+    # `key_ends`, `values_end`: cycle of a block's last slice; the job's transfer is cycle 0
     key_ends = 1 + config.head_dim + key_slices[0]
     scores_end = key_ends + score_latency
     if last:
@@ -136,7 +140,7 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
         turn = values_end
         if block < last:
             key_ends = turn = values_end + key_slices[block + 1]
-        # the weight scaler's registers take slices before the rescale they wait for is done
+        # the weight scaler's registers accept slices before the rescale ahead of them is done
         early = min(value_slices[block], _WEIGHT_SCALER)
         start = max(turn, weights)
         rescaled = max(start, weights + rescale)
@@ -149,6 +153,6 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
 
 
 def _adder_latency(config: EngineConfig) -> int:
-    # a register behind the multipliers, or where the planes of a slice come together
+    # one more register: behind the multipliers, or where the planes of a slice are combined
     more = not config.is_ternary or config.key_planes_per_cycle > 1
     return more + -(-(config.lanes - 1).bit_length() // _ADDER_LEVELS_PER_STAGE)

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and mend; warnings; and values as messages show them."""
+"""Errors that a user can cause and correct, warnings, and the spelling of values in messages."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import logging
 
 __all__ = ["LOGGER", "UserError", "shown", "warn"]
 
-#: Where warnings go; the command line prints each as one line.
+#: Logger of all warnings; the command line prints each warning as one line.
 LOGGER = logging.getLogger("kvtq_hw")
 
 _LONGEST = 80
 
 
 class UserError(Exception):
-    """Bad input or a missing tool. The message is one line: what, which value, what is allowed.
+    """Raised for bad input or a missing tool; a message of one line: what, value, what is allowed.
 
     The command line prints the message and exits with status 1; no traceback.
     """
 
 
 def warn(message: str) -> None:
-    """Say in one line what went wrong where the work goes on all the same."""
+    """Log a warning as one line, for a problem that does not stop the work."""
     LOGGER.warning("%s", " ".join(message.split()))
 
 
 def shown(value: object) -> str:
-    """Return a value as a message shows it: its `repr`, cut after 80 characters."""
+    """Return the `repr` of a value for a message, cut after 80 characters."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of over 4300 digits; lists within lists

@@ -1,6 +1,6 @@
-"""Files: each is read whole and checked, and appears whole or not at all.
+"""Files: reads are complete and checked; a written file appears complete or not at all.
 
-What goes wrong with a file is a `UserError` of one line: what it is for, its path, the reason.
+A file error is a `UserError` of one line: what the file is for, its path, the reason.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ __all__ = [
     "write_text",
 ]
 
-#: Largest file that is read into memory.
+#: Largest file in bytes that is read into memory.
 LARGEST_FILE = 1 << 29
-#: Largest TOML file, and most dots of its lines: Python's reader takes time in the square of both.
+#: Largest TOML file in bytes, and most dots per line: `tomllib` takes time quadratic in both.
 LARGEST_TOML = 1 << 18
 MOST_DOTS = 200
 
 
 class Schema(BaseModel):
-    """What a JSON file must hold. Fields that a schema does not name may be there."""
+    """Base class of schemas: the fields that a JSON file must hold; further fields are allowed."""
 
     model_config = ConfigDict(frozen=True, strict=True, allow_inf_nan=False)
 
@@ -70,7 +70,7 @@ def read_bytes(path: Path, what: str, largest: int = LARGEST_FILE) -> bytes:
 
     Parameters
     ----------
-    what : what the file is for, the beginning of every message
+    what : what the file is for; every message begins with it
 
     Raises
     ------
@@ -88,12 +88,12 @@ def read_bytes(path: Path, what: str, largest: int = LARGEST_FILE) -> bytes:
 
 
 def decoded(data: bytes, path: Path, what: str) -> str:
-    """Return a file's bytes as text: UTF-8, a byte-order mark left out.
+    """Decode a file's bytes as UTF-8 text, without a byte-order mark.
 
     Raises
     ------
     UserError
-        When they are no UTF-8.
+        When the bytes are no UTF-8.
     """
     try:
         return data.decode("utf-8-sig")
@@ -107,19 +107,19 @@ def read_text(path: Path, what: str) -> str:
     Raises
     ------
     UserError
-        When the file cannot be read, is too large or no UTF-8.
+        When the file cannot be read, is too large or is no UTF-8.
     """
     text = decoded(read_bytes(path, what), path, what)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_toml(path: Path, what: str) -> dict[str, Any]:
-    """Return the table that a TOML file holds.
+    """Return the top-level table of a TOML file.
 
     Raises
     ------
     UserError
-        When the file cannot be read or is no TOML that Python can hold.
+        When the file cannot be read, or is no TOML that Python can represent.
     """
     text = decoded(read_bytes(path, what, LARGEST_TOML), path, what)
     if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
@@ -131,19 +131,19 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """Return what JSON text holds.
+    """Parse JSON text and return its value.
 
     Raises
     ------
     ValueError
-        One line, when it is no JSON, names a key of an object twice, holds a number that is not
-        finite, or is nested more deeply or has longer integers than Python reads.
+        One line, when the text is no JSON, repeats a key of an object, holds a number that is not
+        finite, is nested too deeply for Python or has too long integers for Python.
     """
     try:
         value = json.loads(
             text, object_pairs_hook=_object, parse_constant=_not_a_number, parse_float=_number
         )
-        if "\\u" in text:  # half a pair of surrogates may be spelled, and is no text
+        if "\\u" in text:  # an escape may spell half a surrogate pair, which is no text
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except (ValueError, RecursionError) as error:
@@ -151,12 +151,12 @@ def parse_json(text: str) -> Any:
 
 
 def read_as(model: type[Model], path: Path, what: str) -> Model:
-    """Return what a JSON file holds, checked by a schema.
+    """Return the content of a JSON file as an object of a schema.
 
     Raises
     ------
     UserError
-        When the file cannot be read, is no JSON or does not hold what the schema says.
+        When the file cannot be read, is no JSON or does not match the schema.
     """
     try:
         value = parse_json(read_text(path, what))
@@ -166,7 +166,7 @@ def read_as(model: type[Model], path: Path, what: str) -> Model:
 
 
 def validated(model: type[Model], value: object, place: str) -> Model:
-    """Return plain values as a schema's object; `UserError` begins with `place`."""
+    """Check plain values by a schema and return its object; a `UserError` begins with `place`."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -174,7 +174,7 @@ def validated(model: type[Model], value: object, place: str) -> Model:
 
 
 def first_problem(error: ValidationError) -> str:
-    """Return the first problem of a validation error in words: field, value, what is allowed."""
+    """Describe the first problem of a validation error: field, value, what is allowed."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":  # a check of our own: its message names the field
@@ -209,7 +209,7 @@ def _not_a_number(text: str) -> NoReturn:
 
 
 def _unreadable(error: ValueError | RecursionError) -> str:
-    """Say in words what a parser of Python's library gave up at."""
+    """Describe why a parser of Python's standard library rejected a text."""
     if isinstance(error, RecursionError):
         return "nested too deeply"
     if isinstance(error, UnicodeEncodeError):
@@ -221,9 +221,9 @@ def _unreadable(error: ValueError | RecursionError) -> str:
 
 
 def check_destination(path: Path | None, what: str) -> None:
-    """Raise `UserError` where a file cannot be written, before the work and not after it.
+    """Raise `UserError` if a file cannot be written: a check before the work, not after it.
 
-    Folders that are missing are made when the file is written.
+    A missing folder is no error: `whole` makes it.
     """
     if path is None:
         return
@@ -240,12 +240,12 @@ def check_destination(path: Path | None, what: str) -> None:
 
 
 def check_folder(path: Path, what: str) -> None:
-    """Raise `UserError` where a folder cannot be made or no file can be written into it."""
+    """Raise `UserError` if a folder cannot be made or no file can be written into it."""
     _check_ancestors(path.absolute(), path, what)
 
 
 def _check_ancestors(folder: Path, path: Path, what: str) -> None:
-    """Check the nearest of a folder and those around it that is there."""
+    """Check the nearest existing folder: `folder` itself, or one above it."""
     try:
         while not folder.exists() and not folder.is_symlink():
             folder = folder.parent
@@ -253,7 +253,7 @@ def _check_ancestors(folder: Path, path: Path, what: str) -> None:
             raise UserError(f"{what} {str(path)!r}: is a file; must be a folder")
         if not folder.is_dir():
             raise UserError(f"{what} {str(path)!r}: {str(folder)!r} is not a folder")
-        # what may be written shows when it is tried: rights, mounts, folders of the system
+        # only trying shows what may be written: rights, mounts, folders of the system
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:
@@ -261,7 +261,7 @@ def _check_ancestors(folder: Path, path: Path, what: str) -> None:
 
 
 def make_folder(path: Path, what: str) -> None:
-    """Make a folder, and those around it, where it is missing; raises `UserError`."""
+    """Make a folder and its parents where they are missing; raises `UserError`."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
@@ -270,10 +270,10 @@ def make_folder(path: Path, what: str) -> None:
 
 @contextmanager
 def whole(path: Path, what: str) -> Iterator[Path]:
-    """Give the name of a new file that takes the place of `path` when the block ends.
+    """Yield the path of a new file that replaces `path` when the block ends.
 
-    When the block or the disk fails the new file is removed, and what was at `path` is still there.
-    Missing folders are made. A device or a pipe, as ``/dev/stdout``, gets the bytes at the end.
+    When the block or the disk fails, the new file is removed and `path` is unchanged. Missing
+    folders are made. A device or a pipe, such as ``/dev/stdout``, gets the bytes at the end.
 
     Raises
     ------
@@ -288,7 +288,7 @@ def whole(path: Path, what: str) -> Iterator[Path]:
         folder = Path(tempfile.gettempdir()) if special else target.parent
         folder.mkdir(parents=True, exist_ok=True)
         scratch = folder / f".kvtq-{secrets.token_hex(8)}"
-        # made here, and not by mkstemp, for the permissions that any new file has
+        # made here and not by mkstemp, so that the file has the permissions of any new file
         os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         yield scratch
         if special:
@@ -308,18 +308,18 @@ def whole(path: Path, what: str) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, data: bytes, what: str) -> None:
-    """Write a file, whole or not at all; raises `UserError`."""
+    """Write a file, complete or not at all; raises `UserError`."""
     with whole(path, what) as scratch:
         scratch.write_bytes(data)
 
 
 def write_text(path: Path, text: str, what: str) -> None:
-    """Write a file of UTF-8 text, whole or not at all; raises `UserError`."""
+    """Write a file of UTF-8 text, complete or not at all; raises `UserError`."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"), what)
 
 
 def json_text(value: Mapping[str, Any], indent: int = 2) -> str:
-    """Return JSON text as our files hold it; JSON has null for what is no finite number."""
+    """Return JSON text as result files have it; a number that is not finite becomes null."""
     try:
         return json.dumps(value, indent=indent, allow_nan=False) + "\n"
     except ValueError:
@@ -335,7 +335,7 @@ def _finite(value: Any) -> Any:
 
 
 def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table as CSV text, with a line of names; lines end as RFC 4180 wants it."""
+    """Return a table as CSV text with a line of column names; line ends follow RFC 4180."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(names))
     writer.writeheader()
@@ -345,7 +345,7 @@ def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
 
 @contextmanager
 def disk_errors(what: str) -> Iterator[None]:
-    """Turn an error of the disk in a block, or in a function, into a `UserError` of one line."""
+    """Turn an `OSError` in a block or a decorated function into a `UserError` of one line."""
     try:
         yield
     except OSError as error:
@@ -355,12 +355,12 @@ def disk_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Give a folder for what tools read and write, removed at the end.
+    """Yield a temporary folder for files of tools; the folder is removed at the end.
 
     Raises
     ------
     UserError
-        When there is no room for it.
+        When the folder cannot be made, or writing into the folder fails.
     """
     try:
         folder = tempfile.TemporaryDirectory(prefix="kvtq-", ignore_cleanup_errors=True)
@@ -370,20 +370,20 @@ def scratch_folder() -> Iterator[Path]:
         try:
             yield Path(name)
         except OSError as error:
-            # an error of writing does not say into what
+            # an error of writing names no file
             if error.filename is not None and not str(error.filename).startswith(name):
                 raise
             raise UserError(f"temporary folder {name!r}: {error.strerror}") from None
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path is no ordinary file but a device or a pipe, or another name of one."""
+    """Return whether a path is a device or a pipe, or a link to one, and no ordinary file."""
     inside = str(path.absolute()).startswith(("/dev/", "/proc/"))
     return inside or (path.exists() and not path.is_file())
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file's bytes are on the disk: a name never comes before what it names."""
+    """Wait until a file's bytes are on the disk, so that its name never appears before them."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

@@ -1,4 +1,4 @@
-"""Folders: the cache of what takes time to make, and tools that are no Python package."""
+"""Folders: the cache of results that take time to compute, and tools outside Python packages."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ __all__ = ["cache_folder", "tools_folder"]
 
 
 def cache_folder() -> Path:
-    """Return the folder for what can be made again: calibrations, simulations, measured results.
+    """Return the user's cache folder of this program: calibrations, simulations, results.
 
-    It is the user's cache folder of this program, `$XDG_CACHE_HOME/kvtq-hw` on Linux. Removing it
-    costs time and nothing else.
+    On Linux the folder is `$XDG_CACHE_HOME/kvtq-hw`. Removing the folder costs only time.
     """
     return platformdirs.user_cache_path("kvtq-hw")
 
 
 def tools_folder() -> Path | None:
-    """Return where `make` puts what is no Python package: $KVTQ_TOOLS, or `.tools` of the checkout.
+    """Return the folder where `make` puts tools: $KVTQ_TOOLS, or `.tools` of the checkout.
 
-    None where the package was installed without a checkout and the variable is not set.
+    None if the package was installed without a checkout and the variable is not set.
     """
     if chosen := os.environ.get("KVTQ_TOOLS"):
         return Path(chosen)

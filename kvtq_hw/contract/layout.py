@@ -1,18 +1,19 @@
-"""Where everything lies in the KV memory: regions of each layer and KV head, slots, tiers.
+"""Layout of the KV memory: regions per layer, KV head and side, and the slots of their records.
 
-A key or value vector is a *record*, run by run: the run's scale word (``fraction | exponent << M``,
-little endian), then its planes, packed as in docs/contract.md. Planes have the order in which the
-engine takes them: within a run keys the most significant first, values the unit plane first. A
-balanced code is one run, a residual code a run for each plane.
+A *record* stores one key or value vector, run by run: the run's scale word
+(``fraction | exponent << M``, little endian), then the run's planes, packed as in
+docs/contract.md. Planes are in the order in which the engine reads them: in each run of a key the
+most significant plane first, in each run of a value the unit plane first. A balanced code is one
+run; a residual code has one run per plane.
 
-Each (layer, KV head, keys or values) has three regions of records of one size, without padding
-between them. A region starts at a word of the memory port (`memory_bits`).
+Each side of each KV head of each layer has three regions. The records of a region have one size
+and no padding between them. A region starts at a word of the memory port (`memory_bits`).
 
 - **sinks**: the first `sinks` tokens, one slot each,
 - **window**: the newest tokens, a ring; token t is in slot ``(t - sinks) mod window``,
-- **body**: the tokens between them, append-only; token t is in slot ``t - sinks``.
+- **body**: the tokens between sinks and window, append-only; token t is in slot ``t - sinks``.
 
-Records of sinks and window have the tier's digits, those of the body the code's.
+Records of sinks and window have the tier's digits, records of the body the code's digits.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from kvtq_hw.contract.packing import vector_bytes
 
 __all__ = ["SIDES", "HeadLayout", "MemoryLayout", "Region", "Side", "VectorLayout"]
 
-#: Which of the two vectors of a token.
+#: One of the two vectors of a token.
 Side = Literal["key", "value"]
 SIDES: tuple[Side, Side] = ("key", "value")
 
 
 @dataclass(frozen=True)
 class Region:
-    """Records of one size, one after the other.
+    """A region of memory: records of one size, one after the other.
 
-    base : address of the first byte, a multiple of the memory word
-    slots : records that there is room for
-    digits, residual : planes of a record, and whether each has a scale of its own
-    record_bytes : size of a record
+    base : byte address of the first record, a multiple of the memory word
+    slots : number of records that fit
+    digits, residual : planes per record, and whether each plane has its own scale
+    record_bytes : bytes per record
     """
 
     base: int
@@ -51,11 +52,11 @@ class Region:
 
     @property
     def bytes(self) -> int:
-        """Size without the padding behind the last record."""
+        """Size in bytes, without the padding behind the last record."""
         return self.slots * self.record_bytes
 
     def address(self, slot: int) -> int:
-        """Address of a record; raises ValueError outside the region."""
+        """Return the byte address of a record; raises ValueError outside the region."""
         if not 0 <= slot < self.slots:
             raise ValueError(f"slot: {slot} is not allowed; must be 0..{self.slots - 1}")
         return self.base + slot * self.record_bytes
@@ -63,7 +64,7 @@ class Region:
 
 @dataclass(frozen=True)
 class VectorLayout:
-    """The three regions of one KV head's keys, or of its values."""
+    """The three regions of one side (keys or values) of one KV head."""
 
     sinks: Region
     body: Region
@@ -75,7 +76,7 @@ class VectorLayout:
         return {"sinks": self.sinks, "body": self.body, "window": self.window}
 
     def place(self, token: int, tokens: int) -> tuple[Region, int]:
-        """Region and slot of a token, 0 .. tokens - 1, while `tokens` tokens are stored."""
+        """Return region and slot of a token, 0 .. tokens - 1, while `tokens` tokens are stored."""
         if not 0 <= token < tokens:
             raise ValueError(f"token: {token} is not allowed; must be 0..{tokens - 1}")
         place = token - self.sinks.slots
@@ -88,37 +89,38 @@ class VectorLayout:
 
 @dataclass(frozen=True)
 class HeadLayout:
-    """The regions of one KV head."""
+    """The regions of both sides of one KV head."""
 
     key: VectorLayout
     value: VectorLayout
 
     def of(self, side: Side) -> VectorLayout:
-        """Those of the keys or of the values."""
+        """Return the regions of one side."""
         return self.key if side == "key" else self.value
 
 
 class MemoryLayout:
-    """The KV memory of a model.
+    """Layout of the KV memory of a model.
 
     Parameters
     ----------
-    config : word, packing, scale format and head dimension
-    codes : cache code of each layer
+    config : gives memory word, packing, scale format and head dimension
+    codes : cache code per layer
     kv_heads : KV heads per layer
-    tokens : longest context that there is room for
-    base : address of the first region, a multiple of the memory word
+    tokens : longest context that fits
+    base : byte address of the first region, a multiple of the memory word
 
     Attributes
     ----------
     heads : regions by layer and KV head
-    end : first address behind the last region, padded to whole words
+    end : first byte address behind the last region, which is padded to whole words
 
     Raises
     ------
     UserError
-        When `base` is no multiple of the word, the context is longer than `max_context`, a number
-        is too small, or the memory does not fit `address_bits`.
+        When `base` is no multiple of the memory word, the context is longer than `max_context`,
+        `kv_heads`, `tokens` or the number of layers is below 1, or the memory does not fit
+        `address_bits`.
     """
 
     def __init__(
@@ -163,11 +165,11 @@ class MemoryLayout:
 
     @property
     def bytes(self) -> int:
-        """Size of everything, padding included."""
+        """Size of the whole memory in bytes, padding included."""
         return self.end - self.base
 
     def _place(self, code: CacheCode, side: Side) -> VectorLayout:
-        """Take room for the regions of one KV head's keys or values."""
+        """Allocate the regions of one side of one KV head."""
         spread = code.tiers.spread(self.tokens)
         tier = code.tier_digits(self.config.max_planes)
         body = code.key_digits if side == "key" else code.value_digits

@@ -1,13 +1,13 @@
-"""Sizes of the packed cache: what a vector takes in memory, and what that is per element.
+"""Sizes of the packed cache: bytes per vector, token and context, and bits per element.
 
-A vector of N digits is stored as N planes and its scales, each plane and each scale from a byte of
-its own on, so that a plane can be fetched alone. A plane packs its trits from the first byte on:
+A vector of N digits is stored as N planes and its scales. Each plane and each scale starts at a
+new byte, so that a plane can be fetched alone. A plane packs its trits from the first byte on:
 
-- ``5in8``: five trits a byte, 8/5 = 1.6 bits a digit (the entropy bound is log2 3 = 1.585),
-- ``2bit``: four trits a byte.
+- ``5in8``: five trits per byte, 8/5 = 1.6 bits per digit (the entropy bound is log2 3 = 1.585),
+- ``2bit``: four trits per byte.
 
-The last byte of a plane is padded with zeros. A scale is ``fraction | exponent << M`` in as many
-bytes as it needs. Nothing else is stored with a token.
+The last byte of a plane is padded with zeros. A scale is ``fraction | exponent << M`` in the
+fewest whole bytes. Nothing else is stored with a token.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ DIGITS_PER_BYTE: dict[Packing, int] = {"5in8": 5, "2bit": 4}
 
 
 def plane_bytes(packing: Packing, head_dim: int) -> int:
-    """Bytes of one plane of `head_dim` trits, padding included."""
+    """Return the bytes per plane of `head_dim` trits, padding included."""
     return -(-head_dim // DIGITS_PER_BYTE[packing])
 
 
 def scale_bytes(config: EngineConfig) -> int:
-    """Bytes of one stored scale, padding included."""
+    """Return the bytes per stored scale, padding included."""
     return -(-config.scale_bits // 8)
 
 
 def vector_bytes(config: EngineConfig, planes: int, scales: int) -> int:
-    """Bytes of one vector of `planes` planes under `scales` scales."""
+    """Return the bytes per vector of `planes` planes and `scales` scales."""
     return planes * plane_bytes(config.packing, config.head_dim) + scales * scale_bytes(config)
 
 
 def token_bytes(config: EngineConfig, code: CacheCode) -> int:
-    """Bytes of one token of one KV head in the body of the cache: its key and its value."""
+    """Return the bytes per body token and KV head: its key and its value."""
     return sum(
         vector_bytes(config, digits, code.scales(digits))
         for digits in (code.key_digits, code.value_digits)
@@ -57,14 +57,14 @@ def token_bytes(config: EngineConfig, code: CacheCode) -> int:
 
 
 def cache_bytes(config: EngineConfig, code: CacheCode, tokens: int) -> int:
-    """Bytes of a context of `tokens` tokens of one KV head, tiers included."""
+    """Return the bytes of a context of `tokens` tokens of one KV head, tiers included."""
     tier_bytes = 2 * vector_bytes(config, code.tier_digits(config.max_planes), 1)
     return code.tiers.total(tokens, tier_bytes, token_bytes(config, code))
 
 
 def bits_per_element(config: EngineConfig, code: CacheCode, tokens: int) -> float:
-    """Stored bits per cached number of a context of `tokens` tokens, everything included.
+    """Return the stored bits per cached element, over a context of `tokens` tokens.
 
-    Keys and values together, with scales, padding and tiers.
+    Keys and values count together, with scales, padding and tiers.
     """
     return cache_bytes(config, code, tokens) * 8 / (2 * config.head_dim * tokens)

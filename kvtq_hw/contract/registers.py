@@ -1,8 +1,8 @@
-"""The accelerator's register map: registers.rdl (SystemRDL 2.0), read, and written out.
+"""The accelerator's register map: reads registers.rdl (SystemRDL 2.0), writes C and Markdown.
 
-Hardware (`rtl.control`), driver (`sim.host.driver`), the C header and docs/registers.md come from
-that one file. Other tools that read SystemRDL (PeakRDL's UVM models, IP-XACT, ...) take it as it
-is.
+Hardware (`rtl.control`), driver (`sim.host.driver`), the C header and docs/registers.md all come
+from registers.rdl. Other tools for SystemRDL (PeakRDL's UVM models, IP-XACT, ...) read the same
+file.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ __all__ = [
     "register_map",
 ]
 
-#: Width of an address in the map.
+#: Bits of a byte address in the map.
 ADDRESS_BITS = 10
 
-#: Bytes of a register.
+#: Bytes per register.
 WORD_BYTES = 4
 
 
 class JobStatus(IntEnum):
-    """How a job ended; `job_status` of the map."""
+    """How a job ended; `job_status` of the register map."""
 
     OK = 0
     NO_TOKENS = 1
@@ -48,18 +48,18 @@ class JobStatus(IntEnum):
 
 
 class Kind(Enum):
-    """What a field is to hardware and software."""
+    """How hardware and software access a field; the value is the column "access" of the page."""
 
-    CONSTANT = "constant"  #: its reset value, for software to read
-    INPUT = "read"  #: what the hardware says
-    STORED = "read, write"  #: kept for the hardware
-    PULSE = "write 1: a pulse"  #: one cycle
-    EVENT = "read, write 1 to clear"  #: set by the hardware
+    CONSTANT = "constant"  #: software reads the reset value
+    INPUT = "read"  #: software reads a value of the hardware
+    STORED = "read, write"  #: software writes a value, the hardware reads it
+    PULSE = "write 1: a pulse"  #: writing 1 gives the hardware a pulse of one cycle
+    EVENT = "read, write 1 to clear"  #: set by the hardware, cleared by software
 
 
 @dataclass(frozen=True)
 class Field:
-    """Bits of a register, from `low` on."""
+    """A field of a register: `width` bits from bit `low` on."""
 
     name: str
     low: int
@@ -70,13 +70,13 @@ class Field:
 
     @property
     def mask(self) -> int:
-        """The field's bits in the register."""
+        """Mask of the field's bits in the register."""
         return ((1 << self.width) - 1) << self.low
 
 
 @dataclass(frozen=True)
 class Register:
-    """A register, or `count` of them in a row (`is_array`), by address."""
+    """A register, or an array (`is_array`) of `count` registers; `address` in bytes."""
 
     name: str
     title: str
@@ -87,7 +87,7 @@ class Register:
     fields: tuple[Field, ...]
 
     def pack(self, /, **values: int) -> int:
-        """The word with fields of these values; negative ones in two's complement.
+        """Return the register word with these field values; negative values in two's complement.
 
         Raises
         ------
@@ -109,13 +109,13 @@ class Register:
         return word
 
     def unpack(self, word: int) -> dict[str, int]:
-        """The fields of a word, unsigned."""
+        """Return the field values of a register word, unsigned."""
         return {field.name: (word & field.mask) >> field.low for field in self.fields}
 
 
 @cache
 def register_map() -> Mapping[str, Register]:
-    """All registers by name, in the order of their addresses."""
+    """Return all registers by name, in the order of their addresses."""
     return {node.inst_name: _register(node) for node in _top().registers(unroll=False)}
 
 
@@ -154,7 +154,7 @@ def _field(node: FieldNode) -> Field:
         node.low,
         node.width,
         kind,
-        reset if isinstance(reset, int) else 0,  # fields without one are not stored
+        reset if isinstance(reset, int) else 0,  # a field without a reset value is not stored
         _description(node),
     )
 
@@ -164,7 +164,7 @@ def _description(node: AddrmapNode | RegNode | FieldNode) -> str:
 
 
 def c_header() -> str:
-    """Addresses, masks and positions of everything in the map, and the statuses, for C and C++."""
+    """Return a C header with the map's addresses, masks and positions, and the job statuses."""
     lines = [
         "/* Registers of the kvtq-hw accelerator: generated from registers.rdl. */",
         "#ifndef KVTQ_REGISTERS_H",
@@ -193,7 +193,7 @@ def c_header() -> str:
 
 
 def markdown() -> str:
-    """docs/registers.md."""
+    """Return the text of docs/registers.md."""
     lines = ["# Registers", "", _description(_top()), ""]
     lines += [
         "Generated from `kvtq_hw/contract/registers.rdl` by `scripts/write_registers.py`; "
@@ -222,7 +222,7 @@ def markdown() -> str:
 
 
 def _statuses() -> list[tuple[str, int, str]]:
-    """Names, codes and descriptions of `job_status`."""
+    """Return name, code and description of each `job_status`."""
     (field,) = next(r for r in _top().registers() if r.inst_name == "last_status").fields()
     encoding = field.get_property("encode")
     if encoding is None:

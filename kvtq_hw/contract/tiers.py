@@ -1,8 +1,8 @@
-"""Tiers: which tokens of a context are stored in more digits than the rest.
+"""Tiers: the tokens of a context that are stored in more digits than the rest.
 
-The first tokens of a context, the sinks, and its newest ones, the window, are in the tier; the
-tokens between them are the body. A token enters the window when it comes and leaves it for the body
-when `window` newer ones have come::
+The first tokens of a context are the sinks, the newest tokens are the window; both have the tier's
+digits. The tokens between them are the body. A token enters the window when it is appended, and
+moves to the body when `window` newer tokens have been appended::
 
     Tiers(sinks=2, window=3).spread(9)              # Spread(sinks=2, body=4, window=3)
     Tiers(sinks=2, window=3).per_token(9, 5, 1)     # [5, 5, 1, 1, 1, 1, 5, 5, 5]
@@ -18,7 +18,7 @@ __all__ = ["NO_TIERS", "Spread", "Tiers"]
 
 
 class Spread(NamedTuple):
-    """Numbers of a context's tokens in each part, the parts in the order of their tokens."""
+    """Tokens of a context in each part; the parts are in the order of their tokens."""
 
     sinks: int
     body: int
@@ -26,18 +26,18 @@ class Spread(NamedTuple):
 
     @property
     def window_start(self) -> int:
-        """Slot of the window's oldest token in a ring that holds the window.
+        """Slot of the window's oldest token in a ring of `window` slots.
 
-        Token t is in slot ``(t - sinks) mod window``, so a window that is not full starts at 0.
+        Token t is in slot ``(t - sinks) mod window``. A window that is not full starts at slot 0.
         """
         return self.body % self.window if self.window else 0
 
 
 @dataclass(frozen=True)
 class Tiers:
-    """The first `sinks` and the newest `window` tokens of a context are in the tier.
+    """Tiers of a context: its first `sinks` and its newest `window` tokens.
 
-    Sinks come first: of a context shorter than both together, the window has what is left.
+    Sinks are filled first: in a context shorter than both together, the window has the rest.
 
     Raises
     ------
@@ -69,7 +69,7 @@ class Tiers:
         return [tier] * spread.sinks + [body] * spread.body + [tier] * spread.window
 
     def total(self, tokens: int, tier: int, body: int) -> int:
-        """Return the sum of `per_token`, without going through the tokens."""
+        """Return the sum of `per_token`, computed without a list."""
         short = self.body(tokens)
         return (tokens - short) * tier + short * body
 
