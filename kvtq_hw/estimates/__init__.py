@@ -1,1 +1,1 @@
-"""Numbers about hardware from its netlist: area, timing, power, comparison, sweep."""
+"""Estimates of the hardware from its netlist: area, timing, power, comparison, sweep."""

@@ -25,28 +25,28 @@ _NAND2_TRANSISTORS = 4
 
 @dataclass(frozen=True)
 class _Parts:
-    """Parts of an engine as the store has them: block, instances and the key of the mapping."""
+    """Parts of an engine as stored: block, instances and the key of the mapping of each part."""
 
     parts: list[tuple[str, int, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
 class Area:
-    """Area of a block, all its instances together, or of several.
+    """Area of a block with all its instances, or of several blocks together.
 
     Parameters
     ----------
     instances : int
     cells : dict[str, int]
-        Cells of the library by name.
+        Number of library cells by name.
     um2 : float
-        Their area, square micrometres. Cells alone: no wires, no utilization, no memories.
+        Area of the cells alone, square micrometres: no wires, no utilization, no memories.
     nand2 : float
-        The same in areas of the library's smallest NAND gate of two inputs.
+        Area of the cells divided by the area of the library's smallest two-input NAND gate.
     flip_flops : int
         Bits in flip-flops.
     memory_bits : int
-        Bits of memories: a macro or a register file takes their place, and is not in the area.
+        Bits of memories. The area does not include the macros or register files for these bits.
     transistors : int
         Estimate for generic gates, without any library.
     """
@@ -61,11 +61,11 @@ class Area:
 
     @property
     def nand2_of_transistors(self) -> float:
-        """Transistors in NAND gates of two inputs: the estimate that needs no library."""
+        """Transistors divided by those of a two-input NAND gate: an estimate without a library."""
         return self.transistors / _NAND2_TRANSISTORS
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "instances": self.instances,
             "cells": sum(self.cells.values()),
@@ -87,11 +87,11 @@ class AreaReport:
     ----------
     config : EngineConfig
     library : str
-        Name of the library, as it gives it itself.
+        Name of the library, as written in its text.
     library_source : str
-        Its file, or "shipped".
+        Path of the library's file, or "shipped".
     blocks : dict[str, Area]
-        By block, as `row_of` names it; "engine" is the logic outside the blocks.
+        Area by the block's `row_of`; "engine" is the logic outside the blocks.
     """
 
     config: EngineConfig
@@ -101,11 +101,11 @@ class AreaReport:
 
     @property
     def total(self) -> Area:
-        """All blocks together."""
+        """Sum over all blocks."""
         return _sum(self.blocks.values())
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with all that the numbers stand on."""
+        """Return plain values for JSON, with everything that the numbers depend on."""
         return {
             "tag": "measured",
             "config": self.config.model_dump(),
@@ -124,18 +124,18 @@ def measure_area(
     store: ResultStore | None = None,
     jobs: int | None = None,
 ) -> AreaReport:
-    """Area of an engine, or of one block, from its netlist.
+    """Measure the area of an engine, or of one block, from its netlist.
 
-    Blocks are mapped beside each other. The same sources, library and tools give
-    the same numbers to the digit, from `store` or anew.
+    Blocks are mapped in parallel. The same sources, library and tools give the same numbers to the
+    digit, whether stored or measured again.
 
     Parameters
     ----------
     config : EngineConfig
-    block : name of `rtl.blocks.BLOCKS`; without one, all that the engine holds
-    liberty : library of cells; without one, the shipped area-only library
-    store : results so far; without one, those in the user's cache folder
-    jobs : blocks at a time; without a number, one per processor
+    block : a name in `rtl.blocks.BLOCKS`; None for all blocks of the engine
+    liberty : library of cells; None for the shipped area-only library
+    store : store of results; None for the store in the user's cache folder
+    jobs : blocks mapped at the same time; None for one per processor
 
     Raises
     ------
@@ -158,7 +158,7 @@ def _mappings(
     store: ResultStore,
     jobs: int | None,
 ) -> list[tuple[str, int, Mapping]]:
-    """Block, instances and mapping of each part; from the store alone where all is there."""
+    """Return block, instances and mapping per part, without a netlist if all mappings are stored."""
     index = {
         "what": "parts",
         "liberty": liberty.digest,

@@ -1,7 +1,7 @@
-"""An engine's netlist, taken apart into its blocks.
+"""Splits an engine's netlist into its blocks.
 
-Each block becomes a design of its own, with its inner modules; the engine's own logic becomes one
-whose blocks are black boxes. Together they are the whole engine, each part once.
+Each block becomes a separate design with its inner modules. The engine's own logic becomes a design
+in which the blocks are black boxes. Together these parts are the whole engine, each part once.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _PORT = re.compile(r"^  wire [^\n]*\b(?:input|output|inout) \d+ [^\n]*\n", re.MU
 
 @dataclass(frozen=True)
 class Part:
-    """One block as RTLIL.
+    """One part of an engine as RTLIL.
 
     Parameters
     ----------
     block : str
-        The block of `rtl.blocks.BLOCKS` that it belongs to.
+        The part's block, a name in `rtl.blocks.BLOCKS`.
     top : str
-        Its module.
+        Name of the part's top module.
     instances : int
-        How often the engine holds it.
+        Number of instances in the engine.
     text : str
-        The module and all inside it. In the engine's own part blocks are black boxes.
+        The module and everything inside it. In the engine's own part, blocks are black boxes.
     """
 
     block: str
@@ -46,15 +46,16 @@ class Part:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the text, whatever the module is called."""
+        """SHA-256 of the text; independent of the module's name."""
         neutral = self.text.replace(self.top, "top")
         return hashlib.sha256(neutral.encode()).hexdigest()
 
 
 def engine_parts(config: EngineConfig, block: str | None = None) -> list[Part]:
-    """The parts of an engine, or of one block.
+    """Return the parts of an engine, or of one block.
 
-    A block that the engine holds is taken out of it; one that stands alone is generated alone.
+    A block inside the engine is taken from the engine's netlist; any other block is generated
+    alone.
 
     Raises
     ------
@@ -74,12 +75,12 @@ def engine_parts(config: EngineConfig, block: str | None = None) -> list[Part]:
 
 
 def split(rtlil: str, top: str) -> list[Part]:
-    """Take RTLIL text apart: a part for each module directly inside `top`, and one for the rest.
+    """Split RTLIL text: one part per module directly inside `top`, and one part for the rest.
 
     Raises
     ------
     ValueError
-        When a module belongs to no block: nothing goes uncounted.
+        When a module belongs to no block, and would go uncounted.
     UserError
         When the design has no module `top`.
     """
@@ -101,7 +102,7 @@ def split(rtlil: str, top: str) -> list[Part]:
 
 
 def _with_inner(module: str, modules: dict[str, str]) -> list[str]:
-    """Texts of a module and of every module inside it, each once."""
+    """Return the texts of a module and of every module inside it, each once."""
     seen: dict[str, str] = {}
     waiting = [module]
     while waiting:
@@ -113,7 +114,7 @@ def _with_inner(module: str, modules: dict[str, str]) -> list[str]:
 
 
 def _black_box(text: str) -> str:
-    """A module's ports without what is inside."""
+    """Return the text of a module with its ports, but without its content."""
     name = _MODULE.match(text)
     if name is None:
         raise ValueError("no module in the text")

@@ -1,7 +1,7 @@
-"""What is compared: a cache format, layer by layer, and the engines that can read it.
+"""Candidates of the comparison: cache formats, layer by layer, and the engines that read them.
 
-Cycles come from the cycle model, which equals the RTL's own counter, bytes from the layout of
-stored vectors: both are derived, and exact.
+Cycles come from the cycle model, which equals the RTL's own counter. Bytes come from the layout of
+stored vectors. Both are derived and exact.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ __all__ = [
 #: Bits of an element of an integer format's sinks and window (`golden.study.baselines.integers`).
 TIER_BITS = 8
 
-#: INT4 with what the ternary codes have, as `kvtq-hw eval` spells it.
+#: INT4 with the conditioning of the ternary codes, as `kvtq-hw eval` spells the format.
 _TIERS = Tiers(sinks=4, window=32)
 CONDITIONED_INT4 = f"int4,conditioned,feedback,sinks={_TIERS.sinks},window={_TIERS.window}"
 
 
 class LayerFormat(Protocol):
-    """What the attention of one KV head of one layer costs, over a context of T tokens."""
+    """Cost of attention for one KV head of one layer, over a context of `tokens` tokens."""
 
     def cycles(self, config: EngineConfig, tokens: int) -> int:
-        """Cycles of the engine when every byte is there in time."""
+        """Return the engine's cycles if memory never delays it."""
         ...
 
     def slices(self, config: EngineConfig, tokens: int) -> int:
-        """Slices of keys and values: the cycles in which its lanes work."""
+        """Return the slices of keys and values: the cycles in which the lanes work."""
         ...
 
     def bytes(self, config: EngineConfig, tokens: int) -> int:
-        """Bytes that it reads."""
+        """Return the bytes that the engine reads."""
         ...
 
 
 @dataclass(frozen=True)
 class TernaryLayer:
-    """A layer in a ternary code; tiers and scales count in planes and bytes."""
+    """A layer in a ternary code; sinks, window and scales are counted."""
 
     code: CacheCode
 
@@ -75,8 +75,8 @@ class TernaryLayer:
 class IntegerLayer:
     """A layer in integers of `bits` bits under one scale per vector; sinks and window in 8 bits.
 
-    In lanes of fewer bits per element of the tier is counted as two halves in two slices. The
-    engine as built takes no such halves: what it would need for them is in no area.
+    Lanes narrower than 8 bits take an element of sinks or window in two halves, in two slices. The
+    engine as built does not support such halves: no area includes the logic for them.
     """
 
     bits: int
@@ -92,31 +92,31 @@ class IntegerLayer:
         return 2 * self.tiers.total(tokens, *self._token_slices(config))
 
     def bytes(self, config: EngineConfig, tokens: int) -> int:
-        """See `LayerFormat`; a scale is as long as the engine's."""
+        """See `LayerFormat`; a scale has as many bytes as the engine's scales."""
         tier, body = (
             -(-config.head_dim * bits // 8) + scale_bytes(config) for bits in (TIER_BITS, self.bits)
         )
         return 2 * self.tiers.total(tokens, tier, body)
 
     def _token_slices(self, config: EngineConfig) -> tuple[int, int]:
-        """Slices per vector in the tier and in the body."""
+        """Return slices per vector of sinks and window, and per vector of the body."""
         return -(-TIER_BITS // self.bits) * config.slices, config.slices
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A cache format and the engines for it.
+    """A cache format and the engines that read it.
 
     Parameters
     ----------
     name : str
-        Its name in tables, for example "ternary K3/V2".
+        Name of the candidate in tables, for example "ternary K3/V2".
     config : EngineConfig
-        The engine; its lanes are a starting point.
+        Configuration of the engine; lanes and planes per cycle are varied.
     code : str
-        The cache code, table or baseline whose quality it stands for.
+        Spelled cache code, code table or baseline, under which quality was measured.
     layers : tuple of LayerFormat
-        The format of each layer; one where all are alike.
+        Format of each layer; a single format if all layers are alike.
     """
 
     name: str
@@ -125,7 +125,7 @@ class Candidate:
     layers: tuple[LayerFormat, ...]
 
     def engine(self, lanes: int, key_planes: int = 1, value_planes: int = 1) -> EngineConfig:
-        """Its configuration with so many lanes, and planes per cycle."""
+        """Return the configuration with the given lanes and planes per cycle."""
         fields = {
             "lanes": lanes,
             "key_planes_per_cycle": key_planes,
@@ -134,10 +134,10 @@ class Candidate:
         return EngineConfig.model_validate(self.config.model_dump() | fields)
 
     def engines(self) -> list[EngineConfig]:
-        """What head dimension and planes allow: fewest lanes first, then fewest planes per cycle.
+        """Return all possible engines, by ascending lanes, then by ascending planes per cycle.
 
-        Lanes come first: each has the adder of an accumulator, which all planes of a cycle share.
-        Of as many planes those have the fewest of values.
+        Lanes cost more than planes per cycle: each lane has the adder of an accumulator, which all
+        planes of a cycle share. Ties are broken by fewer value planes.
         """
         dim, most = self.config.head_dim, self.config.max_planes
         planes = itertools.product(range(1, most + 1), repeat=2)
@@ -146,12 +146,12 @@ class Candidate:
         return [self.engine(number, *pair) for number in lanes for pair in by_cost]
 
     def cycles(self, config: EngineConfig, tokens: int, memory_bits: int | None = None) -> int:
-        """Cycles of the attention of one KV head of every layer, one layer after the other.
+        """Return the cycles of attention for one KV head of every layer, layer after layer.
 
         Parameters
         ----------
-        memory_bits : bits that memory delivers a cycle; a layer takes its or the engine's cycles,
-            whichever are more. Without it every byte is there in time.
+        memory_bits : bits that memory delivers per cycle; each layer takes the larger of the
+            engine's and the memory's cycles. None: memory never delays the engine.
         """
 
         def of(layer: LayerFormat) -> int:
@@ -163,19 +163,20 @@ class Candidate:
         return self._sum(of)
 
     def memory_cycles(self, memory_bits: int, tokens: int) -> int:
-        """Cycles in which memory delivers these attentions' bytes, layers each on their own."""
+        """Return the cycles in which memory delivers the bytes of all layers, rounded per layer."""
         return self._sum(lambda layer: self._delivery(layer, tokens, memory_bits))
 
     def fixed_cycles(self, tokens: int) -> int:
-        """Cycles of these attentions in which its fastest engine's lanes wait.
+        """Return the cycles of all layers in which the lanes of the fastest engine wait.
 
-        Queries come in, outputs go out: no number of lanes hides that.
+        The lanes wait while, for example, queries come in and outputs go out. No number of lanes
+        hides these cycles.
         """
         config = self.engines()[-1]
         return self._sum(lambda layer: layer.cycles(config, tokens) - layer.slices(config, tokens))
 
     def bytes(self, tokens: int) -> int:
-        """Bytes that these attentions read."""
+        """Return the bytes that attention for one KV head of every layer reads."""
         return self._sum(lambda layer: layer.bytes(self.config, tokens))
 
     def _delivery(self, layer: LayerFormat, tokens: int, memory_bits: int) -> int:
@@ -186,12 +187,12 @@ class Candidate:
 
 
 def ternary(config: EngineConfig, code: CacheCode | CodeTable) -> Candidate:
-    """The candidate of a ternary cache code, or of a table with a code for each layer.
+    """Return the candidate for a ternary cache code or a code table.
 
     Raises
     ------
     UserError
-        When it has more digits than the configuration's planes.
+        When the code has more digits than the configuration's `max_planes`.
     """
     if code.most_digits > config.max_planes:
         raise UserError(
@@ -206,10 +207,10 @@ def ternary(config: EngineConfig, code: CacheCode | CodeTable) -> Candidate:
 
 
 def integers(config: EngineConfig) -> list[Candidate]:
-    """The candidates with multipliers, against queries of 8 bits.
+    """Return the candidates whose lanes multiply, with queries of 8 bits.
 
-    INT8 and INT4 are plain integers, one scale per vector: no rotation, no feedback, no tiers. INT4
-    conditioned has what the ternary codes have: centring, rotation, feedback, sinks and window.
+    INT8 and INT4 are plain integers with one scale per vector: no rotation, no feedback, no tiers.
+    INT4 conditioned has centring, rotation, feedback, sinks and window, as the ternary codes have.
     """
     one = {"max_planes": 1, "key_planes_per_cycle": 1, "value_planes_per_cycle": 1}
     fields = config.model_dump() | one | {"query_bits": 8}

@@ -1,4 +1,4 @@
-"""What a change of a pin costs, from a Liberty file: capacitances and tables of internal power."""
+"""Energy per toggle of a pin, from a Liberty file's capacitances and internal power tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kvtq_hw.estimates.liberty_format import Group
 
 __all__ = ["CellEnergy"]
 
-#: Slew at which tables are read, in the library's unit of time (nanoseconds): a typical gate's.
+#: Slew at which tables are read, in the library's unit of time (nanoseconds): typical of a gate.
 _SLEW = 0.05
 
 
@@ -25,7 +25,7 @@ class CellEnergy:
     Raises
     ------
     UserError
-        When the library does not say its voltage or its unit of capacitance.
+        When the library does not give its voltage or its unit of capacitance.
     """
 
     liberty: Liberty
@@ -43,34 +43,35 @@ class CellEnergy:
 
     @cached_property
     def _unit(self) -> float:
-        """The unit of capacitance in picofarads; times volts squared, that of energy in pJ."""
+        """Library's unit of capacitance in pF; times volts squared, its unit of energy in pJ."""
         size, name = self.liberty.root.attributes.get("capacitive_load_unit", ["1", ""])
         if name.lower() not in ("pf", "ff"):
             raise UserError(f"library {self.liberty.source!r} has no capacitive_load_unit")
         return float(size) * (1.0 if name.lower() == "pf" else 1e-3)
 
     def capacitance(self, cell: str, pin: str) -> float:
-        """Capacitance of an input, picofarads."""
+        """Return the capacitance of an input pin, picofarads."""
         group = pins_of(self.liberty.cells[cell])[pin]
         return self._unit * float(group.get("capacitance") or 0.0)
 
     def switching(self, load: float) -> float:
-        """Energy of one change of a net with a load in picofarads, C V^2 / 2, picojoules."""
+        """Return the energy C V^2 / 2 per toggle of a net, picojoules; `load` is in picofarads."""
         return load * self.voltage**2 / 2
 
     def internal(self, cell: str, pin: str, load: float = 0.0) -> float:
-        """Energy inside a cell of one change of a pin, picojoules.
+        """Return the energy inside a cell per toggle of a pin, picojoules.
 
-        The mean of rise and fall, of the conditions, and for an output of the inputs that may have
-        caused it, as nothing here says which; 0 in a library without tables.
+        The energy is the mean over rise and fall, over the table's conditions, and for an output
+        over the inputs that may have caused the toggle, since the cause is unknown here. 0 in a
+        library without tables.
 
         Parameters
         ----------
-        load : what an output drives, picofarads
+        load : capacitance that an output drives, picofarads
         """
         if (curves := self._curves.get((cell, pin))) is None:
             powers = list(pins_of(self.liberty.cells[cell])[pin].all("internal_power"))
-            # a table that is not there, for rise or for fall, is zero
+            # a missing table, for rise or for fall, counts as zero
             self._curves[cell, pin] = curves = [
                 self._curve(table, 1 / (2 * len(powers)))
                 for power in powers
@@ -79,7 +80,7 @@ class CellEnergy:
         return self._unit * sum(_between(x, y, load / self._unit) for x, y in curves)
 
     def _curve(self, table: Group, share: float) -> tuple[list[float], list[float]]:
-        """Loads and energies of a table at `_SLEW`, weighted."""
+        """Return loads and energies of a table at `_SLEW`; energies are multiplied by `share`."""
         templates = {
             template.names[0]: template
             for kind in ("lu_table_template", "power_lut_template")
@@ -109,7 +110,7 @@ def _numbers(text: str) -> list[float]:
 
 
 def _between(x: Sequence[float], y: Sequence[float], at: float) -> float:
-    """Linear interpolation; beyond the ends, the end's value."""
+    """Interpolate linearly; beyond the ends, return the value at the end."""
     if at <= x[0] or len(x) == 1:
         return y[0]
     if at >= x[-1]:

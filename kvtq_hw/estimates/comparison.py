@@ -1,10 +1,10 @@
-"""Engines side by side: at equal lanes, equal tokens per second, equal memory bandwidth.
+"""Comparison of engines at equal lanes, equal tokens per second or equal memory bandwidth.
 
-A ternary lane takes a cycle for each plane where an integer lane takes one for the whole element,
-and reads fewer bits. So lanes alone do not compare: each way fixes one thing and lets the number of
-lanes, a divisor of the head dimension, and the planes that a lane takes a cycle follow from it.
+A ternary lane takes one cycle per plane and reads few bits; an integer lane takes one cycle per
+element and reads more bits. So the number of lanes alone is no fair comparison. Each comparison
+fixes one quantity and derives the lanes (a divisor of the head dimension) and planes per cycle.
 
-Areas are measured on netlists, cycles and bytes are derived. One clock for all engines.
+Areas are measured on netlists; cycles and bytes are derived. All engines have the same clock.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ __all__ = [
     "smallest",
 ]
 
-#: Share of the reference's cycles that an engine of equal speed may take more: sinks and window are
-#: in more digits than the planes of one cycle, and no number of lanes hides them.
+#: Extra cycles allowed to an engine of equal speed, as a share of the reference's cycles: sinks and
+#: window have more digits than planes per cycle, and no number of lanes hides their extra slices.
 SPEED_TOLERANCE = 0.05
 
 
@@ -35,29 +35,29 @@ SPEED_TOLERANCE = 0.05
 class Row:
     """One engine in a comparison.
 
-    Cycles and bytes are of one KV head's attention: of the mean layer, rounded up.
+    Cycles and bytes are per KV head and layer: the mean over layers, rounded up.
 
     Parameters
     ----------
     name, code : str
         As in `Candidate`.
     layers : int
-        Layers that the mean is of; 1 where all are alike, and the numbers exact.
+        Number of layers in the mean; 1 if all layers are alike, and the numbers are then exact.
     lanes : int
     key_planes, value_planes : int
-        Planes of a key and of a value that a lane takes a cycle.
+        Planes of a key and of a value per cycle and lane.
     um2 : float
-        Area of the engine, memories aside (measured).
+        Area of the engine without memories, square micrometres (measured).
     lane_um2 : float
-        Area of the blocks that hold lanes, per lane and query head (measured).
+        Area of the blocks with lanes, per lane and query head (measured).
     cycles : int
-        Cycles when every byte is there in time (derived).
+        Cycles if memory never delays the engine (derived).
     memory_cycles : int
         Cycles in which memory delivers the bytes; 0 where the comparison fixes no memory (derived).
     effective_cycles : int
-        Cycles of the engine or of the memory, in each layer whichever takes longer (derived).
+        Per layer the larger of the engine's and the memory's cycles (derived).
     bytes : int
-        Bytes that are read (derived).
+        Bytes read (derived).
     """
 
     name: str
@@ -74,7 +74,7 @@ class Row:
     bytes: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with the tag of each."""
+        """Return plain values for JSON, with the tag (measured or derived) of each number."""
         tags = {"um2": "measured", "lane_um2": "measured"}
         derived = ("cycles", "memory_cycles", "effective_cycles", "bytes")
         return asdict(self) | {"tags": tags | dict.fromkeys(derived, "derived")}
@@ -86,20 +86,20 @@ Measure = Callable[[EngineConfig], AreaReport]
 def equal_lanes(
     candidates: Iterable[Candidate], lanes: int, tokens: int, measure: Measure
 ) -> list[Row]:
-    """Every candidate with the same number of lanes, and one plane per cycle."""
+    """Compare all candidates with the same number of lanes and one plane per cycle."""
     return [_row(candidate, candidate.engine(lanes), tokens, measure) for candidate in candidates]
 
 
 def equal_speed(
     candidates: Iterable[Candidate], cycles: int, tokens: int, measure: Measure
 ) -> list[Row]:
-    """Every candidate with the first of its `engines` that takes `cycles`, within the tolerance.
+    """Compare each candidate's first of `engines` that takes at most `cycles`, plus the tolerance.
 
-    One that does not get there is left out.
+    A candidate without such an engine is left out.
 
     Parameters
     ----------
-    cycles : of the attention of one KV head; with a table, of the mean layer
+    cycles : cycles of attention per KV head and layer; for a code table, of the mean layer
     """
     rows = []
     for candidate in candidates:
@@ -113,23 +113,21 @@ def equal_speed(
 def equal_bandwidth(
     candidates: Iterable[Candidate], memory_bits: int, tokens: int, measure: Measure
 ) -> list[Row]:
-    """Every candidate with the first of its `engines` that keeps up with a memory.
+    """Compare each candidate's first of `engines` that keeps up with a memory.
 
-    It keeps up when all layers together take no longer than their bytes and what no lanes hide. In
-    a layer of few digits the engine may well be slower than the memory.
+    An engine keeps up if all layers together take at most `memory_cycles` plus `fixed_cycles`. In
+    a single layer of few digits the engine may still be slower than the memory. A candidate that
+    cannot keep up is represented by the first of its fastest engines.
 
     Parameters
     ----------
-    memory_bits : bits that memory delivers each cycle, to this engine
-
-    One that cannot keep up gets the first of its fastest engines, and its row says what that
-    reaches.
+    memory_bits : bits that memory delivers to the engine per cycle
     """
     rows = []
     for candidate in candidates:
         cycles = candidate.memory_cycles(memory_bits, tokens) + candidate.fixed_cycles(tokens)
         config = smallest(candidate, tokens, cycles, memory_bits)
-        if config is None:  # the first of those that take the fewest
+        if config is None:  # the first of the engines with the fewest cycles
             config = min(
                 candidate.engines(), key=lambda each: candidate.cycles(each, tokens, memory_bits)
             )
@@ -140,7 +138,7 @@ def equal_bandwidth(
 def smallest(
     candidate: Candidate, tokens: int, cycles: int, memory_bits: int | None = None
 ) -> EngineConfig | None:
-    """The first of its `engines` that takes at most `cycles` for all layers; None if none does."""
+    """Return the candidate's first engine with at most `cycles` over all layers, None if none."""
     for config in candidate.engines():
         if candidate.cycles(config, tokens, memory_bits) <= cycles:
             return config

@@ -1,6 +1,6 @@
-"""Resources of an FPGA, after synthesis by Yosys: LUTs, flip-flops, memories, multipliers.
+"""FPGA resources after synthesis by Yosys: LUTs, flip-flops, memories, multipliers.
 
-Before place and route (`kvtq_hw.estimates.place_and_route`): there is no clock in these numbers.
+Synthesis alone gives no clock: see `kvtq_hw.estimates.place_and_route`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Family:
-    """How a family is synthesized, and what its cells are.
+    """An FPGA family: its synthesis command and the kinds of its cells.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class Family:
     command : str
         Yosys's synthesis command.
     kinds : Mapping[str, str]
-        Pattern of the cells' names, by kind of resource.
+        Pattern of cell names per kind of resource.
     """
 
     title: str
@@ -49,7 +49,7 @@ class Family:
     kinds: Mapping[str, str]
 
     def count(self, cells: Mapping[str, int]) -> dict[str, int]:
-        """Cells by kind of resource, from cells by type."""
+        """Count cells by kind of resource, from counts by cell type."""
         return {
             kind: sum(n for name, n in cells.items() if re.fullmatch(pattern, name))
             for kind, pattern in self.kinds.items()
@@ -102,7 +102,7 @@ def fpga_resources(
     block: str = "engine",
     store: ResultStore | None = None,
 ) -> dict[str, Any]:
-    """Cells of a block by kind ("lut", "carry", "ff", "lutram", "bram", "dsp") and by type.
+    """Count cells of a block by kind ("lut", "carry", "ff", "lutram", "bram", "dsp") and by type.
 
     Raises
     ------
@@ -140,22 +140,22 @@ def check_family(family: str) -> None:
 
 
 def synthesis_commands(command: str, top: str) -> list[str]:
-    """Yosys's commands for a family, the hierarchy flattened.
+    """Return Yosys's commands that flatten a design and synthesize it for a family.
 
-    Names that nothing reads go first: with a wire ``x`` beside one that is called ``x[0]`` Yosys
-    0.70 mixes them up when it takes the netlist back from abc, and fails an assertion.
+    Unused names are removed first: Yosys 0.70 confuses a wire ``x`` with a wire called ``x[0]``
+    when it reads the netlist back from abc, and then fails an assertion.
     """
     first = [f"hierarchy -top {top}", "proc", "flatten", "opt_clean -purge"]
     return [*first, f"{command} -flatten -top {top}"]
 
 
 def synthesize(rtlil: str, top: str, command: str, directory: Path, *more: str) -> dict[str, int]:
-    """Cells by type after a family's synthesis command, the hierarchy flattened.
+    """Synthesize a flattened design for a family and count cells by type.
 
     Parameters
     ----------
     directory : working directory of Yosys
-    more : commands for the mapped netlist
+    more : further commands on the mapped netlist
     """
     (directory / "design.il").write_text(rtlil, encoding="utf-8")
     run_yosys(

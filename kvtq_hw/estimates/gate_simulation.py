@@ -1,8 +1,8 @@
-"""Cycle simulation of a netlist of gates: how often each net changes.
+"""Cycle simulation of a gate netlist: counts the toggles of each net.
 
-Between two clock edges every net takes one settled value: a change of that value is a toggle.
-Glitches within a cycle are not seen, so counts are a lower bound. Memories read and write at the
-clock edge; a read gives what was there before. Outputs are compared in every cycle.
+Between two clock edges every net has one settled value; a change of that value is a toggle.
+Glitches within a cycle are not simulated, so counts are a lower bound. Memories read and write at
+the clock edge; a read gives the content before the write. Outputs are compared in every cycle.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from golden.compiled import Array, compiled, loop_part
 
 __all__ = ["ONE", "ZERO", "Gates", "Node", "simulate"]
 
-#: The two nets that never change.
+#: The two constant nets.
 ZERO, ONE = 0, 1
 
 
 @dataclass(frozen=True)
 class Node:
-    """One net and what it follows from: `table` has its value for all values of the input nets.
+    """One net as a function of its input nets.
 
-    The last input changes fastest in the table.
+    `table` has the net's value for all values of the inputs; the last input changes fastest.
     """
 
     net: int
@@ -41,15 +41,15 @@ class Gates:
     Parameters
     ----------
     nets : int
-        How many there are, `ZERO` and `ONE` included.
+        Number of nets, `ZERO` and `ONE` included.
     ports : Mapping[str, Sequence[int]]
         Nets of each port, least significant bit first.
     nodes : Sequence[Node]
-        Combinational ones, each after those that drive its inputs.
+        Combinational nodes, each after the nodes that drive its inputs.
     states : Sequence[Node]
         Flip-flops: the node's value after the next clock edge.
     memories : Sequence[Mapping[str, Sequence[int]]]
-        Nets of the ports RD_ADDR, RD_EN, RD_DATA, WR_ADDR, WR_DATA and WR_EN (one a bit).
+        Nets of the ports RD_ADDR, RD_EN, RD_DATA, WR_ADDR, WR_DATA and WR_EN (one per bit).
     """
 
     nets: int
@@ -69,8 +69,8 @@ def simulate(
 
     Parameters
     ----------
-    stimulus : bits of each input port in each cycle, [cycles, width]; all state starts at zero
-    expected : bits of output ports in each cycle, compared from cycle `first` on
+    stimulus : bits of each input port per cycle, [cycles, width]; all state starts at zero
+    expected : bits of output ports per cycle, compared from cycle `first` on
     first : cycle from which toggles count
 
     Returns
@@ -81,7 +81,7 @@ def simulate(
     Raises
     ------
     ValueError
-        When an output differs: the counts would be those of another circuit.
+        When an output differs: the counts would belong to another circuit.
     """
     cycles = len(next(iter(stimulus.values())))
     inputs, values = _columns(gates, stimulus, cycles)
@@ -108,7 +108,7 @@ def simulate(
 def _columns(
     gates: Gates, ports: Mapping[str, NDArray[np.uint8]], cycles: int
 ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """Nets of some ports' bits, and their values [cycles, bits]."""
+    """Return the nets of all bits of some ports, and their values [cycles, bits]."""
     nets = [net for name in ports for net in gates.ports[name]]
     bits = [np.asarray(bits, np.uint8) for bits in ports.values()]
     joined = np.concatenate(bits, axis=1) if bits else np.zeros((cycles, 0), np.uint8)
@@ -120,7 +120,10 @@ def _columns(
 def _flat(
     nodes: Sequence[Node],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], NDArray[np.int32], Any]:
-    """Output nets, start of each node's inputs (and the end), inputs, start in tables, tables."""
+    """Return nodes as arrays: output nets, starts of inputs, inputs, starts of tables, tables.
+
+    The array of starts of inputs ends with the number of inputs.
+    """
     tables: dict[tuple[bool, ...], int] = {}
     size = 0
     for table in (node.table for node in nodes):
@@ -143,9 +146,10 @@ _MEMORY_PORTS = ("RD_ADDR", "RD_EN", "RD_DATA", "WR_ADDR", "WR_DATA", "WR_EN")
 def _flat_memories(
     memories: Sequence[Mapping[str, Sequence[int]]],
 ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64], NDArray[np.uint8]]:
-    """Start of each port's nets (and the end) of each memory, nets, start of contents, contents.
+    """Return memories as arrays: starts of ports, nets of ports, starts of contents, contents.
 
-    All contents are zero.
+    A row of starts of ports is one memory's and ends with the end of its last port. All contents
+    are zero.
     """
     widths = np.array([[len(memory[port]) for port in _MEMORY_PORTS] for memory in memories], int)
     widths = widths.reshape(-1, len(_MEMORY_PORTS))
@@ -166,7 +170,7 @@ def _flat_memories(
 
 @loop_part
 def _value(values, node, start, inputs, table, tables):
-    """Value of a node, by the values of its inputs now."""
+    """Return the value of a node from the present values of its inputs."""
     row = 0
     for place in range(start[node], start[node + 1]):
         row = row * 2 + values[inputs[place]]
@@ -175,14 +179,14 @@ def _value(values, node, start, inputs, table, tables):
 
 @loop_part
 def _put(values, toggles, net, value, counted):
-    """Put a value on a net, and count the toggle if it counts."""
+    """Put a value on a net, and count a toggle if `counted`."""
     toggles[net] += counted and values[net] != value
     values[net] = value
 
 
 @loop_part
 def _first_wrong(values, outputs, expected):
-    """Column of the first output that differs from what is expected; -1 without any."""
+    """Return the column of the first output that differs from `expected`; -1 if none does."""
     wrong = -1
     for column in range(len(outputs) - 1, -1, -1):
         if values[outputs[column]] != expected[column]:
@@ -192,7 +196,7 @@ def _first_wrong(values, outputs, expected):
 
 @loop_part
 def _address(values, nets):
-    """Number on the nets of an address port."""
+    """Return the number on the nets of an address port."""
     address = 0
     for place in range(len(nets)):
         address |= int(values[nets[place]]) << place
@@ -201,11 +205,11 @@ def _address(values, nets):
 
 @loop_part
 def _clock_memory(values, toggles, nets, ends, content, counted):
-    """Clock a memory: `nets` from `ends[k]` to `ends[k + 1]` are those of port k."""
+    """Clock a memory; port k has the nets `nets[ends[k] : ends[k + 1]]`."""
     enable, data = nets[ends[1]], nets[ends[2] : ends[3]]
     written, writes = nets[ends[4] : ends[5]], nets[ends[5] : ends[6]]
     word = _address(values, nets[ends[0] : ends[1]]) * len(data)
-    # taken before the write, put on the nets after it: a word's nets are no memory's input
+    # read before the write, put on the nets after it: a word's nets are no memory's input
     reading = values[enable]
     old = content[word : word + len(data)].copy()
     word = _address(values, nets[ends[3] : ends[4]]) * len(data)
@@ -218,7 +222,7 @@ def _clock_memory(values, toggles, nets, ends, content, counted):
 
 
 def _nodes(kind: str) -> tuple[tuple[str, ...], dict[str, Array]]:
-    """What arrays of nodes must be: inputs one after the other, and every row in its table."""
+    """Return what arrays of nodes must satisfy: consecutive inputs, every row inside its table."""
     return (
         f"{kind}_starts == {kind}_count + 1 and {kind}_start[0] == 0",
         f"(np.diff({kind}_start) >= 0).all() and {kind}_start[-1] == {kind}_pins",
@@ -243,7 +247,7 @@ _STATE_RULES, _STATES = _nodes("state")
     "nets >= 2",
     "memory_start.min(initial=0) >= 0 and memory_start.max(initial=0) <= memory_pins",
     "(np.diff(memory_start) >= 0).all() and (memory_start[:, 2] - memory_start[:, 1] == 1).all()",
-    # data, what is written, and enables are equally wide
+    # read data, write data and write enables are equally wide
     "(np.diff(memory_start)[:, [4, 5]] == np.diff(memory_start)[:, [2]]).all()",
     "content_starts == memories + 1 and content_start[0] >= 0 and content_start[-1] <= bits",
     "(np.diff(content_start) >= np.diff(memory_start)[:, 2] * "
@@ -283,7 +287,7 @@ def _run(
     first,
     toggles,
 ):
-    """All cycles; the place of the first wrong output in `expected`, flat, or -1."""
+    """Run all cycles; return the flat index in `expected` of the first wrong output, or -1."""
     values = np.zeros(len(toggles), np.uint8)
     values[1] = 1
     following = np.zeros(len(state_net), np.uint8)

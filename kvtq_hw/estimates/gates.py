@@ -1,4 +1,4 @@
-"""A mapped netlist for simulation: cells as gates, by the functions in Liberty."""
+"""Turns a mapped netlist into gates for simulation, by the cells' functions in Liberty."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _MEMORY = "kvtq_memory"
 
 @dataclass(frozen=True)
 class Cell:
-    """An instance: its path in the design, its cell of the library, nets of its pins.
+    """An instance of a library cell: its path in the design, its cell, the nets of its pins.
 
-    clock : the pin of a flip-flop's clock; empty for a gate
+    clock : the clock pin of a flip-flop; empty for a gate
     """
 
     name: str
@@ -36,24 +36,24 @@ class Cell:
 
 @dataclass(frozen=True)
 class Mapped:
-    """A flat netlist, and the library cells that it is made of."""
+    """A flat netlist as gates, and its library cells."""
 
     gates: Gates
     cells: Sequence[Cell]
 
 
 def pins_of(cell: Group) -> dict[str, Group]:
-    """Pins of a library cell by name."""
+    """Return the pins of a library cell by name."""
     return {pin.names[0]: pin for pin in cell.all("pin")}
 
 
 def link(netlists: Iterable[str], top: str, liberty: Liberty) -> Mapped:
-    """The netlist of a design whose modules are Verilog texts of library cells.
+    """Link Verilog modules of library cells into the flat netlist of the design `top`.
 
     Raises
     ------
     UserError
-        For what the simulation knows nothing of: latches, asynchronous resets in use, memories
+        For what the simulation does not support: latches, asynchronous resets in use, memories
         that are read without a clock, combinational loops.
     """
     with scratch_folder() as directory:
@@ -92,7 +92,7 @@ class _Linker:
                 raise UserError(f"power: {name}: no {cell['type']} in {self.liberty.name!r}")
             else:
                 self._add(name, cell["type"], {pin: bits[0] for pin, bits in nets.items()})
-        count = len(self.numbers) - 2  # x and z share the net of zero
+        count = len(self.numbers) - 2  # the constants x and z share the net of zero
         gates = Gates(count, ports, _sorted(self.nodes), self.states, self.memories)
         return Mapped(gates, self.cells)
 
@@ -115,7 +115,7 @@ class _Linker:
         for flip_flop in group.all("ff"):
             clock = _clock(name, flip_flop, inputs)
             state, inverse = flip_flop.names
-            # the net of a plain output is the state itself
+            # an output whose function is the state is the state's net
             plain = [pin for pin, function in functions.items() if function == state]
             net = outputs[plain[0]] if plain else self._net(f"{name}.{state}")
             operands[state] = net
@@ -131,7 +131,7 @@ class _Linker:
 
 
 def _clock(name: str, flip_flop: Group, inputs: Mapping[str, int]) -> str:
-    """The clock pin of a flip-flop that nothing but its clock changes."""
+    """Return the clock pin of a flip-flop; raises if anything but the clock changes its state."""
     for attribute in ("clear", "preset"):
         if active := flip_flop.get(attribute):
             node = _node(ZERO, active, inputs)
@@ -159,7 +159,7 @@ def _node(net: int, function: str, operands: Mapping[str, int]) -> Node:
 
 
 def _sorted(nodes: Sequence[Node]) -> list[Node]:
-    """Combinational nodes, each after those that drive its inputs."""
+    """Sort combinational nodes: each node comes after the nodes that drive its inputs."""
     drivers = {node.net for node in nodes}
     waiting = {node.net: sum(net in drivers for net in node.inputs) for node in nodes}
     readers: dict[int, list[Node]] = {}

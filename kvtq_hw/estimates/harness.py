@@ -1,8 +1,8 @@
-"""A block behind three pins, for place and route: an FPGA has fewer pins than an engine has ports.
+"""Harness with three pins around a block for place and route.
 
-All inputs come out of one shift register and every output goes into a flip-flop of its own that
-nothing may remove, so all logic stays, and each path of the block starts and ends at a flip-flop.
-The harness is flip-flops alone: one a port bit.
+An engine has more port bits than an FPGA has pins. One shift register drives all inputs, and every
+output bit goes into its own flip-flop, which no tool may remove. So all logic stays, and each path
+of the block starts and ends at a flip-flop. The harness consists of one flip-flop per port bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Harness"]
 
 
 class Harness(wiring.Component):
-    """`block` with its ports behind flip-flops.
+    """A block with its ports behind flip-flops.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ class Harness(wiring.Component):
     Attributes
     ----------
     serial : In(1)
-        Moves into the shift register each cycle.
+        Bit that is shifted into the shift register in each cycle.
     """
 
     def __init__(self, block: wiring.Component) -> None:

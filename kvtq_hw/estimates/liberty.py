@@ -1,4 +1,4 @@
-"""Liberty files: which cells there are, how large they are and what they compute."""
+"""Cell libraries in Liberty files: names, areas and functions of the cells."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class Liberty:
     Parameters
     ----------
     source : str
-        Where it comes from: a path, or "shipped".
+        Path of the file, or "shipped".
     text : str
-        The file, unpacked.
+        Text of the file, unpacked.
     root : Group
-        Its library group.
+        The file's library group.
     """
 
     source: str
@@ -45,7 +45,7 @@ class Liberty:
 
     @property
     def name(self) -> str:
-        """Name that the library gives itself."""
+        """Name of the library, as written in its text."""
         return self.root.names[0]
 
     @cached_property
@@ -60,15 +60,16 @@ class Liberty:
 
     @property
     def has_timing(self) -> bool:
-        """Whether delays are those of the process; the shipped file's are made up."""
+        """Whether the delays belong to the process; the shipped file has made-up delays."""
         return self.source != "shipped"
 
     @cached_property
     def cells_to_avoid(self) -> tuple[str, ...]:
-        """Cells that synthesis must not use, in their order.
+        """Cells that synthesis must not use, in the library's order.
 
-        A library that has all cells of the shipped file is used with these alone, so that both
-        give the same netlist. Of any other the cells that it marks ``dont_use`` are left out.
+        If a library has all cells of the shipped file, synthesis uses only these cells, so that
+        both libraries give the same netlist. In any other library, synthesis leaves out the cells
+        marked ``dont_use``.
         """
         wanted = _shipped_names()
         if wanted <= set(self.cells):
@@ -87,11 +88,11 @@ class Liberty:
         return self.area(self._smallest((True, True, True, False)))
 
     def area(self, cell: str) -> float:
-        """Area of a cell, in the library's unit (square micrometres in those we know)."""
+        """Return the area of a cell in the library's unit (square micrometres in known libraries)."""
         return float(self.cells[cell].get("area") or 0.0)
 
     def _smallest(self, table: tuple[bool, ...]) -> str:
-        """Name of the smallest cell with one output of a given truth table."""
+        """Return the name of the smallest cell with a single output of a given truth table."""
         found = [
             (self.area(name), name)
             for name, cell in self.cells.items()
@@ -106,7 +107,7 @@ class Liberty:
 
 
 def _table_of(cell: Group) -> tuple[bool, ...] | None:
-    """Truth table of a combinational cell with one output of at most two inputs."""
+    """Return the truth table of a combinational cell with one output and at most two inputs."""
     pins = list(cell.all("pin"))
     inputs = [pin.names[0] for pin in pins if pin.get("direction") == "input"]
     functions = [f for pin in pins if (f := pin.get("function"))]
@@ -119,15 +120,15 @@ def _table_of(cell: Group) -> tuple[bool, ...] | None:
 
 
 def truth_table(function: str, inputs: list[str]) -> tuple[bool, ...]:
-    """Values of a Liberty function for all values of its inputs, the last input changing fastest.
+    """Evaluate a Liberty function for all values of its inputs; the last input changes fastest.
 
-    Operators, tightest first: ``!`` before and ``'`` after an operand; ``^``; ``&``, ``*`` or
-    nothing, for and; ``|`` or ``+``.
+    Operators by descending precedence: ``!`` before and ``'`` after an operand; ``^``; and, written
+    ``&``, ``*`` or nothing; ``|`` or ``+``.
 
     Raises
     ------
     ValueError
-        When the function is malformed or has another name than the inputs.
+        When the function is malformed or has a name that is no input.
     """
     tokens = re.findall(r"\w+|\S", function)
     rows = itertools.product((False, True), repeat=len(inputs))
@@ -193,12 +194,12 @@ class _Evaluation:
 
 
 def load_liberty(path: Path | None) -> Liberty:
-    """The library of a file, which may be packed by gzip; without one the shipped library.
+    """Load the library of a file, which may be packed by gzip; None for the shipped library.
 
     Raises
     ------
     UserError
-        The file cannot be read, is broken or holds no cells.
+        When the file cannot be read, is broken or holds no cells.
     """
     if path is None:
         return shipped_liberty()
@@ -214,7 +215,7 @@ def load_liberty(path: Path | None) -> Liberty:
 
 
 def _unpacked(data: bytes) -> bytes:
-    """What is inside of a file packed by gzip, or the file itself."""
+    """Return the unpacked content of a gzip file, or the data itself if not packed."""
     if data[:2] != b"\x1f\x8b":
         return data
     with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
@@ -226,7 +227,7 @@ def _unpacked(data: bytes) -> bytes:
 
 @cache
 def shipped_liberty() -> Liberty:
-    """The area-only library of SkyWater 130 nm high-density cells that comes with the package."""
+    """Load the area-only library of SkyWater 130 nm high-density cells, shipped in the package."""
     text = (resources.files("kvtq_hw.estimates") / _SHIPPED).read_text("utf-8")
     return Liberty("shipped", text, parse_liberty(text))
 

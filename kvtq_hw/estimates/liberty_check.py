@@ -1,7 +1,7 @@
-"""What must be true of a Liberty file before anything is measured with it.
+"""Checks of a Liberty file before anything is measured with it.
 
-Yosys and abc end in the middle of their work, or leave out a cell without a word, where a name or a
-number is none. What this package itself reads of a library is checked here, once.
+A malformed name or number makes Yosys and abc stop in the middle of their work, or drop a cell
+without a message. Everything that this package itself reads from a library is checked here, once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from kvtq_hw.estimates.liberty_format import Group
 
 __all__ = ["check_library"]
 
-#: Names of cells: nothing that Yosys takes for a pattern, or for the end of a word.
+#: Allowed names of cells: no character that Yosys takes for a pattern or the end of a word.
 _CELL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.$-]{0,254}")
 _PIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.$\[\]:-]{0,254}")
 
-#: Most names, operators and brackets of a function. A truth table has a row for all their values.
+#: Most names, operators and brackets per function: every row of the truth table evaluates them all.
 _MOST_TOKENS = 100
 _MOST_INPUTS = 12
 
@@ -35,7 +35,7 @@ def check_library(library: Group) -> None:
     Raises
     ------
     ValueError
-        One line with the first thing that is wrong.
+        One line with the first fault.
     """
     if len(library.names) != 1 or not library.names[0]:
         raise ValueError("the library has no name, or several")
@@ -93,7 +93,7 @@ def _functions(group: Group, attributes: tuple[str, ...], place: str) -> None:
 
 
 def _check_table(table: Group, place: str, templates: dict[str, Group]) -> None:
-    """Check that a table of internal power has a number for every value of its axes."""
+    """Check that a table of internal power has a number for every combination of axis values."""
     rows = [_numbers(row, place) for row in table.attributes.get("values", [])]
     template = templates.get(table.names[0]) if table.names else None
     if template is None:
@@ -127,7 +127,7 @@ def _name(group: Group, allowed: re.Pattern[str]) -> str:
 
 
 def _number(group: Group, attribute: str, place: str, positive: bool = False) -> None:
-    """Check a number that is zero or more, or positive, where the attribute is there."""
+    """Check that an attribute, if present, is a number of zero or more, or positive."""
     text = group.get(attribute)
     if text is None:
         return

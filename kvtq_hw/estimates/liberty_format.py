@@ -1,7 +1,7 @@
-"""The grammar of Liberty files: groups and attributes.
+"""A parser of Liberty files: groups and attributes.
 
-A reader of our own: a full file of 13 MB takes it a second, and nothing of the grammar beyond
-groups and attributes matters here. Source of the format: Liberty user guide, volumes 1 and 2.
+The parser reads a full file of 13 MB in a second. Nothing of the grammar beyond groups and
+attributes matters here. Source of the format: Liberty user guide, volumes 1 and 2.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from kvtq_hw.contract.errors import shown
 
 __all__ = ["Group", "parse_liberty"]
 
-#: Most groups within each other: a full library has four.
+#: Most levels of nested groups: a full library has four.
 _MOST_GROUPS = 32
 
 _TOKEN = re.compile(
-    # a comment or a string without an end goes to the end: nothing is looked at twice
+    # an unterminated comment or string extends to the end of the text: no character is read twice
     r'/\*.*?(?:\*/|\Z)|\\\r?\n|"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[{}();:,]|[^\s{}();:,"]+',
     re.DOTALL,
 )
@@ -26,19 +26,19 @@ _TOKEN = re.compile(
 
 @dataclass
 class Group:
-    """One ``kind (names) { ... }`` of a Liberty file.
+    """A group ``kind (names) { ... }`` of a Liberty file.
 
     Parameters
     ----------
     kind : str
         For example "cell", "pin" or "timing".
     names : list[str]
-        What stands in its brackets.
+        The arguments in brackets.
     attributes : dict[str, list[str]]
-        Values of each attribute: one of a simple attribute, any number of a complex one. Of an
-        attribute that occurs several times the last counts.
+        Values of each attribute: one for a simple attribute, any number for a complex attribute.
+        The last occurrence of a repeated attribute counts.
     groups : list[Group]
-        The groups inside, in their order.
+        The groups directly inside, in their order.
     """
 
     kind: str
@@ -47,22 +47,22 @@ class Group:
     groups: list[Group] = field(default_factory=list)
 
     def all(self, kind: str) -> Iterator[Group]:
-        """The groups of a kind directly inside."""
+        """Iterate over the groups of a kind directly inside."""
         return (group for group in self.groups if group.kind == kind)
 
     def get(self, attribute: str) -> str | None:
-        """The first value of an attribute, None without it."""
+        """Return the first value of an attribute; None if the group lacks the attribute."""
         values = self.attributes.get(attribute)
         return values[0] if values else None
 
 
 def parse_liberty(text: str) -> Group:
-    """The library group of a Liberty file's text.
+    """Parse the text of a Liberty file and return its library group.
 
     Raises
     ------
     ValueError
-        When the text is no Liberty file, or ends in the middle of one.
+        When the text is no Liberty file, or ends in the middle of a group.
     """
     tokens = [t for t in _TOKEN.findall(text) if not t.startswith(("/*", "\\"))]
     if tokens and tokens[-1].startswith('"'):
@@ -75,7 +75,7 @@ def parse_liberty(text: str) -> Group:
                 open_groups.pop()
                 position += 1
             elif len(open_groups) == 1 and top.groups:
-                break  # something behind the library
+                break  # more text behind the library group
             else:
                 position = _statement(tokens, position, open_groups)
             while position < len(tokens) and tokens[position] == ";":
@@ -90,7 +90,7 @@ def parse_liberty(text: str) -> Group:
 
 
 def _statement(tokens: list[str], position: int, open_groups: list[Group]) -> int:
-    """Read an attribute into the innermost open group, or open another; the position after it."""
+    """Read an attribute into the innermost open group, or open a group; return the next position."""
     name, separator = tokens[position], tokens[position + 1]
     position += 2
     values: list[str] = []

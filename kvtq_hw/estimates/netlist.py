@@ -1,4 +1,4 @@
-"""Multipliers in the generated Verilog, counted by block after coarse synthesis."""
+"""Counts the multipliers in the generated Verilog, by block, after coarse synthesis."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from rtl.yosys import run_yosys
 
 __all__ = ["MULTIPLIER_CELLS", "block_of", "count_multipliers", "expected_multipliers"]
 
-#: Yosys cells that multiply or divide. Products by a power of two are shifts after `opt`.
+#: Yosys cells that multiply or divide. `opt` turns products by a power of two into shifts.
 MULTIPLIER_CELLS = frozenset(
     {"$mul", "$macc", "$macc_v2", "$pow", "$div", "$mod", "$divfloor", "$modfloor"}
 )
 
-# Coarse synthesis up to, not including, `alumacc`: it would turn sums of many operands, which hold
-# no product, into $macc cells. The hierarchy stays, so that cells can be told by block.
+# Coarse synthesis up to, not including, `alumacc`, which turns sums of many operands without any
+# product into $macc cells. The hierarchy stays, so that cells are counted by block.
 _SYNTHESIS = (
     "proc",
     "opt_expr",
@@ -34,19 +34,19 @@ _SYNTHESIS = (
 
 
 def count_multipliers(verilog: str, top: str) -> dict[str, int]:
-    """Multiplier cells of each block of an engine, from its Verilog.
+    """Count the multiplier cells of each block of an engine, from its Verilog.
 
     Parameters
     ----------
     verilog : str
-        Text as `rtl.verilog.emit` writes it.
+        Text from `rtl.verilog.emit`.
     top : str
-        Name of the engine's module; its own cells are counted under "engine".
+        Name of the engine's module; cells outside its blocks are counted under "engine".
 
     Raises
     ------
     ValueError
-        When a module belongs to no block: nothing goes uncounted.
+        When a module belongs to no block, and its cells would go uncounted.
     rtl.yosys.YosysError
         When the text is no valid design, or has a problem such as a combinational loop.
     """
@@ -71,11 +71,11 @@ def count_multipliers(verilog: str, top: str) -> dict[str, int]:
 
 
 def expected_multipliers(config: EngineConfig) -> dict[str, int]:
-    """What the design promises: one multiplier per query head where scales have a mantissa.
+    """Return the multipliers per block that the design promises.
 
-    Only the two scalers and the normalizer multiply; with power-of-two scales the scalers shift,
-    and the path of a token holds no multiplier. The comparison engines have one more in every lane
-    of each head.
+    Only the two scalers and the normalizer multiply, with one multiplier per query head. With
+    power-of-two scales the scalers shift, and the path of a token holds no multiplier. The
+    comparison engines have one more multiplier per lane of each head.
     """
     lanes = 0 if config.is_ternary else config.query_group * config.lanes
     scalers = config.query_group if config.scale_fraction_bits else 0
@@ -89,7 +89,7 @@ def expected_multipliers(config: EngineConfig) -> dict[str, int]:
 
 
 def block_of(module: str, top: str) -> str:
-    """Block that a module belongs to: the engine's submodule that it is, or is inside of."""
+    """Return the block of a module: the engine's submodule that is or contains the module."""
     if module == top:
         return "engine"
     for block in BLOCKS:

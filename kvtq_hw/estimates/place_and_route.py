@@ -1,8 +1,8 @@
-"""Clock and resources of an FPGA after place and route, by nextpnr from its pip packages.
+"""Clock and resources on an FPGA after place and route, by nextpnr from its pip packages.
 
-The design sits in a harness (`kvtq_hw.estimates.harness`): ports behind flip-flops, three pins. The
-clock is that of one seed; another seed moves it by several per cent. The same sources, tools and
-seed give the same numbers to the digit.
+The design is in a harness (`kvtq_hw.estimates.harness`): ports behind flip-flops, three pins. The
+clock belongs to one seed; another seed changes the clock by several per cent. The same sources,
+tools and seed give the same numbers to the digit.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TOP = "harness"
 
 @dataclass(frozen=True)
 class _Device:
-    """A device: its flag to nextpnr, package, logic cells and multipliers."""
+    """A device: its name, flags for nextpnr, logic cells and multipliers."""
 
     title: str
     options: tuple[str, ...]
@@ -46,13 +46,14 @@ class _Device:
 
 @dataclass(frozen=True)
 class _Router:
-    """nextpnr for one family.
+    """How nextpnr runs for one FPGA family.
 
-    module, function : the pip package's module, and what runs nextpnr in it
-    options : besides the device's own; the clock asked for is out of reach, so that it tries
+    module, function : module of the pip package, and its function that runs nextpnr
+    options : options besides the device's flags; the requested clock is out of reach, so that
+        nextpnr keeps optimizing
     logic, bram, dsp : names of resources in nextpnr's report
-    carry_sites : LUT sites that a carry cell takes beside those of LUTs
-    devices : smallest first
+    carry_sites : LUT sites per carry cell, besides the sites of LUTs
+    devices : devices of the family, smallest first
     """
 
     module: str
@@ -67,7 +68,7 @@ class _Router:
 
 @dataclass(frozen=True)
 class _Routed:
-    """What place and route gave, as `place_and_route` returns it and the store has it."""
+    """Result of place and route, as `place_and_route` returns it and the store holds it."""
 
     device: str
     logic_cells: int
@@ -102,7 +103,7 @@ _ROUTERS: Mapping[str, _Router] = {
         "ICESTORM_LC",
         "ICESTORM_RAM",
         "ICESTORM_DSP",
-        0,  # it shares its logic cell with a LUT
+        0,  # a carry cell shares its logic cell with a LUT
         (_Device("iCE40UP5K", ("--up5k",), 5280, 8),),
     ),
 }
@@ -118,27 +119,27 @@ def place_and_route(
     seconds: int = 1800,
     store: ResultStore | None = None,
 ) -> dict[str, Any]:
-    """Resources and clock of a block on the smallest device of a family that holds it.
+    """Place and route a block on the smallest device of a family that holds the block.
 
     Parameters
     ----------
     family : one of `ROUTED`
-    seconds : place and route is given up after this time
-    store : results so far; without one, those in the user's cache folder
+    seconds : time limit of place and route
+    store : store of results; None for the store in the user's cache folder
 
     Returns
     -------
     dict
         "device", "tool", "seed", "logic_cells" (LUT sites in use), "ff", "bram", "dsp" and
-        "fmax_mhz"; "harness_ff", the flip-flops of the harness, is in the counts. Synthesis drops
-        those whose port bit is constant or not read.
+        "fmax_mhz"; "harness_ff" is the number of flip-flops of the harness, and the counts include
+        them. Synthesis drops harness flip-flops whose port bit is constant or not read.
 
     Raises
     ------
     UserError
-        For an unknown block or family, a block that fits no device, or when time is up.
+        For an unknown block or family, for a block that fits no device, or at the time limit.
     ModuleNotFoundError
-        Without nextpnr's pip package.
+        When nextpnr's pip package is not installed.
     """
     if family not in _ROUTERS:
         raise UserError(
@@ -173,7 +174,7 @@ def place_and_route(
 
 def _run(rtlil: str, family: str, block: str, seconds: int) -> dict[str, Any]:
     router, chosen = _ROUTERS[family], FAMILIES[family]
-    # nextpnr's WebAssembly sees the working directory, and no other temporary folder
+    # nextpnr's WebAssembly can access the working directory, but no other temporary folder
     with scratch_folder() as directory:
         cells = synthesize(rtlil, _TOP, chosen.command, directory, "write_json design.json")
         counts = chosen.count(cells)
@@ -195,7 +196,7 @@ def _run(rtlil: str, family: str, block: str, seconds: int) -> dict[str, Any]:
 
 
 def _smallest(router: _Router, family: str, block: str, counts: Mapping[str, int]) -> _Device:
-    """The smallest device that may hold a synthesized design."""
+    """Return the smallest device whose resources may suffice for a synthesized design."""
     needed = counts["lut"] + router.carry_sites * counts["carry"]
     for device in router.devices:
         if needed <= device.logic and counts["dsp"] <= device.dsp:
@@ -211,7 +212,7 @@ def _smallest(router: _Router, family: str, block: str, counts: Mapping[str, int
 def _nextpnr(
     router: _Router, device: _Device, block: str, seconds: int, directory: Path
 ) -> dict[str, Any]:
-    """Run nextpnr in a process of its own; its report."""
+    """Run nextpnr in a separate process and return its report."""
     arguments = [*device.options, *router.options, "--json", "design.json", "--seed", str(_SEED)]
     arguments += ["--timing-allow-fail", "--report", "report.json", "--quiet"]
     code = f"import sys, {router.module} as m; sys.exit(m.{router.function}(sys.argv[1:]))"

@@ -1,9 +1,9 @@
-"""Energy of an engine while it runs: toggles of its netlist's nets, times what a toggle costs.
+"""Energy of a running engine: toggles of the nets of its netlist, times the energy per toggle.
 
-The netlist is simulated with what the RTL's ports saw in a simulation, and must answer as the RTL
-did in every cycle. A toggle of a net costs C V^2 / 2 of the pins that the net drives: wires have no
-capacitance, memories, clock trees and glitches are not there, so this is a lower bound and a
-projection. A full library adds the energies that it gives for what happens inside a cell.
+The netlist is simulated with the recorded port values of an RTL simulation, and its outputs must
+equal the RTL's in every cycle. A toggle of a net costs C V^2 / 2, where C is the capacitance of the
+pins that the net drives. Wires, memories, clock trees and glitches are not counted, so the energy
+is a lower bound and a projection. A full library adds its energies inside cells.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ __all__ = ["BlockPower", "PowerReport", "measure_power"]
 
 @dataclass(frozen=True)
 class BlockPower:
-    """What a block did in one run.
+    """Toggles and energies of a block in one run.
 
     Parameters
     ----------
     toggles : int
-        Changes of the nets that its cells drive (measured).
+        Toggles of the nets that the block's cells drive (measured).
     switching_pj : float
         Energy of these toggles in the pins that the nets drive (projected).
     clock_pj : float
         Energy of the clock in the flip-flops' clock pins (projected).
     internal_pj : float
-        Energy inside the cells, by the library's tables, the clock's share included; 0 with a
-        library without tables.
+        Energy inside the cells by the library's tables, with the clock's share; 0 if the library
+        has no tables.
     """
 
     toggles: int
@@ -55,11 +55,11 @@ class BlockPower:
 
     @property
     def total_pj(self) -> float:
-        """All of it."""
+        """Total energy of the block, picojoules."""
         return self.switching_pj + self.clock_pj + self.internal_pj
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {key: round(value, 3) for key, value in asdict(self).items()} | {
             "total_pj": round(self.total_pj, 3)
         }
@@ -67,7 +67,9 @@ class BlockPower:
 
 @dataclass(frozen=True)
 class PowerReport:
-    """Energies of one run by block, as `row_of` names it; "engine" is the logic outside the blocks.
+    """Energies of one run, by block.
+
+    Blocks are named by `row_of`; "engine" is the logic outside the blocks.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ class PowerReport:
 
     @property
     def total(self) -> BlockPower:
-        """All blocks together."""
+        """Sum over all blocks."""
         rows = self.blocks.values()
         return BlockPower(
             sum(row.toggles for row in rows),
@@ -94,7 +96,7 @@ class PowerReport:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, with all that the numbers stand on."""
+        """Return plain values for JSON, with everything that the numbers depend on."""
         return {
             "tags": {"toggles": "measured", "cycles": "measured", "energy": "projected"},
             "config": self.config.model_dump(),
@@ -112,18 +114,18 @@ def measure_power(
     liberty: Liberty | None = None,
     store: ResultStore | None = None,
 ) -> PowerReport:
-    """Energy of the engine in a recorded run.
+    """Measure toggles of the engine in a recorded run, and project its energy.
 
     Parameters
     ----------
-    recording : of the ports of the engine of `config`, from before the end of reset
-    liberty : library of cells; without one, the shipped library
-    store : netlists so far; without one, those in the user's cache folder
+    recording : port values of the engine of `config`, from before the end of reset
+    liberty : library of cells; None for the shipped library
+    store : store of mapped netlists; None for the store in the user's cache folder
 
     Raises
     ------
     UserError
-        When the library is unsuitable, or the netlist answers otherwise than the RTL did.
+        When the library is unsuitable, or the netlist's outputs differ from the RTL's.
     """
     from kvtq_hw.estimates.gate_simulation import simulate
 
@@ -146,7 +148,7 @@ def measure_power(
 
 
 def _instances(netlist: str, rows: Mapping[str, str]) -> dict[str, str]:
-    """Row of each instance in the engine's own netlist, from those of the modules."""
+    """Return the row of each instance in the engine's own netlist, from the rows of modules."""
     found = {}
     for line in netlist.splitlines():
         words = line.split()
@@ -162,7 +164,7 @@ def _energies(
     liberty: Liberty,
     instances: Mapping[str, str],
 ) -> dict[str, BlockPower]:
-    """Sums over cells, in picojoules."""
+    """Sum toggles and energies (picojoules) over the cells of each block."""
     energy = CellEnergy(liberty)
     loads = [0.0] * mapped.gates.nets
     for cell in mapped.cells:

@@ -1,4 +1,4 @@
-"""Result files of `kvtq-hw eval --json`, read and checked before anything long starts."""
+"""Reads and checks result files of `kvtq-hw eval --json`, before any long work starts."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class QualityRow(Schema):
-    """What was measured of one code.
+    """Schema of one code's measurements.
 
-    `kvtq_hw.commands.frame.evaluation.EvalRow` says what the numbers are.
+    `kvtq_hw.commands.frame.evaluation.EvalRow` documents the fields.
     """
 
     code: Annotated[str, Field(min_length=1, max_length=1000)]
@@ -35,7 +35,7 @@ class QualityRow(Schema):
 
 
 class QualityFile(Schema):
-    """The rows, and what they were measured on."""
+    """Schema of a result file: its rows, and the model and text of the measurement."""
 
     model: str
     model_fingerprint: str
@@ -48,14 +48,14 @@ class QualityFile(Schema):
 
 @dataclass(frozen=True)
 class QualityResult:
-    """A file's name and content."""
+    """A result file: its name and content."""
 
     file: str
     content: QualityFile
 
 
 def read_quality(files: Iterable[Path]) -> list[QualityResult]:
-    """Read result files.
+    """Read result files of `kvtq-hw eval --json`.
 
     Raises
     ------
@@ -67,11 +67,11 @@ def read_quality(files: Iterable[Path]) -> list[QualityResult]:
 
 
 def quality_of(code: str, results: Sequence[QualityResult]) -> dict[str, Any] | None:
-    """What was measured of a code; None where it is in no file.
+    """Return the measured quality of a code; None if no file has the code.
 
     Parameters
     ----------
-    code : a spelled code, or `str` of a table of codes, which is found by its file's name
+    code : a spelled code, or `str` of a code table, which is found by the name of its file
 
     Returns
     -------
@@ -90,7 +90,7 @@ def quality_of(code: str, results: Sequence[QualityResult]) -> dict[str, Any] | 
 
 
 def _is_of(spelled: str, code: str) -> bool:
-    """Whether a result's row is of a code; a table is spelled as a path there."""
+    """Return whether a row's code, `spelled`, is `code`; rows spell a code table as a path."""
     if spelled.endswith(".toml"):
         return Path(spelled).name == code.partition("@")[0]
     return spelled == code

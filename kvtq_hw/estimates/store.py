@@ -1,7 +1,7 @@
-"""Where measured estimates are kept, and the part of their keys that says which design it is.
+"""The store of measured estimates, and the part of their keys that identifies the design.
 
-What a result depends on is its key, by content: the netlist's text, the library's, the commands and
-the version of the tool.
+The key of a result is everything that the result depends on, by content: the texts of netlist and
+library, the commands and the version of the tool.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def user_store() -> ResultStore:
 
 
 def design_key(config: EngineConfig, block: str | None = None) -> dict[str, Any]:
-    """Return what decides the Verilog of a block, or of the engine; a name decides nothing.
+    """Return everything that decides the Verilog of a block, or of the engine, except its name.
 
     Raises
     ------
     UserError
-        For a block that is unknown.
+        For an unknown block.
     """
     if block is not None:
         check_block(block)

@@ -1,9 +1,9 @@
 """Design-space sweep: area, cycles, bytes and quality of many configurations and codes.
 
-An area belongs to a configuration, cycles and bytes to a configuration and a code. Areas are what
-takes time: each is stored the moment it is there, so that an interrupted sweep goes on where it
-stopped. The caller chooses who works: any executor of `concurrent.futures`, on this machine or that
-of a Dask cluster.
+An area belongs to a configuration; cycles and bytes belong to a configuration and a code. Areas
+take the time: each area is stored as soon as it is measured, so that an interrupted sweep
+continues where it stopped. The caller passes an executor: any of `concurrent.futures`, on this
+machine, or that of a Dask cluster.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from kvtq_hw.host.results import ResultStore
 
 __all__ = ["Progress", "configurations", "sweep_areas", "table"]
 
-#: What is stored of a configuration: `Area.as_dict`.
+#: Type of the stored total area of a configuration: `Area.as_dict`.
 _TOTAL = dict[str, int | float | dict[str, int]]
 
-#: What a row takes over of a configuration's total area. `memory_bits` is a field of the
-#: configuration as well, the port's width, and may be swept: the row has RAM bits by another name.
+#: Fields of a configuration's total area, by their column in a row. `memory_bits` of an area has
+#: another column name, since a swept configuration field, the port's width, has that name too.
 _AREA_FIELDS = {
     "um2": "um2",
     "nand2": "nand2",
@@ -46,7 +46,7 @@ _AREA_FIELDS = {
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sweep is: areas known, areas wanted, and how many of them the store had."""
+    """Progress of a sweep: areas known, areas wanted, and areas found in the store."""
 
     done: int
     total: int
@@ -56,12 +56,12 @@ class Progress:
 def configurations(
     base: EngineConfig, axes: Mapping[str, Sequence[int | str]]
 ) -> list[EngineConfig]:
-    """The configurations of a grid: `base` with every combination of the axes' values.
+    """Return the configurations of a grid: `base` with every combination of the axes' values.
 
     Raises
     ------
     UserError
-        For a field that a configuration does not have, or a combination that cannot be built.
+        For an unknown field of a configuration, or a combination that cannot be built.
     """
     if "name" in axes:
         raise UserError("field: 'name' is not allowed; a sweep is over the fields of an engine")
@@ -79,14 +79,14 @@ def sweep_areas(
     executor: Executor,
     report: Callable[[Progress], None],
 ) -> list[dict[str, Any]]:
-    """Total area of each configuration, as `Area.as_dict` has it.
+    """Return the total area of each configuration, as a dictionary of `Area.as_dict`.
 
     Parameters
     ----------
-    configs : in the order of the result; equal ones are measured once
-    block : only this block; without one, the whole engine
-    executor : does what `store` has not; its workers need this package and no shared folder
-    report : called with the progress at the start and whenever an area is there
+    configs : configurations in the order of the result; equal configurations are measured once
+    block : the only block to measure; None for the whole engine
+    executor : measures areas that are not in `store`; workers need this package, no shared folder
+    report : called with the progress at the start and after each area
     """
     keys = [_key(config, block, liberty) for config in configs]
     wanted = {config.digest(): (config, key) for config, key in zip(configs, keys, strict=True)}
@@ -121,7 +121,7 @@ def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str,
 
 
 def _area(config: EngineConfig, block: str | None, source: str, text: str | None) -> dict[str, Any]:
-    """What a worker does: one configuration's total area. One processor: others have the rest."""
+    """Measure one configuration's total area in a worker, on one processor."""
     liberty = None if text is None else Liberty(source, text, parse_liberty(text))
     return measure_area(config, block, liberty, jobs=1).total.as_dict()
 
@@ -134,20 +134,20 @@ def table(
     tokens: int,
     quality: Sequence[QualityResult],
 ) -> list[dict[str, Any]]:
-    """A row for every configuration and code.
+    """Return a row for every configuration and code.
 
     Parameters
     ----------
-    fields : fields of the configuration that stand in a row
-    tokens : context of cycles and bytes
+    fields : fields of the configuration that become columns
+    tokens : context length for cycles and bytes
     quality : result files of `kvtq-hw eval`
 
     Returns
     -------
     list of dict
-        The fields, "code", the area (measured), "cycles", "bytes" and "bits_per_element" of one KV
-        head's attention over `tokens` tokens (derived), and "perplexity_ratio" of the code to the
-        unquantized model (measured), None where no file has it.
+        Columns: the fields, "code", the area (measured), "cycles", "bytes" and "bits_per_element"
+        of attention for one KV head over `tokens` tokens (derived), and "perplexity_ratio" of the
+        code to the unquantized model (measured), None if no file has the code.
     """
     rows = []
     for code in codes:

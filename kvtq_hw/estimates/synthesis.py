@@ -1,9 +1,9 @@
-"""One block through Yosys and abc: cells of a library, and generic gates to count transistors.
+"""Synthesis of one block by Yosys and abc: to library cells, and to generic gates for transistors.
 
-Every design goes through the same commands, with the same delay target, so that areas compare. The
-commands are those of Yosys's own `synth`, but for memories: what can be written stays a memory and
-is counted in bits, as a memory macro or a register file would take its place; what cannot (a table)
-becomes logic.
+Every design goes through the same commands with the same delay target, so that areas compare. The
+commands are those of Yosys's own `synth`, except for memories. A writable memory stays a memory and
+is counted in bits, since a memory macro or a register file would take its place. A read-only memory
+(a table) becomes logic.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from rtl.yosys import run_yosys, yosys_version
 
 __all__ = ["CLOCK_MHZ", "Mapping", "map_part", "mapped_netlist", "mapping_key"]
 
-#: Clock that gates are sized for: every engine meets it on sky130, so that areas are areas at one
-#: and the same clock.
+#: Clock in MHz for which gates are sized. Every engine meets this clock on sky130, so that all
+#: areas belong to the same clock.
 CLOCK_MHZ = 100
 
-#: Load at each output of a block, in femtofarads: a few gates' inputs.
+#: Load at each output of a block, in femtofarads: the inputs of a few gates.
 OUTPUT_LOAD_FF = 10
 
 _COARSE = (
@@ -59,7 +59,8 @@ _COARSE = (
 
 _MEMORIES = ("memory_unpack", "tee -q -o memories.json stat -json")
 
-# Flip-flops with enable and reset become plain ones and gates: `stat` knows what those cost.
+# Flip-flops with enable and reset become plain flip-flops and gates, whose transistors `stat`
+# counts.
 _GENERIC = (
     "design -load gates",
     "dfflegalize -cell $_DFF_P_ 01",
@@ -77,29 +78,29 @@ _MEMORY_PARAMETERS = """
     RD_INIT_VALUE WR_PORTS WR_CLK_ENABLE WR_CLK_POLARITY WR_PRIORITY_MASK WR_WIDE_CONTINUATION
 """
 
-# abc's script of Yosys without its two sweeps for equal nodes (&fraig, scorr): on a divider they
-# take 16 times as long as all the rest, and the area stays within 1.3 % with and without them.
+# Yosys's script for abc without its two sweeps for equal nodes (&fraig, scorr). On a divider the
+# sweeps take 16 times as long as the rest, and they change the area by less than 1.3 %.
 _SCRIPT = "+strash;dc2;strash;&get,-n;&dch,-f;&nf,{D};&put;buffer;upsize,{D};dnsize,{D};stime,-p"
 
 
 @dataclass(frozen=True)
 class Mapping:
-    """What became of one block.
+    """Result of mapping one block.
 
     Parameters
     ----------
     cells : dict[str, int]
-        Cells of the library by name; memories and blocks inside not among them.
+        Number of library cells by name, without memories and blocks inside.
     area : float
-        Their area in the library's unit.
+        Area of the cells in the library's unit.
     flip_flops : int
-        How many of them store a bit.
+        Number of the cells that are flip-flops.
     transistors : int
-        Estimate of Yosys for generic gates: its cost table for static CMOS.
+        Yosys's estimate for generic gates, by its cost table for static CMOS.
     memory_bits : int
-        Bits of writable memory, in neither of the two.
+        Bits of writable memory, which `area` and `transistors` do not include.
     delay_ps : float
-        Longest combinational path by abc's own timing, without wires. Only as good as the
+        Longest combinational path by abc's own timing, without wires; only as good as the
         library's delays.
     """
 
@@ -112,9 +113,10 @@ class Mapping:
 
 
 def _delay_target_ps(clock_mhz: int) -> int:
-    """Delay that abc sizes gates for, in picoseconds: four fifths of the clock's period.
+    """Return abc's delay target in picoseconds: four fifths of the clock's period.
 
-    The rest is for what abc does not see: flip-flops' delays and set-up times, slow edges.
+    The rest is for effects that abc does not see: delays and set-up times of flip-flops, slow
+    edges.
     """
     return 800_000 // clock_mhz
 
@@ -122,12 +124,12 @@ def _delay_target_ps(clock_mhz: int) -> int:
 def map_part(
     part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int = CLOCK_MHZ
 ) -> Mapping:
-    """Map a part to a library's cells; what `store` has under the same content is not done again.
+    """Map a part to library cells; a mapping in `store` with the same content is reused.
 
     Raises
     ------
     UserError
-        When Yosys or abc fail, or the library lacks a cell that the part needs.
+        When Yosys or abc fails, or the library lacks a cell that the part needs.
     """
     found = store.get(mapping_key(part, liberty, clock_mhz), Mapping)
     return found or _map_and_store(part, liberty, store, clock_mhz)[0]
@@ -136,7 +138,7 @@ def map_part(
 def mapped_netlist(
     part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int = CLOCK_MHZ
 ) -> str:
-    """Verilog of a part as `map_part` maps it: instances of the library's cells.
+    """Return the Verilog of a part mapped by `map_part`: instances of library cells.
 
     Raises
     ------
@@ -150,7 +152,7 @@ def mapped_netlist(
 def _map_and_store(
     part: Part, liberty: Liberty, store: ResultStore, clock_mhz: int
 ) -> tuple[Mapping, str]:
-    """Map a part; store what became of it, and its netlist."""
+    """Map a part; store the mapping and the netlist."""
     mapping, netlist = _map(part, liberty, clock_mhz)
     store.put_text(_netlist_key(part, liberty, clock_mhz), netlist)
     store.put(mapping_key(part, liberty, clock_mhz), asdict(mapping))
@@ -162,7 +164,7 @@ def _netlist_key(part: Part, liberty: Liberty, clock_mhz: int) -> dict[str, Any]
 
 
 def mapping_key(part: Part, liberty: Liberty, clock_mhz: int = CLOCK_MHZ) -> dict[str, Any]:
-    """All that a mapping depends on."""
+    """Return everything that a mapping depends on."""
     return {
         "what": "mapping",
         "part": part.digest,
@@ -175,7 +177,7 @@ def mapping_key(part: Part, liberty: Liberty, clock_mhz: int = CLOCK_MHZ) -> dic
 
 def _library_commands(liberty: Liberty, clock_mhz: int) -> list[str]:
     avoid = " ".join(f"-dont_use {cell}" for cell in liberty.cells_to_avoid)
-    # abc keeps what it reads under the file's name: the name says what is inside
+    # abc caches a library under the file's name, so the name contains the digest of the content
     file = f"{liberty.digest[:16]}.lib"
     return [
         "design -load gates",
@@ -185,7 +187,7 @@ def _library_commands(liberty: Liberty, clock_mhz: int) -> list[str]:
         f"-script {_SCRIPT}",
         "opt_clean -purge",
         f"tee -q -o mapped.json stat -json -liberty {file}",
-        # timing tools read no Verilog of memories: each becomes an instance of an unknown module
+        # timing tools cannot read memories in Verilog: each becomes an instance of an unknown module
         "chtype -set kvtq_memory t:$mem_v2",
         *(f"setparam -unset {name} t:kvtq_memory" for name in _MEMORY_PARAMETERS.split()),
         "write_verilog -noattr -noexpr -nohex mapped.v",
@@ -236,6 +238,6 @@ def _map(part: Part, liberty: Liberty, clock_mhz: int) -> tuple[Mapping, str]:
 
 
 def _statistics(file: Path, top: str) -> dict[str, Any]:
-    """Yosys's statistics of one module."""
+    """Return Yosys's statistics of one module."""
     modules = json.loads(file.read_text("utf-8"))["modules"]
     return modules[f"\\{top}"]

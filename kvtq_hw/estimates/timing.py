@@ -1,8 +1,8 @@
 """Longest paths of an engine and of its blocks, by static timing analysis of the mapped netlist.
 
-OpenSTA reads the netlist and the full library. Without it what is left is abc's own sum of gate
-delays along combinational paths: no flip-flops, no set-up times; such numbers say "abc".
-Neither knows wires.
+OpenSTA reads the netlist and the full library. Without OpenSTA, delays are abc's own sums of gate
+delays along combinational paths, without flip-flops and set-up times; such numbers are marked
+"abc". Neither tool knows the delays of wires.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ class LongestPath:
     Parameters
     ----------
     delay_ps : float
-        From a clock edge or an input to the next edge's set-up time or an output.
+        Delay in picoseconds, from a clock edge or an input to the set-up time before the next edge
+        or to an output.
     start, end : str
-        Where it starts and ends; empty for abc, which does not say.
+        Names of start and end of the path; empty for abc, which does not report them.
     tool : str
         "opensta" or "abc".
     """
@@ -58,11 +59,11 @@ class LongestPath:
 
     @property
     def fmax_mhz(self) -> float:
-        """Clock at which the path just fits, in MHz."""
+        """Highest clock that the path allows, in MHz."""
         return round(1e6 / self.delay_ps, 2) if self.delay_ps else float("inf")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {"tag": "measured", **asdict(self), "fmax_mhz": self.fmax_mhz}
 
 
@@ -73,19 +74,19 @@ def measure_timing(
     store: ResultStore | None = None,
     clock_mhz: int = CLOCK_MHZ,
 ) -> dict[str, LongestPath]:
-    """Longest path of each block by its `row_of`, and of the whole engine under "total".
+    """Return the longest path of each block by its `row_of`, and of the whole engine as "total".
 
-    A block is timed alone: between its flip-flops and to and from its ports. The total has the
-    paths that run through several blocks as well; abc knows no such paths, and its total is the
-    longest block's.
+    A block is timed alone: between its flip-flops, and to and from its ports. With OpenSTA, the
+    total includes paths through several blocks. abc knows no such paths: its total is the longest
+    path of any block.
 
     Parameters
     ----------
     config : EngineConfig
     liberty : library with the delays of a process
-    analyser : OpenSTA; without it abc's delays are taken
-    store : results so far; without one, those in the user's cache folder
-    clock_mhz : clock that gates are sized for
+    analyser : OpenSTA; None for the delays of abc
+    store : store of results; None for the store in the user's cache folder
+    clock_mhz : clock for which gates are sized
 
     Raises
     ------
@@ -145,9 +146,9 @@ def _analyse(
 
 
 def _write_plain(directory: Path, top: str) -> None:
-    """Write mapped.v as netlist.v, in what OpenSTA's reader knows of Verilog.
+    """Write mapped.v as netlist.v, in the subset of Verilog that OpenSTA reads.
 
-    It knows neither signed wires nor an assignment to several of them at once.
+    OpenSTA reads neither signed wires nor an assignment to several wires at once.
     """
     read = ["read_verilog mapped.v", f"hierarchy -top {top}"]
     run_yosys([*read, "splitnets", "opt_clean", "write_verilog -noattr plain.v"], directory)

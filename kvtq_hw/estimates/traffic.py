@@ -1,8 +1,8 @@
-"""Cache size and memory traffic of a decode step, by model, context and cache format.
+"""Cache size and memory traffic per decode step, by model, context and cache format.
 
-A decode step reads the keys and values of every cached token of every layer and KV head once, and
-writes one token's. Sizes are exact, derived from the storage format; energies are projections, size
-times a published energy per bit of a kind of memory.
+A decode step reads the keys and values of all cached tokens of every layer and KV head once, and
+writes the key and value of one token. Sizes are exact, derived from the storage format. Energies
+are projected: size times a published energy per bit of a kind of memory.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["CONTEXTS", "MEMORIES", "MODELS", "Memory", "ModelShape", "Traffic", 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What of a model decides the size of its cache, from the configuration it is published with.
+    """Shape of a model's attention layers, which decides the size of its cache.
 
-    layers, kv_heads, head_dim : its attention layers
+    layers, kv_heads, head_dim : as in the model's published configuration; KV heads per layer
     """
 
     layers: int
@@ -47,14 +47,14 @@ CONTEXTS = (1 << 10, 1 << 12, 1 << 14, 1 << 17, 1 << 20)
 
 @dataclass(frozen=True)
 class Memory:
-    """A kind of memory: energy of reading a bit, and who says so."""
+    """A kind of memory: energy per bit read, and the publication of that number."""
 
     picojoules_per_bit: float
     source: str
 
 
-#: Whole accesses: activation (1.21 pJ/bit in HBM2), movement on the chip (2.24), interface (0.3).
-#: Both figures as works that cite the two papers give them.
+#: Energies of whole accesses: activation (1.21 pJ/bit in HBM2), movement on the chip (2.24),
+#: interface (0.3). Both energies are taken from works that cite the two papers.
 MEMORIES = {
     "HBM2": Memory(3.92, "O'Connor et al., Fine-Grained DRAM, MICRO 2017, ECC included"),
     "DDR": Memory(20.3, "Horowitz, ISSCC 2014: 1.3 to 2.6 nJ for 64 bits, the lower end"),
@@ -63,11 +63,11 @@ MEMORIES = {
 
 @dataclass(frozen=True)
 class Traffic:
-    """One format at one context.
+    """Cache size of one format at one context.
 
-    format : its spelling
-    bits_per_element : stored bits a cached number, everything included
-    cache_bytes : of all layers and KV heads; a decode step reads them once
+    format : spelling of the cache format
+    bits_per_element : stored bits per cached element, everything included
+    cache_bytes : bytes of all layers and KV heads; a decode step reads them once
     """
 
     format: str
@@ -75,18 +75,20 @@ class Traffic:
     cache_bytes: int
 
     def millijoules(self, memory: Memory) -> float:
-        """Energy of reading the cache once, projected."""
+        """Return the energy of reading the cache once, in millijoules (projected)."""
         return self.cache_bytes * 8 * memory.picojoules_per_bit * 1e-9
 
 
 def traffic(
     shape: ModelShape, context: int, config: EngineConfig, codes: Sequence[CacheCode]
 ) -> list[Traffic]:
-    """The cache of a model in fp16, INT8 and INT4 with a 16-bit scale per vector, and in codes.
+    """Return the traffic of a model in fp16, INT8, INT4 and the given codes.
+
+    INT8 and INT4 have a 16-bit scale per vector.
 
     Parameters
     ----------
-    config : packing and scale format of the ternary codes
+    config : gives packing and scale format of the ternary codes
 
     Raises
     ------

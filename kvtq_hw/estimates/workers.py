@@ -1,4 +1,4 @@
-"""Work beside each other: threads that wait for tools, processes that end with their parent."""
+"""Parallel work: threads that wait for tools, and processes that end with their parent."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ Result = TypeVar("Result")
 
 
 def processors() -> int:
-    """Processors that this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def of_each_part(
     work: Callable[[Part], Result], parts: Sequence[Part], jobs: int | None = None
 ) -> list[Result]:
-    """Do some work, which a tool does, for each part, and return what it gives, in their order.
+    """Call `work`, which waits for a tool, on each part; return the results in order.
 
     Parameters
     ----------
-    jobs : parts at a time; without a number, one per processor
+    jobs : parts at the same time; None for one per processor
     """
     with ThreadPoolExecutor(jobs or processors()) as pool:
-        # the largest first: then no processor is left with it at the end
+        # the largest part first, so that no processor works on it alone at the end
         order = sorted(range(len(parts)), key=lambda place: -len(parts[place].text))
         futures = {place: pool.submit(work, parts[place]) for place in order}
         return [futures[place].result() for place in range(len(parts))]
 
 
 def end_with_parent() -> None:
-    """Begin a worker: end it when its parent process ends, and leave warnings to the parent.
+    """Set up a worker process: it ends when its parent ends and leaves warnings to the parent.
 
-    A worker of `concurrent.futures` waits for the next task for ever when the process that hands
-    them out was killed.
+    Without this, a worker of `concurrent.futures` waits forever for its next task after its parent
+    was killed.
     """
     LOGGER.disabled = True
     parent = multiprocessing.parent_process()
