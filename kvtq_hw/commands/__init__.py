@@ -1,10 +1,11 @@
-"""What a user calls: one command of `kvtq-hw` in each module of this package.
+"""Commands of `kvtq-hw`, one per module of this package.
 
-A module `cycle_model` becomes the command `kvtq-hw cycle-model`. It exposes a click command named
-`command`, and its docstring's first line is what `kvtq-hw --help` says about it. The command line
-finds modules by itself and imports the one that was asked for: there is no list to add to. Import
-what belongs to an extra (torch, transformers, cocotb) inside functions: `--help` stays fast then.
+A module `cycle_model` becomes the command `kvtq-hw cycle-model`. The module exposes a click command
+named `command`; the first line of the module's docstring appears in `kvtq-hw --help`. The command
+line finds the modules itself, without a list, and imports only the module of the called command.
+Modules of an extra (torch, transformers, cocotb) are imported inside functions, so that `--help`
+stays fast.
 
-A command reports what the user can mend with `UserError`, and returns its exit status: None or 0
-for success.
+A command raises `UserError` for errors that the user can correct, and returns its exit status: None
+or 0 for success.
 """

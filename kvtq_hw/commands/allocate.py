@@ -1,8 +1,8 @@
 """Choose digits per layer, for keys and for values, under a budget in true bits or in cycles.
 
-Measures what each layer's keys and values lose by few digits, on text that the model itself
-writes, and spends the budget where it is worth most. The result is a code table, which every
-`--code` takes.
+Measures the loss of each layer's keys and values under few digits, on text that the model itself
+writes, and spends the budget where it reduces the loss most. The result is a code table for
+`--code`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Measure what is static in the cache of a model, on a text, and write it to a calibration file.
 
-Key centres, number ranges and feedback matrices. Other commands calibrate on their own, on a text
-that the model itself writes, and keep the result in the user's cache folder; a file of one's own is
-given to `decode --calibration`.
+The file holds key centres, number ranges and feedback matrices. Other commands calibrate
+automatically, on a text that the model itself writes, and keep the result in the user's cache
+folder. `decode --calibration` takes a file of this command.
 """
 
 from __future__ import annotations

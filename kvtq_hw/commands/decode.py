@@ -3,10 +3,10 @@
 Greedy decoding through `generate()` on a cache of packed ternary planes. Backends:
 
 - ``rtl``: prefill by the golden model, every decode step of every layer and KV head by the
-  verilated accelerator, which quantizes, stores, requantizes, fetches and attends; outputs are
-  compared with the golden model as they come (``--check``), the memory at the end, and the tokens
-  with those of a second run on the golden model alone;
-- ``engine``: the same by the attention core alone, to which the golden model gives planes;
+  verilated accelerator, which quantizes, stores, requantizes, fetches and attends. With
+  ``--check``, each output is compared with the golden model's, the memory with the golden cache at
+  the end, and the tokens with those of a second run on the golden model alone;
+- ``engine``: as ``rtl``, but by the engine alone, which gets planes from the golden model;
 - ``golden``: the integer golden model alone;
 - ``float``: float64 attention over the same planes, with the golden model's distance to it;
 - ``unquantized``: the model's own cache and attention, for comparison.
@@ -56,22 +56,22 @@ UNQUANTIZED = "unquantized"
 
 @dataclass(kw_only=True)
 class DecodeReport:
-    """What a run gave, as ``--json`` writes it. None: the run does not measure it.
+    """Results of a run, as written by ``--json``; None for a result that the run does not measure.
 
     Attributes
     ----------
     text, tokens : the continuation and its token ids
     tokens_identical : the tokens equal those of an independent run on the golden backend
     outputs_compared, mismatches : output elements of the RTL compared with the golden model's
-    memory_bytes_compared, memory_differences : bytes of the cache that the accelerator's memory
-        holds at the end, compared with the golden cache's, and how many differ
+    memory_bytes_compared, memory_differences : bytes of the accelerator's memory compared with the
+        golden cache at the end, and the number of bytes that differ
     rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
-    bound_cycles : the same jobs at one plane slice per cycle (`cycle_model.code_bound`)
+    bound_cycles : cycles of the same jobs at one slice per cycle (`cycle_model.code_bound`)
     tokens_per_second : decode steps per second of wall time, prefill not counted
     bits_per_element : stored bits per cached number, scales and padding included
     context : tokens in the cache at the end
     saturated, saturated_share : elements of keys and values that did not fit the 16 bits of the
-        calibration, and their share of all in the cache
+        calibration, and their share of all elements in the cache
     float_error_max, float_error_rms : distance of the golden model's attention outputs to float64
         attention over the same planes: largest absolute, and relative root mean square
     """
@@ -100,12 +100,12 @@ class DecodeReport:
     float_error_rms: float | None = None
 
     def take(self, decoded: Decoded) -> None:
-        """Enter what was decoded."""
+        """Enter text, tokens, speed and context of a decode."""
         self.text, self.tokens = decoded.text, list(decoded.tokens)
         self.tokens_per_second, self.context = decoded.tokens_per_second, decoded.context
 
     def take_session(self, session: Session, cache: TernaryCache, decoded: Decoded) -> None:
-        """Enter what a session measured while it decoded on a cache."""
+        """Enter the measurements of a session that decoded on a cache."""
         from golden.cache.saturation import saturation
 
         self.preset, self.code = session.config.name, str(session.code)
@@ -123,14 +123,14 @@ class DecodeReport:
             self.float_error_rms = session.measured.relative_error
 
     def table(self) -> Table:
-        """What a terminal shows of the report."""
+        """Return the report as a table for the terminal."""
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         for row in (*self._rows_of_the_run(), *self._rows_of_the_comparison()):
             table.add_row(*row)
         return table
 
     def _rows_of_the_run(self) -> Iterator[tuple[str, str]]:
-        """Rows of speed, cache and cycles: name and words."""
+        """Iterate over rows of speed, cache and cycles: name and text."""
         from golden.cache.saturation import saturated_words
 
         steps = len(self.tokens) - 1
@@ -153,7 +153,7 @@ class DecodeReport:
             )
 
     def _rows_of_the_comparison(self) -> Iterator[tuple[str, str]]:
-        """Rows of what was compared with the golden model: name and words."""
+        """Iterate over rows of the comparison with the golden model: name and text."""
         if self.outputs_compared:
             yield (
                 "compared",
@@ -267,7 +267,7 @@ def command(
 
 
 def _decode(session: Session, report: DecodeReport, screen: Callable[..., _Screen]) -> str | None:
-    """Decode on a session and fill in the report; says what went wrong, if anything did."""
+    """Decode on a session and fill in the report; return the failure's message, or None."""
     from golden.attend.backends import MismatchError
     from golden.llm.decoding import Decoded
 
@@ -294,7 +294,7 @@ def _decode(session: Session, report: DecodeReport, screen: Callable[..., _Scree
 def _compare_tokens(
     session: Session, report: DecodeReport, screen: Callable[..., _Screen]
 ) -> str | None:
-    """Decode again on the golden model alone; says what went wrong, if anything did."""
+    """Decode again on the golden model alone; return the failure's message, or None."""
     golden = on_golden(session)
     with screen("the same on the golden model", quiet=True) as shown:
         reference = shown.decode(golden, golden.new_cache())
@@ -305,11 +305,11 @@ def _compare_tokens(
 
 
 class _Screen:
-    """The text as it grows, above a progress bar.
+    """Shows the growing text above a progress bar.
 
     Attributes
     ----------
-    latest : what had been decoded when the last token came
+    latest : everything decoded up to the last token; None before the first token
     """
 
     def __init__(
@@ -342,11 +342,13 @@ class _Screen:
 
     def __exit__(self, *exception: object) -> None:
         self._live.__exit__(None, None, None)
-        if not self._live.console.is_terminal:  # there it is left at the end of the last line
+        if (
+            not self._live.console.is_terminal
+        ):  # without a terminal, the cursor is still at the end of the last line
             self._live.console.print()
 
     def decode(self, session: Session, cache: TernaryCache) -> Decoded:
-        """Continue the prompt on a session's cache, shown as it grows."""
+        """Continue the prompt on a session's cache and show the growing text."""
         return session.decode(self._prompt, self._max_new_tokens, cache, self.show)
 
     def show(self, decoded: Decoded) -> None:

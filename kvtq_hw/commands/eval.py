@@ -1,9 +1,10 @@
 """Measure what cache formats leave of a language model, and at how many true bits.
 
-Every code is run through the cache, teacher-forced, on the same segments of a text: perplexity,
-divergence from the unquantized model, agreement with its most likely tokens, and on demand the
-retrieval of numbers hidden in the context. `kvtq_hw.commands.frame.evaluation` keeps the results:
-an interrupted run goes on where it stopped.
+Every code runs through the cache, teacher-forced, on the same segments of a text. Measured are
+perplexity, divergence from the unquantized model, agreement with the unquantized model's most
+likely tokens, and on demand the retrieval of numbers hidden in the context.
+`kvtq_hw.commands.frame.evaluation` stores the results: an interrupted run continues where it
+stopped.
 """
 
 from __future__ import annotations
@@ -170,11 +171,13 @@ def _print_saturated(rows: list[EvalRow]) -> None:
 def _formats(
     codes: Sequence[str], model: LanguageModel, config: EngineConfig, attention: str
 ) -> dict[str, CacheFormat | None]:
-    """The format of each spelled code, None for the model's own cache; warns of badly coded keys.
+    """Return the format of each spelled code, None for the model's own cache.
+
+    Warns of keys that a code rounds badly.
 
     Parameters
     ----------
-    attention : "integer" or "float", of ternary codes
+    attention : attention of ternary codes, "integer" or "float"
     """
     from golden.attend.backends import GoldenBackend
     from golden.attend.single_precision import SinglePrecisionBackend
@@ -204,15 +207,15 @@ class _EvaluationBar(Progress):
         self._task = self.add_task("")
 
     def begin(self, tokens: int) -> None:
-        """So many tokens are to be fed to the model in all."""
+        """Set the total number of tokens to be fed to the model."""
         self.update(self._task, total=tokens)
 
     def label(self, text: str) -> None:
-        """What is being measured."""
+        """Set the name of the current measurement."""
         self.update(self._task, description=text)
 
     def step(self, tokens: int) -> None:
-        """So many more tokens are done."""
+        """Advance by a number of tokens."""
         self.advance(self._task, tokens)
 
 
@@ -225,7 +228,7 @@ def _as_csv(rows: list[EvalRow]) -> str:
 
 
 def _cells(row: EvalRow) -> list[str]:
-    """The columns that a reader compares, rounded."""
+    """Return the columns for readers, rounded."""
     cells = [
         row.code,
         row.attention,
@@ -244,7 +247,7 @@ def _titles(rows: list[EvalRow]) -> list[str]:
 
 
 def _as_markdown(rows: list[EvalRow]) -> str:
-    """The rows as a table in Markdown."""
+    """Return the rows as a Markdown table."""
     titles = _titles(rows)
     lines = [titles, ["---", "---", *["---:"] * (len(titles) - 2)], *map(_cells, rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -253,7 +256,7 @@ def _as_markdown(rows: list[EvalRow]) -> str:
 def _table(rows: list[EvalRow]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     for index, title in enumerate(_titles(rows)):
-        # in a narrow terminal the code is folded, never a number
+        # in a narrow terminal the code's column is folded, but no number
         table.add_column(
             title, justify="left" if index < 2 else "right", no_wrap=index > 0, overflow="fold"
         )

@@ -14,16 +14,14 @@ __all__ = ["command", "generate"]
 
 
 def generate(config: EngineConfig, folder: Path) -> list[Path]:
-    """Write ``.v``, ``.json`` and ``.vlt`` of the accelerator, and of the engine alone.
-
-    Beside them goes ``kvtq_registers.h``.
+    """Write ``.v``, ``.json`` and ``.vlt`` of accelerator and engine, and ``kvtq_registers.h``.
 
     The same configuration gives the same bytes.
 
     Raises
     ------
     UserError
-        The folder cannot be written.
+        When the folder cannot be written.
     """
     from kvtq_hw.contract.registers import c_header
     from rtl.blocks import create_block, emit_block, module_name

@@ -12,7 +12,7 @@ from kvtq_hw.contract.layout import SIDES, MemoryLayout
 
 __all__ = ["command"]
 
-#: Most KV heads of a layer: those of the largest models without query groups.
+#: Most KV heads per layer: as many as the largest models without query groups have.
 MAX_HEADS = 256
 
 

@@ -1,7 +1,7 @@
 """Draw true bits against perplexity, and against retrieval, from results of `kvtq-hw eval`.
 
-One picture with everything that the files hold: a point a code, families apart in colour and shape,
-and the line of the best that can be had at each size. The format is that of the file's name.
+One picture shows everything in the files: one point per code, with colour and shape by family, and
+the Pareto frontier as a line. The ending of the picture's file name gives its format.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Point", "command", "frontier", "read_points"]
 
-# Family of a code by how its spelling begins (of a table: ends), with colour (safe for colour-blind
-# readers) and marker.
+# Families of codes by the beginning of their spelling (for a code table: the ending), each with
+# its title, colour (safe for colour-blind readers) and marker.
 _FAMILIES = (
     (".toml", "balanced ternary, digits per layer", "#882255", "*"),
     ("balanced:", "balanced ternary", "#0072b2", "o"),
@@ -35,15 +35,15 @@ _FAMILIES = (
     ("int", "integers per token", "#e69f00", "D"),
 )
 _OTHER = ("other", "#777777", "P")
-# What files must have in common to stand in one picture.
+# Fields that must be equal in all files of one picture.
 _SETTING = {"model", "model_fingerprint", "text_sha256", "context", "segments"}
-# A format that loses more than this is drawn at the edge: it would flatten everything else.
+# A format with a larger perplexity ratio is drawn at the edge: it would flatten everything else.
 _WORST_RATIO = 1.5
 
 
 @dataclass(frozen=True)
 class Point:
-    """One code: stored bits per element, perplexity over the unquantized one's, retrieved share."""
+    """A code's stored bits per element, perplexity ratio to unquantized, and retrieved share."""
 
     code: str
     bits: float
@@ -71,12 +71,12 @@ def command(files: Sequence[Path], outputs: Sequence[Path]) -> None:
 
 
 def read_points(files: Sequence[Path]) -> tuple[list[Point], str]:
-    """The codes of all files but the model's own cache, and what they were measured on.
+    """Return the codes of all files except the model's own cache, and a title with the setting.
 
     Raises
     ------
     UserError
-        When a file is not of `kvtq-hw eval`, or files were not measured on the same thing.
+        When a file is not from `kvtq-hw eval`, or files were measured on different settings.
     """
     points: dict[str, Point] = {}
     setting: dict[str, str | int] = {}
@@ -101,7 +101,7 @@ def read_points(files: Sequence[Path]) -> tuple[list[Point], str]:
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats in bits and in perplexity at once, by bits."""
+    """Return the points that no other point beats in both bits and perplexity, sorted by bits."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.bits, point.perplexity_ratio)):
         if not best or point.perplexity_ratio < best[-1].perplexity_ratio:
@@ -152,7 +152,7 @@ def _draw(points: list[Point], title: str, outputs: Sequence[Path]) -> None:
 
 
 def _scatter(axis: Axes, heights: list[tuple[Point, float]]) -> None:
-    """Draw points at given heights, one series a family."""
+    """Draw points at given heights, one series per family."""
     for prefix, label, colour, marker in (*_FAMILIES, ("", *_OTHER)):
         chosen = [(p, y) for p, y in heights if _family(p.code) == prefix]
         if chosen:

@@ -122,7 +122,7 @@ def command(
 
 
 def _variant(captured: Captured, variant: str) -> Captured:
-    """The job, or what stands in its place."""
+    """Return the captured job, or a variant of it."""
     from golden.study.job_variants import as_integers, without_zeros
 
     if variant in ("int8", "int4"):
@@ -133,7 +133,7 @@ def _variant(captured: Captured, variant: str) -> Captured:
 
 
 def _record(job: Captured, build_folder: Path) -> Recording:
-    """What the engine's ports see when the RTL runs a job."""
+    """Run a job on the RTL and record the engine's port values."""
     from rtl.blocks import create_block
     from sim.bench.recording import RECORD_VARIABLE, load_recording
     from sim.bench.runner import run_bench

@@ -72,7 +72,7 @@ def command(
             lambda name: status.update(f"Section {name}"),
         )
     text = json_text(report, indent=1)
-    report = json.loads(text)  # pages are made of what the file holds, nothing else
+    report = json.loads(text)  # pages are made from the file's content alone
     pages = {"report.json": text, "report.html": html(report), "report.md": markdown(report)}
     for name, page in pages.items():
         write_text(output / name, page, "--output")

@@ -122,7 +122,7 @@ def command(
 
 
 def _axes(texts: Sequence[str]) -> dict[str, list[int | str]]:
-    """Fields and their values of texts like ``field=a,b``."""
+    """Parse texts like ``field=a,b`` into fields and their values."""
     axes: dict[str, list[int | str]] = {}
     for text in texts:
         field, _, values = text.partition("=")
@@ -142,7 +142,7 @@ def _axes(texts: Sequence[str]) -> dict[str, list[int | str]]:
 
 @contextmanager
 def _executor(scheduler: str | None) -> Iterator[Executor]:
-    """Processes of this machine, or the workers of a Dask cluster."""
+    """Yield an executor: processes on this machine, or the workers of a Dask cluster."""
     from kvtq_hw.estimates.workers import end_with_parent, processors
 
     if scheduler is None:
@@ -171,16 +171,16 @@ def _executor(scheduler: str | None) -> Iterator[Executor]:
 
 
 def _check_answers(scheduler: str) -> None:
-    """Refuse an address that is none or where nobody listens.
+    """Refuse an address that is malformed or on which nothing listens.
 
-    Dask's client tries for seconds, and leaves tracebacks of its threads in the terminal.
+    Without this check, Dask's client tries for seconds and prints tracebacks of its threads.
     """
     from distributed.comm.addressing import parse_address, parse_host_port
 
     try:
         kind, place = parse_address(scheduler, strict=True)
         if kind not in ("tcp", "tls"):
-            return  # of this process, or of a transport that is installed beside Dask
+            return  # an address in this process, or of a transport from outside Dask
         host, port = parse_host_port(place)
         socket.create_connection((host, port), timeout=5).close()
     except (OSError, ValueError, OverflowError) as error:

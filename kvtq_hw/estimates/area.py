@@ -158,7 +158,7 @@ def _mappings(
     store: ResultStore,
     jobs: int | None,
 ) -> list[tuple[str, int, Mapping]]:
-    """Return block, instances and mapping per part, without a netlist if all mappings are stored."""
+    """Return block, instances and mapping per part; generate no netlist if all are stored."""
     index = {
         "what": "parts",
         "liberty": liberty.digest,

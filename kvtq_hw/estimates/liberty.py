@@ -88,7 +88,7 @@ class Liberty:
         return self.area(self._smallest((True, True, True, False)))
 
     def area(self, cell: str) -> float:
-        """Return the area of a cell in the library's unit (square micrometres in known libraries)."""
+        """Return the area of a cell in the library's unit (in known libraries, square um)."""
         return float(self.cells[cell].get("area") or 0.0)
 
     def _smallest(self, table: tuple[bool, ...]) -> str:

@@ -90,7 +90,7 @@ def parse_liberty(text: str) -> Group:
 
 
 def _statement(tokens: list[str], position: int, open_groups: list[Group]) -> int:
-    """Read an attribute into the innermost open group, or open a group; return the next position."""
+    """Read an attribute into the innermost open group, or open a group; return where it ends."""
     name, separator = tokens[position], tokens[position + 1]
     position += 2
     values: list[str] = []

@@ -32,8 +32,8 @@ __all__ = ["Progress", "configurations", "sweep_areas", "table"]
 #: Type of the stored total area of a configuration: `Area.as_dict`.
 _TOTAL = dict[str, int | float | dict[str, int]]
 
-#: Fields of a configuration's total area, by their column in a row. `memory_bits` of an area has
-#: another column name, since a swept configuration field, the port's width, has that name too.
+#: Fields of a configuration's total area, by their column in a row. An area's `memory_bits` is in
+#: the column "ram_bits": a configuration's `memory_bits`, the width of its port, may be swept too.
 _AREA_FIELDS = {
     "um2": "um2",
     "nand2": "nand2",

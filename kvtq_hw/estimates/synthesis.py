@@ -187,7 +187,7 @@ def _library_commands(liberty: Liberty, clock_mhz: int) -> list[str]:
         f"-script {_SCRIPT}",
         "opt_clean -purge",
         f"tee -q -o mapped.json stat -json -liberty {file}",
-        # timing tools cannot read memories in Verilog: each becomes an instance of an unknown module
+        # timing tools cannot read Verilog memories: each becomes an instance of an unknown module
         "chtype -set kvtq_memory t:$mem_v2",
         *(f"setparam -unset {name} t:kvtq_memory" for name in _MEMORY_PARAMETERS.split()),
         "write_verilog -noattr -noexpr -nohex mapped.v",

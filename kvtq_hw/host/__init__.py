@@ -1,1 +1,1 @@
-"""This machine: simulators and other tools, digests of sources, the store of results."""
+"""Access to this machine: simulators and other tools, digests of sources, the store of results."""

@@ -1,15 +1,15 @@
-"""What has been measured: a table of results on disk that survives an interruption.
+"""Store of measured results: a table on disk that survives an interruption.
 
-A result is stored under everything that decides it, the moment it is there; what is stored is not
-measured again. Several processes may write to one store::
+The key of a result is everything that decides the result. A result is stored as soon as it is
+measured, and is not measured again. Several processes may write to one store::
 
     store = ResultStore(cache_folder() / "estimates.sqlite")
     key = {"what": "area", "config": config.digest(), "sources": hardware_digest()}
     area = store.measured(key, dict[str, int], lambda: count_cells(config))
 
-A store saves time and is never what a command fails of. Where its file cannot be used (a full or
-read-only disk, something else in its place) one warning says so, and results are kept in memory
-while the process runs. A row that is no result of the kind that is asked for is measured again and
+A store saves time, and no command fails because of the store. If the file cannot be used (a full or
+read-only disk, something else in its place), the store warns once and keeps results in memory while
+the process runs. A row that is no valid result of the requested type is measured again and
 replaced.
 """
 
@@ -38,11 +38,11 @@ Kind = TypeVar("Kind")
 
 
 class ResultStore:
-    """Results by key, in an SQLite file; a write is complete or has not happened.
+    """Store of results by key, in an SQLite file; a write is atomic.
 
     Parameters
     ----------
-    path : made with its folder where it is missing
+    path : path of the file; the file and its folder are made if missing
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,18 +55,18 @@ class ResultStore:
                 database.execute(
                     "CREATE TABLE IF NOT EXISTS results (key TEXT PRIMARY KEY, result TEXT)"
                 )
-                # other columns and a read-only disk show here, and not after hours
+                # other columns or a read-only disk fail here, and not after hours of work
                 database.execute("SELECT key, result FROM results LIMIT 0")
                 database.execute("DELETE FROM results WHERE key = ''")
         except (OSError, sqlite3.Error) as error:
             self._give_up(_reason(error))
 
     def get(self, key: dict[str, Any], kind: type[Kind]) -> Kind | None:
-        """The result stored under a key; None without one.
+        """Return the result stored under a key; None if there is none.
 
         Parameters
         ----------
-        kind : what the result must be: a dataclass, a typed dictionary or a `dict` of types
+        kind : type of the result: a dataclass, a typed dictionary or a `dict` of types
         """
         text = _text(key)
         if text in self._in_memory:
@@ -82,7 +82,7 @@ class ResultStore:
         return None if row is None else _result(row[0], kind)
 
     def put(self, key: dict[str, Any], result: dict[str, Any]) -> None:
-        """Store a result; an existing one under the same key is replaced."""
+        """Store a result; replaces an existing result under the same key."""
         row = _text(key), _text(result)
         if self._usable:
             try:
@@ -94,13 +94,13 @@ class ResultStore:
             self._in_memory[row[0]] = row[1]
 
     def measured(self, key: dict[str, Any], kind: type[Kind], measure: Callable[[], Kind]) -> Kind:
-        """Return the result stored under a key; without one, measure it and store it.
+        """Return the result stored under a key; if there is none, measure and store the result.
 
         Parameters
         ----------
-        key : all that decides the result: inputs, versions of tools, and digests of sources
-        kind : what the result is: a dataclass, or a `dict` of types
-        measure : called where nothing of this kind is stored
+        key : everything that decides the result: inputs, versions of tools, digests of sources
+        kind : type of the result: a dataclass, or a `dict` of types
+        measure : called if no result of this type is stored
         """
         found = self.get(key, kind)
         if found is None:
@@ -109,7 +109,7 @@ class ResultStore:
         return found
 
     def get_text(self, key: dict[str, Any]) -> str | None:
-        """Return the text stored under a key, such as a netlist; None without one."""
+        """Return the text stored under a key, such as a netlist; None if there is none."""
         found = self.get(key, dict[str, str])
         if found is None or "gzip" not in found:
             return None
@@ -124,7 +124,7 @@ class ResultStore:
         self.put(key, {"gzip": base64.b64encode(data).decode("ascii")})
 
     def _give_up(self, reason: str) -> None:
-        """Warn, the first time, and keep in memory what comes from now on."""
+        """Warn once, and from now on keep results in memory."""
         if self._usable:
             warn(
                 f"store of results {str(self._path)!r}: {reason}; what is measured now is not kept"
@@ -136,13 +136,13 @@ class ResultStore:
 
 
 def _result(text: object, kind: type[Kind]) -> Kind | None:
-    """The result that a row holds, None where it is none."""
+    """Return the result in a row's text; None if the text is no result of this type."""
     if not isinstance(text, str):
         return None
     try:
-        parse_json(text)  # pydantic's own reader takes NaN and a key twice
+        parse_json(text)  # pydantic's own reader accepts NaN and repeated keys
         return _adapter(cast(Hashable, kind)).validate_json(text, strict=True)
-    except ValueError:  # pydantic's is one
+    except ValueError:  # pydantic's ValidationError is a ValueError
         return None
 
 
@@ -156,5 +156,5 @@ def _reason(error: OSError | sqlite3.Error) -> str:
 
 
 def _text(value: dict[str, Any]) -> str:
-    """One text for equal values."""
+    """Return a canonical text: equal values give the same text."""
     return json.dumps(value, sort_keys=True)

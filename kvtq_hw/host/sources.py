@@ -1,13 +1,13 @@
-"""Digests of source files, by which stored results know what they depend on.
+"""Digests of source files, for the keys of stored results.
 
 A result depends on the module that computes it and on every module of this distribution that the
-module imports, directly or through others. `source_digest` follows these imports, so that no list
-of files is kept by hand::
+module imports, directly or indirectly. `source_digest` follows these imports, so that no list of
+files is kept by hand::
 
     key = {"config": config.digest(), "sources": source_digest("golden.study.quality")}
 
-Comments, docstrings and layout do not count. An import for type checking alone does not count
-either, nor do modules that only carry what others compute: reading and writing files, errors.
+Comments, docstrings and layout do not count. Imports for type checking alone do not count either,
+nor do modules that only carry results of others: reading and writing files, errors.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from pathlib import Path
 
 __all__ = ["dependencies", "hardware_digest", "source_digest"]
 
-#: Packages of this distribution. What others are imported counts by the versions of tools in a key.
+#: Packages of this distribution. Other imported packages count by the versions of tools in a key.
 PACKAGES = ("golden", "kvtq_hw", "rtl", "sim")
 
-#: Modules that carry bytes and words and decide no result: what they read is in a key by content.
+#: Modules that carry data and decide no result: content that they read is itself part of a key.
 _CARRIERS = (
     "kvtq_hw.contract.errors",
     "kvtq_hw.contract.files",
@@ -36,7 +36,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 @cache
 def source_digest(*modules: str) -> str:
-    """Return the hexadecimal SHA-256 of what modules, and all that they import, do.
+    """Return the hexadecimal SHA-256 of the code of modules and of everything that they import.
 
     Parameters
     ----------
@@ -45,8 +45,8 @@ def source_digest(*modules: str) -> str:
     Raises
     ------
     ValueError
-        Without a module, or for a name that is no module of this distribution: a digest of nothing
-        would call every stored result current.
+        Without a module, or for a name that is no module of this distribution: under a digest of
+        nothing, every stored result would count as current.
     """
     if not modules:
         raise ValueError("source_digest needs at least one module")
@@ -57,7 +57,7 @@ def source_digest(*modules: str) -> str:
 
 
 def hardware_digest(block: str | None = None) -> str:
-    """Return the digest of the sources of a block's Verilog; of the engine's without a name.
+    """Return the digest of the sources of a block's Verilog; of the engine's Verilog for None.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def hardware_digest(block: str | None = None) -> str:
 
 
 def dependencies(*modules: str) -> set[str]:
-    """Return names of modules and of all that decide their results: what they import, transitively.
+    """Return the names of modules and of everything that they import, transitively.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def dependencies(*modules: str) -> set[str]:
 
 @cache
 def _imported(name: str) -> tuple[str, ...]:
-    """Modules of ours that a module imports, anywhere in its text."""
+    """Return this distribution's modules that a module imports, anywhere in its text."""
     file = _file(name)
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     tree = ast.parse(file.read_bytes())
@@ -104,7 +104,7 @@ def _imported(name: str) -> tuple[str, ...]:
 
 
 def _names(node: ast.AST, package: str) -> Iterator[str]:
-    """Modules of ours that one import statement, or one call of `import_module`, may load."""
+    """Iterate over this distribution's modules that an import or `import_module` may load."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             if _is_ours(alias.name):
@@ -114,14 +114,14 @@ def _names(node: ast.AST, package: str) -> Iterator[str]:
         origin = ".".join([*parts, *filter(None, [node.module])])
         if _is_ours(origin):
             yield origin
-            # `from golden import engine` loads golden.engine as well
+            # `from golden import engine` also loads golden.engine
             yield from filter(_find, (f"{origin}.{alias.name}" for alias in node.names))
     elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
         yield from _loaded(node)
 
 
 def _loaded(call: ast.Call) -> Iterator[str]:
-    """Modules that ``import_module(f"rtl.{name}")`` may load: all of the package."""
+    """Iterate over what ``import_module(f"rtl.{name}")`` may load: all modules of the package."""
     for argument in call.args:
         if not isinstance(argument, ast.JoinedStr) or not argument.values:
             continue
@@ -137,7 +137,7 @@ def _is_ours(name: str) -> bool:
 
 
 def _find(name: str) -> Path | None:
-    """The file of a module of ours, found without importing it; None for another name."""
+    """Find the file of a module of this distribution without an import; None for another name."""
     place = _ROOT.joinpath(*name.split("."))
     files = (place.with_suffix(".py"), place / "__init__.py") if _is_ours(name) else ()
     return next((file for file in files if file.is_file()), None)
@@ -152,10 +152,10 @@ def _file(name: str) -> Path:
 
 @cache
 def _content(file: Path) -> str:
-    """What a file does: its syntax tree without docstrings, and data files that it names.
+    """Return a file's effective content: its syntax tree without docstrings, and named data files.
 
-    A string that is the name of a file in the module's folder counts as that file: the register
-    map, for instance, is read by the module beside it.
+    A string that names a file in the module's folder stands for that file. An example is the
+    register map, which the module beside it reads.
     """
     tree = ast.parse(file.read_bytes())
     for node in ast.walk(tree):

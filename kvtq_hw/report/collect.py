@@ -1,4 +1,4 @@
-"""Run the sections, or take them from what was measured before."""
+"""Run the sections, or take their stored results."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ _SECTION = dict[str, Any]
 def collect(
     inputs: Inputs, on_section: Callable[[str], None], store: ResultStore | None = None
 ) -> dict[str, Any]:
-    """The whole report in plain values.
+    """Return the whole report as plain values.
 
     Parameters
     ----------
-    on_section : called with a section's name before it is measured
-    store : sections measured before; without one, in the user's cache folder
+    on_section : called with a section's name before the section is measured
+    store : store of sections; None for the store in the user's cache folder
     """
 
     from kvtq_hw.host.results import ResultStore
 
-    quality_rows(inputs.results)  # what cannot be read is said before anything is measured
+    quality_rows(inputs.results)  # unreadable files fail before anything is measured
     if store is None:
         store = ResultStore(cache_folder() / "report" / "sections.sqlite")
     key = {
@@ -49,7 +49,9 @@ def collect(
     for name, build in SECTIONS.items():
         on_section(name)
         of_section = key | {"section": name, "sources": source_digest(build.__module__)}
-        section = None if name == "tools" else store.get(of_section, _SECTION)  # tools come and go
+        section = (
+            None if name == "tools" else store.get(of_section, _SECTION)
+        )  # installed tools change
         if section is None:
             if (built := build(inputs)) is None:
                 continue

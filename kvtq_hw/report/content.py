@@ -1,4 +1,4 @@
-"""What a section is made of: plain values that go to JSON and come back the same."""
+"""Content of a section: tables and plots of plain values that survive a round trip to JSON."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["Cell", "Inputs", "Plot", "Section", "Series", "Table", "Tag"]
 
-#: measured: a tool or a run said so; derived: computed from measured or exact numbers; projected:
-#: computed with a number from the literature.
+#: measured: reported by a tool or a run; derived: computed from measured or exact numbers;
+#: projected: computed with a number from the literature.
 Tag = Literal["measured", "derived", "projected"]
 _TAGS = ("measured", "derived", "projected")
 Cell = str | int | float | None
@@ -20,10 +20,10 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a report is about.
+    """Subject of a report.
 
-    config : the engine
-    codes : cache codes that are compared, the first one in most detail
+    config : configuration of the engine
+    codes : cache codes to compare, the first code in most detail
     model : name of the language model
     results : folder with files of `kvtq-hw eval --json`
     """
@@ -36,12 +36,12 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a heading; floats come rounded to what is known of them.
+    """A table: rows under a heading; floats are already rounded to their known digits.
 
     Raises
     ------
     ValueError
-        For an unknown tag, an empty command, or a row that is not as long as the heading.
+        For an unknown tag, an empty command, or a row whose length differs from the heading's.
     """
 
     title: str
@@ -63,7 +63,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of a plot under one name; `labels` are written beside them."""
+    """A series of points under one name; `labels` are written beside the points."""
 
     name: str
     x: tuple[float, ...]
@@ -73,7 +73,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of series: joined points, or loose ones.
+    """A plot of series, with points joined by lines or separate.
 
     Raises
     ------
@@ -99,12 +99,12 @@ class Plot:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, what it says in a sentence or two, tables and plots.
+    """A section of a report: a heading, one or two sentences, tables and plots.
 
     Raises
     ------
     ValueError
-        When it has neither a table nor a plot.
+        When the section has neither a table nor a plot.
     """
 
     title: str
@@ -117,7 +117,7 @@ class Section:
             raise ValueError(f"section {self.title!r} has neither a table nor a plot")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 

@@ -1,4 +1,4 @@
-"""Pages made of `report.json`: one HTML file that needs no other, and Markdown."""
+"""Pages made from `report.json`: a self-contained HTML file, and Markdown."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["html", "markdown"]
 
 
 def html(report: Mapping[str, Any]) -> str:
-    """The page: style and pictures are inside."""
+    """Return the report as an HTML page that contains its style and pictures."""
     return _environment(True).get_template("page.html.j2").render(report=report)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The same text and tables; a plot's numbers are in `report.json`."""
+    """Return text and tables of the report as Markdown; numbers of plots are in `report.json`."""
     return _environment(False).get_template("page.md.j2").render(report=report)
 
 
@@ -43,7 +43,7 @@ def _environment(escape: bool) -> jinja2.Environment:
 
 
 def _cell(value: str | int | float | None) -> str:
-    """A table's cell: thousands apart, a dash for nothing."""
+    """Format a table's cell: with separated thousands; None becomes a dash."""
     if value is None:
         return "\N{EN DASH}"
     if isinstance(value, int):

@@ -1,4 +1,4 @@
-"""Plots as SVG to be put into a page: readable without colour, by markers, dashes and hatches."""
+"""Plots as SVG for a page: markers, dashes and hatches make them readable without colour."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 __all__ = ["svg"]
 
-# Colours that colour-blind readers can tell apart (Okabe and Ito), and what tells them apart in
-# black and white.
+# Colours that colour-blind readers can distinguish (Okabe and Ito), and marks that distinguish
+# series in black and white.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#777777")
 _MARKERS = "os^DvXP*"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)))
@@ -17,7 +17,7 @@ _HATCHES = ("", "//", "\\\\", "xx", "..", "++", "oo", "--")
 
 
 def svg(plot: Mapping[str, Any]) -> str:
-    """The picture of a plot as `report.json` holds it: an <svg> element with no reference outside.
+    """Draw a plot of `report.json` as an <svg> element without outside references.
 
     The same plot gives the same text.
     """
@@ -71,7 +71,7 @@ def svg(plot: Mapping[str, Any]) -> str:
 
 
 def _plain(value: float, position: int | None = None) -> str:
-    """A tick without an exponent, in thousands and millions where it is large."""
+    """Format a tick without an exponent; large values in thousands or millions."""
     for size, unit in ((1 << 20, "M"), (1 << 10, "k")):
         if value >= size and value % size == 0:
             return f"{value / size:g}{unit}"

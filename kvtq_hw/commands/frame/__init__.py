@@ -1,1 +1,1 @@
-"""What all commands share: the command line, options, sessions, evaluations and crash files."""
+"""Shared parts of all commands: the command line, options, sessions, evaluations, crash files."""

@@ -1,8 +1,8 @@
 """The command line: finds the commands, and turns errors into one line and an exit status.
 
-Exit status: 0 success; 1 an error, or what the command itself found wrong; 2 wrong usage (an
-unknown command or option, a value that an option does not take); 70 a mistake of the program's own,
-whose traceback is in the file that the line names; 130 interrupted.
+Exit status: 0 success; 1 an error, or a fault that the command itself found; 2 wrong usage (an
+unknown command or option, a value that an option does not accept); 70 a fault in the program, with
+its traceback in the file that the line names; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from kvtq_hw.contract.errors import LOGGER, UserError, shown
 
 __all__ = ["EXTRA_OF_MODULE", "cli", "main", "run"]
 
-#: Longest line of an error; what is cut out of a longer one is in its middle.
+#: Most characters of an error's line; a longer line is cut in its middle.
 _LONGEST_LINE = 1000
 
-#: What the machine lacks, whatever the program does: room, rights, handles.
+#: Error numbers of the machine's lacks, no fault of the program: room, rights, handles.
 _OF_THE_MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES),
 )
 
-#: The extra of the distribution that brings each module which the base install lacks.
+#: The distribution's extra that installs a module, for each module that the base install lacks.
 EXTRA_OF_MODULE = {
     "accelerate": "golden",
     "cocotb": "sim",
@@ -83,11 +83,11 @@ class CommandGroup(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except EOFError as error:  # click would take it for a Ctrl-D
+        except EOFError as error:  # click would take an EOFError for Ctrl-D
             raise RuntimeError("a file ended too early") from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands by their modules' docstrings, without importing any."""
+        """List the commands with the docstrings of their modules, without importing any module."""
         rows = [(name, _summary(name)) for name in self.list_commands(ctx)]
         if rows:
             with formatter.section("Commands"):
@@ -101,7 +101,7 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line and return its exit status; what goes wrong is one line on stderr."""
+    """Run the command line and return its exit status; print an error as one line on stderr."""
     with _warnings_as_lines():
         try:
             _check_text(arguments)
@@ -109,13 +109,13 @@ def run(arguments: Sequence[str]) -> int:
             sys.stdout.flush()
         except (SystemExit, GeneratorExit):
             raise
-        except BaseException as error:  # Rust libraries panic with what is no Exception
+        except BaseException as error:  # panics of Rust libraries are no Exception
             return _failed(error, arguments)
     return status if isinstance(status, int) else 0
 
 
 def main() -> None:
-    """Entry point of the console script."""
+    """Run the console script: its entry point."""
     # a name that the terminal cannot show, or that is no UTF-8, is printed with escapes
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -124,7 +124,7 @@ def main() -> None:
 
 
 def _failed(error: BaseException, arguments: Sequence[str]) -> int:
-    """Print what went wrong in one line and return the exit status."""
+    """Print an error as one line and return the exit status."""
     match error:
         case UserError():
             return _fail(str(error))
@@ -151,7 +151,7 @@ def _failed(error: BaseException, arguments: Sequence[str]) -> int:
 
 
 def _place_of(error: OSError) -> str:
-    """Where the machine failed, as the beginning of a line. Writing does not say into what."""
+    """Return the beginning of a line: the file of an error; an error of writing names no file."""
     if error.filename is not None:
         return f"{os.fsdecode(error.filename)!r}: "
     try:
@@ -162,7 +162,7 @@ def _place_of(error: OSError) -> str:
 
 
 def _check_text(arguments: Sequence[str]) -> None:
-    """Refuse what is no text: tokenizers and JSON files hold UTF-8 only."""
+    """Refuse arguments that are no text: tokenizers and JSON files hold UTF-8 only."""
     for argument in arguments:
         try:
             argument.encode()
@@ -171,7 +171,7 @@ def _check_text(arguments: Sequence[str]) -> None:
 
 
 def _drop_output() -> None:
-    """Send what is still to be printed into nothing: Python flushes stdout once more at its end."""
+    """Discard buffered output, since Python flushes stdout once more when it ends."""
     with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -188,7 +188,7 @@ def _warnings_as_lines() -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Prints a warning as the command line prints errors."""
+    """A logging handler that prints a warning as the command line prints errors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with contextlib.suppress(OSError):
@@ -196,15 +196,17 @@ class _Lines(logging.Handler):
 
 
 def _fail(message: str, status: int = 1) -> int:
-    """Print one line on stderr, whatever the message holds, and return the exit status."""
-    with contextlib.suppress(OSError):  # a full disk behind stderr: the status still tells
+    """Print any message as one line on stderr and return the exit status."""
+    with contextlib.suppress(
+        OSError
+    ):  # stderr on a full disk: the exit status still reports the error
         click.echo(f"kvtq-hw: error: {_one_line(message)}", err=True)
     return status
 
 
 def _one_line(message: str) -> str:
     line = " ".join(message.split())
-    # what moves a terminal's cursor is shown, not sent
+    # characters that move a terminal's cursor are escaped
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
     if len(line) <= _LONGEST_LINE:
         return line
@@ -220,7 +222,7 @@ def _module_of(command: str) -> str:
 
 
 def _summary(command: str) -> str:
-    """First line of the docstring of a command's module."""
+    """Return the first line of the docstring of a command's module."""
     spec = importlib.util.find_spec(_module_of(command))
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(f"no module of the command {command!r}")

@@ -1,4 +1,4 @@
-"""Crash files: what a mistake of the program's own leaves behind, for a report of it."""
+"""Crash files: written after a fault in the program, to be attached to a bug report."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["write_crash"]
 
 
 def write_crash(error: BaseException, arguments: Sequence[str]) -> str:
-    """Write traceback, arguments and versions into a file; what the error's line says about it.
+    """Write traceback, arguments and versions into a crash file; return text for the error's line.
 
-    The file is in the folder `crashes` of the user's cache, or else in the temporary folder. Where
-    neither can be written the line has the end of the traceback itself.
+    The file is in the folder `crashes` of the user's cache, or else in the temporary folder. If
+    neither can be written, the returned text has the end of the traceback itself.
     """
     text = _text(error, arguments)
     name = f"kvtq-hw-crash-{time.strftime('%Y%m%d-%H%M%S')}-{time.perf_counter_ns() % 10**9:09}.txt"
@@ -49,7 +49,7 @@ def write_crash(error: BaseException, arguments: Sequence[str]) -> str:
 def _temporary_folder() -> Path | None:
     try:
         return Path(tempfile.gettempdir())
-    except OSError:  # no folder that can be written
+    except OSError:  # there is no writable temporary folder
         return None
 
 

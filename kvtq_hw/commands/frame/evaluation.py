@@ -1,8 +1,8 @@
-"""Evaluation of cache formats on segments of a text, kept as it comes.
+"""Evaluation of cache formats on segments of a text; each result is stored at once.
 
-An interrupted evaluation goes on where it stopped, and nothing is measured twice. The unquantized
-model's predictions, 200 MB for 1024 tokens, are kept while a segment is open, and computed again
-where a format joins later.
+An interrupted evaluation continues where it stopped, and nothing is measured twice. Predictions of
+the unquantized model, 200 MB for 1024 tokens, are kept only while their segment is measured. They
+are computed again if a format is added later.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ if TYPE_CHECKING:
 
 __all__ = ["UNQUANTIZED", "Bar", "EvalRow", "Evaluation"]
 
-#: How the model's own cache is spelled.
+#: Spelling of the model's own cache.
 UNQUANTIZED = "unquantized"
 
 Kind = TypeVar("Kind")
 
 
 class Bar(Protocol):
-    """Shows how far an evaluation is."""
+    """Shows the progress of an evaluation."""
 
     def begin(self, tokens: int) -> None:
-        """So many tokens are to be fed to the model in all."""
+        """Set the total number of tokens to be fed to the model."""
         ...
 
     def label(self, text: str) -> None:
-        """What is being measured."""
+        """Set the name of the current measurement."""
         ...
 
     def step(self, tokens: int) -> None:
-        """So many more tokens are done."""
+        """Advance by a number of tokens."""
         ...
 
 
 @dataclass(frozen=True)
 class _Needles:
-    """What is stored of a haystack: whether each hidden number was found."""
+    """Stored result of a haystack: whether each hidden number was found."""
 
     retrieved: list[bool]
 
 
 @dataclass(frozen=True)
 class EvalRow:
-    """One code's row; the names are the columns of every output.
+    """The row of one code; field names are the column names of every output.
 
     Attributes
     ----------
@@ -68,14 +68,14 @@ class EvalRow:
     attention : ``integer`` (docs/contract.md) or ``float``
     bits_per_element : stored bits per cached number at the full context, everything included
     perplexity : over all predicted positions
-    perplexity_ratio : to the unquantized model
+    perplexity_ratio : perplexity divided by the unquantized model's
     kld : mean Kullback-Leibler divergence from the unquantized model, nats per position
     top1_agreement : share of positions with the unquantized model's most likely token
-    tokens : predicted positions
-    saturated, saturated_share : elements of keys and values that did not fit the 16 bits of the
-        calibration, over all segments, and their share
-    needle : share of hidden numbers retrieved; None when not asked for
-    needles : hidden numbers
+    tokens : number of predicted positions
+    saturated, saturated_share : number and share of elements of keys and values, over all segments,
+        that did not fit the 16 bits of the calibration
+    needle : share of hidden numbers retrieved; None if retrieval was not requested
+    needles : number of hidden numbers
     """
 
     code: str
@@ -94,15 +94,15 @@ class EvalRow:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on segments of a text, and what has been measured there.
+    """Measures cache formats for a model on segments of a text.
 
     Attributes
     ----------
     model : the language model
     segments : token ids of each segment, int64 [context]
-    haystacks : how many of the segments, from the first on, hide numbers to be retrieved
-    folder : where results are kept
-    bar : shows how far it is
+    haystacks : number of segments, from the first on, with hidden numbers to be retrieved
+    folder : folder of the stored results
+    bar : shows the progress
     """
 
     model: LanguageModel
@@ -112,7 +112,10 @@ class Evaluation:
     bar: Bar
 
     def measure(self, formats: Mapping[str, CacheFormat | None]) -> list[EvalRow]:
-        """The row of each spelled format, None the model's own; measures what is not yet stored."""
+        """Return the row of each spelled format, and measure what is not stored.
+
+        The format None is the model's own cache.
+        """
         every = {UNQUANTIZED: None, **formats}
         length = len(self.segments[0])
         self.bar.begin(len(every) * (len(self.segments) + self.haystacks) * length)
@@ -142,14 +145,14 @@ class Evaluation:
         )
 
     def _scores(self, cache_format: CacheFormat | None) -> list[SegmentScore]:
-        """Stored scores of a format, of each segment."""
+        """Return the stored scores of a format, one per segment."""
         from golden.study.quality import SegmentScore
 
         keys = (self._score_key(tokens, cache_format) for tokens in self.segments)
         return [self._stored(key, SegmentScore) for key in keys]
 
     def _measure_segment(self, index: int, formats: Mapping[str, CacheFormat | None]) -> None:
-        """Feed a segment to each format that has no score of it."""
+        """Feed a segment to each format that has no stored score for the segment."""
         from golden.study.quality import SegmentScore, evaluate_segment
 
         tokens = self.segments[index]
@@ -174,7 +177,7 @@ class Evaluation:
             file.unlink(missing_ok=True)
 
     def _reference(self, tokens: Tensor, file: Path) -> Reference:
-        """The unquantized model's predictions; of an interrupted run if its file is there."""
+        """Return the unquantized model's predictions; reuse the file of an interrupted run."""
         from golden.study.quality import (
             SegmentScore,
             evaluate_reference,
@@ -190,12 +193,12 @@ class Evaluation:
             return kept
         reference = evaluate_reference(self.model, tokens, on_tokens=self.bar.step)
         self._store.put(key, asdict(reference.score))
-        with suppress(UserError):  # no room for it: an interruption costs time, nothing else
+        with suppress(UserError):  # no room for the file: an interruption then only costs time
             save_reference(file, reference)
         return reference
 
     def _measure_needles(self, index: int, formats: Mapping[str, CacheFormat | None]) -> None:
-        """Hide numbers in a segment, which is the seed as well, and let each format find them."""
+        """Hide numbers in a segment and let each format retrieve them; `index` is also the seed."""
         from golden.study.needle import make_haystack, retrieve
 
         haystack = make_haystack(self.model, self.segments[index], index)
@@ -209,7 +212,7 @@ class Evaluation:
                 self.bar.step(len(self.segments[index]))
 
     def _score_key(self, tokens: Tensor, cache_format: CacheFormat | None) -> dict[str, Any]:
-        """Everything that decides a segment's score."""
+        """Return everything that decides a segment's score."""
         import torch
         import transformers
 
@@ -230,7 +233,7 @@ class Evaluation:
         }
 
     def _needle_key(self, index: int, cache_format: CacheFormat | None) -> dict[str, Any]:
-        """Everything that decides which numbers are retrieved from a segment."""
+        """Return everything that decides which numbers are retrieved from a segment."""
         return {
             **self._score_key(self.segments[index], cache_format),
             "measured": "needles",
@@ -239,7 +242,7 @@ class Evaluation:
         }
 
     def _digest(self, tokens: Tensor) -> str:
-        """Name of what the unquantized model gives on a segment."""
+        """Return a digest that names the unquantized model's predictions on a segment."""
         key = json_text(self._score_key(tokens, None))
         return hashlib.sha256(key.encode()).hexdigest()[:32]
 

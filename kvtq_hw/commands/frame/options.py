@@ -1,4 +1,4 @@
-"""Options that several commands share, types of numbers, and how `--json` is written."""
+"""Options shared by several commands, option types, and the writer of `--json` files."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ __all__ = [
 ]
 
 
-#: Codes that commands compare: digits of keys and values in the body, everything else alike.
+#: Codes that commands compare: they differ only in the body's digits of keys and values.
 STANDARD_CODES = tuple(
     CacheCode.parse(f"balanced:{digits},sinks=4,window=32,feedback")
     for digits in ("3/2", "2/2", "2/1", "1/1")
 )
 
-#: What commands take where no code is named, and what we recommend (docs/quality.md).
+#: Code of commands if none is given, and the recommended code (docs/quality.md).
 DEFAULT_CODE = STANDARD_CODES[0]
 
-#: Most tokens that any option takes: the longest context of a configuration.
+#: Most tokens that any option accepts: the longest context of a configuration.
 MAX_TOKENS = 1 << 20
 
-#: Where a context keeps how values of options were spelled.
+#: Key in click's context for the spellings of option values.
 _SPELLINGS = "kvtq_hw.spellings"
 
 
 class SpelledType(click.ParamType):
-    """A type of values that are read from a text, and that `command_line` spells as they were."""
+    """A type of option values read from text; `command_line` repeats the original spelling."""
 
     def read(self, text: str) -> Hashable:
-        """Return the value of a text; raises `UserError` for what is none."""
+        """Return the value of a text; raises `UserError` for an invalid text."""
         raise NotImplementedError
 
     def convert(
@@ -82,11 +82,11 @@ class PresetType(SpelledType):
 
 
 class CodeType(SpelledType):
-    """A spelled cache code or the path of a code table, read.
+    """A spelled cache code, or the path of a code table, converted to the code or table.
 
     Parameters
     ----------
-    tables : a table with digits for each layer will do
+    tables : whether a code table is accepted
     """
 
     name = "code"
@@ -102,7 +102,7 @@ class CodeType(SpelledType):
 
 
 class FiniteRange(click.FloatRange):
-    """A number in a range; NaN, which no comparison refuses, and infinity are no numbers here."""
+    """A finite number in a range; NaN, which no comparison rejects, and infinity are refused."""
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -114,11 +114,11 @@ class FiniteRange(click.FloatRange):
 
 
 class OutputFile(click.Path):
-    """The path of a file to write: refused at once where it could not be written at the end.
+    """The path of a file to write; a path that cannot be written is refused before the work.
 
     Parameters
     ----------
-    suffixes : how its name must end, one of these; any way without one
+    suffixes : allowed endings of the file's name; without any, every name is allowed
     """
 
     def __init__(self, *suffixes: str) -> None:
@@ -135,7 +135,7 @@ class OutputFile(click.Path):
 
 
 class OutputFolder(click.Path):
-    """The path of a folder to write files into, which is made where it is missing."""
+    """The path of a folder for output files; a missing folder is made."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -146,17 +146,17 @@ class OutputFolder(click.Path):
 
 
 def _option_of(param: click.Parameter | None) -> str:
-    """Name of an option as a message begins with it."""
+    """Return the name of an option for the beginning of a message."""
     return param.opts[-1] if param is not None else "output"
 
 
 def command_line(*names: str) -> str:
-    """The running command as it can be given again, with those arguments that decide its numbers.
+    """Spell the running command with the arguments that decide its numbers, to be run again.
 
     Parameters
     ----------
-    names : options as ``--preset``, and names of arguments, in the order of the line; one that was
-        not given and has no default is left out
+    names : options such as ``--preset``, and names of arguments, in the order of the line; an
+        option without a given or default value is left out
     """
     context = click.get_current_context()
     words = ["kvtq-hw", str(context.info_name)]
@@ -184,8 +184,8 @@ preset_option = click.option(
     help=f"Configuration: {', '.join(preset_names())}, or the path of a .toml file.",
 )
 
-#: `--preset NAME|FILE.toml` where the model decides, passed to the command as `preset`: None is a
-#: configuration made for the model, `golden.llm.models.LanguageModel.fitted`.
+#: `--preset NAME|FILE.toml` for commands with a model, passed to the command as `preset`: None is a
+#: configuration fitted to the model, `golden.llm.models.LanguageModel.fitted`.
 fitted_option = click.option(
     "--preset",
     type=PresetType(),
@@ -201,13 +201,13 @@ def code_option(
     *,
     accepts: Literal["code", "table", "format"] = "table",
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """`--code CODE`, passed to the command as `code`; as `codes` where it may be given often.
+    """Make the option `--code CODE`, passed as `code`, or as `codes` if it may be repeated.
 
     Parameters
     ----------
-    default : one code; several where the option may be given as often as wanted
-    accepts : "code" for one code of all layers, "table" for a table of codes by layer as well:
-        both are read. "format" for any format of `golden.study.catalog`, a text
+    default : a single code; a sequence of codes makes an option that may be repeated
+    accepts : "code" for one code for all layers, "table" for a code or a code table (both are
+        converted), "format" for any format of `golden.study.catalog`, kept as text
     """
     several = not isinstance(default, CacheCode)
     texts = [str(code) for code in ([default] if isinstance(default, CacheCode) else default)]
@@ -251,7 +251,7 @@ liberty_option = click.option(
     help="Library of cells (.lib or .lib.gz).  [default: the shipped areas of sky130_fd_sc_hd]",
 )
 
-#: `--quality FILE`, as often as wanted, passed to the command as `quality_files`.
+#: `--quality FILE`, may be repeated, passed to the command as `quality_files`.
 quality_option = click.option(
     "--quality",
     "quality_files",
@@ -261,26 +261,26 @@ quality_option = click.option(
     help="Results of `kvtq-hw eval`, for the quality of each code.",
 )
 
-#: `--context TOKENS`, passed to the command as `tokens`; `check_context` knows what fits.
+#: `--context TOKENS`, passed to the command as `tokens`; `check_context` checks the number.
 context_option = click.option(
     "--context", "tokens", type=click.IntRange(1, MAX_TOKENS), default=1024, show_default=True
 )
 
 
 def check_context(tokens: int, *configs: EngineConfig) -> None:
-    """Raise `UserError` when an engine of `configs` holds fewer tokens than `--context` says."""
+    """Raise `UserError` if an engine of `configs` holds fewer than `tokens` tokens."""
     longest = min(config.max_context for config in configs)
     if tokens > longest:
         raise UserError(f"--context: {tokens} is more than max_context {longest}")
 
 
 def write_json(file: Path | None, report: Mapping[str, Any]) -> None:
-    """Write what `--json` asks for, whole or not at all; without a file nothing.
+    """Write a report to the file of `--json`, complete or not at all; do nothing without a file.
 
     Raises
     ------
     UserError
-        When it cannot be written.
+        When the file cannot be written.
     """
     if file is not None:
         write_text(file, json_text(report), "--json")

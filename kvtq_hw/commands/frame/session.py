@@ -1,11 +1,12 @@
-"""Sessions: a language model on a ternary cache, and who computes its attention.
+"""Sessions: a language model on a ternary cache, and the backend that computes its attention.
 
-`load_session` makes one on the golden model; a function for each other backend puts it there::
+`load_session` makes a session on the golden model. One function per backend moves the session to
+that backend::
 
     with on_engine(load_session(load_model("smollm2"), code, context=64)) as session:
         decoded = session.decode("Once upon a time", max_new_tokens=32)
 
-Modules of the extras are imported by the functions that need them.
+Functions import modules of the distribution's extras only when they need them.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ __all__ = [
     "on_golden",
 ]
 
-#: Where inputs are saved of an attention in which hardware and golden model differ.
+#: Folder for the inputs of an attention in which hardware and golden model differ.
 _MISMATCHES = Path("build/mismatch")
 
 Status = Callable[[str], AbstractContextManager[object]]
-"""Shows what is being done while a block runs, as `rich.console.Console.status` does."""
+"""Shows a message while a block runs, as `rich.console.Console.status` does."""
 
 
 class Hardware(Protocol):
@@ -54,7 +55,7 @@ class Hardware(Protocol):
 
     Attributes
     ----------
-    cycles : clock cycles with a job in flight, of all jobs so far
+    cycles : clock cycles with a job in flight, summed over all jobs so far
     """
 
     cycles: int
@@ -70,22 +71,22 @@ class Hardware(Protocol):
 
 @dataclass(frozen=True)
 class Session:
-    """A language model on a ternary cache, and who computes its attention.
+    """A language model on a ternary cache, and the backend that computes its attention.
 
-    The end of a `with` block ends the simulation of hardware.
+    The end of a `with` block ends the hardware's simulation.
 
     Attributes
     ----------
     model : the language model
     config : configuration of the engine and of the cache
-    code : of the cache, or a table of codes by layer
-    calibration : of the model
+    code : code of the cache, or a code table
+    calibration : calibration of the model
     backend : computes the attention
-    hardware : the verilated RTL that the backend runs; None without any
+    hardware : the verilated RTL that the backend runs; None if there is none
     checked : compares each output of the hardware with the golden model's; None without a check
-    measured : measures the distance of the golden model to the backend; None where nobody does
-    compare_memory : compares the memory of the hardware with a cache of the golden model: bytes
-        compared, and how many differ; None without a check or a memory
+    measured : measures the golden model's distance to float attention; None on other backends
+    compare_memory : compares the memory of the hardware with a cache of the golden model and
+        returns the numbers of compared and differing bytes; None without a check or a memory
     """
 
     model: LanguageModel
@@ -106,7 +107,7 @@ class Session:
             self.hardware.close()
 
     def new_cache(self) -> TernaryCache:
-        """An empty cache, whose attention the backend computes."""
+        """Return an empty cache, whose attention the backend computes."""
         from golden.llm.decoding import make_cache
 
         return make_cache(self.config, self.code, self.calibration, self.backend)
@@ -118,7 +119,7 @@ class Session:
         cache: TernaryCache | None = None,
         on_token: OnToken | None = None,
     ) -> Decoded:
-        """Continue a prompt greedily, on a new cache or on one of `new_cache`.
+        """Continue a prompt greedily, on a new cache or on a cache from `new_cache`.
 
         Raises
         ------
@@ -131,9 +132,9 @@ class Session:
         return decode(self.model, prompt, max_new_tokens, cache, on_token)
 
     def bound_cycles(self, decoded: Decoded) -> int:
-        """Bound on the clock cycles of all decode steps of a run, every layer and KV head."""
+        """Return the bound in cycles of all decode steps of a run, over all layers and KV heads."""
         prompt = len(decoded.prompt_tokens)
-        first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step as well
+        first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step too
         return self.model.kv_heads * sum(
             code_bound(self.config, of_layer, tokens)
             for of_layer in self.code.for_layers(self.model.layers)
@@ -142,12 +143,15 @@ class Session:
 
 
 class PutOn(Protocol):
-    """Puts a session on another backend; the outcome is a session, open until it is closed."""
+    """Moves a session to another backend; returns an open session, to be closed by the caller."""
 
     def __call__(
         self, session: Session, check: bool = False, status: Status = nullcontext
     ) -> Session:
-        """`check` compares with the golden model, `status` shows that a simulator is built."""
+        """Move a session to this backend.
+
+        `check` compares outputs with the golden model; `status` shows the build of a simulator.
+        """
         ...
 
 
@@ -161,22 +165,22 @@ def load_session(
     tables: bool = False,
     status: Status = nullcontext,
 ) -> Session:
-    """Make a session on the golden model: fit a configuration to the model, and calibrate it.
+    """Make a session on the golden model: fit a configuration to the model, calibrate the model.
 
     Warns of keys that the code rounds badly.
 
     Parameters
     ----------
     context : most tokens of the cache
-    preset : configuration to use; None for one that is made for the model
-    calibration_file : what `kvtq-hw calibrate` wrote; None to calibrate once and keep it
-    tables : the configuration must have the tables of all heads on chip, for `on_accelerator`
-    status : shows that it is calibrating
+    preset : configuration to use; None for a configuration fitted to the model
+    calibration_file : file of `kvtq-hw calibrate`; None to calibrate once and keep the result
+    tables : whether the chip must have the head constants of all heads, as for `on_accelerator`
+    status : shows the calibration
 
     Raises
     ------
     UserError
-        When the configuration does not fit the model, or the file is none of this model.
+        When the configuration does not fit the model, or the file is no calibration of this model.
     """
     from golden.attend.backends import GoldenBackend
     from golden.llm.calibration import load_calibration, load_or_calibrate
@@ -193,7 +197,7 @@ def load_session(
 
 
 def on_golden(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
-    """The session on the integer golden model alone. There is nothing to check."""
+    """Move the session to the integer golden model alone, where there is nothing to check."""
     from golden.attend.backends import GoldenBackend
 
     return Session(
@@ -202,7 +206,7 @@ def on_golden(session: Session, check: bool = False, status: Status = nullcontex
 
 
 def on_float(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
-    """The session on float64 attention, with the golden model's distance to it measured."""
+    """Move the session to float64 attention, and measure the golden model's distance to it."""
     from golden.attend.backends import FloatBackend, GoldenBackend, MeasuredBackend
 
     measured = MeasuredBackend(FloatBackend(), GoldenBackend())
@@ -210,7 +214,7 @@ def on_float(session: Session, check: bool = False, status: Status = nullcontext
 
 
 def on_engine(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
-    """The session with decode steps on the verilated engine, prefill on the golden model.
+    """Move the session's decode steps to the verilated engine; prefill is on the golden model.
 
     Parameters
     ----------
@@ -228,9 +232,10 @@ def on_engine(session: Session, check: bool = False, status: Status = nullcontex
 
 
 def on_accelerator(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
-    """The session with decode steps and the cache on the verilated accelerator.
+    """Move the session's decode steps and cache to the verilated accelerator.
 
-    The golden model computes the prefill, and its cache is loaded into the accelerator's memory.
+    The golden model computes the prefill, and the golden cache is loaded into the accelerator's
+    memory.
 
     Parameters
     ----------
@@ -240,7 +245,8 @@ def on_accelerator(session: Session, check: bool = False, status: Status = nullc
     Raises
     ------
     UserError
-        For a code that the hardware does not compute, or a model with more heads than its tables.
+        For a code that the hardware does not compute, or a model with more KV heads than the
+        hardware's `table_heads`.
     """
     from golden.attend.backends import GoldenBackend, SplitBackend
     from sim.backends.accelerator import AcceleratorBackend, LoadingBackend
@@ -262,13 +268,13 @@ def on_accelerator(session: Session, check: bool = False, status: Status = nullc
 
 
 def _checked(hardware: Hardware) -> CheckedBackend:
-    """The hardware, compared with the golden model output by output."""
+    """Return a backend that compares each output of the hardware with the golden model's."""
     from golden.attend.backends import CheckedBackend, GoldenBackend
 
     return CheckedBackend(GoldenBackend(), hardware, _MISMATCHES)
 
 
-#: What puts a session on each backend, by the name that a user gives it.
+#: Function that moves a session to each backend, by the user's name of the backend.
 BACKENDS: dict[str, PutOn] = {
     "rtl": on_accelerator,
     "engine": on_engine,

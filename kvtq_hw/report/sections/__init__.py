@@ -1,7 +1,7 @@
-"""One section a module: `build(inputs)` gives a `kvtq_hw.report.content.Section`.
+"""Sections of the report, one per module: `build(inputs)` returns a `report.content.Section`.
 
-None for one that has nothing to show. `SECTIONS` is their order on the page. Imports of torch,
-simulators and synthesis belong inside functions.
+`build` returns None if the section has nothing to show. `SECTIONS` gives the order on the page.
+Imports of torch, simulators and synthesis belong inside functions.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ __all__ = ["build"]
 
 
 def build(inputs: Inputs) -> Section:
-    """Map the netlist with the shipped library, or take what was mapped before."""
+    """Map the netlist with the shipped library, or use the stored mapping."""
     from kvtq_hw.estimates.area import measure_area
 
     report = measure_area(inputs.config)

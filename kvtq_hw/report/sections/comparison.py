@@ -1,4 +1,4 @@
-"""Comparison: engines of ternary lanes and of multipliers, three ways."""
+"""Comparison: engines with ternary lanes and engines with multipliers, three ways."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _TAGS = (
 
 
 def build(inputs: Inputs) -> Section | None:
-    """Tables of `kvtq-hw compare`, one for each thing that is held equal."""
+    """Make the tables of `kvtq-hw compare`, one per quantity that is held equal."""
     tables = []
     for entry in recorded(inputs.results, "compare", inputs.config):
         tokens = entry.data["tokens"]

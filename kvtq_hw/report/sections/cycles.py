@@ -1,4 +1,4 @@
-"""Cycles: the model against the RTL's own counter, and utilisation over the context."""
+"""Cycles: the cycle model against the RTL's own counter, and utilisation over the context."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTEXTS = (16, 64, 256, 1024)
 
 
 def build(inputs: Inputs) -> Section:
-    """Run random jobs on the verilated engine and compare."""
+    """Run random jobs on the verilated engine and compare their cycles with the model's."""
     from sim.bench.cases import random_case
     from sim.verilated.engine import VerilatedEngine
 
@@ -67,5 +67,5 @@ def build(inputs: Inputs) -> Section:
 
 
 def _shares(config: EngineConfig, code: CacheCode, contexts: list[int]) -> tuple[float, ...]:
-    """Utilisation at each context, by the model."""
+    """Return the utilisation at each context, by the cycle model."""
     return tuple(code_bound(config, code, n) / code_job_cycles(config, code, n) for n in contexts)

@@ -11,7 +11,7 @@ _KINDS = ("lut", "carry", "ff", "lutram", "bram", "dsp")
 
 
 def build(inputs: Inputs) -> Section | None:
-    """Tables of `kvtq-hw fpga`."""
+    """Make the tables of `kvtq-hw fpga`."""
     tables = []
     for entry in recorded(inputs.results, "fpga", inputs.config):
         tables.append(

@@ -1,4 +1,4 @@
-"""Headline: what a cache code costs and saves against fp16, INT8 and INT4, on one screen."""
+"""Headline: costs and savings of cache codes against fp16, INT8 and INT4, on one screen."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _COUNTERPART = {"fp16": "unquantized", "int8": "int8", "int4": "int4"}
 
 
 def build(inputs: Inputs) -> Section:
-    """One row a format: size, speed where memory is the limit, cycles, and what it does to text."""
+    """Make one row per format: size, speed if memory is the limit, cycles, and text quality."""
     config = inputs.config
     shape = MODELS["SmolLM2-135M"]
     context = min(CONTEXT, config.max_context)
@@ -62,5 +62,5 @@ def build(inputs: Inputs) -> Section:
 
 
 def _best_match(rows: list[QualityRow], code: str) -> QualityRow | None:
-    """The row of a code, from the largest setting that has one."""
+    """Return the row of a code from the largest setting that has the code; None without any."""
     return next((row for row in rows if row.code == code), None)

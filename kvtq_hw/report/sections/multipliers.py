@@ -1,4 +1,4 @@
-"""Multipliers: those in the netlist, against those of an engine that multiplies in its lanes."""
+"""Multipliers: count in the netlist, against an engine that multiplies in its lanes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["build"]
 
 
 def build(inputs: Inputs) -> Section:
-    """Count multiplier cells after coarse synthesis, scales with a mantissa and without."""
+    """Count multiplier cells after coarse synthesis, for scales with and without a mantissa."""
     from kvtq_hw.estimates.netlist import count_multipliers
     from rtl.blocks import create_block, module_name
     from rtl.verilog import emit

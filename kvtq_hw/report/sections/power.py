@@ -10,7 +10,7 @@ __all__ = ["build"]
 
 
 def build(inputs: Inputs) -> Section | None:
-    """Tables of `kvtq-hw power`: by block as captured, and the lanes in every variant."""
+    """Make the tables of `kvtq-hw power`: all blocks as captured, and the lanes per variant."""
     tables, plots = [], []
     for entry in recorded(inputs.results, "power", inputs.config):
         if "captured" not in entry.data["variants"]:
@@ -64,7 +64,7 @@ def _variants(entry: Recorded) -> Table:
         rows += [
             (name, block, variant["cycles"], row["toggles"], round(row["total_pj"]))
             for block, row in variant["blocks"].items()
-            if block in LANE_ROWS  # where another digit or another arithmetic shows
+            if block in LANE_ROWS  # the blocks whose energy depends on digits and arithmetic
         ]
         total = variant["total"]
         rows.append((name, "all", variant["cycles"], total["toggles"], round(total["total_pj"])))

@@ -1,4 +1,4 @@
-"""Quality: what is left of the model in each cache format, and the Pareto plot."""
+"""Quality: a model's quality in each cache format, and the Pareto plot."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _FAMILIES = (
     ("transformers:", "QuantizedCache"),
     ("int", "integers"),
 )
-# A format that loses more than this would flatten everything else; it stays in the table.
+# A format with a larger perplexity ratio would flatten the plot; it is shown in the table only.
 _WORST_SHOWN = 1.5
 
 
 def build(inputs: Inputs) -> Section:
-    """A table and a Pareto plot a setting, from the result files."""
+    """Make a table and a Pareto plot per setting, from the result files."""
     rows = quality_rows(inputs.results)
     tables, plots = [], []
     for setting in dict.fromkeys(row.setting for row in rows):

@@ -1,4 +1,4 @@
-"""What other commands wrote with `--json`: numbers that take too long to measure for a page."""
+"""Reads files that other commands wrote with `--json`: numbers too slow to measure for a page."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["Recorded", "read_results", "recorded"]
 
 @dataclass(frozen=True)
 class Recorded:
-    """What a command wrote.
+    """A file that a command wrote.
 
     Parameters
     ----------
     config : str
-        Name of the configuration it was measured on.
+        Name of the measured configuration.
     command : str
-        The command, and the file.
+        The command and the name of the file.
     data : dict
-        All of the file.
+        Content of the whole file.
     note : str
-        Says when it belongs to other sources of the hardware than those of today.
+        Says if the file belongs to other sources of the hardware than today's.
     """
 
     config: str
@@ -38,12 +38,12 @@ class Recorded:
 
 
 def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
-    """Files of ``kvtq-hw KIND`` in a folder: those of a configuration, or else all of them.
+    """Return the files of ``kvtq-hw KIND`` in a folder: of one configuration, else all of them.
 
     Raises
     ------
     UserError
-        When a file cannot be read or is not what the command writes.
+        When a file cannot be read or does not match the command's schema.
     """
     from kvtq_hw.host.sources import hardware_digest
     from rtl.blocks import BLOCKS
@@ -68,12 +68,12 @@ def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
 
 
 def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Names and contents of a folder's result files, each checked as its command's.
+    """Return names and contents of a folder's result files, checked by their commands' schemas.
 
     Raises
     ------
     UserError
-        When a file cannot be read or is not what the command that it names writes.
+        When a file cannot be read or does not match the schema of the command that it names.
     """
     found = []
     for file in sorted(folder.glob("*.json")):
@@ -91,6 +91,6 @@ def read_results(folder: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _kind_of(data: Mapping[str, Any]) -> str:
-    """The command that wrote a file, empty for other benchmarks' files."""
+    """Return the command that wrote a file; empty for files of other benchmarks."""
     words = str(data.get("command", "")).split(maxsplit=2)
     return words[1] if words[:1] == ["kvtq-hw"] and len(words) == 3 else ""

@@ -1,4 +1,4 @@
-"""What the files that commands wrote with `--json` must hold, for the sections that show them."""
+"""Schemas of the files that commands write with `--json`, for the sections that show the files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Config(Schema):
 
 
 class RecordedFile(Schema):
-    """What every such file begins with."""
+    """Base schema: the fields of every recorded file."""
 
     command: str
     config: _Config
@@ -94,7 +94,7 @@ class _Fpga(RecordedFile):
 
 
 class _SweepRow(Schema):
-    """The columns that every row has; the others are the fields that were swept."""
+    """Schema of the columns that every row has; all other columns are swept fields."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, int | float | str | None]

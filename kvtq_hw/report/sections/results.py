@@ -1,4 +1,4 @@
-"""Rows of quality that `kvtq-hw eval --json` wrote, for the sections that show them."""
+"""Reads rows of quality from files of `kvtq-hw eval --json`, for the sections that show them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["QualityRow", "quality_rows"]
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One code's row; `file` is where it stands. Rows are comparable within one setting."""
+    """One code's row, and the name of its `file`. Rows are comparable within one setting."""
 
     file: str
     setting: str
@@ -30,17 +30,17 @@ class QualityRow:
 
 
 def quality_rows(folder: Path) -> list[QualityRow]:
-    """Rows of all result files of a folder, those of the most segments first.
+    """Return the rows of all result files of a folder, files with the most segments first.
 
     Raises
     ------
     UserError
-        When there is none, or a file cannot be read.
+        When the folder has no result file, or a file cannot be read.
     """
     rows = []
     for name, data in read_results(folder):
         if "segments" not in data:
-            continue  # another benchmark's
+            continue  # a file of another benchmark
         result = validated(QualityFile, data, f"result {str(folder / name)!r}")
         setting = f"{result.text}, {result.segments} x {result.context} tokens"
         rows += [

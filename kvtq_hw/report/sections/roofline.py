@@ -1,4 +1,4 @@
-"""Roofline: which of lanes and memory is the limit, by number of lanes and width of the port."""
+"""Roofline: whether lanes or memory limit the speed, by number of lanes and port width."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PORT_BITS = (32, 64, 128, 256, 512)
 
 
 def build(inputs: Inputs) -> Section:
-    """Tokens a cycle that the lanes take and that the port brings; the smaller one counts."""
+    """Compute tokens per cycle of the lanes and of the memory port; the smaller number counts."""
     config = inputs.config
     command = f"kvtq-hw report --preset {config.name}"
     rows, series = [], []

@@ -18,7 +18,7 @@ _COLUMNS = {
 
 
 def build(inputs: Inputs) -> Section | None:
-    """Tables and plots of `kvtq-hw sweep`."""
+    """Make the tables and plots of `kvtq-hw sweep`."""
     entries = recorded(inputs.results, "sweep", inputs.config)
     if not entries:
         return None
@@ -33,7 +33,7 @@ def build(inputs: Inputs) -> Section | None:
 
 def _table(entry: Recorded) -> Table:
     names = list(entry.data["rows"][0])
-    axes = names[: names.index("code")]  # what is swept comes first
+    axes = names[: names.index("code")]  # swept fields come first
     return Table(
         f"From {entry.config}, {entry.data['tokens']} tokens",
         "measured",

@@ -9,7 +9,7 @@ __all__ = ["build"]
 
 
 def build(inputs: Inputs) -> Section | None:
-    """Tables of `kvtq-hw timing`."""
+    """Make the tables of `kvtq-hw timing`."""
     tables = tuple(
         Table(
             f"Longest paths of {entry.config} in {entry.data['library']['name']}",

@@ -1,4 +1,4 @@
-"""Tools: the versions that the numbers were made with."""
+"""Tools: versions of the tools behind the numbers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("amaranth", "cocotb", "pyosys", "numba", "numpy", "torch", "transfor
 
 
 def build(inputs: Inputs) -> Section:
-    """Python, this distribution, its main libraries, and the simulators that are there."""
+    """List versions of Python, this distribution, its main libraries and installed simulators."""
     rows = [("kvtq-hw", __version__), ("Python", platform.python_version())]
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Cache and traffic: size, bytes a decode step and memory energy, by model and context."""
+"""Cache and traffic: size, bytes per decode step and memory energy, by model and context."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _ENERGY_CONTEXT = 1 << 17
 
 
 def build(inputs: Inputs) -> Section:
-    """Sizes of every model at every context; energies at one."""
+    """Tabulate sizes of every model at every context, and energies at one context."""
     config, codes = inputs.config, inputs.codes
     command = f"kvtq-hw report --preset {config.name}"
     at = {
@@ -86,7 +86,7 @@ def build(inputs: Inputs) -> Section:
 
 
 def _size(number: int) -> str:
-    """Bytes in the unit that leaves 1 to 999 of it."""
+    """Format a number of bytes in the unit in which the number is 1 to 999."""
     value, units = float(number), ("B", "kB", "MB", "GB", "TB")
     for unit in units:
         if value < 1000 or unit == units[-1]:

@@ -1,4 +1,4 @@
-"""What zeros are worth: zero digits in a real cache, and what skipping them would save."""
+"""Zeros: zero digits in a real cache, and the savings if hardware skipped them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LANES = (4, 8, 16, 32, 64)
 
 
 def build(inputs: Inputs) -> Section:
-    """Prefill a text through the cache and count its zeros."""
+    """Prefill a text through the cache and count the cache's zero digits."""
     from golden.llm.models import load_model
     from golden.study.zeros import cache_of_text, zero_shares
 
