@@ -3,7 +3,7 @@
 Greedy decoding through `generate()` on a cache of packed ternary planes. Backends:
 
 - ``rtl``: prefill by the golden model, every decode step of every layer and KV head by the
-  verilated accelerator, which quantizes, stores, requantizes, fetches and attends. With
+  verilated accelerator, which quantizes, stores, requantizes, fetches and attends; with
   ``--check``, each output is compared with the golden model's, the memory with the golden cache at
   the end, and the tokens with those of a second run on the golden model alone;
 - ``engine``: as ``rtl``, but by the engine alone, which gets planes from the golden model;
@@ -342,9 +342,7 @@ class _Screen:
 
     def __exit__(self, *exception: object) -> None:
         self._live.__exit__(None, None, None)
-        if (
-            not self._live.console.is_terminal
-        ):  # without a terminal, the cursor is still at the end of the last line
+        if not self._live.console.is_terminal:  # the cursor is still behind the last line
             self._live.console.print()
 
     def decode(self, session: Session, cache: TernaryCache) -> Decoded:

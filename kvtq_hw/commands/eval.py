@@ -1,6 +1,6 @@
 """Measure what cache formats leave of a language model, and at how many true bits.
 
-Every code runs through the cache, teacher-forced, on the same segments of a text. Measured are
+Every code runs through the cache, teacher-forced, on the same segments of a text. The results are
 perplexity, divergence from the unquantized model, agreement with the unquantized model's most
 likely tokens, and on demand the retrieval of numbers hidden in the context.
 `kvtq_hw.commands.frame.evaluation` stores the results: an interrupted run continues where it

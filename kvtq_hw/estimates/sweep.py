@@ -121,7 +121,7 @@ def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str,
 
 
 def _area(config: EngineConfig, block: str | None, source: str, text: str | None) -> dict[str, Any]:
-    """Measure one configuration's total area in a worker, on one processor."""
+    """Measure one configuration's total area in a worker; other workers use other processors."""
     liberty = None if text is None else Liberty(source, text, parse_liberty(text))
     return measure_area(config, block, liberty, jobs=1).total.as_dict()
 

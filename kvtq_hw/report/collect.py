@@ -49,9 +49,7 @@ def collect(
     for name, build in SECTIONS.items():
         on_section(name)
         of_section = key | {"section": name, "sources": source_digest(build.__module__)}
-        section = (
-            None if name == "tools" else store.get(of_section, _SECTION)
-        )  # installed tools change
+        section = None if name == "tools" else store.get(of_section, _SECTION)  # tools may change
         if section is None:
             if (built := build(inputs)) is None:
                 continue

@@ -32,7 +32,7 @@ __all__ = ["EXTRA_OF_MODULE", "cli", "main", "run"]
 #: Most characters of an error's line; a longer line is cut in its middle.
 _LONGEST_LINE = 1000
 
-#: Error numbers of the machine's lacks, no fault of the program: room, rights, handles.
+#: Error numbers for a lack of room, rights or handles on the machine: no fault of the program.
 _OF_THE_MACHINE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO),
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES),
@@ -197,9 +197,7 @@ class _Lines(logging.Handler):
 
 def _fail(message: str, status: int = 1) -> int:
     """Print any message as one line on stderr and return the exit status."""
-    with contextlib.suppress(
-        OSError
-    ):  # stderr on a full disk: the exit status still reports the error
+    with contextlib.suppress(OSError):  # stderr on a full disk: the exit status still tells
         click.echo(f"kvtq-hw: error: {_one_line(message)}", err=True)
     return status
 
