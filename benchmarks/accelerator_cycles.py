@@ -1,11 +1,12 @@
-"""Cycles of the whole accelerator against its bounds, over memories; and what an append costs.
+"""Measure cycles per job of the accelerator, against its bounds, with several memories.
 
 Usage: python benchmarks/accelerator_cycles.py [--preset NAME] [--code CODE] [--width BITS]...
 
-A row is a memory behind AXI: its width, its latency, words per cycle. Cycles are those of jobs that
-run back to back, as a layer's KV heads do, by the accelerator's own counter, over the number of
-jobs. No job is faster than its plane slices, one per cycle, or than its words, at the memory's
-pace; the larger one is the bound. Memory is filled at random: no data enters the timing.
+Each row has a memory behind AXI with its width, latency and words per cycle. Jobs run back to back,
+as the KV heads of a layer do; "cycles" are the accelerator's own counter divided by the number of
+jobs. A job takes at least one cycle per plane slice, and at least the cycles in which the memory
+delivers its words; the larger number is the bound. The last table shows what an append adds. The
+memory is filled at random, since timing does not depend on data.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ from sim.verilated.accelerator import (
 LATENCIES = (30, 100, 200)
 CONTEXTS = (64, 256, 1024)
 HEADS = 3
-#: The recorded tables are of this code.
+#: Code of the tables in docs/cycles.md.
 CODE = CacheCode.parse("balanced:2/1,sinks=4,window=32")
-#: Planes of keys and of values per cycle, beside one of each.
+#: Planes of keys and of values per cycle, measured besides one of each.
 PLANES = (3, 2)
 
 
 def bounds(
     config: EngineConfig, code: CacheCode, tokens: int, settings: MemorySettings
 ) -> tuple[int, int]:
-    """Cycles that a job's plane slices take at least, and those that its words take."""
+    """Return two lower bounds in cycles per job: by its plane slices and by its memory words."""
     spread = code.tiers.spread(tokens)
     head = MemoryLayout(config, [code], 1, tokens).heads[0][0]
     size = 0
@@ -62,7 +63,7 @@ def cycles(
     settings: MemorySettings,
     append: bool,
 ) -> float:
-    """Cycles a job of jobs of different KV heads, back to back."""
+    """Measure cycles per job, with jobs of different KV heads back to back."""
     rng = np.random.default_rng(tokens)
     layout = MemoryLayout(config, [code], HEADS, tokens)
     memory = rng.integers(0, 256, layout.bytes, np.uint8)
@@ -91,7 +92,7 @@ def cycles(
     "--width", "widths", multiple=True, default=(64, 128, 256), show_default=True, type=int
 )
 def main(config: EngineConfig, code: CacheCode, widths: tuple[int, ...]) -> None:
-    """Print both tables."""
+    """Print the tables."""
     contexts = [tokens for tokens in CONTEXTS if tokens <= config.max_context]
     click.echo(f"{config.name}, {code}, {HEADS} KV heads back to back: cycles per head")
     click.echo(f"\nAttention over {contexts[-1]} tokens")
@@ -102,7 +103,7 @@ def main(config: EngineConfig, code: CacheCode, widths: tuple[int, ...]) -> None
     for width in widths:
         wide = config.replace(memory_bits=width)
         rows = [("ideal", replace(IDEAL, latency=latency)) for latency in LATENCIES]
-        if width == 256:  # the port that these are meant for
+        if width == 256:  # the port width that DDR4 and LPDDR4 are meant for
             rows += [("DDR4", DDR4), ("LPDDR4", LPDDR4)]
         for name, settings in rows:
             taken = cycles(wide, code, contexts[-1], settings, append=False)

@@ -1,12 +1,13 @@
-"""Cycles that a decode step's append takes on the verilated append path, against the attention.
+"""Measure cycles of a decode step's append on the verilated append path, against the attention.
 
 Usage: python benchmarks/append_cycles.py [--preset NAME] [--code CODE]
 
-A step appends one token to one KV head: a new vector in the tier's digits, and the vector that
-leaves the window, requantized into the body. Keys and values go through a path each, in parallel.
-Cycles are counted from the first element of the new vector to the last scale of the step and to the
-last byte of its records; the leaving vector's planes are there by then, and the memory takes a byte
-per cycle. The attention of the same step takes T (N_k + N_v) ceil(D / lanes) cycles for T tokens.
+A step appends one token to one KV head: it quantizes the new vector to the tier's digits, and
+requantizes the vector that leaves the window to the body's digits. Keys and values have one path
+each, in parallel. Cycles are counted from the first element of the new vector to the last scale of
+the step, and to the last byte of its records. The leaving vector's planes are available in
+time, and the memory takes a byte per cycle. The attention of the same step takes
+T (N_k + N_v) ceil(D / lanes) cycles for T tokens with N_k digits per key and N_v per value.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ STEPS = 200
 def steps(
     path: VerilatedAppendPath, code: CacheCode, which: str, count: int, together: bool
 ) -> list[AppendRun]:
-    """Runs of steps with Gaussian vectors, each from reset, or all in one."""
+    """Run steps with Gaussian vectors: each in a run from reset, or, if `together`, all in one."""
     config, rng = path.config, np.random.default_rng(1)
     digits = code.key_digits if which == "key" else code.value_digits
     ratios = FEEDBACK_RATIOS[which] if code.feedback else BALANCED_RATIOS
@@ -53,7 +54,7 @@ def steps(
 
 
 def cycles_to(run: AppendRun, stream: str) -> int:
-    """From the first element of the new vector to the last transfer of a stream."""
+    """Return cycles from the first element of the new vector to the last transfer of a stream."""
     return int(run.cycles[stream][-1] - run.cycles["vectors"][0]) + 1
 
 
@@ -61,7 +62,7 @@ def cycles_to(run: AppendRun, stream: str) -> int:
 @preset_option
 @code_option("Digits of keys and values, and the tier.", accepts="code")
 def main(config: EngineConfig, code: CacheCode) -> None:
-    """Print a table per tensor, and the append's part of a step over contexts."""
+    """Print a row per tensor, and the append's cycles relative to the attention's, by context."""
     config = config.replace(table_heads=1)
     path = VerilatedAppendPath(config)
     click.echo(f"{config.name}, {code}: {STEPS} steps of one KV head")

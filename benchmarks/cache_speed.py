@@ -1,15 +1,15 @@
-"""Decoding speed and memory of quantized caches on a CPU, all in one run.
+"""Measure decoding speed and memory of quantized caches on a CPU, all in one run.
 
 Usage: python benchmarks/cache_speed.py [--context N] [--steps N] [--code CODE ...] [--json FILE]
 
-Every cache is filled with the same tokens. Then decode steps are made on all of them in turn, one
-step each, again and again, so that whatever else the machine does hits all alike; the median step
-counts, in processor time of the process, which is wall time for one thread on a quiet machine:
-set OMP_NUM_THREADS=1. Ternary codes are attended to in single precision, as the others are.
+Every cache is filled with the same tokens. Then all caches make one decode step in turn, again and
+again, so that other work of the machine slows all alike. The median step counts, in processor time
+of the process. With one thread on a quiet machine, processor time is wall time: set
+OMP_NUM_THREADS=1. Attention on ternary codes is in single precision, as on the other caches.
 
-Memory is measured on the filled cache, in two ways: the bytes of all tensors in the process that
-were not there before the cache (a census, so that a hidden copy would show), and what the cache
-itself reports, from which bits per element are computed everywhere else.
+Memory is measured on the filled cache in two ways: by the bytes of all tensors in the process that
+did not exist before the cache (a census, which would show a hidden copy), and by the bytes that the
+cache itself reports, from which bits per element are computed everywhere else.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ CODES = (
 
 @dataclass(frozen=True)
 class Measured:
-    """One cache.
+    """Speed and memory of one cache.
 
-    code : its spelling
-    tokens_per_second : of the median decode step, in seconds of processor time
+    code : spelling of the cache format
+    tokens_per_second : of the median decode step, per second of processor time
     resident_bytes : of all tensors that came with the filled cache, by census
-    reported_bytes : what the cache says it stores
-    bits_per_element : of the reported bytes
+    reported_bytes : stored bytes, as the cache reports them
+    bits_per_element : computed from the reported bytes
     """
 
     code: str
@@ -71,7 +71,7 @@ class Measured:
 def main(
     model_name: str, context: int, steps: int, codes: tuple[str, ...], json_file: Path | None
 ) -> None:
-    """Measure decode steps at a context, and what stays in memory."""
+    """Measure decode steps at a context, and the memory of each cache."""
     language_model = load_model(model_name)
     inputs = FormatInputs(
         language_model,
@@ -105,11 +105,11 @@ def main(
 
 
 def census() -> int:
-    """Bytes of the storages of all tensors that are alive, each counted once."""
+    """Return the bytes of the storages of all live tensors, each storage counted once."""
     gc.collect()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # looking at every object meets deprecated ones
-        # a subclass is made of plain tensors, which are found by themselves
+        warnings.simplefilter("ignore")  # some of the objects are deprecated
+        # a tensor subclass wraps plain tensors, which are in the list themselves
         alive = [
             thing for thing in gc.get_objects() if type(thing) in (torch.Tensor, torch.nn.Parameter)
         ]
@@ -126,7 +126,7 @@ def _filled(
     states: DynamicCache,
     newest: torch.Tensor,
 ) -> Cache:
-    """A cache with the keys and values of all tokens but one, and a decode step for that one."""
+    """Fill a cache with keys and values of all tokens but one, and decode that token."""
     cache = cache_format.make_cache()
     chunk = min(DEFAULT_CHUNK, cache_format.longest_chunk or DEFAULT_CHUNK)
     with torch.inference_mode():
@@ -142,7 +142,7 @@ def _filled(
 def _decode_in_turn(
     language_model: LanguageModel, formats: list[CacheFormat], caches: list[Cache], steps: int
 ) -> list[list[float]]:
-    """Processor seconds of each decode step on each cache; its first step is not counted."""
+    """Return processor seconds of each decode step on each cache, without each cache's first."""
     seconds: list[list[float]] = [[] for _ in caches]
     token = torch.tensor([[1000]])
     for step in range(steps + 1):

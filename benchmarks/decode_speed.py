@@ -1,9 +1,9 @@
-"""Tokens per second of whole-model decoding, by who computes the attention, in one run.
+"""Measure tokens per second of whole-model decoding for each attention backend, in one run.
 
 Usage: python benchmarks/decode_speed.py [--new-tokens N] [--json FILE]
 
-The prompt is cut so that the context passes 64 in the middle of the run. Nothing is compared here:
-that is `kvtq-hw decode --check`.
+The prompt is cut so that the context passes 64 tokens in the middle of the run. Outputs are not
+compared here; `kvtq-hw decode --check` does that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CODE = CacheCode("balanced", 3, 2)
 @json_option
 def main(new_tokens: int, json_file: Path | None) -> None:
     """Print tokens per second for each backend, and as a ratio to the unquantized model."""
-    torch.set_num_threads(1)  # more make small operations slower, and depend on other processes
+    torch.set_num_threads(1)  # more threads slow small operations and depend on other processes
     model = load_model("smollm2")
     prompt = _prompt(model, CONTEXT - new_tokens // 2)
     loaded = load_session(model, CODE, 2 * CONTEXT)
@@ -55,7 +55,7 @@ def main(new_tokens: int, json_file: Path | None) -> None:
 
 
 def _prompt(model: LanguageModel, tokens: int) -> str:
-    """The beginning of a text, cut to about so many tokens."""
+    """Return the beginning of a text, cut to about `tokens` tokens."""
     ids = model.tokenizer(documentation_text()[:4000]).input_ids[:tokens]
     return model.tokenizer.decode(ids, skip_special_tokens=True)
 

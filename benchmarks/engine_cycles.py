@@ -1,8 +1,9 @@
-"""Cycles of one job on the verilated engine against the bound, over contexts.
+"""Measure cycles of one job on the verilated engine against the bound, at several contexts.
 
 Usage: python benchmarks/engine_cycles.py [--preset NAME] [--code KIND:K/V]
 
-Cycles are read from the RTL's own counter; the bound is T (N_k + N_v) ceil(D / lanes).
+Cycles are read from the RTL's own counter. The bound is T (N_k + N_v) ceil(D / lanes) cycles for T
+tokens with N_k digits per key and N_v per value.
 """
 
 from __future__ import annotations
