@@ -1,8 +1,8 @@
-"""Check what `make demo` wrote: the RTL decoded, and golden model and RTL agree in every bit.
+"""Check the report of `make demo`: the RTL decoded, and golden model and RTL agree in every bit.
 
 Usage: python scripts/check_demo.py build/demo/decode.json
 
-Silent if all is well; else names what is not, with exit status 1.
+Print nothing if all is well; otherwise print each problem and exit with status 1.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def find_problems(report: dict[str, Any]) -> Iterator[str]:
         value = report.get(key)
         try:
             good = holds(value)
-        except (AttributeError, TypeError):  # a value of another kind
+        except (AttributeError, TypeError):  # a value of another type
             good = False
         if not good:
             yield f"{key} is {value!r}, expected {description}"

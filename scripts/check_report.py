@@ -1,9 +1,10 @@
-"""Open a report in headless Chromium and fail unless it is whole.
+"""Open a report in headless Chromium and fail unless it is complete.
 
 Usage: python scripts/check_report.py build/report/report.html
 
-No message on the console, nothing that does not load, every picture drawn, nothing wider than the
-page. A screenshot is left beside the page. Chromium is the system's: apt install chromium.
+A complete report logs no message on the console, loads all its files, draws every picture and is no
+wider than the window. A screenshot is written beside the page. The script uses the system's
+Chromium: apt install chromium.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ WIDTH = 1200
 
 
 def main(page_file: Path) -> int:
-    """Check one page; returns the exit status."""
+    """Check one page and return the exit status."""
     browser_file = shutil.which("chromium") or shutil.which("chromium-browser")
     if browser_file is None:
         print("chromium: not on PATH; get it with: sudo apt install chromium", file=sys.stderr)

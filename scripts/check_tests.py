@@ -1,16 +1,16 @@
-"""Check which tests did not run, of which pytest's exit status says nothing; record their times.
+"""Find tests that did not run, which pytest's exit status does not tell; record durations of tests.
 
 Usage: python scripts/check_tests.py build/test/results.xml
 
-Reads the JUnit XML that pytest wrote. Silent if all is well; else names each problem on a line,
-with exit status 1:
+Read the JUnit XML that pytest wrote. Print nothing if all is well; otherwise print each problem on
+a line and exit with status 1. A problem is
 
-- a block, a file of sim/benches, whose bench a simulator never ran. Pytest runs the bench from the
-  test file of the same name, once for each simulator, whose name stands in the test's.
-- a test that was skipped for another reason than a need of `tests/needs.py` that KVTQ_REQUIRE does
-  not name.
+- a block (a file of sim/benches) whose bench never ran on one of the simulators. Pytest runs the
+  bench from the test file of the same name, once per simulator; the test's name contains the
+  simulator's name.
+- a skipped test, unless the reason is a need of `tests/needs.py` that KVTQ_REQUIRE does not name.
 
-Beside the results it writes durations.txt: seconds per test file, and of the slowest tests.
+Write durations.txt beside the results: seconds per test file, and of the slowest tests.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def main() -> int:
 
 
 def title(case: ElementTree.Element) -> str:
-    """File and name of a test case."""
+    """Return file and name of a test case."""
     return f"{case.get('classname', '')}::{case.get('name', '')}"
 
 
 def bench_problems(cases: list[ElementTree.Element]) -> Iterator[str]:
-    """Yield one line for each block that a simulator never saw."""
+    """Yield one line for each block and simulator on which its bench never ran."""
     blocks = sorted(file.stem for file in BENCHES.glob("[!_]*.py"))
     if not blocks:
         yield f"no bench in {BENCHES}"
@@ -69,7 +69,7 @@ def bench_problems(cases: list[ElementTree.Element]) -> Iterator[str]:
 
 
 def skip_problems(cases: list[ElementTree.Element]) -> Iterator[str]:
-    """Yield one line for each test that was skipped without a reason that counts."""
+    """Yield one line for each test that was skipped without an allowed reason."""
     allowed = set(NEEDS) - required()
     for case in cases:
         skipped = case.find("skipped")
@@ -80,7 +80,7 @@ def skip_problems(cases: list[ElementTree.Element]) -> Iterator[str]:
 
 
 def durations(cases: list[ElementTree.Element]) -> str:
-    """Seconds per test file, and of the slowest tests, as lines of text."""
+    """Return seconds per test file, and of the slowest tests, as lines of text."""
     files: Counter[str] = Counter()
     tests: Counter[str] = Counter()
     for case in cases:

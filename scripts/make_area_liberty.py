@@ -1,9 +1,9 @@
 """Write kvtq_hw/estimates/sky130hd_area.lib from the full Liberty file of the process.
 
-Taken over are facts: each cell's area, pins, functions and input capacitances. Delays are not the
-process's: mapping needs some, and these are one simple formula for all cells (see the header that
-this script writes). With the same cells allowed, the result of mapping is the same but for a drive
-strength here and there.
+The script copies facts: each cell's area, pins, functions and input capacitances. Delays are not
+those of the process. Mapping needs delays, so one simple formula gives them for all cells (see the
+header that this script writes). With the same cells allowed, mapping gives the same result but for
+a few drive strengths.
 
 Usage: python scripts/make_area_liberty.py sky130_fd_sc_hd__tt_025C_1v80.lib[.gz]
 """
@@ -17,8 +17,9 @@ from kvtq_hw.estimates.liberty import load_liberty
 from kvtq_hw.estimates.liberty_format import Group
 
 PREFIX = "sky130_fd_sc_hd__"
-#: Kinds of cells: with any of the others the area gets larger, or no better. Flip-flops with enable
-#: are not among them: abc sees no load behind a flip-flop's pin, and puts no buffers before it.
+#: Kinds of cells that mapping may use; any other kind makes the area larger, or no smaller.
+#: Flip-flops with enable are left out: abc sees no load at a flip-flop's pin, and puts no buffers
+#: before the pin.
 KINDS = """
     inv buf nand2 nand3 nand4 nor2 nor3 nor4 and2 and3 and4 or2 or3 or4 nand2b nor2b and2b or2b
     xor2 xnor2 mux2 mux2i maj3 a21oi o21ai a22oi o22ai a21o o21a a22o o22a a211oi o211ai a31oi
@@ -45,7 +46,7 @@ LOADS = (0.0005, 0.05)
 
 
 def main(source: Path) -> str:
-    """The text of the area-only library."""
+    """Return the text of the area-only library."""
     cells = load_liberty(source).cells
     lines = [
         HEADER,

@@ -1,1 +1,1 @@
-"""Mutation testing: small changes to the contract's code, and whether a test notices each."""
+"""Mutation testing: make small changes to the sources, and find those that no test notices."""

@@ -1,4 +1,4 @@
-"""The command: draws mutants, judges them on several cores, and reports."""
+"""The command: draw mutants, judge them in parallel, and report the verdicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ EQUIVALENT = Path(__file__).parent / "equivalent.toml"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; the exit status is 0 whatever survives, and 2 after bad input."""
+    """Run the command and return the exit status.
+
+    It is 0 whatever survives, 2 after bad input, and 1 where tests fail on the unchanged sources.
+    """
     parser = argparse.ArgumentParser(
         prog="mutants", description="Make small mistakes in the sources: does a test notice each?"
     )
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         print("mutants: interrupted; the same command goes on from here", file=sys.stderr)
-        os._exit(130)  # without waiting for the mutants in work
+        os._exit(130)  # do not wait for mutants that are being judged
     about = {"seed": options.seed, "sample": options.sample, "only": options.only}
     rows = {"about": about, "areas": summary(verdicts), "mutants": [v.as_json for v in verdicts]}
     (folder / "mutants.json").write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
@@ -72,7 +75,7 @@ def _count(text: str) -> int:
 
 
 def _judge_all(mutants: Sequence[Mutant], folder: Path, jobs: int) -> list[Verdict]:
-    """Verdicts in the order of the mutants; known ones are read, new ones kept as they come."""
+    """Return verdicts in the order of the mutants; read the known ones, store each new one."""
     (folder / "unchanged").mkdir(parents=True, exist_ok=True)
     imports = Imports(ROOT)
     equivalents, store = listed_equivalents(EQUIVALENT), folder / "verdicts.jsonl"
@@ -105,7 +108,7 @@ def _judge_all(mutants: Sequence[Mutant], folder: Path, jobs: int) -> list[Verdi
 
 
 def _known(store: Path, mutants: Sequence[Mutant], imports: Imports) -> dict[str, Verdict]:
-    """Verdicts of an earlier run that rest on the sources as they are."""
+    """Read verdicts of earlier runs, by key, whose sources are unchanged since."""
     if not store.is_file():
         return {}
     drawn = {mutant.key: mutant for mutant in mutants}
@@ -113,7 +116,7 @@ def _known(store: Path, mutants: Sequence[Mutant], imports: Imports) -> dict[str
     for text in store.read_text("utf-8").splitlines():
         entry = json.loads(text)
         mutant = drawn.get(entry["key"])
-        if mutant is None or not entry["asked"]:  # listed as equivalent: looked up again
+        if mutant is None or not entry["asked"]:  # no tests ran: look it up in the list again
             continue
         asked = tuple(entry["asked"])
         if entry["digest"] == imports.digest(asked):

@@ -1,4 +1,4 @@
-"""Which mutants there are, and a seeded sample of them."""
+"""Find all mutants of the sources, and draw a seeded sample."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from mutants.operators import operator_names
 
 __all__ = ["CONTRACT", "Mutant", "candidates", "draw", "sources"]
 
-#: Modules of kvtq_hw that say what is computed, stored and addressed.
+#: Modules of kvtq_hw that are mutated: those that define computation, storage and addresses.
 CONTRACT = (
     *(f"contract/{name}" for name in ("config", "codes", "tiers", "cycle_model", "layout")),
     *(f"contract/{name}" for name in ("packing", "registers")),
     "estimates/traffic",
 )
 
-#: Leaves of the tree that no operator mutates, most of it.
+#: Types of leaves in parso's tree that no operator mutates: most of the tree.
 _IDLE = {"name", "newline", "string", "endmarker", "indent", "dedent", "error_leaf"}
 
 Place = tuple[int, int]  # line and column, as parso counts them
@@ -38,8 +38,8 @@ class Mutant:
 
     file : relative to the checkout
     line : where the change is
-    where : class and function around it, empty at the top of a module
-    operator, occurrence : what Cosmic Ray applies
+    where : class and function around the change, empty at the top of a module
+    operator, occurrence : name of the operator, and the number of its place in the file
     before, after : the lines that differ, without indentation
     """
 
@@ -53,18 +53,18 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """Names the mutant as long as its file is the same."""
+        """A hash that identifies the mutant while its file is unchanged."""
         return _hash(self.file, self.line, self.operator, self.occurrence, self.after)
 
     @property
     def area(self) -> str:
-        """The part of the project whose tests are measured with it."""
+        """The part of the project in whose score the mutant counts."""
         if self.file in ("rtl/scheduler.py", "rtl/job_parts.py"):
             return "scheduler"
         return {"rtl": "RTL", "golden": "golden"}.get(self.file.partition("/")[0], "contract")
 
     def apply(self, source: str) -> str:
-        """The file's text with the change."""
+        """Return the text of the file with the change."""
         mutated = mutate_code(source, get_operator(self.operator)(), self.occurrence)
         assert mutated is not None, "the source is another than the mutant was drawn from"
         return mutated
@@ -72,7 +72,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A mutation that is possible; its text is not made yet."""
+    """A possible mutation, whose text is not yet generated."""
 
     operator: str
     occurrence: int
@@ -81,12 +81,12 @@ class _Candidate:
 
 
 def sources(root: Path, only: Sequence[str] = ()) -> list[str]:
-    """Files that are mutated, or those of them that `only` names: files or folders.
+    """Return the files that are mutated, restricted to the files or folders in `only`, if any.
 
     Raises
     ------
     ValueError
-        For a name of `only` under which nothing is mutated.
+        If a name in `only` contains no file that is mutated.
     """
     files = [*root.glob("rtl/*.py"), *root.glob("golden/**/*.py")]
     files += [root / "kvtq_hw" / f"{name}.py" for name in CONTRACT]
@@ -105,9 +105,10 @@ def sources(root: Path, only: Sequence[str] = ()) -> list[str]:
 
 
 def draw(root: Path, files: Sequence[str], seed: int, sample: int) -> list[Mutant]:
-    """Draw mutants, each place in the sources as likely as another, in the order of the draw.
+    """Draw mutants, with the same probability for each place in the sources.
 
-    A place keeps its rank when other places change, and a larger sample begins with the smaller.
+    The mutants are returned in the order of the draw. A place keeps its rank when other places
+    change, and a larger sample begins with the smaller one.
     """
     ranked = []
     for file in files:
@@ -132,7 +133,7 @@ def draw(root: Path, files: Sequence[str], seed: int, sample: int) -> list[Mutan
 
 
 def candidates(root: Path, file: str) -> Iterator[Mutant]:
-    """Every mutant of a file."""
+    """Yield every mutant of a file."""
     source = (root / file).read_text("utf-8")
     for found in _possible(source):
         mutant = _mutant(file, source, found)
@@ -141,7 +142,7 @@ def candidates(root: Path, file: str) -> Iterator[Mutant]:
 
 
 def _possible(source: str) -> list[_Candidate]:
-    """Every mutation of a source outside what is text, type or declaration."""
+    """Return every mutation of a source, except in texts, types and declarations."""
     excluded = list(_excluded(ast.parse(source)))
     nodes = [node for node in ast_nodes(parso.parse(source)) if node.type not in _IDLE]
     found = []
@@ -157,7 +158,7 @@ def _possible(source: str) -> list[_Candidate]:
 
 
 def _mutant(file: str, source: str, found: _Candidate) -> Mutant | None:
-    """The mutant of a candidate; None where its text is no Python or says the same."""
+    """Return the mutant of a candidate; None if its text is not valid Python or means the same."""
     mutated = mutate_code(source, get_operator(found.operator)(), found.occurrence)
     try:
         same = ast.dump(ast.parse(mutated)) == ast.dump(ast.parse(source))
@@ -179,7 +180,7 @@ def _mutant(file: str, source: str, found: _Candidate) -> Mutant | None:
 
 
 def _where(source: str, line: int) -> str:
-    """Class and function around a line."""
+    """Return the names of class and function around a line, joined by dots."""
     names = []
     body: list[ast.stmt] = ast.parse(source).body
     while body:
@@ -193,13 +194,13 @@ def _where(source: str, line: int) -> str:
 
 
 def _excluded(tree: ast.AST) -> Iterator[tuple[Place, Place]]:
-    """Stretches of a source that are no behaviour: types, decorators, texts, protocols."""
+    """Yield the ranges of a source without behaviour: types, decorators, texts, protocols."""
     for node in ast.walk(tree):
         yield from map(_stretch, _without_behaviour(node))
 
 
 def _without_behaviour(node: ast.AST) -> list[ast.expr | ast.stmt]:
-    """Parts of a node, or the node itself, that no test can tell from others."""
+    """Return the parts of a node, or the node itself, that no test can tell from a mutant."""
     match node:
         case ast.FunctionDef():
             return _of_function(node)
@@ -217,7 +218,7 @@ def _without_behaviour(node: ast.AST) -> list[ast.expr | ast.stmt]:
 
 
 def _of_function(node: ast.FunctionDef) -> list[ast.expr | ast.stmt]:
-    """Decorators and types of a function; all of it where others take its place."""
+    """Return decorators and types of a function; also its body if it is abstract or an overload."""
     arguments = [x.annotation for x in ast.walk(node.args) if isinstance(x, ast.arg)]
     types = [node.returns, *arguments]
     types += [x.annotation for x in ast.walk(node) if isinstance(x, ast.AnnAssign)]
@@ -227,7 +228,7 @@ def _of_function(node: ast.FunctionDef) -> list[ast.expr | ast.stmt]:
 
 
 def _of_class(node: ast.ClassDef) -> list[ast.expr | ast.stmt]:
-    """Decorators and types of a class; all of a protocol."""
+    """Return decorators and types of a class; also the body if the class is a protocol."""
     bases = [ast.unparse(base) for base in node.bases]
     # in Amaranth the annotation of a structure's field is its shape
     typed = [] if "data.Struct" in bases else node.body

@@ -1,4 +1,4 @@
-"""A mutant's verdict: the test that notices it, or why none does."""
+"""Judge a mutant: find a test that notices it, or the reason why none does."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from mutants.workshop import Workshop
 
 __all__ = ["Judge", "Verdict", "listed_equivalents", "stale_equivalents"]
 
-#: Processor seconds for a phase of the module's own test file, and for all tests of others.
+#: Limits in processor seconds: per phase of the module's own test file, and for all other files.
 _OWN_S, _OTHERS_S = 240.0, 60.0
-#: Seconds for a process; tests end themselves long before, unless they hang in compiled code.
+#: Limit of a process in seconds; tests end long before, unless they hang in compiled code.
 _LIMIT_S = 1800
-#: Processor seconds of a process before its first test.
+#: Processor seconds that a process takes before its first test.
 _START_S = 3.0
 
 
-#: Reasons by file, class and function, and both texts of the lines.
+#: Why mutants are equivalent, by file, class and function, original lines and mutated lines.
 Equivalents = Mapping[tuple[str, str, str, str], str]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant.
+    """The result of judging a mutant.
 
     outcome : "killed", "timed out" (which counts as killed), "survived" or "equivalent"
-    by : the test that noticed it, or that did not end; the reason why it is equivalent
-    asked : test files that the verdict rests on
-    digest : of these files and all that they use
+    by : the test that failed or did not end; the reason if the mutant is equivalent
+    asked : test files on whose results the verdict rests
+    digest : hash of these files and all files that they use
     """
 
     mutant: Mutant
@@ -51,7 +51,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class _Record:
-    """What is known of a file's tests: processor seconds, which pass unchanged, which do not."""
+    """Known facts of a file's tests: processor seconds, and which pass on unchanged sources."""
 
     path: Path
     seconds: dict[str, float]
@@ -71,14 +71,14 @@ class _Record:
 
 
 class Judge:
-    """Runs tests on mutants in one workshop.
+    """Run tests on mutants in one workshop.
 
     Parameters
     ----------
     equivalents : mapping
-        Reasons by identity, of `listed_equivalents`.
+        Reasons by identity, from `listed_equivalents`.
     folder : Path
-        Keeps how long tests take, and what the unchanged sources generate.
+        Folder that keeps durations of tests and hashes of the Verilog of the unchanged sources.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Judge:
         self._imports, self._workshop = imports, workshop
 
     def judge(self, mutant: Mutant) -> Verdict:
-        """Ask the tests until one fails."""
+        """Run tests on the mutant until one fails, and return the verdict."""
         reason = self._equivalents.get(_identity(mutant))
         if reason is not None:
             return self._verdict(mutant, "equivalent", reason, [])
@@ -120,9 +120,11 @@ class Judge:
     def _ask(
         self, mutant: Mutant, source: str, test: str, phase: int, budget_s: float
     ) -> tuple[str, str] | float:
-        """The outcome and the test that noticed; or seconds of tests that noticed nothing.
+        """Run one test file on the mutant.
 
-        A test counts that passes on the unchanged sources: it is tried there when it first fails.
+        Return the outcome and the test that noticed; or, if no test did, the seconds of the tests
+        that passed. Only tests that pass on the unchanged sources count: a test that fails for the
+        first time is run on the unchanged sources too.
         """
         record = _Record.read(
             self._folder / f"{Path(test).stem}-{self._imports.digest([test])}.json"
@@ -162,13 +164,13 @@ class Judge:
             self._workshop.forget_compiled()
 
     def _same_hardware(self, mutant: Mutant, source: str) -> bool:
-        """The mutant generates what the unchanged sources do, of every block that it is part of."""
+        """Whether the mutant leaves Verilog and manifest of every block with its file unchanged."""
         blocks = self._imports.blocks_of(mutant.file)
         if not blocks or not mutant.file.startswith("rtl/"):
             return False
         inner = [block for block in blocks if block not in OUTER]
         inner = [block for block in inner if f"rtl/{block}.py" == mutant.file] or inner
-        # most mutants differ at once, where it costs little
+        # most mutants differ in the first configuration, which is cheap to generate
         return self._same(mutant, source, inner or blocks, True) and self._same(
             mutant, source, [*inner, *(block for block in blocks if block in OUTER)], False
         )
@@ -193,7 +195,7 @@ def _identity(mutant: Mutant) -> tuple[str, str, str, str]:
 
 
 def listed_equivalents(path: Path) -> Equivalents:
-    """What `equivalent.toml` says."""
+    """Read the equivalent mutants and their reasons from `equivalent.toml`."""
     entries = tomllib.loads(path.read_text("utf-8")).get("equivalent", [])
     return {
         (entry["file"], entry["where"], entry["line"], entry["mutant"]): entry["reason"]
@@ -202,7 +204,7 @@ def listed_equivalents(path: Path) -> Equivalents:
 
 
 def stale_equivalents(root: Path, path: Path) -> list[str]:
-    """One line for each entry that no mutant of the sources is."""
+    """Return a line for each entry that matches no mutant of the sources."""
     listed = listed_equivalents(path)
     possible = {
         _identity(mutant)

@@ -1,7 +1,7 @@
-"""Mutation operators: those of Cosmic Ray that make plausible mistakes, and those that RTL needs.
+"""Mutation operators: Cosmic Ray's that make plausible mistakes, and operators of our own for RTL.
 
-Own operators are classes of Cosmic Ray's kind, and its plugins find them under ``rtl/NAME`` beside
-``core/NAME``: one engine lists and applies all of them.
+Our operators are subclasses of Cosmic Ray's `Operator`. Cosmic Ray's plugins find them as
+``rtl/NAME``, beside its own ``core/NAME``, and list and apply both in the same way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ __all__ = ["OWN", "operator_names"]
 
 Position = tuple[tuple[int, int], tuple[int, int]]
 
-#: What each operator is mistaken for. Others would be type errors in Amaranth, or absurd.
+#: Replacements ORIGINAL_MISTAKE of binary operators. Others would be type errors in Amaranth, or
+#: absurd.
 _BINARY = (
     *("Add_Sub", "Sub_Add", "Mul_FloorDiv", "FloorDiv_Mul", "Mod_FloorDiv", "Div_Mul", "Pow_Mul"),
     *("RShift_LShift", "LShift_RShift", "BitOr_BitAnd", "BitAnd_BitOr", "BitXor_BitOr"),
@@ -38,17 +39,17 @@ _CORE = (
 
 
 def _text(node: Any) -> str:
-    """Source of a node without what stands before it."""
+    """Return the source of a node without the whitespace and comments before it."""
     return node.get_code(include_prefix=False)
 
 
 def _instead(node: Any, code: str) -> Any:
-    """What takes the node's place in the tree: `code`, after the same spaces."""
+    """Return a replacement for the node: `code` parsed, with the node's prefix."""
     return parso.parse(node.get_first_leaf().prefix + code)
 
 
 def _arguments(node: Any, *names: str) -> list[Any]:
-    """Arguments of a call ``m.NAME(...)`` or ``NAME(...)``; none if the node is another."""
+    """Return the arguments of a call to one of `names`; none if the node is no such call."""
     if node.type != "atom_expr":
         return []
     call = node.children[-1]
@@ -61,7 +62,7 @@ def _arguments(node: Any, *names: str) -> list[Any]:
 
 
 class DropTerm(Operator):
-    """Leaves one term out of a conjunction or disjunction, of bits or of conditions."""
+    """Drop one term of a conjunction or disjunction, of bits or of conditions."""
 
     _TYPES = ("and_expr", "expr", "and_test", "or_test")
 
@@ -85,7 +86,7 @@ class DropTerm(Operator):
 
 
 class DeleteStatement(Operator):
-    """Deletes an assignment like ``m.d.sync += ...``, or a call that stands alone."""
+    """Delete an augmented assignment like ``m.d.sync += ...``, or a call that is a statement."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         if node.type != "simple_stmt":
@@ -109,7 +110,7 @@ class DeleteStatement(Operator):
 
 
 class DropAssignment(Operator):
-    """Leaves one assignment out of a list of them, ``m.d.comb += [...]``."""
+    """Drop one assignment from a list of assignments, ``m.d.comb += [...]``."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         for element in self._list(node)[::2]:
@@ -124,7 +125,7 @@ class DropAssignment(Operator):
 
     @staticmethod
     def _list(node: Any) -> list[Any]:
-        """Assignments and the commas between them."""
+        """Return the assignments and the commas between them; none if the node has no such list."""
         if node.type != "expr_stmt" or not _text(node).startswith("m.d."):
             return []
         listed = node.children[-1]
@@ -142,7 +143,7 @@ class DropAssignment(Operator):
 
 
 class InvertCondition(Operator):
-    """Turns the condition of an ``m.If`` or ``m.Elif`` around."""
+    """Negate the condition of an ``m.If`` or ``m.Elif``."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         for condition in _arguments(node, "m.If", "m.Elif"):
@@ -159,7 +160,7 @@ class InvertCondition(Operator):
 
 
 class SwapMux(Operator):
-    """Exchanges what a multiplexer chooses from."""
+    """Exchange the two inputs of a ``Mux``."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         if len(_arguments(node, "Mux")) == 3:
@@ -175,7 +176,7 @@ class SwapMux(Operator):
 
 
 class ChangeNext(Operator):
-    """Sends a state machine to another of its states, the present one included."""
+    """Make ``m.next`` name another state of the machine, which may be the present state."""
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         for _ in self._others(node):
@@ -186,7 +187,7 @@ class ChangeNext(Operator):
 
     @classmethod
     def _others(cls, node: Any) -> list[str]:
-        """The states, as the source spells them, that ``m.next`` could name instead."""
+        """Return the other states that ``m.next`` could name, as the source spells them."""
         if node.type != "expr_stmt" or _text(node.children[0]) != "m.next":
             return []
         machine = node
@@ -207,7 +208,7 @@ class ChangeNext(Operator):
         return (Example(machine, machine.replace('= "B"', '= "A"')),)
 
 
-#: The own operators by name.
+#: Our own operators by name.
 OWN = {
     operator.__name__: operator
     for operator in (
@@ -220,5 +221,5 @@ plugins.OPERATOR_PROVIDERS["rtl"] = OWN
 
 
 def operator_names() -> tuple[str, ...]:
-    """Names under which `cosmic_ray.plugins.get_operator` finds the operators used here."""
+    """Return the names by which `cosmic_ray.plugins.get_operator` finds the operators in use."""
     return (*(f"core/{name}" for name in _CORE), *(f"rtl/{name}" for name in OWN))

@@ -1,4 +1,4 @@
-"""What came out, as tables."""
+"""Write verdicts as tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OUTCOMES = ("killed", "timed out", "survived", "equivalent")
 
 
 def line(verdict: Verdict) -> str:
-    """One verdict for the terminal; of a survivor also the change."""
+    """Return one verdict as text for the terminal; for a survivor also the change."""
     mutant = verdict.mutant
     text = f"{verdict.outcome}: {mutant.file}:{mutant.line}"
     if verdict.outcome != "survived":
@@ -23,7 +23,7 @@ def line(verdict: Verdict) -> str:
 
 
 def summary(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Counts of each area, and its score: of the mutants that are not equivalent, those noticed."""
+    """Count outcomes per area; the score is the share of noticed among non-equivalent mutants."""
     areas = []
     for area in sorted({verdict.mutant.area for verdict in verdicts}):
         counts = Counter(v.outcome for v in verdicts if v.mutant.area == area)
@@ -38,7 +38,7 @@ def summary(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
 
 
 def markdown(about: Mapping[str, Any], verdicts: Sequence[Verdict]) -> str:
-    """A page: scores, survivors, and every mutant with what became of it."""
+    """Return a page in Markdown: scores, survivors, and every mutant with its outcome."""
     lines = [
         "# Mutation testing",
         "",

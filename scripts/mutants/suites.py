@@ -1,4 +1,4 @@
-"""Which test files can notice a change to a module, nearest first."""
+"""Find the test files that can notice a change to a module, nearest first."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ _FOLDERS = ("golden", "kvtq_hw", "rtl", "sim", "tests")
 
 
 class Imports:
-    """Who uses whom in a checkout: imports, and blocks that tests and benches name in a string.
+    """The graph of uses between files of a checkout.
 
-    Files are named relative to the checkout.
+    A file uses the modules that it imports; tests and benches also use the blocks that they name in
+    a string. Files are named relative to the checkout.
     """
 
     def __init__(self, root: Path) -> None:
         paths = [path for folder in _FOLDERS for path in sorted((root / folder).rglob("*.py"))]
-        # read now: verdicts rest on the sources as they were when the run began
+        # read all files now: verdicts rest on the sources at the start of the run
         self._texts = {p.relative_to(root).as_posix(): p.read_text("utf-8") for p in paths}
         names = {file: file.removesuffix(".py").replace("/", ".") for file in self._texts}
         self._file_of = {name.removesuffix(".__init__"): file for file, name in names.items()}
-        # tests import each other without their folder's name
+        # test modules import each other without the prefix "tests."
         self._file_of |= {name.removeprefix("tests."): file for file, name in names.items()}
         self._blocks = {Path(file).stem for file in self._texts if file.startswith("sim/benches/")}
 
@@ -34,20 +35,20 @@ class Imports:
         return {file: set(self._used_by(file)) for file in self._texts}
 
     def compiled(self, file: str) -> bool:
-        """Numba compiles functions of the file, or of one that takes constants from it."""
+        """Whether Numba compiles functions of the file, or of a file that may use its constants."""
         users = [file, *(user for user, used in self._uses.items() if file in used)]
         near = {one for user in users for one in (user, *self._uses[user])}
         return any("import numba" in self._texts[one] for one in near)
 
     def blocks_of(self, file: str) -> list[str]:
-        """Blocks whose hardware a file is part of: the file's own, then those that contain it."""
+        """Return the blocks whose hardware uses a file: the file's own block first."""
         blocks = sorted(self._blocks, key=lambda block: (f"rtl/{block}.py" != file, block))
         return [block for block in blocks if file in self.closure(f"rtl/{block}.py")]
 
     def tests_of(self, file: str) -> list[str]:
-        """Test files that use a file in any way: its own, then the others by the steps between.
+        """Return the test files that use a file, directly or not: its own, then the nearest.
 
-        Benches come before other tests for what has a bench: hardware, and its golden twin.
+        For hardware and its golden twins, tests of benches come before other tests.
         """
         users: dict[str, set[str]] = {}
         for user, used in self._uses.items():
@@ -70,14 +71,14 @@ class Imports:
         return sorted(found, key=place)
 
     def closure(self, file: str) -> set[str]:
-        """The file and every file that it uses, directly or not."""
+        """Return the file and every file that it uses, directly or not."""
         reached = [file]
         for one in reached:
             reached += sorted(self._uses[one] - set(reached))
         return set(reached)
 
     def digest(self, files: Collection[str]) -> str:
-        """Hash of all that the files' verdicts rest on; empty when a file is gone."""
+        """Return a hash of the files and all files that they use; empty if a file is missing."""
         if not self._texts.keys() >= set(files):
             return ""
         parts = set().union(*(self.closure(file) for file in files))

@@ -1,4 +1,4 @@
-"""What happens in a process of its own, in a copy of the checkout: tests, or Verilog to compare."""
+"""Functions that run in a separate process, in a copy of the checkout: tests, or Verilog hashes."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ import pytest
 
 __all__ = ["OUTER", "hardware", "run_tests"]
 
-#: Seconds after which a test of unknown length has not ended, and the same for one that is known:
-#: other work may take most of the machine.
+#: Time limit of a test in seconds: `_UNKNOWN_S` if its duration is unknown, otherwise
+#: `_SPARE_S + _TIMES * duration`. Limits are long, since other work may take most of the machine.
 _UNKNOWN_S, _SPARE_S, _TIMES = 300, 60, 5
 
-#: Blocks that contain the others, and the largest head dimension for which they are soon written.
+#: Blocks that contain the others, and the largest head dimension for which their Verilog is
+#: generated quickly.
 OUTER, SMALL = ("engine", "accelerator"), 16
 
 
 def _enter(tree: Path, environment: Mapping[str, str], log: Path) -> None:
-    """Make the process one that was started in `tree`, with its output in `log`."""
-    gc.freeze()  # the libraries' objects stay: each collection would look at all of them
+    """Set up the process as if it was started in `tree`, with its output in `log`."""
+    gc.freeze()  # collections then skip the objects of the libraries, which stay anyway
     os.setsid()
     threading.Thread(target=_end_with_the_command, daemon=True).start()
     os.chdir(tree)
     os.environ.update(environment)
-    sys.dont_write_bytecode = False  # the copy is thrown away, and it is imported again and again
-    numba.config.CACHE_DIR = environment["NUMBA_CACHE_DIR"]  # it was imported before
+    sys.dont_write_bytecode = False  # the copy is temporary, and is imported again and again
+    numba.config.CACHE_DIR = environment["NUMBA_CACHE_DIR"]  # numba was imported before
     sys.path.insert(0, str(tree))
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
@@ -46,12 +47,12 @@ def _enter(tree: Path, environment: Mapping[str, str], log: Path) -> None:
 
 
 def _processor_s() -> float:
-    """Processor time of this process and of those that it waited for."""
+    """Return the processor seconds of this process and of the children that it waited for."""
     return sum(os.times()[:4])
 
 
 def _end_with_the_command() -> None:
-    """Kill the process and its simulators when the command is gone, however it ended."""
+    """Kill this process and its simulators once the command has ended, in whatever way."""
     command = parent_process()
     assert command is not None
     wait([command.sentinel])
@@ -59,11 +60,11 @@ def _end_with_the_command() -> None:
 
 
 class _Plugin:
-    """Chooses the tests of a phase, and notes processor seconds, the first failure and why.
+    """Select the tests of a phase; record processor seconds, the first failure and a timeout.
 
-    Phase 0 is what needs no simulator and the benches of the smallest configuration; phase 1 the
-    rest. All of it on Icarus alone, which starts sooner than Verilator builds. After `budget_s`
-    no further test begins.
+    Phase 0 has the tests without a simulator and the benches of the smallest configuration; phase 1
+    has the rest. Benches run on Icarus alone, which starts faster than Verilator builds. After
+    `budget_s` processor seconds no further test begins.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class _Plugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Generator[None, object, object]:
-        """Measure a test, setup and all."""
+        """Measure processor seconds of a test, setup and teardown included."""
         before = _processor_s()
         result = yield
         self.seconds[item.nodeid] = _processor_s() - before
@@ -138,7 +139,7 @@ class _Plugin:
 
 
 def _hide_verilator() -> None:
-    """Skip what would build with Verilator, which takes longer than all other tests of a block."""
+    """Skip tests that build with Verilator, which takes longer than all other tests of a block."""
 
     def verilator() -> None:
         pytest.skip("Verilator builds too slowly")
@@ -159,12 +160,13 @@ def run_tests(
     only: str | None,
     budget_s: float,
 ) -> None:
-    """Run tests of a file up to the first failure, and write what happened to `answer`, as JSON.
+    """Run tests of a file up to the first failure, and write the results to `answer`, as JSON.
 
-    phase : which of them, `_Plugin`
-    known : processor seconds that tests took before; cheapest first
+    phase : phase whose tests are run, see `_Plugin`
+    known : processor seconds of tests in earlier runs; the cheapest test runs first
     skip : tests that are not run
-    only : the one test that is run, whatever its phase
+    only : if given, the one test that is run, whatever its phase
+    budget_s : processor seconds after which no further test begins
     """
     _enter(tree, environment, answer.with_suffix(".log"))
     _hide_verilator()
@@ -187,12 +189,12 @@ def hardware(
     one: bool,
     expected: Mapping[str, str] | None,
 ) -> None:
-    """Write hashes of what is generated to `answer`, as JSON, up to the first that is not expected.
+    """Write hashes of Verilog and manifests to `answer`, as JSON, up to the first unexpected hash.
 
-    That is Verilog and manifest, of each block in every configuration that the tests' matrix or a
-    preset names, smallest first. The engine and the accelerator, which contain the other blocks,
-    are asked in small configurations alone, unless there is nothing else to ask. With `one`, there
-    is only the first configuration.
+    Each block is generated in every configuration that the tests' matrix or a preset names,
+    smallest first; with `one`, in the first configuration only. The engine and the accelerator,
+    which contain the other blocks, are generated in small configurations only, unless no other
+    block is to be generated.
     """
     _enter(tree, environment, answer.with_suffix(".log"))
     sys.path.insert(0, str(tree / "tests"))

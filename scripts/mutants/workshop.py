@@ -1,4 +1,4 @@
-"""Throw-away copies of the checkout, in which processes of their own run what mutants break."""
+"""Temporary copies of the checkout, in which separate processes run tests on mutants."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from typing import Any
 
 __all__ = ["Workshop", "fork_server"]
 
-#: Imported once, in the server from which the processes are forked: none of the checkout's own.
+#: Libraries that are imported once, in the server that forks the processes; no modules of the
+#: checkout.
 _WARM = (
     *("amaranth.back.rtlil", "amaranth.lib.wiring", "cocotb_tools.runner", "numba", "pydantic"),
     *("pyosys.libyosys", "pytest", "torch", "transformers.modeling_utils"),
@@ -24,7 +25,7 @@ _WARM = (
 
 
 def fork_server(libraries: Sequence[str] = _WARM) -> ForkServerContext:
-    """Where processes come from that have the libraries already imported."""
+    """Return a context whose processes start with the libraries already imported."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["mutants.trial", *libraries])
     return context
@@ -36,9 +37,11 @@ class Workshop:
     Parameters
     ----------
     root : Path
-        The checkout: what git tracks there, and new files that it does not ignore, are copied.
+        The checkout. Files that git tracks and new files that git does not ignore are copied.
     folder : Path
-        Where the copy is kept; an older one is replaced, its caches stay.
+        Folder of the copy; an older copy is replaced, its caches stay.
+    context : ForkServerContext
+        Context that starts the processes, from `fork_server`.
     """
 
     def __init__(self, root: Path, folder: Path, context: ForkServerContext) -> None:
@@ -55,7 +58,7 @@ class Workshop:
         if (folder / "build").is_dir():
             (folder / "build").rename(self._tree / "build")
         tools = Path(os.environ.get("KVTQ_TOOLS", root / ".tools"))
-        (self._tree / ".tools").mkdir()  # without the language model: what needs it takes minutes
+        (self._tree / ".tools").mkdir()  # without the language model, whose tests take minutes
         if (tools / "iverilog").exists():
             (self._tree / ".tools" / "iverilog").symlink_to((tools / "iverilog").resolve())
         for path in (self._cache / "tmp", self._cache / "numba"):
@@ -63,18 +66,18 @@ class Workshop:
 
     @property
     def log(self) -> Path:
-        """Output of the newest process."""
+        """The file with the output of the latest process."""
         return self._folder / "answer.log"
 
     def source(self, file: str) -> str:
-        """Text of a file as the checkout has it."""
+        """Return the text of a file of the copy."""
         return (self._tree / file).read_text("utf-8")
 
     def write(self, file: str, text: str) -> None:
-        """Replace a file, and forget everything that could be taken for what is made of it now.
+        """Replace a file, and delete all generated files that could be stale.
 
-        Python tells compiled files apart by second and size, Verilog and results are kept by lists
-        of sources; built simulations are kept by the Verilog itself and stay.
+        Python recognizes stale compiled files by second and size only; kept Verilog and results
+        are found by lists of sources. Built simulations stay: their key is the Verilog itself.
         """
         path = self._tree / file
         path.write_text(text, "utf-8")
@@ -87,9 +90,9 @@ class Workshop:
                 kept.unlink()
 
     def forget_compiled(self) -> None:
-        """Forget what Numba compiled.
+        """Delete what Numba compiled.
 
-        It looks at a function's own file alone, not at those of constants that it took.
+        Numba checks a function's own file for changes, not the files of constants that it uses.
         """
         shutil.rmtree(self._cache / "numba", ignore_errors=True)
         (self._cache / "numba").mkdir()
@@ -97,9 +100,9 @@ class Workshop:
     def run(
         self, action: Callable[..., None], limit_s: float, *arguments: object
     ) -> dict[str, Any] | None:
-        """Call a function of `mutants.trial` in a process; what it answered, None after the limit.
+        """Call a function of `mutants.trial` in a process; return its answer, None after the limit.
 
-        A process that dies without an answer answers with a failure that says so.
+        For a process that dies without an answer, the answer is a failure with its exit code.
         """
         answer = self._folder / "answer.json"
         answer.unlink(missing_ok=True)
@@ -109,7 +112,7 @@ class Workshop:
         process.start()
         process.join(limit_s)
         late = process.is_alive()
-        with suppress(ProcessLookupError):  # simulators that it started, and itself if it is late
+        with suppress(ProcessLookupError):  # the simulators it started, and the process if late
             os.killpg(process.pid or 0, signal.SIGKILL)
         process.join()
         if late:
