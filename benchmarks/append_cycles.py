@@ -5,8 +5,8 @@ Usage: python benchmarks/append_cycles.py [--preset NAME] [--code CODE]
 A step appends one token to one KV head: it quantizes the new vector to the tier's digits, and
 requantizes the vector that leaves the window to the body's digits. Keys and values have one path
 each, in parallel. Cycles are counted from the first element of the new vector to the last scale of
-the step, and to the last byte of its records. The leaving vector's planes are available in
-time, and the memory takes a byte per cycle. The attention of the same step takes
+the step, and to the last byte of its records. The leaving vector's planes are available in time,
+and the memory takes a byte per cycle. The attention of the same step takes
 T (N_k + N_v) ceil(D / lanes) cycles for T tokens with N_k digits per key and N_v per value.
 """
 
