@@ -1,8 +1,8 @@
-"""A model's attention and its KV cache on the RTL: the verilated accelerator as a backend.
+"""The verilated accelerator as a backend: a model's attention and KV cache on the RTL.
 
-Only vectors and memory cross the boundary. After a prefill, which the golden model computes, the
-cache's image is written into the memory; from then on the hardware quantizes, stores, requantizes
-and fetches what every decode step brings.
+Only vectors and memory cross the boundary. The golden model computes the prefill; afterwards the
+cache's image is written into the memory. From then on the hardware quantizes, stores, requantizes
+and fetches the tokens of every decode step.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ __all__ = ["AcceleratorBackend", "LoadingBackend"]
 
 @dataclass
 class _LayerState:
-    """What the memory holds of a layer.
+    """State of one layer in the accelerator's memory.
 
-    tokens, revision : of the cache layer that it mirrors; no revision while it is empty
-    floors : value exponents of its heads that the hardware does not know yet; None where it does
+    tokens, revision : of the mirrored cache layer; `revision` is None while the layer is empty
+    floors : value exponents of the layer's heads, until the hardware knows them; None afterwards
     """
 
     tokens: int = 0
@@ -47,14 +47,14 @@ class _LayerState:
 
 
 class AcceleratorBackend:
-    """Computes decode steps on the verilated accelerator, one job for each KV head.
+    """Computes decode steps on the verilated accelerator, one job per KV head.
 
     Parameters
     ----------
     config : the configuration of the hardware and of the cache
-    codes, conditioning : of each layer
+    codes, conditioning : the code and the conditioning of each layer
     kv_heads : KV heads of a layer
-    settings : how fast the memory is
+    settings : timing of the memory
 
     Attributes
     ----------
@@ -64,7 +64,8 @@ class AcceleratorBackend:
     Raises
     ------
     UserError
-        For a code that the hardware does not compute, or a model with more heads than its tables.
+        For a code that the hardware does not compute, or a model with more heads than the
+        hardware's tables hold.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class AcceleratorBackend:
         self.jobs = 0
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Append the newest token of one layer's KV heads and attend, the heads back to back.
+        """Append the newest token of one layer and attend, all KV heads back to back.
 
         Raises
         ------
@@ -178,14 +179,14 @@ class LoadingBackend:
         self._accelerator = accelerator
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Let the reference compute the job, and load the layer."""
+        """Compute the job on the reference, and load the layer into the accelerator's memory."""
         result = self._reference.attend(job)
         self._accelerator.load(job)
         return result
 
 
 def store_layer(image: MemoryImage, layer: int, keys: TieredView, values: TieredView) -> None:
-    """Write all vectors that a layer's cache holds, of sequence 0, into an image."""
+    """Write all vectors of sequence 0 in a layer's cache into an image."""
     for head in range(len(image.layout.heads[layer])):
         image.store(layer, head, "key", keys)
         image.store(layer, head, "value", values)
@@ -194,7 +195,10 @@ def store_layer(image: MemoryImage, layer: int, keys: TieredView, values: Tiered
 def _tables(
     conditioning: Sequence[Conditioning],
 ) -> tuple[Tensor | None, Feedback | None, Feedback | None]:
-    """Centres and feedback of all heads, layer after layer; None where a layer has none."""
+    """Return centres, key feedback and value feedback of all heads, layer after layer.
+
+    Each is None if any layer has none.
+    """
     centres = [entry.key_centre for entry in conditioning if entry.key_centre is not None]
     keys = [entry.key_feedback for entry in conditioning if entry.key_feedback is not None]
     values = [entry.value_feedback for entry in conditioning if entry.value_feedback is not None]

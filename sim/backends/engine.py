@@ -1,4 +1,4 @@
-"""A model's attention on the RTL: the verilated engine as a backend of `golden.attend`."""
+"""The verilated engine as a backend of `golden.attend`: a model's attention on the RTL."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ __all__ = ["EngineBackend"]
 
 @dataclass
 class _HeadMemory:
-    """One KV head's cache in the form that the engine's streams take."""
+    """One KV head's cache as slices for the engine's streams."""
 
     keys: SliceBuffer
     values: SliceBuffer
 
     def truncate(self, tokens: int) -> None:
-        """Forget all but the first `tokens` tokens."""
+        """Keep only the first `tokens` tokens."""
         self.keys.truncate(tokens)
         self.values.truncate(tokens)
 
 
 @dataclass
 class _LayerMemory:
-    """One layer's KV heads, and how many of their tokens were settled when they were packed."""
+    """One layer's KV heads, and the number of tokens that were settled when they were packed."""
 
     heads: list[_HeadMemory]
     settled: int = 0
 
 
 class EngineBackend:
-    """Computes decode steps on the verilated engine, one job for each KV head.
+    """Computes decode steps on the verilated engine, one job per KV head.
 
-    Queries are quantized by the job; planes are packed for the streams when their token is new, and
-    once more when it leaves the recent window. Give it to `SplitBackend` as the
-    backend of decode steps.
+    Queries are quantized by the job. A token's planes are packed for the streams when the token is
+    new, and once more when it leaves the window. `SplitBackend` takes this class as the backend of
+    decode steps.
 
     Parameters
     ----------
@@ -56,8 +56,8 @@ class EngineBackend:
     Attributes
     ----------
     cycles : clock cycles with a job in flight
-    bound_cycles : slices streamed: the cycles that an engine with one slice per cycle needs at
-    least jobs : KV heads attended
+    bound_cycles : slices streamed, which is the bound of an engine with one slice per cycle
+    jobs : KV heads attended
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -110,7 +110,7 @@ class EngineBackend:
         self._engine.close()
 
     def _updated(self, stored: CachePass) -> _LayerMemory:
-        """The layer's memory, with the tokens that are new, or not settled, since the last call."""
+        """Pack the tokens that were not settled at the last call; return the layer's memory."""
         config = self._engine.config
         memory = self._layers.get(stored.revision)
         if memory is None:
@@ -135,7 +135,7 @@ class EngineBackend:
 def _pack_heads(
     config: EngineConfig, side: Side, planes: Planes, depths: NDArray[np.int64]
 ) -> list[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
-    """What `pack_slices` gives for each KV head of the only sequence, packed at once."""
+    """Pack all KV heads of the only sequence at once; return `pack_slices`' result per head."""
     heads = planes.unit.shape[1]
     flat = planes.map_tokens(lambda x, axis: x[0].flatten(0, 1))
     words, slices = pack_slices(config, side, flat, np.tile(depths, heads))

@@ -1,1 +1,1 @@
-"""What host software does with the accelerator: job descriptors and register accesses."""
+"""Host software of the accelerator: job descriptors and register accesses."""

@@ -1,4 +1,4 @@
-"""Job descriptors of a KV head: what the host writes into the registers, step after step."""
+"""Job descriptors of a KV head, which the host writes into the registers in each step."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def check_code(code: CacheCode) -> None:
 
 
 class HeadDescriptors:
-    """Descriptors of one KV head's jobs.
+    """Makes the descriptors of one KV head's jobs.
 
     Parameters
     ----------
-    layout : where the head's vectors are
-    layer, head : which one it is
-    table : number of its tables
-    rotate, centre : how its vectors are conditioned
+    layout : memory layout, with the regions of the head's vectors
+    layer, head : indices of the layer and of the KV head in the layer
+    table : index of the head's tables
+    rotate, centre : whether the head's vectors are rotated, and its keys centred
 
     Raises
     ------
@@ -84,13 +84,14 @@ class HeadDescriptors:
         first: bool = False,
         value_exponent: int = 0,
     ) -> dict[str, Any]:
-        """A job with `tokens` tokens, the appended one included, as `sim.host.driver` takes it.
+        """Return the descriptor of a job over `tokens` tokens, as `sim.host.driver` takes it.
 
         Parameters
         ----------
-        query_exponent : of each query of a job that attends
-        first : nothing that was written before counts for the value exponent
-        value_exponent : what it is at least
+        tokens : tokens of the context, including the token that the job appends
+        query_exponent : exponent of each query, for a job that attends
+        first : ignore values written before this job in the value exponent
+        value_exponent : lower limit of the value exponent
         """
         tiers = self._code.tiers
         spread = tiers.spread(tokens)
@@ -111,7 +112,7 @@ class HeadDescriptors:
 
 
 def body_constants(config: EngineConfig, code: CacheCode, side: Side) -> list[int]:
-    """Absmean constants of a body vector, one per run."""
+    """Return the absmean constants of a body vector, one per run."""
     digits = code.key_digits if side == "key" else code.value_digits
     if code.kind == "residual":
         return [absmean_constant(config, ratio) for ratio in RESIDUAL_RATIOS[:digits]]

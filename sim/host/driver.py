@@ -1,7 +1,7 @@
-"""What host software does with the accelerator's registers: jobs as register writes.
+"""The register part of host software: jobs as register writes.
 
-Addresses and fields come from the register map; who carries the words to the bus (cocotbext-axi, or
-the verilated accelerator) is another matter.
+Addresses and fields come from the register map. The caller carries the words to the bus, by
+cocotbext-axi or the verilated accelerator.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ Write = tuple[int, int]
 
 
 def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, int]:
-    """The words of a job's descriptor by address.
+    """Return the words of a job's descriptor by address.
 
     Parameters
     ----------
-    job : values by the names of `rtl.control.descriptor_layout`; what is left out is zero
+    job : values by the names of `rtl.control.descriptor_layout`; missing fields are zero
 
     Raises
     ------
     ValueError
-        For a name that the layout does not have, or a value that does not fit its register.
+        For a name that is not in the layout, or a value that does not fit its register.
     """
     fields, words = dict(job), {}
     registers = register_map()
@@ -67,9 +67,9 @@ def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, 
 
 
 class Driver:
-    """Starts jobs on one accelerator by as few writes as its registers need.
+    """Starts jobs on one accelerator with as few register writes as possible.
 
-    A descriptor stays in the registers when its job has gone into the queue, so the next job writes
+    A descriptor stays in the registers after its job has entered the queue, so the next job writes
     only the words that differ.
     """
 
@@ -78,7 +78,7 @@ class Driver:
         self._written: dict[int, int] = {}
 
     def start(self, job: Mapping[str, Any]) -> list[Write]:
-        """Addresses and words that describe a job and put it into the queue, in their order."""
+        """Return the (address, word) writes, in order, that describe a job and enqueue it."""
         words = descriptor_words(self._config, job)
         changed = [(at, word) for at, word in words.items() if self._written.get(at, 0) != word]
         self._written |= words
@@ -86,5 +86,5 @@ class Driver:
         return [*changed, (control.address, control.pack(start=1))]
 
     def forget(self) -> None:
-        """The accelerator has been reset: its registers are zero."""
+        """Note that the accelerator has been reset, so its registers are zero."""
         self._written.clear()

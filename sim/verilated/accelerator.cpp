@@ -15,7 +15,7 @@ namespace {
 
 using Model = Vkvtq_accelerator;
 
-// Bytes of a memory word: of the data port, which Verilator keeps in as many.
+// Bytes per memory word: Verilator stores the data port in exactly as many bytes.
 constexpr uint32_t kWordBytes = sizeof(std::remove_reference_t<decltype(Model::m_axi_rdata)>);
 
 class MemoryModel {
@@ -23,7 +23,7 @@ public:
     explicit MemoryModel(Model& model) : m_{model} {}
     void configure(const kvtq::Memory& memory) { memory_ = memory; }
 
-    // Before the clock edge: what the memory shows in this cycle.
+    // Drive the memory's outputs for this cycle, before the clock edge.
     void show() {
         const uint64_t now = cycle_;
         if (memory_.refresh_interval && now % memory_.refresh_interval < memory_.refresh_cycles) {
@@ -60,7 +60,7 @@ public:
         m_.m_axi_bresp = fine ? kvtq::OKAY : kvtq::DECERR;
     }
 
-    // At the clock edge: what moves.
+    // Complete the transfers of this cycle, at the clock edge.
     void step() {
         const uint64_t now = cycle_++;
         if (m_.m_axi_arvalid && m_.m_axi_arready)
@@ -123,7 +123,7 @@ private:
     std::deque<Burst> reads_, writes_, responses_;
 };
 
-// The program of register accesses, one after the other.
+// Performs the program of register accesses one after the other.
 class Program {
 public:
     Program(Model& model, kvtq::Program& program) : m_{model}, program_{program} {}
@@ -176,7 +176,7 @@ constexpr uint64_t words_of(const Port&) {
     return (sizeof(Port) + 3) / 4;
 }
 
-// Packets into the accelerator: as fast as they are taken.
+// Sends packets into the accelerator without stalls.
 template <typename Data>
 class Source {
 public:

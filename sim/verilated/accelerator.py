@@ -1,8 +1,8 @@
-"""The verilated accelerator with its memory, as a Python object: whole jobs in a compiled loop.
+"""The verilated accelerator and its memory as a Python object: jobs run in a compiled loop.
 
 Verilator's C++ model, a model of the memory behind AXI, and a program of register accesses run in
-one loop (`accelerator.cpp`). What goes in and out is what a host sees: words in registers, vectors,
-and the memory's bytes::
+one loop (`accelerator.cpp`). The interface is that of a host: register words, vectors, and the
+memory's bytes::
 
     with VerilatedAccelerator(config, memory) as accelerator:
         accelerator.load_tables(sections)
@@ -52,12 +52,13 @@ _ALL = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """How fast the memory is, in cycles of the accelerator's clock.
+    """Timing of the memory, in cycles of the accelerator's clock.
 
-    latency : from a burst's address to its first word, or to a write's response
-    words_per_cycle : words of the memory port that may move, reads and writes together, at most 1
-    refresh_interval, refresh_cycles : every so many cycles nothing moves for so long; 0 is never
-    outstanding : bursts that it takes ahead
+    latency : cycles from a burst's address to its first word, or from a write to its response
+    words_per_cycle : words per cycle of the memory port, reads and writes together, at most 1
+    refresh_interval : cycles between the starts of two refreshes; 0: no refresh
+    refresh_cycles : cycles of a refresh, in which no word moves
+    outstanding : bursts that the memory accepts ahead
     """
 
     latency: int = 100
@@ -70,21 +71,22 @@ class MemorySettings:
 #: One word per cycle, 100 cycles of latency.
 IDEAL = MemorySettings()
 
-#: Like DDR4-3200 behind a controller, at an accelerator clock of 500 MHz: 60 ns to the first word,
-#: refresh of 350 ns every 7.8 us. The bus is faster than a 256-bit port.
+#: Similar to DDR4-3200 behind a controller, at an accelerator clock of 500 MHz: 60 ns to the first
+#: word, a refresh of 350 ns every 7.8 us. The DDR4 bus is faster than a 256-bit port.
 DDR4 = MemorySettings(latency=30, refresh_interval=3900, refresh_cycles=175)
 
-#: Like LPDDR4-3200 with 32 bits, the same clock and a 256-bit port: 100 ns, 280 ns every 3.9 us.
+#: Similar to 32-bit LPDDR4-3200, with the same clock and a 256-bit port: 100 ns to the first word,
+#: a refresh of 280 ns every 3.9 us.
 LPDDR4 = MemorySettings(latency=50, words_per_cycle=0.8, refresh_interval=1950, refresh_cycles=140)
 
 
 @dataclass(frozen=True)
 class AcceleratorJob:
-    """One job.
+    """One job of the accelerator: an append, an attention, or both.
 
-    descriptor : as `sim.host.driver.descriptor_words` takes it
-    vectors : int64 [2, D], the new key and value of a job that appends
-    queries : int64 [G, D] of a job that attends
+    descriptor : the job's fields, as `sim.host.driver.descriptor_words` takes them
+    vectors : int64 [2, D], the new key and value, for a job that appends
+    queries : int64 [G, D], for a job that attends
     """
 
     descriptor: Mapping[str, Any]
@@ -94,10 +96,10 @@ class AcceleratorJob:
 
 @dataclass(frozen=True)
 class AcceleratorRun:
-    """What the accelerator did.
+    """Results of the jobs of one call of `VerilatedAccelerator.run`.
 
     outputs : int64 [jobs that attend, G, D]
-    exponents : int64 [jobs that attend], true outputs are ``outputs * 2**exponent``
+    exponents : int64 [jobs that attend]; the true outputs are ``outputs * 2**exponent``
     cycles : clock cycles from the first register access to the last output
     counters : growth of each counter, by register name
     """
@@ -115,13 +117,13 @@ class VerilatedAccelerator(VerilatedDesign):
     ----------
     config, waves, cache : as `VerilatedDesign` takes them
     memory : uint8 [n], the memory's bytes, which the accelerator reads and writes in place
-    base : address of the first of them, a multiple of the memory word
-    settings : how fast it is
+    base : address of the memory's first byte, a multiple of the memory word
+    settings : timing of the memory
 
     Raises
     ------
     TypeError
-        When `memory` is not such an array.
+        When `memory` is not a uint8 [n] array.
     """
 
     block = "accelerator"
@@ -155,7 +157,7 @@ class VerilatedAccelerator(VerilatedDesign):
         self._completed = 0
 
     def load_tables(self, sections: Sequence[NDArray[np.uint32]]) -> None:
-        """Send sections of `rtl.tables`, each with its header word in front, as packets."""
+        """Send sections of `rtl.tables` as packets, each section behind its header word."""
         table = np.concatenate(list(sections))
         ends = np.cumsum([len(section) for section in sections]) - 1
         last = np.zeros(len(table), np.uint8)
@@ -168,8 +170,8 @@ class VerilatedAccelerator(VerilatedDesign):
         Raises
         ------
         SimulationError
-            When outputs are missing at the cycle limit, when the accelerator sent more than it
-            owes, or when a job ended with another status than OK.
+            When outputs are missing at the cycle limit, when the accelerator sent more outputs
+            than the jobs have, or when a job ended with another status than OK.
         """
         config = self.config
         self._completed = (self._completed + len(jobs)) & _ALL
@@ -206,7 +208,10 @@ class VerilatedAccelerator(VerilatedDesign):
         )
 
     def _program(self, jobs: Sequence[AcceleratorJob], results: Sequence[str]) -> list[_Row]:
-        """Start each job when there is room for it, await the last one's end, read registers."""
+        """Return the accesses of a run.
+
+        They start each job once the queue has room, await the end of the last, and read `results`.
+        """
         program = []
         for job in jobs:
             free = _field_mask("status", "free")
@@ -219,7 +224,7 @@ class VerilatedAccelerator(VerilatedDesign):
         return program + [_access(name, AccessKind.READ) for name in results]
 
     def _most_cycles(self, job: AcceleratorJob) -> int:
-        """Cycles in which a job ends, or never will."""
+        """Return the cycle limit of a job: a job that takes longer hangs."""
         config, memory = self.config, self._memory
         tokens = int(job.descriptor["tokens"])
         planes = 2 * tokens * config.max_planes
@@ -230,7 +235,7 @@ class VerilatedAccelerator(VerilatedDesign):
     def _go(
         self, program: Sequence[_Row], inputs: Mapping[str, _Beats], *, beats: int, work: int
     ) -> _Done:
-        """Let the simulation run until everything is done, outputs of `beats` beats included."""
+        """Run the simulation until accesses, inputs and `beats` output beats are done."""
         accesses = np.array(program, Access)
         outputs = np.zeros((beats, self.config.query_group), np.uint32)
         last, exponents = np.zeros(beats, np.uint8), np.zeros(beats, np.int8)
@@ -252,14 +257,14 @@ _Row = tuple[int, int, int, int]
 
 
 class _Beats(NamedTuple):
-    """Beats of an input stream: uint32 [beats, words] and TLAST."""
+    """Beats of an input stream: words, uint32 [beats, words], and TLAST of each beat."""
 
     words: NDArray[np.uint32]
     last: NDArray[np.uint8]
 
 
 class _Done(NamedTuple):
-    """Cycles of a call, the words that its program read, and the output stream's beats."""
+    """Results of a call: its cycles, the words that its program read, and the output beats."""
 
     cycles: int
     read: list[int]
@@ -269,7 +274,7 @@ class _Done(NamedTuple):
 
 
 def _packed(vectors: Sequence[NDArray[np.int64]]) -> _Beats:
-    """Packets of some vectors each, [vectors, D]: a beat holds an element of all, 16 bits each."""
+    """Pack packets of vectors [vectors, D]: a beat holds one 16-bit element of each vector."""
     elements = np.stack(vectors).transpose(0, 2, 1).astype(np.int16)
     padded = np.pad(elements, ((0, 0), (0, 0), (0, elements.shape[-1] % 2)))
     last = np.zeros(elements.shape[:2], np.uint8)

@@ -1,5 +1,5 @@
-// A small C interface around the verilated append path: whole runs of tasks without returning to
-// Python. It also plays the tables of one head: answers come a cycle after the address.
+// A small C interface around the verilated append path: many tasks run without returning to Python.
+// It also plays the tables of one head, which answer one cycle after the address.
 //
 // Compiled together with Verilator's model of one configuration; sim/verilated/append_path.py calls
 // it.
@@ -9,7 +9,7 @@
 
 namespace {
 
-// The append path between streams that Python has filled, and the tables.
+// Runs the append path with the tables, on streams that Python has filled.
 class Simulation {
 public:
     explicit Simulation(const char* waves) : clocked_{waves} {}

@@ -1,7 +1,7 @@
-"""The verilated append path as a Python object, with the tables of one head.
+"""The verilated append path and the tables of one head, as a Python object.
 
-Thousands of vectors in seconds: the bench of the block is for its ports, this is for its numbers,
-and for the cycles that an append takes.
+It quantizes thousands of vectors in seconds. It checks the block's numbers and the cycles per
+append; the block's bench checks its ports.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _STREAMS = ("task", "vectors", "leaving", "records", "written")
 
 @dataclass(frozen=True)
 class AppendRun:
-    """What came out, and when.
+    """Outputs of the append path, and the cycles of all transfers.
 
-    records : uint8 [bytes], of all records
-    last : bool [bytes], what the stream said of each byte
+    records : uint8 [bytes], the bytes of all records
+    last : bool [bytes], the stream's `last` of each byte
     exponents : int64 [tasks]
-    cycles : clock cycle of each transfer of each stream, by its name
+    cycles : clock cycle of each transfer, by stream name
     """
 
     records: NDArray[np.uint8]
@@ -52,12 +52,12 @@ class AppendRun:
 
 
 class VerilatedAppendPath(VerilatedDesign):
-    """A simulated append path for one head: `table_heads` of the configuration is 1.
+    """A simulated append path for one head; `table_heads` of the configuration must be 1.
 
     Raises
     ------
     ValueError
-        For a configuration with more tables.
+        For a configuration with tables for more than one head.
     """
 
     block = "append_path"
@@ -86,16 +86,17 @@ class VerilatedAppendPath(VerilatedDesign):
         tasks : fields of `append_task_layout`, arrays [tasks]
         vectors : elements of all new vectors, in order
         leaving : fields of `coded_plane_layout`, arrays of all leaving planes, in order
-        record_bytes : bytes of all records
-        feedback : of one head
-        centre : int64 [D]
-        stalls : probability that a stream waits in a cycle: the inputs, records, written
-        seed : decides where
+        record_bytes : number of bytes of all records
+        feedback : feedback matrix of the head
+        centre : int64 [D], centre of the head's keys
+        stalls : stall probability per cycle of each stream: the inputs, records, written
+        seed : seed of the random stalls
 
         Raises
         ------
         SimulationError
-            When outputs are missing at the cycle limit, or more came, or inputs were not taken.
+            When outputs are missing at the cycle limit, when there are too many outputs, or
+            when inputs were not taken.
         """
         config = self.config
         words = [
@@ -134,7 +135,7 @@ class VerilatedAppendPath(VerilatedDesign):
 
 
 def _matrix_words(matrix: NDArray[np.uint64]) -> NDArray[np.uint32]:
-    """Memory words [words, lanes] as the port takes them: uint32 [words, 32-bit words]."""
+    """Pack a matrix's memory words [words, lanes] for the port: uint32 [words, 32-bit words]."""
     bits = (matrix[..., None] >> np.arange(FACTOR_BITS, dtype=np.uint64) & 1).astype(np.uint8)
     packed = np.packbits(bits.reshape(len(matrix), -1), axis=-1, bitorder="little")
     padding = -packed.shape[-1] % 4

@@ -1,7 +1,7 @@
-"""A verilated design as a Python object: a shared library, a simulation in it, and its calls.
+"""A verilated design as a Python object: its shared library, its simulation, and its calls.
 
-What the designs share; `sim.verilated.engine`, `accelerator` and `append_path` say what goes in and
-out of each::
+This is the base of all designs; `sim.verilated.engine`, `accelerator` and `append_path` define the
+inputs and outputs of each::
 
     with VerilatedEngine(config) as engine:
         outputs = engine.run(jobs).outputs
@@ -30,7 +30,7 @@ class VerilatedDesign:
     waves : Path, optional
         Record every signal into this VCD file, until `close`.
     cache : Path, optional
-        Where builds are kept; a user cache folder by default.
+        Folder of cached builds; a user cache folder by default.
 
     Raises
     ------
@@ -63,29 +63,29 @@ class VerilatedDesign:
         self.close()
 
     def close(self) -> None:
-        """End the simulation; waves are complete after this. A design may be closed again."""
+        """End the simulation and complete the waves. Closing a closed design has no effect."""
         self._end()
 
     def _open(self) -> None:
-        """Begin a simulation, from reset. It ends with the object, if nobody closes it earlier."""
+        """Begin a simulation from reset. It ends with `close`, at the latest with this object."""
         self._simulation = self._library.kvtq_open(self._waves)
         self._end = weakref.finalize(self, self._library.kvtq_close, self._simulation)
 
     def _reset(self) -> None:
-        """End the simulation and begin another one, from reset."""
+        """End the simulation and begin another one from reset."""
         self._check_open()
         self.close()
         self._open()
 
     def _run(self, call: ctypes.Structure) -> None:
-        """Run a call, a structure of `sim.verilated.interface`, until all is done or its limit.
+        """Run a call, a structure of `sim.verilated.interface`, to its end or its cycle limit.
 
         Raises
         ------
         ValueError
             When the design is closed.
         SimulationError
-            When a stream, or a program of accesses, did less than it should, or more.
+            When a stream transferred, or a program did, less or more than the call asks for.
         """
         self._check_open()
         self._library.kvtq_run(self._simulation, ctypes.byref(call))

@@ -7,7 +7,7 @@
 
 namespace {
 
-// The engine between streams that Python has filled.
+// Runs the engine on streams that Python has filled.
 class Simulation {
 public:
     explicit Simulation(const char* waves) : clocked_{waves} {}

@@ -1,6 +1,6 @@
 """The verilated engine as a Python object: bit-true RTL at the speed of a compiled loop.
 
-Whole jobs go in and outputs come out; `engine.cpp` plays the streams::
+`VerilatedEngine` takes whole jobs and returns their outputs; `engine.cpp` plays the streams::
 
     with VerilatedEngine(config) as engine:
         outputs = engine.run([job]).outputs
@@ -42,8 +42,8 @@ class Job:
 
     queries : int64 [G, D]
     query_exponent : int64 [G]
-    value_exponent : at least every exponent of the value scales
-    keys, values : the slices of all tokens
+    value_exponent : at least the largest exponent of the value scales
+    keys, values : slices of all tokens
     """
 
     queries: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Stalls:
-    """Probability that a stream waits in a cycle, for each stream, and the seed that decides."""
+    """Random stalls: the stall probability per cycle of each stream, and the seed."""
 
     seed: int
     job: float = 0.0
@@ -68,11 +68,11 @@ class Stalls:
 
 @dataclass(frozen=True)
 class EngineRun:
-    """What the engine did.
+    """Results of the jobs of one call of `VerilatedEngine.run`.
 
     outputs : int64 [jobs, G, D]
     cycles : clock cycles with a job in flight
-    counters : growth of each of the engine's counters, by name
+    counters : growth of each engine counter, by name
     """
 
     outputs: NDArray[np.int64]
@@ -81,7 +81,7 @@ class EngineRun:
 
 
 class VerilatedEngine(VerilatedDesign):
-    """A simulated engine."""
+    """A simulated engine, which runs jobs back to back."""
 
     block = "engine"
     _before: Mapping[str, int] = dict.fromkeys(counters_layout().members, 0)
@@ -92,10 +92,11 @@ class VerilatedEngine(VerilatedDesign):
         Raises
         ------
         ValueError
-            For a job without tokens, over `max_context`, or whose keys and values differ in number.
+            For a job without tokens, with more than `max_context` tokens, or with different
+            numbers of keys and values.
         SimulationError
-            When outputs are missing at the cycle limit, when the engine sent more than it owes, or
-            when inputs were not taken.
+            When outputs are missing at the cycle limit, when the engine sent more outputs than the
+            jobs have, or when inputs were not taken.
         """
         config = self.config
         for job in jobs:
@@ -132,7 +133,7 @@ def _check_job(config: EngineConfig, job: Job) -> None:
 
 
 def _input_words(config: EngineConfig, jobs: Sequence[Job]) -> dict[str, NDArray[np.uint32]]:
-    """Payloads of all jobs for each input stream, uint32 [payloads, words]."""
+    """Return the payloads of all jobs by input stream, uint32 [payloads, words]."""
     group, dim = config.query_group, config.head_dim
     queries = np.reshape([job.queries.T for job in jobs], (len(jobs) * dim, group))
     exponents = np.reshape([job.query_exponent for job in jobs], (len(jobs), group))
@@ -155,18 +156,18 @@ def _input_words(config: EngineConfig, jobs: Sequence[Job]) -> dict[str, NDArray
 
 
 def _joined(layout: ShapeLike, buffers: Sequence[SliceBuffer]) -> NDArray[np.uint32]:
-    """All slices, in the order of the buffers."""
+    """Join the slices of all buffers, in the order of the buffers."""
     none = np.zeros((0, words_of(layout)), np.uint32)
     return np.concatenate([none, *(buffer.words for buffer in buffers)])
 
 
 def _outputs(config: EngineConfig, words: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Outputs [jobs, G, D] of the output stream's payloads.
+    """Unpack the output stream's payloads: outputs [jobs, G, D].
 
     Raises
     ------
     SimulationError
-        When `last` stands elsewhere than with each job's last element.
+        When `last` does not mark exactly the last element of each job.
     """
     fields = unpack_words(output_layout(config), words)
     ends = np.flatnonzero(fields["last"]) + 1

@@ -1,8 +1,8 @@
-"""The C++ header of `sim.verilated.interface`, and the check that a library was built with it.
+"""The C++ header of `sim.verilated.interface`, and the check that a library matches it.
 
 The compiler checks that C++ lays out every structure as ctypes does (``static_assert``).
-`check_layout` asks a loaded library once more, through ``kvtq_sizes``: a field that only one side
-has is an error, and never garbage.
+`check_layout` checks a loaded library through ``kvtq_sizes``: a field that exists in C++ or in
+Python alone raises an error instead of reading garbage.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def header(structures: Structures = STRUCTURES) -> str:
 
 
 def check_layout(library: ctypes.CDLL) -> None:
-    """Compare the structures of a loaded library with those of Python.
+    """Compare the structures of a loaded library with the structures in Python.
 
     Raises
     ------
     ValueError
-        Where they differ; the message names the first difference.
+        When the structures differ; the message names the first difference.
     """
     library.kvtq_sizes.restype = ctypes.POINTER(ctypes.c_uint64)
     found = library.kvtq_sizes()
@@ -71,7 +71,7 @@ def check_layout(library: ctypes.CDLL) -> None:
 
 
 def _layout(structures: Structures) -> Iterator[tuple[str, int]]:
-    """Sizes of structures and offsets of fields: in C++, and what ctypes has. Fields by name."""
+    """Yield each structure's size and each field's offset: the C++ expression and ctypes' value."""
     for structure in structures:
         yield f"sizeof({structure.__name__})", ctypes.sizeof(structure)
         for name in sorted(field[0] for field in structure._fields_):
@@ -80,7 +80,7 @@ def _layout(structures: Structures) -> Iterator[tuple[str, int]]:
 
 
 def _declaration(name: str, kind: Any) -> str:
-    """A field in C++."""
+    """Return the C++ declaration of a field."""
     if issubclass(kind, ctypes.Array):
         return f"{_type_name(kind._type_)} {name}[{kind._length_}]"
     return f"{_type_name(kind)} {name}"

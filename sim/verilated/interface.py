@@ -1,11 +1,12 @@
-"""What Python and the C++ of verilated designs exchange, described once, for both.
+"""The structures that Python and the C++ of verilated designs exchange, described once for both.
 
-Python passes the structures below through ctypes. `sim.verilated.header` makes the C++ header of
-them when a design is built, so that a field stands here and nowhere else::
+Python passes the structures below through ctypes. `sim.verilated.header` generates their C++ header
+when a design is built, so every field is declared here only::
 
     call = EngineCall(query=stream(words), ..., cycle_limit=1000)
 
-Arrays go by `pointer`, which checks their type; the caller keeps them alive during the call.
+Arrays are passed by `pointer`, which checks their type; the caller keeps them alive during the
+call.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ __all__ = [
 
 _u8, _i8, _u32, _u64 = ctypes.c_uint8, ctypes.c_int8, ctypes.c_uint32, ctypes.c_uint64
 
-#: What stands for 1 in a probability and in words per cycle.
+#: Fixed-point 1 of probabilities and of words per cycle.
 UNIT = 256
 
 
 class AccessKind(IntEnum):
-    """What an access to a register does.
+    """Kind of a register access.
 
-    AWAIT reads until ``word & mask == data``, AWAIT_OTHER until it is not.
+    AWAIT reads until ``word & mask == data``, AWAIT_OTHER until ``word & mask != data``.
     """
 
     WRITE = 0
@@ -60,10 +61,10 @@ class AccessKind(IntEnum):
 class Stream(ctypes.Structure):
     """Payloads of one stream of a design.
 
-    payloads : each of `words` 32-bit words
-    stall : probability that the stream waits in a cycle, of `UNIT`
-    count : payloads to send, or payloads to receive
-    done : result, payloads transferred, those received without room counted
+    payloads : payloads of `words` 32-bit words each
+    stall : stall probability per cycle, in units of 1 / `UNIT`
+    count : payloads to send or to receive
+    done : result, payloads transferred, including received payloads beyond `count`
     cycles : result, clock cycle of each transfer; may be null
     """
 
@@ -78,9 +79,9 @@ class Stream(ctypes.Structure):
 
 
 class EngineCall(ctypes.Structure):
-    """Jobs of the engine, back to back: its streams by their names.
+    """Jobs of the engine, back to back, as the engine's streams by name.
 
-    seed : decides where streams wait
+    seed : seed of the random stalls
     cycles : result, clock cycles of this call
     counters : result, the engine's counters, in the order of `rtl.layouts.counters_layout`
     """
@@ -102,9 +103,9 @@ class EngineCall(ctypes.Structure):
 class AppendPathCall(ctypes.Structure):
     """Tasks of the append path, back to back, and the tables of one head.
 
-    factors : words of the feedback matrix, each of `factor_words` 32-bit words
-    matrix_words : how many there are
-    shifts, centre : [D]; 16 bits each of the centre
+    factors : `matrix_words` words of the feedback matrix, each of `factor_words` 32-bit words
+    matrix_words : number of words in `factors`
+    shifts, centre : [D]; elements of the centre have 16 bits
     seed, cycles : as in `EngineCall`
     """
 
@@ -127,14 +128,14 @@ class AppendPathCall(ctypes.Structure):
 
 
 class Memory(ctypes.Structure):
-    """The memory behind AXI, and how fast it is.
+    """The memory behind AXI: its bytes and its timing.
 
-    bytes : at addresses base .. base + size - 1
-    latency : cycles from an address to its first word, or to the response
-    words_per_cycle : words that may move, reads and writes together, of `UNIT`
-    refresh_interval : cycles from refresh to refresh; 0: none
-    refresh_cycles : cycles of a refresh, in which nothing moves
-    outstanding : bursts that it takes ahead
+    bytes : bytes at addresses base .. base + size - 1
+    latency : cycles from an address to its first word, or from a write to its response
+    words_per_cycle : words per cycle, reads and writes together, in units of 1 / `UNIT`
+    refresh_interval : cycles between the starts of two refreshes; 0: no refresh
+    refresh_cycles : cycles of a refresh, in which no word moves
+    outstanding : bursts that the memory accepts ahead
     """
 
     _fields_ = (
@@ -153,7 +154,7 @@ class Access(ctypes.Structure):
     """One access to a register.
 
     kind : an `AccessKind`
-    data : what is written or awaited; result, what was read
+    data : the word to write or to await; result, the word that was read
     """
 
     _fields_ = (("kind", _u32), ("address", _u32), ("data", _u32), ("mask", _u32))
@@ -162,7 +163,7 @@ class Access(ctypes.Structure):
 class Program(ctypes.Structure):
     """Accesses to registers, one after the other.
 
-    done : result, accesses that have ended
+    done : result, number of accesses that have ended
     """
 
     _fields_ = (("accesses", ctypes.POINTER(Access)), ("count", _u64), ("done", _u64))
@@ -185,7 +186,7 @@ class Packets(ctypes.Structure):
 
 
 class AcceleratorCall(ctypes.Structure):
-    """Register accesses and streams of the accelerator, by their names.
+    """Register accesses and streams of the accelerator, by name.
 
     cycles : result, clock cycles of this call
     """
@@ -202,7 +203,7 @@ class AcceleratorCall(ctypes.Structure):
     )
 
 
-#: Everything above, each after what it is made of.
+#: All structures above; each follows the structures that it contains.
 STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     Stream,
     EngineCall,
@@ -214,7 +215,7 @@ STRUCTURES: tuple[type[ctypes.Structure], ...] = (
     AcceleratorCall,
 )
 
-#: What the C++ knows by name.
+#: Enumerations that the C++ header declares.
 ENUMERATIONS: tuple[type[Enum], ...] = (AccessKind, Response)
 
 
@@ -224,7 +225,7 @@ def pointer(array: NDArray[Any], kind: Any) -> Any:
     Raises
     ------
     TypeError
-        When elements of the array are not of `kind`, a type of ctypes, or not contiguous.
+        When the array's elements are not of `kind`, a type of ctypes, or not contiguous.
     """
     if array.dtype != np.dtype(kind) or not array.flags.c_contiguous:
         raise TypeError(f"the array of {array.dtype} must be contiguous and of {np.dtype(kind)}")
@@ -239,7 +240,7 @@ def units(fraction: float) -> int:
 def stream(
     payloads: NDArray[np.uint32], stall: float = 0, cycles: NDArray[np.uint64] | None = None
 ) -> Stream:
-    """Return the stream that sends, or fills, an array of payloads.
+    """Return a stream that sends an array of payloads, or that fills it with received payloads.
 
     Parameters
     ----------
@@ -255,6 +256,6 @@ def stream(
 def packets(
     words: NDArray[np.uint32], last: NDArray[np.uint8], user: NDArray[np.int8] | None = None
 ) -> Packets:
-    """Return the beats that send, or fill, arrays: uint32 [beats, words], TLAST, and TUSER."""
+    """Return beats to send from, or receive into: uint32 [beats, words], TLAST and TUSER."""
     user_pointer = None if user is None else pointer(user, _i8)
     return Packets(pointer(words, _u32), pointer(last, _u8), user_pointer, len(words), 0)

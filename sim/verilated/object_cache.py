@@ -19,12 +19,12 @@ __all__ = ["launcher"]
 
 
 def launcher(folder: Path) -> str:
-    """Value of OBJCACHE that keeps objects in `folder`, one folder a version of the tool."""
+    """Return an OBJCACHE that keeps objects in `folder`, in one folder per version of the tool."""
     return f"{sys.executable} {Path(__file__).resolve()} {folder.resolve()}"
 
 
 def _run(folder: Path, command: list[str]) -> int:
-    """Compile, or copy what an earlier call with the same command compiled."""
+    """Run a compile command, or copy the object that the same command compiled earlier."""
     source = Path(command[-1])
     if not source.is_absolute() or not source.name.startswith("verilated"):
         return subprocess.call(command)

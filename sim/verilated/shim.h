@@ -1,5 +1,5 @@
-// What the C interfaces of verilated designs share: a model with its clock, payloads as 32-bit
-// words, streams with random stalls, and the functions that Python calls.
+// The common part of the verilated designs' C interfaces: a model with its clock, payloads as
+// 32-bit words, streams with random stalls, and the functions that Python calls.
 
 #pragma once
 
@@ -15,14 +15,15 @@
 #include "verilated_vcd_c.h"
 #endif
 
-// Verilator spells the double underscore of a port's name so.
+// A port's name: Verilator spells the double underscore as ___05F.
 #define PORT(stream, field) stream##___05F##field
 
 // One stream of a call, and the ports of the model `m` that carry it.
 #define STREAM(call, stream) \
     {call.stream, m.PORT(stream, payload), m.PORT(stream, valid), m.PORT(stream, ready)}
 
-// What Python calls. A `Simulation` is made from the name of a file of waves, or null.
+// The functions that Python calls. A `Simulation` is constructed from the name of a waves file, or
+// null.
 #define KVTQ_DESIGN(Simulation, Call)                                                              \
     extern "C" {                                                                                   \
     void* kvtq_open(const char* waves) { return new Simulation{waves}; }                           \
@@ -32,11 +33,11 @@
 
 namespace kvtq {
 
-// A verilated model and its clock; reset when it is made.
+// A verilated model and its clock. The constructor resets the model.
 template <typename Model>
 class Clocked {
 public:
-    // Waves are written to the file unless it is null, or the model was made without.
+    // Write waves to the file, unless the name is null or the model was built without tracing.
     explicit Clocked(const char* waves = nullptr) {
         context_.traceEverOn(waves != nullptr);
         model_ = std::make_unique<Model>(&context_);
@@ -60,7 +61,7 @@ public:
     }
     Model& model() { return *model_; }
 
-    // A rising edge of the clock, and a falling one.
+    // Run one clock cycle: a rising edge, then a falling edge.
     void cycle() {
         for (int level : {1, 0}) {
             model_->clk = level;
@@ -72,9 +73,9 @@ public:
         }
     }
 
-    // Run `step(cycle)`, which moves the clock once, until it has returned true (nothing is owed
-    // any more) in as many cycles as `watch`: they catch what should not have come. Returns how
-    // many cycles that took, at most `limit`.
+    // Call `step(cycle)`, which runs one clock cycle and returns whether nothing is owed any more,
+    // until it has returned true `watch` times. These extra cycles catch transfers that should not
+    // come. Return the number of cycles, at most `limit`.
     template <typename Step>
     uint64_t run(uint64_t limit, uint64_t watch, Step step) {
         uint64_t cycles = 0;
@@ -90,8 +91,8 @@ private:
 #endif
 };
 
-// Payloads as 32-bit words, least significant first: Verilator's ports are integers up to 64 bits,
-// arrays of words beyond.
+// Payloads are 32-bit words, least significant first. Verilator's ports are integers up to 64 bits
+// and arrays of words beyond.
 template <typename Port>
 void load(Port& port, const uint32_t* words) {
     if constexpr (sizeof(Port) <= 4) {
@@ -115,7 +116,7 @@ void store(const Port& port, uint32_t* words) {
     }
 }
 
-// Stalls: a stream waits in a cycle with the given probability, of UNIT.
+// Draws random stalls: a stream waits in a cycle with the given probability, in units of 1 / UNIT.
 class Stalls {
 public:
     explicit Stalls(uint64_t seed) : state_{seed * 2654435761u + 88172645463325252u} {}
@@ -131,7 +132,7 @@ private:
     uint64_t state_;
 };
 
-// A stream into the model: a payload is held until it is taken.
+// Drives a stream into the model. A payload is held until the model takes it.
 template <typename Payload>
 class Input {
 public:
@@ -159,7 +160,7 @@ private:
     bool taken_ = false;
 };
 
-// A stream out of the model.
+// Receives a stream out of the model.
 template <typename Payload>
 class Output {
 public:
@@ -184,24 +185,24 @@ private:
     CData& ready_;
 };
 
-// All streams of a model, in the order in which stalls are drawn for them.
+// All streams of a model. Stalls are drawn in the order of the streams.
 template <typename... Streams>
 class Together {
 public:
     explicit Together(Streams... streams) : streams_{streams...} {}
-    // Before the clock edge: what the streams show in this cycle.
+    // Drive the streams for this cycle, before the clock edge.
     void offer(Stalls& stalls) {
         std::apply([&](auto&... stream) { (stream.offer(stalls), ...); }, streams_);
     }
-    // When the model has seen it: what moves.
+    // Note the transfers of this cycle, once the model has been evaluated.
     void sample(uint64_t cycle) {
         std::apply([&](auto&... stream) { (stream.sample(cycle), ...); }, streams_);
     }
-    // After the clock edge.
+    // Complete the transfers, after the clock edge.
     void step(uint64_t cycle) {
         std::apply([&](auto&... stream) { (stream.step(cycle), ...); }, streams_);
     }
-    // Nothing is offered any more.
+    // Offer and accept nothing any more.
     void rest() {
         std::apply([&](auto&... stream) { (stream.rest(), ...); }, streams_);
     }

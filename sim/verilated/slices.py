@@ -1,4 +1,4 @@
-"""Planes as the slices that the engine's `keys` and `values` streams carry, ready to send."""
+"""Packing of planes into the slices of the engine's `keys` and `values` streams."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ __all__ = ["SliceBuffer", "pack_slices", "planes_together"]
 class SliceBuffer:
     """An append-only sequence of packed plane slices: one KV head's keys or values.
 
-    Slices are packed once, when their token arrives, and stay where they are; capacity doubles.
+    Slices are packed once, when their token arrives, and are not moved within the buffer. Capacity
+    doubles when the buffer is full.
 
     Parameters
     ----------
     config : EngineConfig
-    side : a key sends a run's most significant plane first, a value its unit plane
+    side : a key sends the most significant plane of a run first, a value the unit plane
     """
 
     def __init__(self, config: EngineConfig, side: Side) -> None:
@@ -36,27 +37,27 @@ class SliceBuffer:
 
     @property
     def tokens(self) -> int:
-        """Vectors appended so far."""
+        """Return the number of vectors in the buffer."""
         return len(self._ends)
 
     @property
     def words(self) -> NDArray[np.uint32]:
-        """All slices in stream order, uint32 [slices, words]."""
+        """Return all slices in stream order, uint32 [slices, words]."""
         return self._buffer[: self._ends[-1] if self._ends else 0]
 
     def block_slices(self) -> list[int]:
-        """Slices in each block of tokens, as `cycle_model.job_cycles` takes them."""
+        """Return slices per block of tokens, as `cycle_model.job_cycles` takes them."""
         ends = [0, *self._ends[self._config.block - 1 :: self._config.block]]
         if self.tokens % self._config.block:
             ends.append(self._ends[-1])
         return np.diff(ends).tolist()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all vectors."""
         self.truncate(0)
 
     def truncate(self, tokens: int) -> None:
-        """Forget all but the first `tokens` vectors."""
+        """Keep only the first `tokens` vectors."""
         del self._ends[tokens:]
 
     def append(self, planes: Planes, counts: NDArray[np.int64] | None = None) -> None:
@@ -64,7 +65,7 @@ class SliceBuffer:
         self.extend(*pack_slices(self._config, self._side, planes, counts))
 
     def extend(self, words: NDArray[np.uint32], slices: NDArray[np.int64]) -> None:
-        """Append vectors that are packed already: their words, and the slices of each vector."""
+        """Append packed vectors: their words, and the number of slices of each vector."""
         start = len(self.words)
         needed = start + len(words)
         if needed > len(self._buffer):
@@ -83,7 +84,7 @@ def pack_slices(
     Parameters
     ----------
     planes : Planes without batch axes, digits [n, P, D]
-    counts : planes of each vector that are sent, [n]; all P when None
+    counts : number of planes to send per vector, [n]; all P when None
 
     Returns
     -------
@@ -107,7 +108,7 @@ def pack_slices(
     order = np.argsort(run * 2 * depth + within + absent * 4 * depth * depth, axis=-1)
 
     def arrange(field: NDArray[np.generic]) -> NDArray[np.generic]:
-        """What is sent in stream order, each repeated for its slices."""
+        """Return a field's entries for the planes sent, in stream order, repeated per slice."""
         rows = np.take_along_axis(field, order, axis=-1)[~absent]
         return rows.repeat(config.slices)
 
@@ -134,17 +135,17 @@ def pack_slices(
 def planes_together(
     digits: NDArray[np.int8], unit: NDArray[np.bool_], counts: NDArray[np.int64], planes: int
 ) -> tuple[NDArray[np.int8], NDArray[np.bool_], NDArray[np.int64], NDArray[np.int64]]:
-    """Up to `planes` planes of one run together, as a slice holds them.
+    """Group up to `planes` planes of one run, as one slice holds them.
 
     Parameters
     ----------
-    digits, unit : [n, P, D] and [n, P], a run's unit plane first
-    counts : [n], planes of each vector
+    digits, unit : [n, P, D] and [n, P], the unit plane of a run first
+    counts : [n], number of planes per vector
 
     Returns
     -------
-    digits [n, Q, planes, D], zeros where a run has no more; unit [n, Q]; the index of each first
-    plane [n, Q]; how many of the Q each vector has [n]
+    digits [n, Q, planes, D], zero where the run has no further plane; unit [n, Q]; the index of the
+    first plane of each group [n, Q]; the number of groups per vector [n]
     """
     vectors, depth, dim = digits.shape
     index = np.arange(depth)

@@ -1,4 +1,4 @@
-"""Verilog of a block, emitted once a configuration and version of the sources."""
+"""A cache of emitted Verilog, by block, configuration and version of the sources."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ __all__ = ["cached_verilog"]
 def cached_verilog(
     block: str, config: EngineConfig, folder: Path, *, all_names: bool = False
 ) -> str:
-    """Verilog text of a block, as `rtl.blocks.emit_block` writes it, kept in `folder`.
+    """Return a block's Verilog text, as `rtl.blocks.emit_block` writes it, cached in `folder`.
 
-    Emitting the engine takes many seconds; a cached text is used as long as the configuration, the
-    sources of the `rtl` package, the configuration's own source and the tools are the same.
+    Emitting the engine takes many seconds. The cached text is used as long as the configuration,
+    the sources of the `rtl` package and of the configuration, and the tools are the same.
     """
     parts = (block, config.digest(), generator_version(), hardware_digest(block), str(all_names))
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
@@ -37,7 +37,7 @@ def cached_verilog(
 
 
 def _whole(path: Path) -> str | None:
-    """Text of a Verilog file; None where it is missing or damaged."""
+    """Return the text of a Verilog file; None if the file is missing or damaged."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

@@ -1,7 +1,7 @@
-"""Stream payloads in bulk: NumPy arrays of fields to and from arrays of 32-bit words.
+"""Conversion of stream payloads in bulk: NumPy arrays of fields to and from 32-bit words.
 
-Many payloads at once, for the verilated engine; `sim.bench.streams` packs single ones for benches.
-A payload of b bits takes ceil(b / 32) words, least significant first.
+This module packs many payloads at once for verilated designs; `sim.bench.streams` packs single
+payloads for benches. A payload of b bits takes ceil(b / 32) words, least significant first.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["pack_words", "unpack_words", "words_of"]
 
 
 def words_of(shape: ShapeLike) -> int:
-    """Words that one payload takes."""
+    """Return the number of 32-bit words per payload."""
     return -(-Shape.cast(shape).width // 32)
 
 
@@ -27,7 +27,7 @@ def pack_words(shape: ShapeLike, fields: Any) -> NDArray[np.uint32]:
     Parameters
     ----------
     shape : a layout or a plain shape
-    fields : an array of integers [n, ...], with one axis for each array layout; for a structure a
+    fields : an array of integers [n, ...], with one axis per array layout; for a structure, a
         dictionary of its fields (inside an array layout, fields have that layout's axis too)
     """
     bits = _to_bits(shape, fields)
@@ -37,13 +37,13 @@ def pack_words(shape: ShapeLike, fields: Any) -> NDArray[np.uint32]:
 
 
 def unpack_words(shape: ShapeLike, words: NDArray[np.uint32]) -> Any:
-    """Inverse of `pack_words`: int64 arrays, signed where the shape is."""
+    """Unpack the words of `pack_words` into int64 arrays, signed where the shape is signed."""
     bits = np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=-1, bitorder="little")
     return _from_bits(shape, bits)
 
 
 def _to_bits(shape: ShapeLike, fields: Any) -> NDArray[np.uint8]:
-    """Bits [..., width] of fields [...]."""
+    """Convert fields [...] to bits [..., width]."""
     layout = _layout(shape)
     if isinstance(layout, data.StructLayout):
         return np.concatenate(
@@ -60,7 +60,7 @@ def _to_bits(shape: ShapeLike, fields: Any) -> NDArray[np.uint8]:
 
 
 def _from_bits(shape: ShapeLike, bits: NDArray[np.uint8]) -> Any:
-    """Fields [...] of bits [..., at least width]."""
+    """Convert bits [..., at least width] to fields [...]."""
     layout = _layout(shape)
     if isinstance(layout, data.StructLayout):
         return {name: _from_bits(field.shape, bits[..., field.offset :]) for name, field in layout}
@@ -75,7 +75,7 @@ def _from_bits(shape: ShapeLike, bits: NDArray[np.uint8]) -> Any:
 
 
 def _layout(shape: ShapeLike) -> data.Layout | None:
-    """The layout behind a shape; None for plain shapes."""
+    """Return the layout behind a shape; None for plain shapes."""
     try:
         return data.Layout.cast(shape)
     except TypeError:
