@@ -1,1 +1,1 @@
-"""What cocotb benches are made of: agents, stimuli, checkers, references and their runner."""
+"""Parts of the cocotb benches: agents, stimuli, checkers, references and the runner."""

@@ -1,4 +1,4 @@
-"""Random tasks for the verilated append path, with the golden model's answer."""
+"""Random tasks for the verilated append path, with the golden model's results."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["AppendTask", "leaving_tasks", "new_tasks", "random_vectors", "run_ta
 
 @dataclass(frozen=True)
 class AppendTask:
-    """One task, and what must come of it.
+    """One task with its expected results.
 
-    vector : int64 [D], 16 bits, of a new vector; None for a leaving one
-    planes : fields of `coded_plane_layout`, arrays [planes, ...], of a leaving one
+    vector : int64 [D], a new vector of 16-bit elements; None for a leaving vector
+    planes : fields of `coded_plane_layout`, arrays [planes, ...], of a leaving vector
     """
 
     code: VectorCode
@@ -40,7 +40,7 @@ class AppendTask:
 
 
 def random_vectors(rng: np.random.Generator, config: EngineConfig, count: int) -> NDArray[np.int64]:
-    """16-bit vectors [N, D]: Gaussian, of few elements, one-hot, constant; of any size."""
+    """Draw 16-bit vectors [N, D] of any magnitude: Gaussian, sparse, one-hot or constant."""
     dim = config.head_dim
     sizes = 2.0 ** rng.uniform(0, 16, (count, 1))
     shapes = np.stack(
@@ -64,7 +64,7 @@ def new_tasks(
     centre: NDArray[np.int64] | None,
     rotate: bool,
 ) -> list[AppendTask]:
-    """Tasks for new vectors [N, D]."""
+    """Return tasks for new vectors [N, D]."""
     subtracted = None if centre is None else torch.from_numpy(centre)
     conditioned = condition(torch.from_numpy(vectors), subtracted, rotate)
     data, exponents = _expected(config, code, conditioned, matrices)
@@ -81,7 +81,7 @@ def leaving_tasks(
     digits: int,
     matrices: Feedback,
 ) -> list[AppendTask]:
-    """Tasks for vectors [N, D] that were rotated and quantized to so many digits before."""
+    """Return tasks for leaving vectors [N, D], already rotated and quantized to `digits` digits."""
     conditioned = condition(torch.from_numpy(vectors), None, True)
     ratio = BALANCED_RATIOS[digits - 1]
     planes = quantize(config, conditioned, "balanced", digits, "absmean", ratio=ratio)
@@ -100,7 +100,7 @@ def run_tasks(
     stalls: Sequence[float] = (0, 0, 0, 0, 0),
     seed: int = 0,
 ) -> AppendRun:
-    """Run tasks, in this order."""
+    """Run tasks in order."""
     codes = [task.code.payload(path.config) for task in tasks]
     fields = {
         "leaving": np.array([task.vector is None for task in tasks]),
@@ -131,7 +131,7 @@ def _expected(
 
 
 def _fields(planes: Planes, vector: int, unit_first: bool) -> dict[str, Any]:
-    """The planes of a balanced vector in the order of its record."""
+    """Return the planes of a balanced vector in the order of its record."""
     step = 1 if unit_first else -1
     trits = planes.digits[vector].numpy()[::step]
     unit = planes.unit[vector].numpy()[::step]
@@ -147,7 +147,7 @@ def _fields(planes: Planes, vector: int, unit_first: bool) -> dict[str, Any]:
 
 
 def _joined(config: EngineConfig, vectors: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The planes of several vectors one after the other."""
+    """Concatenate the planes of several vectors."""
     none = np.zeros((0, config.head_dim), bool)
     trits = {
         bit: np.concatenate([none, *(vector["trits"][bit] for vector in vectors)])

@@ -1,7 +1,7 @@
-"""The checker that stands on every AXI port of a bench: `sim.bench.axi_rules`, fed by cocotb.
+"""The checker on every AXI port of a bench: feeds `sim.bench.axi_rules` from cocotb.
 
-`watch_buses` finds the ports in the component's signature. `sim.bench.runner` hands over a file in
-which every test leaves what it watched, and refuses a run in which a port was not.
+`watch_buses` finds the ports in the component's signature. Every test lists its watched ports in a
+file that `sim.bench.runner` provides; the runner refuses a run in which a port was not watched.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from sim.bench.streams import current_cycle
 
 __all__ = ["WATCHED_VARIABLE", "bus_ports", "rules_of", "unwatched", "watch_buses"]
 
-#: Environment variable with the file to which a test adds the ports that it watches.
+#: Environment variable with the file to which a test appends its watched ports.
 WATCHED_VARIABLE = "KVTQ_WATCHED_BUSES"
 
-#: Bursts that the memory port has under way at most: see `rtl.record_reader`, `rtl.record_writer`.
+#: Most outstanding bursts of the memory port: see `rtl.record_reader`, `rtl.record_writer`.
 _READS, _WRITES = 16, 8
-#: Accesses that the registers take at most: one that waits for its answer's taker, and one behind.
+#: Most outstanding register accesses: one whose answer waits to be taken, and one behind it.
 _ACCESSES = 2
 
 
 def bus_ports(component: wiring.Component) -> dict[str, BusSignature]:
-    """The AXI ports of a component by name."""
+    """Return the AXI ports of a component by name."""
     return {
         port: member.signature
         for port, member in component.signature.members.items()
@@ -41,12 +41,12 @@ def bus_ports(component: wiring.Component) -> dict[str, BusSignature]:
 
 
 def rules_of(signature: BusSignature, beats: int | None = None) -> BusRules:
-    """The rules of a port; `beats` is the length of a stream's packets, where all have the same.
+    """Return the rules of a port; `beats` is the packet length of a stream with fixed packets.
 
     Raises
     ------
     TypeError
-        For a protocol that no rules are written for.
+        For a protocol without rules.
     """
     widths = {name: member.shape for name, member in signature.members.items()}
     if isinstance(signature, AxiStream):
@@ -63,18 +63,18 @@ def rules_of(signature: BusSignature, beats: int | None = None) -> BusRules:
 def watch_buses(
     dut: HierarchyObject, component: wiring.Component, beats: Mapping[str, int] | None = None
 ) -> dict[str, BusRules]:
-    """Start a checker on each AXI port; to be called in reset, at the start of a test.
+    """Start a checker on each AXI port; call this in reset, at the start of a test.
 
     A broken rule ends the test with `sim.bench.axi_rules.AxiError`.
 
     Parameters
     ----------
-    beats : of every packet, by the name of the stream port
+    beats : beats per packet, by the name of the stream port
 
     Returns
     -------
     dict
-        The rules by port: what a test tolerates there, and what they have seen.
+        The rules by port, with tolerated rules and recorded events.
     """
     watched = {}
     for port, signature in bus_ports(component).items():
@@ -88,7 +88,7 @@ def watch_buses(
 
 
 def unwatched(file: Path, component: wiring.Component, tests: int) -> list[str]:
-    """Ports that not every one of so many tests watched."""
+    """Return the ports that were watched by fewer than `tests` tests."""
     lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     return [port for port in bus_ports(component) if lines.count(port) < tests]
 

@@ -1,8 +1,8 @@
-"""AXI4 memories with a latency that bursts share, and with faults on purpose.
+"""AXI4 memories with overlapping burst latencies and deliberate faults.
 
-For what cocotbext-axi's memory does not do: answer bursts one behind the other after a latency, as
-a DRAM controller does, take words before their address, be reset in the middle, and break rules.
-Benches use cocotbext-axi for all else.
+These memories do what cocotbext-axi's memory does not: answer queued bursts one after the other
+after a latency, as a DRAM controller does, take words before their address, be reset during a
+burst, and break rules. Benches use cocotbext-axi for everything else.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RESPONSES = {"exokay": 1, "slverr": 2, "decerr": 3}
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong once.
+    """A fault of the memory, which happens once.
 
-    kind : "exokay", "slverr", "decerr": the response of a beat. "early": RLAST on a beat that is
-        not the last, and no other beat. "late": three beats more than asked for, RLAST on the last.
-        "silent": neither this beat nor any other one comes, until `ReadMemory.restart`.
-    burst : the first one, counted from 0, in which it may be
-    beat : which of its beats; a burst that has no such beat is not the one
-    within : addresses of which the burst's must be one; None: any
+    kind : "exokay", "slverr", "decerr": the response of a beat. "early": RLAST on a beat before the
+        last, and no further beat. "late": three beats more than asked for, RLAST on the last.
+        "silent": no beat comes from this beat on, until `ReadMemory.restart`.
+    burst : number of the first burst, counted from 0, that may fail
+    beat : number of the failing beat; bursts without this beat do not fail
+    within : addresses of bursts that may fail; None: any
     """
 
     kind: FaultKind
@@ -45,7 +45,7 @@ class Fault:
     within: range | None = None
 
     def strikes(self, number: int, address: int, beats: int) -> bool:
-        """Whether this burst is the one."""
+        """Return whether the fault happens in this burst."""
         needed = self.beat + 1 + (self.kind == "early")
         inside = self.within is None or address in self.within
         return number >= self.burst and beats >= needed and inside
@@ -56,19 +56,20 @@ class ReadMemory:
 
     Parameters
     ----------
-    dut, prefix : whose port, and what it is called
-    data : uint8, the bytes from address 0 on; looked at when a beat is made
-    latency : cycles from the transfer of an address to the first beat, or what gives them
-    fault : see `fault`
+    dut, prefix : the design, and the prefix of its port's signals
+    data : uint8, the bytes from address 0 on; read when a beat is offered
+    latency : cycles from the transfer of an address to the first beat, or a function that returns
+        them
+    fault : initial value of the attribute `fault`
 
     Attributes
     ----------
     data : as above
-    fault : what goes wrong once; None when it has
-    aftermath : response of all beats that were asked for later than those that went wrong
-    struck : address, beats and beat of the burst that went wrong last
-    bursts : address and number of beats of each burst asked for
-    beat_cycles : cycles of the beats
+    fault : the fault that will happen; None once it has happened
+    aftermath : response of all beats requested after the faulty burst
+    struck : address, number of beats and faulty beat of the last faulty burst
+    bursts : address and number of beats of each requested burst
+    beat_cycles : cycle of each beat
     """
 
     def __init__(
@@ -96,7 +97,7 @@ class ReadMemory:
             dut[f"{prefix}_{name}"].value = 0
 
     def restart(self) -> None:
-        """Forget what was asked for, and every fault, as in reset."""
+        """Forget all requests and faults, as in reset."""
         self.fault = None
         self._broken = False
         self._waiting.clear()
@@ -105,7 +106,7 @@ class ReadMemory:
         self._dut[f"{self._prefix}_rvalid"].value = 0
 
     async def serve(self, stalls: Iterator[bool], ready: Iterator[bool]) -> None:
-        """Run for ever; beats and addresses go in the cycles that the patterns allow."""
+        """Run for ever; transfer beats and addresses in the cycles that the patterns allow."""
         port = {
             f"{channel}{name}": self._dut[f"{self._prefix}_{channel}{name}"]
             for channel, names in (
@@ -159,19 +160,19 @@ class ReadMemory:
 class WriteMemory:
     """Serves the write channels of a port.
 
-    A burst is written when its last word has come, as one; a burst that fails writes nothing.
+    A burst is written at once when its last word has come. A burst that fails writes nothing.
 
     Parameters
     ----------
-    dut, prefix : whose port, and what it is called
+    dut, prefix : the design, and the prefix of its port's signals
     data : uint8, the bytes from address 0 on
-    latency : what gives the cycles from a burst's last word to its response
+    latency : function that returns the cycles from a burst's last word to its response
 
     Attributes
     ----------
     data : as above
-    fails : number of the burst, counted from 0, that is answered with `response`; None: none is
-    response : of the burst that fails
+    fails : number, counted from 0, of the burst answered with `response`; None: no burst
+    response : response of the burst that fails
     bursts : address and number of beats of each burst that came whole
     """
 
@@ -198,7 +199,7 @@ class WriteMemory:
             dut[f"{prefix}_{name}"].value = 0
 
     def restart(self) -> None:
-        """Forget what has not been answered, as in reset."""
+        """Forget all unanswered bursts, as in reset."""
         self._addresses.clear()
         self._words.clear()
         self._answers.clear()
@@ -208,7 +209,7 @@ class WriteMemory:
     async def serve(
         self, stalls: Iterator[bool], words: Iterator[bool], addresses: Iterator[bool]
     ) -> None:
-        """Run for ever; answers, words and addresses go in the cycles that the patterns allow."""
+        """Run for ever; transfer answers, words and addresses when the patterns allow."""
         port = {
             name: self._dut[f"{self._prefix}_{name}"]
             for name in (
@@ -241,7 +242,7 @@ class WriteMemory:
                     port["bresp"].value = self._answers.popleft()[1]
 
     def _write(self, word: int) -> None:
-        """Write bursts of which all words have come."""
+        """Write the bursts whose words have all come."""
         while self._addresses and len(self._words) >= self._addresses[0][1]:
             address, beats = self._addresses.popleft()
             fails = len(self.bursts) == self.fails
@@ -266,7 +267,7 @@ class _Beat:
 
 
 def _beats(beats: int, fault: Fault | None) -> Iterator[tuple[int, int, int, bool]]:
-    """Place, response and RLAST of each beat of a burst, and whether it never comes."""
+    """Yield place, response, RLAST and "never comes" of each beat of a burst."""
     kind = fault.kind if fault else None
     at = fault.beat if fault else 0
     end = beats

@@ -1,8 +1,8 @@
-"""Rules of AXI4, AXI4-Lite (ARM IHI 0022) and AXI4-Stream (IHI 0051), seen from beside a bus.
+"""Rules of AXI4, AXI4-Lite (ARM IHI 0022) and AXI4-Stream (IHI 0051), for a monitor on a bus.
 
-No simulator is needed: the rules look at samples, one per clock edge, from wherever they come. Both
-sides of a bus are watched, so that a memory model that breaks a rule is found like a design that
-does. `sim.bench.axi_checker` feeds them from cocotb.
+The rules take one sample per clock edge from any source, so they need no simulator. They watch both
+sides of a bus, so they detect rules broken by a memory model as well as by a design.
+`sim.bench.axi_checker` feeds the samples from cocotb.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from enum import Enum
 
 __all__ = ["AxiError", "AxiRules", "BusRules", "Rule", "Sample", "StreamRules", "Violation"]
 
-#: A signal's value at the clock edge by its name, such as "awvalid": a number, or, where not every
-#: bit is 0 or 1, its text.
+#: Function from a signal's name, such as "awvalid", to its value at the clock edge: a number, or
+#: text if not every bit is 0 or 1.
 Sample = Callable[[str], int | str]
 
 PAGE_BYTES = 4096
-#: Cycles after which a side that could go on, and whose partner is not ready, counts as waiting for
-#: it. No agent of the benches pauses for as long.
+#: Cycles after which a side that could offer, but does not while its partner is not ready, counts as
+#: waiting for READY. No agent of the benches pauses for as long.
 PATIENCE = 256
 
 _EXOKAY = 1
@@ -30,7 +30,7 @@ _RESERVED_CACHE = {0b0100, 0b0101, 0b1000, 0b1001, 0b1100, 0b1101}
 
 
 class Rule(Enum):
-    """What is checked, and the section that asks for it."""
+    """A rule, as a sentence with the sections of the specification that require it."""
 
     KNOWN = "VALID is 0 or 1, and so are READY and what is offered (IHI 0022 A3.2.1)"
     RESET = "VALID is low in reset and until the first edge after it (A3.1.2; IHI 0051 2.7.2)"
@@ -55,7 +55,7 @@ class Rule(Enum):
 
 @dataclass(frozen=True)
 class Violation:
-    """A broken rule, on which channel, and what was seen."""
+    """A broken rule, with the channel and the observation."""
 
     rule: Rule
     channel: str
@@ -63,12 +63,12 @@ class Violation:
 
 
 class AxiError(AssertionError):
-    """A bus broke a rule.
+    """Raised when a bus breaks a rule.
 
     Parameters
     ----------
     violation : Violation
-    where : port and time, in front of the message
+    where : port and time, the prefix of the message
     """
 
     def __init__(self, violation: Violation, where: str = "") -> None:
@@ -78,39 +78,38 @@ class AxiError(AssertionError):
 
 
 class BusRules:
-    """What holds on every channel of every protocol.
+    """Checks the rules of every channel in every protocol.
 
     Parameters
     ----------
-    channels : by prefix ("aw", "t"), the names of its payload without it
+    channels : names of payload signals, without prefix, by channel prefix ("aw", "t")
 
     Attributes
     ----------
     tolerated : rules that a test breaks on purpose; all others raise
-    found : tolerated violations, in the order in which they were seen
-    events : how often what a bench wants to have seen happened, by name: "b stalls" counts cycles
-        in which BVALID waited
+    found : tolerated violations, in order
+    events : counts of events for a bench, by name: "b stalls" counts cycles in which BVALID waited
     """
 
     def __init__(self, channels: Mapping[str, tuple[str, ...]]) -> None:
         self._channels = dict(channels)
         self._offered: dict[str, dict[str, int | str]] = {}
-        self._resets = 0  # edges in reset so far, if it goes on
+        self._resets = 0  # consecutive edges in reset
         self.tolerated: set[Rule] = set()
         self.found: list[Violation] = []
         self.events: dict[str, int] = {}
 
     def step(self, read: Sample, reset: bool = False) -> None:
-        """Look at one clock edge.
+        """Check one clock edge.
 
         Raises
         ------
         AxiError
-            When a rule is broken that is not tolerated.
+            When a rule is broken that is not in `tolerated`.
         """
         if reset:
             self._resets += 1
-            if self._resets == 1:  # the edge that resets what comes after it
+            if self._resets == 1:  # this edge starts the reset, so its sample may still show offers
                 return
         if self._resets:
             for channel in self._channels:
@@ -128,11 +127,11 @@ class BusRules:
         self._transfers(moved, read)
 
     def forget(self) -> None:
-        """Begin anew: what was under way will not go on."""
+        """Forget all offers and transactions in progress."""
         self._offered.clear()
 
     def _handshake(self, channel: str, read: Sample) -> dict[str, int | str] | None:
-        """The payload of a transfer at this edge, if there is one."""
+        """Check a channel's handshake; return the payload of a transfer at this edge, if any."""
         valid = read(f"{channel}valid")
         if valid not in (0, 1):
             self._fail(Rule.KNOWN, channel, f"VALID is {valid}")
@@ -162,10 +161,10 @@ class BusRules:
         return None
 
     def _offers(self, channel: str, payload: Mapping[str, int | str]) -> None:
-        """A payload is offered for the first time."""
+        """Check a payload that is offered for the first time."""
 
     def _transfers(self, moved: Mapping[str, Mapping[str, int | str]], read: Sample) -> None:
-        """Payloads that were taken at this edge."""
+        """Check the payloads that were taken at this edge."""
 
     def _fail(self, rule: Rule, channel: str, seen: str) -> None:
         violation = Violation(rule, channel, seen)
@@ -178,12 +177,12 @@ class BusRules:
 
 
 class StreamRules(BusRules):
-    """AXI4-Stream.
+    """Checks the rules of AXI4-Stream.
 
     Parameters
     ----------
-    user : there is TUSER
-    beats : of every packet, where the port says so
+    user : whether the port has TUSER
+    beats : beats per packet, if the port fixes the length
     """
 
     def __init__(self, *, user: bool = False, beats: int | None = None) -> None:
@@ -208,7 +207,7 @@ class StreamRules(BusRules):
 
 @dataclass
 class _Burst:
-    """A transaction: its address channel's fields, and beats that have come."""
+    """A transaction: the fields of its address channel, and the beats that have come."""
 
     address: int
     beats: int = 1
@@ -216,10 +215,10 @@ class _Burst:
     kind: int = _INCR
     exclusive: bool = False
     come: int = 0
-    complete: bool = False  # a write's last word was taken
+    complete: bool = False  # the last word of a write was taken
 
     def lanes(self, place: int, word: int) -> int:
-        """Byte lanes of a beat as a mask, on a bus of `word` bytes (A3.4.1, A3.4.3)."""
+        """Return a mask of a beat's byte lanes on a bus of `word` bytes (A3.4.1, A3.4.3)."""
         step = 1 << self.size
         start = self.address
         if place and self.kind != _FIXED:
@@ -234,14 +233,14 @@ class _Burst:
 
 
 class AxiRules(BusRules):
-    """AXI4 or AXI4-Lite, with the halves that the port has.
+    """Checks the rules of AXI4 or AXI4-Lite, for the halves that the port has.
 
     Parameters
     ----------
     halves : "r", "w" or "rw"
-    word : bytes of the data
-    lite : AXI4-Lite
-    reads, writes : transactions that may be under way
+    word : bytes per data word
+    lite : AXI4-Lite instead of AXI4
+    reads, writes : most outstanding transactions
     patience : see `PATIENCE`
     """
 
@@ -271,9 +270,9 @@ class AxiRules(BusRules):
         self._patience = patience
         self._waits = dict.fromkeys(("aw", "w", "b", "r"), 0)
         self._reads: dict[int, deque[_Burst]] = {}
-        self._writes: dict[int, deque[_Burst]] = {}  # not yet answered
+        self._writes: dict[int, deque[_Burst]] = {}  # unanswered writes
         self._open: deque[_Burst] = deque()  # writes whose words have not all been taken
-        self._ahead: list[tuple[int, int]] = []  # strobes and WLAST of words before their address
+        self._ahead: list[tuple[int, int]] = []  # strobes and WLAST of words ahead of their address
 
     def forget(self) -> None:
         super().forget()
@@ -283,15 +282,15 @@ class AxiRules(BusRules):
 
     @property
     def reads_under_way(self) -> int:
-        """Bursts of reads whose address was taken, and not yet their last word."""
+        """Return the number of reads whose address was taken, but not yet their last word."""
         return sum(map(len, self._reads.values()))
 
     @property
     def writes_under_way(self) -> int:
-        """Bursts of writes whose address was taken and that are not answered."""
+        """Return the number of writes whose address was taken and that are not answered."""
         return sum(map(len, self._writes.values()))
 
-    # --- what is offered --------------------------------------------------------------------------
+    # --- offers -----------------------------------------------------------------------------------
 
     def _offers(self, channel: str, payload: Mapping[str, int | str]) -> None:
         if channel in ("ar", "aw"):
@@ -339,7 +338,7 @@ class AxiRules(BusRules):
         if payload["resp"] != 0:
             self._count(f"{channel} error")
 
-    # --- what is taken: answers first, which come after what they answer --------------------------
+    # --- transfers: answers first, because each comes after the transfer that it answers ----------
 
     def _transfers(self, moved: Mapping[str, Mapping[str, int | str]], read: Sample) -> None:
         if "r" in moved:
@@ -384,7 +383,7 @@ class AxiRules(BusRules):
             self._reads[_id(payload)].popleft()
 
     def _match_words(self) -> None:
-        """Give words to the oldest writes that have their address."""
+        """Assign words to the oldest writes whose address was taken."""
         while self._ahead and self._open:
             burst = self._open[0]
             strobes, last = self._ahead.pop(0)
@@ -401,10 +400,10 @@ class AxiRules(BusRules):
                 self._open.popleft()
 
     def _check_waiting(self, read: Sample) -> None:
-        """Sides that could go on, and do not while their partner is not ready."""
+        """Check for sides that could offer, but wait for their partner's READY."""
         words_offered = "w" in self._offered or bool(self._ahead)
         waiting = {
-            # an address and none of its words, or a word and not its address
+            # an address is offered without any of its words, or a word without its address
             "aw": "aw" in self._offered and not self._open and not words_offered,
             "w": "w" in self._offered and not self._open and "aw" not in self._offered,
             "b": self._answerable(self._writes, "b") and read("bready") == 0,
@@ -419,7 +418,7 @@ class AxiRules(BusRules):
                 self._fail(Rule.WAITING, channel, seen)
 
     def _answerable(self, waiting: Mapping[int, deque[_Burst]], channel: str) -> bool:
-        """An answer could be offered, and none is."""
+        """Return whether an answer could be offered and is not."""
         if channel in self._offered:
             return False
         return any(bursts and (channel == "r" or bursts[0].complete) for bursts in waiting.values())
@@ -428,7 +427,7 @@ class AxiRules(BusRules):
     def _oldest(
         waiting: Mapping[int, deque[_Burst]], payload: Mapping[str, int | str]
     ) -> _Burst | None:
-        """What an answer is for: the oldest transaction of its identifier (A5.3)."""
+        """Return the transaction of an answer: the oldest one of its identifier (A5.3)."""
         bursts = waiting.get(_id(payload))
         return bursts[0] if bursts else None
 

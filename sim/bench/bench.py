@@ -1,7 +1,7 @@
-"""What every cocotb bench has in common: configuration, clock, reset, agents, the end of a test.
+"""The common base of cocotb benches: configuration, clock, reset, agents, the end of a test.
 
-A bench runs inside the simulator's process. `sim.bench.runner` hands the configuration over in an
-environment variable; all randomness comes from cocotb's seed of the running test.
+A bench runs inside the simulator's process. `sim.bench.runner` passes the configuration in an
+environment variable. All randomness comes from cocotb's seed of the running test.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ __all__ = ["CONFIG_VARIABLE", "STALL_MIXES", "Bench", "bench_config"]
 #: Environment variable with the configuration as JSON.
 CONFIG_VARIABLE = "KVTQ_BENCH_CONFIG"
 
-#: Stall patterns of a whole test: "mixed" draws one for each stream.
+#: Stall patterns of a whole test: "mixed" draws one pattern per stream.
 STALL_MIXES = (*STALLS, "mixed")
 
-_IDLE_CYCLES = 80  # watched after the last expected output: nothing more may come
+_IDLE_CYCLES = 80  # watched after the last expected output, in which no output may come
 
 
 def bench_config() -> EngineConfig:
-    """Configuration of the design under test."""
+    """Return the configuration of the design under test."""
     return EngineConfig.model_validate_json(os.environ[CONFIG_VARIABLE])
 
 
@@ -62,11 +62,11 @@ class Bench:
     rng : numpy.random.Generator
         Seeded by cocotb for this test: the same seed repeats the test.
     component : amaranth.lib.wiring.Component
-        The block, for its latencies.
+        The block's component, which tells its latencies.
     drivers, sinks : dict
-        Agents by port; their `cycles` tell when transfers happened.
+        Agents by port; `cycles` of an agent are the cycles of its transfers.
     buses : dict
-        Rules that are checked on each AXI port.
+        Rules checked on each AXI port.
     """
 
     def __init__(self, dut: HierarchyObject, block: str) -> None:
@@ -84,9 +84,9 @@ class Bench:
 
     @classmethod
     async def start(cls, dut: HierarchyObject, block: str) -> Bench:
-        """Start the clock, take hold of every stream port and reset the design.
+        """Start the clock, attach agents to every stream port and reset the design.
 
-        Inputs that are no streams start at zero, those of AXI ports too: agents take hold of them.
+        Inputs outside streams start at zero, as do the inputs of AXI ports, which agents drive later.
         """
         bench = cls(dut, block)
         for port, member in interfaces(bench.component).items():
@@ -115,11 +115,11 @@ class Bench:
         return bench
 
     def stalls(self, mix: str) -> str:
-        """Pattern for one stream under a mix of `STALL_MIXES`."""
+        """Return the stall pattern of one stream under a mix of `STALL_MIXES`."""
         return str(self.rng.choice(STALLS)) if mix == "mixed" else mix
 
     def drive(self, port: str, payloads: Sequence[Payload], mix: str = "none") -> None:
-        """Send payloads into an input stream, beside everything else; once a stream and test."""
+        """Send payloads into an input stream in the background; call once per stream and test."""
         pack_payload = packer(self._shapes[port])
         bits = [pack_payload(payload) for payload in payloads]
         stalls = stall_pattern(self.stalls(mix), self.rng.spawn(1)[0])
@@ -127,16 +127,16 @@ class Bench:
         self._sending[port] = cocotb.start_soon(self.drivers[port].send(bits, stalls))
 
     def withdraw(self) -> None:
-        """Stop driving input streams, even in the middle of a transfer."""
+        """Stop driving input streams, even during an offer."""
         for port, sending in self._sending.items():
             sending.cancel()
             self.dut[f"{port}__valid"].value = 0
         self._sending.clear()
 
     async def reset(self, cycles: int = 1) -> None:
-        """Withdraw everything, reset the design for some cycles, and begin anew after one more.
+        """Withdraw all inputs, reset the design for `cycles` cycles, and restart one cycle later.
 
-        What sinks have taken is forgotten. Agents of AXI ports are the caller's.
+        Sinks forget their payloads. The caller resets the agents of AXI ports.
         """
         self.withdraw()
         for sink in self.sinks.values():
@@ -151,7 +151,7 @@ class Bench:
             sink.cycles.clear()
 
     def expect(self, port: str, payloads: Sequence[Payload], mix: str = "none") -> None:
-        """Take payloads from an output stream under back-pressure; they must equal these."""
+        """Take payloads from an output stream under back-pressure and compare with these payloads."""
         self._scoreboards[port] = Scoreboard(port, self._shapes[port], payloads)
         self._transfers += len(payloads)
         pattern = self.stalls(mix)
@@ -159,22 +159,22 @@ class Bench:
         cocotb.start_soon(self.sinks[port].drain(stalls, patient=pattern == "slow"))
 
     def set(self, port: str, value: Payload) -> None:
-        """Drive an input that is no stream."""
+        """Drive an input outside streams."""
         self.dut[port].value = LogicArray(pack(self._shapes[port], value), len(self.dut[port]))
 
     def check(self, found: object, expected: object, what: str) -> None:
-        """Raise `Mismatch` unless two things are equal."""
+        """Raise `Mismatch` unless `found` equals `expected`."""
         if found != expected:
             raise Mismatch(f"{what}: {found}, expected {expected}")
 
     async def finish(self, cycles_per_transfer: int = 40) -> None:
-        """Wait for all transfers, compare all, and see that nothing more comes.
+        """Wait for all transfers, compare all payloads, and check that no further output comes.
 
         Raises
         ------
         sim.bench.scoreboard.Mismatch
-            As soon as an output differs; when one is missing or extra at the end; when an input
-            was not taken; when there was nothing to compare.
+            As soon as an output differs; at the end, when an output is missing or extra, when an
+            input was not taken, or when there was nothing to compare.
         """
         limit = 1000 + cycles_per_transfer * self._transfers
         edge = RisingEdge(self.dut.clk)

@@ -1,4 +1,4 @@
-"""Random jobs for the verilated engine, with the golden model's answer."""
+"""Random jobs for the verilated engine, with the golden model's outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sim.verilated.slices import SliceBuffer
 
 @dataclass(frozen=True)
 class Case:
-    """A job, the vectors in it, and what it must give: outputs [G, D]."""
+    """A job, its vectors, and its expected outputs [G, D]."""
 
     job: Job
     keys: Vectors
@@ -29,7 +29,7 @@ class Case:
 
 
 def make_case(config: EngineConfig, keys: Vectors, values: Vectors, queries: Queries) -> Case:
-    """A job over these vectors, for queries [G, 1, D]."""
+    """Make a job over these vectors, for queries [G, 1, D]."""
     key_buffer, value_buffer = SliceBuffer(config, "key"), SliceBuffer(config, "value")
     key_buffer.append(keys.golden(), keys.planes)
     value_buffer.append(values.golden(), values.planes)
@@ -45,7 +45,7 @@ def make_case(config: EngineConfig, keys: Vectors, values: Vectors, queries: Que
 
 
 def random_queries(rng: np.random.Generator, config: EngineConfig) -> Queries:
-    """Queries over the whole range, with exponents that spread scores from tiny to saturating."""
+    """Draw queries over the whole range, with exponents for scores from tiny to saturating."""
     shape = (config.query_group, 1, config.head_dim)
     values = rng.integers(-config.query_max, config.query_max + 1, shape)
     middle = config.query_bits + 3 + (1 << (config.scale_exponent_bits - 1))
@@ -60,7 +60,7 @@ def random_case(
     value_planes: Sequence[int] | NDArray[np.int64],
     code: str = "any",
 ) -> Case:
-    """Random vectors with these numbers of planes."""
+    """Make a job over random vectors with the given numbers of planes."""
     rng = np.random.default_rng(seed)
     keys = random_vectors(rng, config, key_planes, code=code)
     values = random_vectors(rng, config, value_planes, code=code)

@@ -1,8 +1,8 @@
-"""Functional coverage of a constrained-random bench: what it must have met, written down.
+"""Functional coverage of a constrained-random bench.
 
-A bench declares points, their bins and crosses of points in one place, with a sentence for each,
-samples them while it runs, and ends with `Coverage.finish`: a bin that was never hit fails it.
-cocotb-coverage counts.
+A bench declares points, their bins and crosses of points in one place, with a sentence for each.
+The bench samples them while it runs and ends with `Coverage.finish`, which fails if a bin was never
+hit. cocotb-coverage counts the hits.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TABLE = "coverage.md"
 
 @dataclass(frozen=True)
 class Point:
-    """Something that a bench meets in several ways.
+    """A coverage point: a property of the stimulus or the design with several bins.
 
-    name : within its bench
+    name : unique within its bench
     meaning : a sentence
-    bins : the ways, each with a sentence
+    bins : the bins, each with a sentence
     """
 
     name: str
@@ -37,12 +37,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Cross:
-    """Points that must be met in every combination of their bins.
+    """A cross of points: every combination of their bins must be hit.
 
-    name : within its bench
+    name : unique within its bench
     meaning : a sentence
     points : names of points
-    impossible : combinations that cannot be, each with the reason; None stands for every bin
+    impossible : impossible combinations, each with the reason; None stands for every bin
     """
 
     name: str
@@ -52,12 +52,12 @@ class Cross:
 
 
 class Coverage:
-    """Points and crosses of one bench; hits add up over all tests that run in the process.
+    """Points and crosses of one bench; hits accumulate over all tests of the process.
 
     Parameters
     ----------
     bench : name of the bench
-    points, crosses : what it must meet
+    points, crosses : points and crosses whose bins must all be hit
 
     Raises
     ------
@@ -89,13 +89,12 @@ class Coverage:
             )(_nothing)
 
     def sample(self, **bins: str) -> None:
-        """Count a bin of each point that is named, and of each cross whose points all are.
+        """Count a bin of each named point, and of each cross whose points are all named.
 
         Raises
         ------
         ValueError
-            For a point or a bin that is not declared, or a combination that is said to be
-            impossible.
+            For a point or a bin that is not declared, or a combination declared impossible.
         """
         for name, value in bins.items():
             if name not in self._points or value not in self._points[name].bins:
@@ -111,12 +110,12 @@ class Coverage:
                     )
 
     def finish(self, folder: Path) -> None:
-        """Write the table of hits into a folder, as `TABLE`; every bin must have been hit.
+        """Write the table of hits into a folder, as `TABLE`, and check that every bin was hit.
 
         Raises
         ------
         sim.bench.scoreboard.Mismatch
-            When bins were not hit: one line that names them.
+            When bins were not hit; the message is one line that names them.
         """
         (folder / TABLE).write_text("\n".join(self._lines()) + "\n", encoding="utf-8")
         bins = [
@@ -135,12 +134,12 @@ class Coverage:
         return f"{self._bench}.{name}"
 
     def _hits(self, name: str) -> Mapping[str | tuple[str, ...], int]:
-        """Hits by bin of a point, by combination of a cross."""
+        """Return hits by bin for a point, by combination for a cross."""
         hits: Mapping[str | tuple[str, ...], int] = coverage_db[self._path(name)].detailed_coverage
         return hits
 
     def _lines(self) -> Iterator[str]:
-        """The table, in Markdown."""
+        """Yield the lines of the table, in Markdown."""
         yield f"# Coverage of {self._bench}"
         for point in self._points.values():
             yield from ("", f"## {point.name}", "", point.meaning, "")
@@ -159,7 +158,7 @@ class Coverage:
 
 
 def _nothing(value: object) -> None:
-    """What the library's counters decorate."""
+    """Do nothing: the function that the library's counters decorate."""
 
 
 def _text(bins: str | tuple[str, ...]) -> str:

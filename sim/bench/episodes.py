@@ -1,7 +1,7 @@
-"""What the benches of the two masters of the memory share: pauses, `cancel`, and episodes.
+"""Common parts of the record reader's and writer's benches: pauses, `cancel`, and episodes.
 
-An episode is some work and an end at any time: all is done, the bus reports an error, or the master
-is cancelled or reset.
+An episode is some work of a memory master that ends at any time: the work is done, the bus reports
+an error, or the master is cancelled or reset.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ __all__ = ["Channel", "Episode", "cancel", "check_silence", "pause_channels"]
 #: The address channel of a master.
 Channel = Literal["ar", "aw"]
 
-_PATIENCE = 3000  # cycles in which `cancel` must end
-_WATCHED = 80  # cycles after everything was done: nothing more may come
-_LONGEST = 60_000  # cycles of an episode
+_PATIENCE = 3000  # most cycles of a `cancel`
+_WATCHED = 80  # cycles watched after all work is done, in which nothing may come
+_LONGEST = 60_000  # most cycles of an episode
 
 
 def pause_channels(bench: Bench, channels: Iterable[Any], mix: str) -> None:
-    """Let channels of cocotbext-axi's memory pause by patterns of a mix."""
+    """Let channels of cocotbext-axi's memory pause by stall patterns of a mix."""
     for channel in channels:
         if mix != "none":
             pattern = stall_pattern(bench.stalls(mix), bench.rng.spawn(1)[0])
@@ -37,13 +37,13 @@ def pause_channels(bench: Bench, channels: Iterable[Any], mix: str) -> None:
 
 
 def _address_taken(bench: Bench, channel: Channel) -> bool:
-    """Whether an address is taken in this cycle."""
+    """Return whether an address is taken in this cycle."""
     valid, ready = (bench.dut[f"m_axi_{channel}{name}"].value for name in ("valid", "ready"))
     return int(valid) == 1 and int(ready) == 1
 
 
 async def check_silence(bench: Bench, channel: Channel, cycles: int) -> None:
-    """See that after an error nothing is asked for but what was offered before it."""
+    """Check that after an error no address is sent but the one offered before the error."""
     asked = 0
     for _ in range(cycles):
         await RisingEdge(bench.dut.clk)
@@ -52,7 +52,7 @@ async def check_silence(bench: Bench, channel: Channel, cycles: int) -> None:
 
 
 async def cancel(bench: Bench, channel: Channel, look: Callable[[], None] = lambda: None) -> None:
-    """Withdraw everything, and cancel until the master is idle.
+    """Withdraw all inputs, and hold `cancel` until the master is idle.
 
     Parameters
     ----------
@@ -76,17 +76,17 @@ async def cancel(bench: Bench, channel: Channel, look: Callable[[], None] = lamb
 
 
 class Episode(ABC):
-    """Work of a master, and an end at any time.
+    """Work of a memory master that ends at any time.
 
     Parameters
     ----------
-    coverage : has the points "ending" and "under_way"
-    errors : by endings that are errors of the bus, what `error` must say
-    ending : how the episode shall end: one of `errors`, "cancel", "reset" or "well"
+    coverage : coverage with the points "ending" and "under_way"
+    errors : expected value of `error`, by ending, for endings that are bus errors
+    ending : the planned ending: one of `errors`, "cancel", "reset" or "well"
 
     Attributes
     ----------
-    ending : how the episode does end: "well", where everything was done before anything else
+    ending : the actual ending: "well" if all work was done before the planned ending
     """
 
     def __init__(
@@ -104,30 +104,30 @@ class Episode(ABC):
 
     @property
     def rules(self) -> AxiRules:
-        """What is checked on the bus."""
+        """Return the rules that are checked on the bus."""
         rules = self.bench.buses["m_axi"]
         assert isinstance(rules, AxiRules)
         return rules
 
     @abstractmethod
     def look(self) -> bool:
-        """See what a cycle shows; return whether everything has been done."""
+        """Check the outputs of a cycle; return whether all work has been done."""
 
     @abstractmethod
     def met(self) -> dict[str, bool]:
-        """Return what a cancel or reset would meet, by the bins of the coverage."""
+        """Return the states that a cancel or reset would meet now, by the bins of the coverage."""
 
     @abstractmethod
     async def cancel(self) -> None:
-        """Cancel."""
+        """Cancel the master's work."""
 
     async def play(self, moment: int, meets: str) -> None:
-        """Let cycles pass until the end.
+        """Run cycles until the episode ends.
 
         Parameters
         ----------
-        moment : cycle of a cancel or reset, at the latest
-        meets : what a cancel or reset meets, if that comes first: a key of `met`
+        moment : latest cycle of a cancel or reset
+        meets : a key of `met`; a cancel or reset comes as soon as this state is met
         """
         edge, left = RisingEdge(self.dut.clk), _WATCHED
         for cycle in range(_LONGEST):
@@ -144,11 +144,11 @@ class Episode(ABC):
         raise Mismatch(f"an episode that ends {self.ending} does not end")
 
     async def abort(self, watched: int) -> None:
-        """Check what follows an error, a cancel or a reset.
+        """Check the design's behaviour after an error, a cancel or a reset.
 
         Parameters
         ----------
-        watched : cycles between an error and `cancel`, at most
+        watched : upper limit of the cycles between an error and `cancel`
         """
         bench, dut, rules, ending = self.bench, self.dut, self.rules, self.ending
         if ending in self._errors:

@@ -1,7 +1,7 @@
-"""The accelerator in cocotb with its host and its memory, on buses that others wrote.
+"""The accelerator in cocotb with its host and its memory, on buses of cocotbext-axi.
 
-The memory, the register manager and the streams are cocotbext-axi's; every bus is watched by
-`sim.bench.axi_checker`. `sim.bench.heads` plans the jobs and says what must come of them.
+The memory, the register manager and the streams are cocotbext-axi's, and `sim.bench.axi_checker`
+watches every bus. `sim.bench.heads` plans the jobs and checks their results.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from sim.host.driver import Driver
 
 __all__ = ["CHANNELS", "FAULTS", "Machine", "Memory"]
 
-_LIMIT = 60_000  # cycles after which a wait is a hang
-_IDLE = 200  # cycles watched at the end: nothing more may come
+_LIMIT = 60_000  # cycles after which a wait counts as a hang
+_IDLE = 200  # cycles watched at the end, in which nothing may come
 
 #: Channels of the memory, and streams of the host.
 CHANNELS = ("ar", "r", "aw", "w", "b", "key_value", "query", "output")
-#: What goes wrong once on the memory's answers, and how the jobs in flight end.
+#: Faults of the memory's answers, each with the status of the jobs in flight that fail.
 FAULTS = {
     "r_slverr": JobStatus.READ_ERROR,
     "r_decerr": JobStatus.READ_ERROR,
@@ -58,7 +58,7 @@ FAULTS = {
 
 
 class Memory:
-    """Bytes from an address on: the target of cocotbext-axi's AXI slave.
+    """A memory from a base address on: the target of cocotbext-axi's AXI slave.
 
     Attributes
     ----------
@@ -84,7 +84,7 @@ class Memory:
 
 
 def pauses(rng: np.random.Generator) -> Iterator[bool]:
-    """Endless: whether to pause in a cycle; single pauses, bursts of them, and none for a while."""
+    """Yield for ever whether to pause in a cycle: single pauses, bursts of pauses, or none."""
     while True:
         yield from (bool(x) for x in rng.integers(0, 2, int(rng.integers(1, 20))))
         yield from [True] * int(rng.integers(0, 12))
@@ -96,14 +96,14 @@ class Machine:
 
     Parameters
     ----------
-    code : of all heads
-    options : of `sim.bench.heads.Heads`
+    code : code of all heads
+    options : options of `sim.bench.heads.Heads`
 
     Attributes
     ----------
     heads : Heads
-    planned : jobs that were started since the last `settle`
-    fired : whether the fault that was asked for has happened
+    planned : jobs started since the last `settle`
+    fired : whether the fault of the last `fail` has happened
     bursts : (address, bytes) of every burst, by "ar" and "aw"
     """
 
@@ -123,7 +123,7 @@ class Machine:
         logging.getLogger(f"cocotb.{dut._name}").setLevel(logging.WARNING)  # the buses' agents
 
     async def start(self, *, pausing: Iterable[str] = ()) -> None:
-        """Start the clock, reset, take hold of the buses, load the tables.
+        """Start the clock, reset, attach to the buses and load the tables.
 
         Parameters
         ----------
@@ -157,7 +157,7 @@ class Machine:
         await self.reset()
 
     def _note_bursts(self, name: str, seen: list[tuple[int, int]]) -> None:
-        """Note what the memory receives on an address channel."""
+        """Append the bursts that the memory receives on an address channel to `seen`."""
         channel = self.channels[name]
         receive, word = channel.recv, self.config.memory_bits // 8
 
@@ -170,7 +170,7 @@ class Machine:
         channel.recv = noted
 
     async def reset(self) -> None:
-        """Reset the accelerator, and load its tables again."""
+        """Reset the accelerator and reload its tables."""
         self.heal()
         self.dut.rst.value = 1
         await ClockCycles(self.dut.clk, 3)
@@ -190,7 +190,7 @@ class Machine:
     # --- jobs -------------------------------------------------------------------------------------
 
     async def step(self, head: int, **options: Any) -> None:
-        """Start the next job of a head, as `Heads.plan` has it, and send its vectors."""
+        """Start the next job of a head, planned by `Heads.plan`, and send its vectors."""
         planned = self.heads.plan(head, **options)
         self.planned.append(planned)
         await self.until("status", "free", lambda free: free > 0)
@@ -205,12 +205,12 @@ class Machine:
                 await source.send(AxiStreamFrame(data))
 
     async def read(self, register: str) -> dict[str, int]:
-        """Fields of a register."""
+        """Read a register's fields."""
         entry = register_map()[register]
         return entry.unpack(await self.registers.read_dword(entry.address))
 
     async def until(self, register: str, field: str, holds: Callable[[int], bool]) -> None:
-        """Poll a field, note errors and clear them; raises `Mismatch` where it takes too long."""
+        """Poll a field until `holds`, noting and clearing errors; raise `Mismatch` on a timeout."""
         start = get_sim_time("ns")
         while not holds((await self.read(register))[field]):
             await self._note_error()
@@ -225,9 +225,9 @@ class Machine:
             self.errors.append(error | {"job": error["job"] - self._completed})
 
     async def settle(self, fault: JobStatus = JobStatus.OK) -> int:
-        """Wait for all jobs, see that nothing more comes, and let the heads compare everything.
+        """Wait for all jobs, check that nothing more comes, and let the heads compare all results.
 
-        Returns how many right jobs failed.
+        Return the number of valid jobs that failed.
         """
         end = self._completed + len(self.planned)
         await self.until("completed", "jobs", lambda done: done == end)
@@ -244,7 +244,7 @@ class Machine:
         return failed
 
     def _output(self, frame: AxiStreamFrame) -> Output:
-        """A job's outputs from its packet."""
+        """Unpack a job's outputs from its packet."""
         shape = self.config.head_dim, self.config.query_group
         values = np.frombuffer(bytes(frame.tdata), "<i4").reshape(shape).T.astype(np.int64)
         users = {frame.tuser} if isinstance(frame.tuser, int) else set(frame.tuser)
@@ -256,12 +256,12 @@ class Machine:
     # --- faults of the memory ---------------------------------------------------------------------
 
     def fail(self, fault: str, after: int, when: Callable[[], bool] = lambda: True) -> None:
-        """Let the memory fail once, in one way of `FAULTS`.
+        """Let the memory fail once, with a fault of `FAULTS`.
 
         Parameters
         ----------
-        after : answers that go well before
-        when : it waits for the first answer at which this holds
+        after : answers without a fault before
+        when : the fault waits for the first answer at which `when` returns true
         """
         kind, _, name = fault.partition("_")
         channel = self.channels[kind]
@@ -296,7 +296,7 @@ class Machine:
             await send(beat)
 
         async def swallow(beat: Any) -> None:
-            """The rest of a burst that has been cut."""
+            """Drop the rest of a burst that has been cut."""
             if beat.rlast:
                 restore()
 
@@ -304,15 +304,15 @@ class Machine:
         self._restore = restore
 
     def heal(self) -> None:
-        """No fault happens any more."""
+        """Cancel a pending fault."""
         self._restore()
 
     async def stall(self, channel: str, cycles: int) -> None:
-        """Nothing moves on a channel for so long."""
+        """Pause a channel for `cycles` cycles."""
         self.channels[channel].pause = True
         await ClockCycles(self.dut.clk, cycles)
         self.channels[channel].pause = False
 
     def broken_rules(self) -> set[Rule]:
-        """Rules of the memory's bus that were broken, all on purpose."""
+        """Return the rules of the memory's bus that were broken, all on purpose."""
         return {violation.rule for violation in self.buses["m_axi"].found}

@@ -1,4 +1,4 @@
-"""Jobs and fetches of the record reader, with the records that they read placed in a memory."""
+"""Jobs and fetches of the record reader, with their records placed in a memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGE = 4096
 
 
 class Memory:
-    """Bytes of a memory, and what is placed in it."""
+    """A memory's bytes, into which records are placed."""
 
     def __init__(self, bench: Bench, size: int = 1 << 19) -> None:
         self._bench = bench
@@ -36,7 +36,7 @@ class Memory:
         self._end = 0
 
     def place(self, records: NDArray[np.uint8]) -> int:
-        """Write records from a word on, often just before the end of a page; returns the base."""
+        """Write records at a word address, often just before a page's end; return the base."""
         base = self._end + self.word * int(self._bench.rng.integers(0, 3))
         if self._bench.rng.integers(3) == 0:
             to_page_end = -base % PAGE
@@ -50,18 +50,21 @@ class Memory:
 
 @dataclass(frozen=True)
 class Job:
-    """One job: its description, what is where, and what comes of it."""
+    """One job: its description, the addresses of its records, and its expected slices."""
 
     payload: dict[str, Any]
     records: dict[Side, list[Records]]  # chronological
     tokens: int
 
     def slices(self, bench: Bench, side: Side) -> list[dict[str, Any]]:
-        """What comes of its keys or values."""
+        """Return the expected slices of the job's keys or values."""
         return [s for records in self.records[side] for s in records.slices(bench.config)]
 
     def newest(self, side: Side) -> list[slice]:
-        """Where the records lie that its append writes: the body's last, and the newest of all."""
+        """Return the bytes of the records that the job's append writes.
+
+        These are the body's last record and the newest record of all.
+        """
         sinks, body, window = self.records[side]
         bases = self.payload[side]
         found = []
@@ -88,12 +91,12 @@ def random_job(
     residual: bool | None = None,
     appends: int = 0,
 ) -> Job:
-    """A job whose records are placed in memory.
+    """Draw a job and place its records in memory.
 
     Parameters
     ----------
     counts : tokens in sinks, body and window
-    planes : digits of tiers, and of keys and values in the body
+    planes : digits of the tiers, of keys in the body, and of values in the body
     """
     rng, config = bench.rng, bench.config
     if counts is None:
@@ -135,19 +138,19 @@ def random_job(
 
 @dataclass(frozen=True)
 class Fetch:
-    """One token that leaves a window: its description and its records."""
+    """The fetch of one token that leaves a window: its description and the token's records."""
 
     payload: dict[str, int]
     records: dict[Side, Records]
 
     def place(self, side: Side) -> slice:
-        """Where its key or value lies."""
+        """Return the bytes of the token's key or value record."""
         base = self.payload[f"{side}_window"]
         return _place(base, self.records[side], self.payload["slot"])
 
 
 def random_fetch(bench: Bench, memory: Memory, appends: int = 0) -> Fetch:
-    """A fetch from windows that are placed in memory."""
+    """Draw a fetch and place its windows in memory."""
     rng, config = bench.rng, bench.config
     count = int(rng.integers(1, 2 * config.block))
     slot, planes = int(rng.integers(count)), int(rng.integers(1, config.max_planes + 1))
@@ -161,7 +164,7 @@ def random_fetch(bench: Bench, memory: Memory, appends: int = 0) -> Fetch:
 
 
 def order(bench: Bench, jobs: list[Job]) -> list[str]:
-    """Kind of each slice: K block 0, then K block i+1 before V block i."""
+    """Return the kind of each slice in order: K block 0, then K block i+1 before V block i."""
     sides: list[str] = []
     for job in jobs:
         slices: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Values of a design's ports in every cycle of a bench, for the simulation of its netlist."""
+"""Recording of a design's ports in every cycle of a bench, for the simulation of its netlist."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from rtl.verilog import port_members
 
 __all__ = ["RECORD_VARIABLE", "Recording", "load_recording", "record"]
 
-#: Environment variable with the file to record to; without it nothing is recorded.
+#: Environment variable with the file to record to; if it is unset, nothing is recorded.
 RECORD_VARIABLE = "KVTQ_RECORD_FILE"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """Bits of ports, uint8 [cycles, width], least significant first; "rst" is an input."""
+    """Recorded port bits, uint8 [cycles, width], least significant first; "rst" is an input."""
 
     inputs: Mapping[str, NDArray[np.uint8]]
     outputs: Mapping[str, NDArray[np.uint8]]
 
 
 async def record(dut: HierarchyObject, component: wiring.Component, file: Path) -> None:
-    """Write what the ports hold at every falling edge: what the next rising edge will see.
+    """Write the ports' values at every falling edge: the values that the next rising edge samples.
 
-    The file grows with every cycle, so that it is whole whenever the bench ends.
+    The file grows with every cycle, so that the file is complete whenever the bench ends.
     """
     widths = _widths(component)
     with file.open("wb") as target:
@@ -47,7 +47,7 @@ async def record(dut: HierarchyObject, component: wiring.Component, file: Path) 
 
 
 def load_recording(component: wiring.Component, file: Path) -> Recording:
-    """Read what `record` wrote of a design with the component's ports."""
+    """Read a file that `record` wrote of a design with the component's ports."""
     widths = _widths(component)
     row = sum(-(-width // 8) for width in widths.values())
     data = np.frombuffer(file.read_bytes(), np.uint8)
@@ -64,7 +64,7 @@ def load_recording(component: wiring.Component, file: Path) -> Recording:
 
 
 def _widths(component: wiring.Component) -> dict[str, int]:
-    """Width of each port that is recorded."""
+    """Return the width of each recorded port."""
     widths = {"rst": 1}
     for name, member in port_members(component).items():
         if width := Shape.cast(member.shape).width:

@@ -1,4 +1,4 @@
-"""Records of random vectors: their bytes in memory, and what becomes of them in the engine."""
+"""Records of random vectors: their bytes in memory, and their slices in the engine's streams."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ __all__ = ["Records", "random_records"]
 
 @dataclass(frozen=True)
 class Records:
-    """Vectors that are stored one after the other in one format.
+    """Vectors stored one after the other in one format.
 
-    planes, residual : planes of each, and whether each plane is a run of its own
+    planes, residual : planes per vector, and whether each plane is a run of its own
     data : uint8 [records, record bytes]
     """
 
@@ -35,14 +35,14 @@ class Records:
         return len(self.data)
 
     def part(self, start: int, stop: int) -> Records:
-        """Some of them."""
+        """Return records `start` to `stop` - 1."""
         vectors = Vectors(**{name: x[start:stop] for name, x in vars(self.vectors).items()})
         return Records(self.side, vectors, self.planes, self.residual, self.data[start:stop])
 
     def slices(self, config: EngineConfig) -> list[dict[str, Any]]:
-        """Their planes' slices in the order of the engine's streams.
+        """Return the slices of all planes in the order of the engine's streams.
 
-        Scales are given for unit planes alone: those of other planes mean nothing.
+        Only unit planes have scales; the scale fields of other planes have no meaning.
         """
         together = self.vectors.together(self._planes_per_cycle(config))
         return [
@@ -52,7 +52,7 @@ class Records:
         ]
 
     def slice_counts(self, config: EngineConfig) -> list[int]:
-        """How many slices each record is."""
+        """Return the number of slices of each record."""
         counts = self.vectors.together(self._planes_per_cycle(config)).counts
         return (counts * config.slices).tolist()
 
@@ -60,7 +60,7 @@ class Records:
         return config.key_planes_per_cycle if self.side == "key" else config.value_planes_per_cycle
 
     def coded_planes(self) -> list[dict[str, Any]]:
-        """Their planes whole, in the same order."""
+        """Return whole planes, in the order of `slices`."""
         single = self.vectors.together(1)
         return [
             {"trits": trits, **flags}
@@ -70,7 +70,7 @@ class Records:
     def _stream(
         self, together: Together, trits: NDArray[np.int8]
     ) -> list[tuple[Any, dict[str, int]]]:
-        """Trits of all planes that come together as payloads, and their other fields."""
+        """Return trits as payloads, and other fields, per group of planes in stream order."""
         digits = plain_trit_payloads(trits) if len(self) else []
         stream: list[tuple[Any, dict[str, int]]] = []
         for record, count in enumerate(together.counts.tolist()):
@@ -95,7 +95,7 @@ def random_records(
     planes: int,
     residual: bool,
 ) -> Records:
-    """Random vectors and their bytes; there may be none."""
+    """Draw `count` random vectors, possibly 0, and pack them as records."""
     vectors = random_vectors(
         rng, config, [planes] * count, code="residual" if residual else "balanced"
     )

@@ -1,6 +1,6 @@
-"""What the registers of docs/registers.md do, cycle by cycle: the bench's twin of `rtl.control`.
+"""A cycle-accurate model of the registers in docs/registers.md: the bench's twin of `rtl.control`.
 
-Written from the map and the text of docs/registers.md; knows nothing of how the hardware does it.
+The model is written from the map and the text of docs/registers.md, independently of the hardware.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from sim.bench.streams import layout_of, pack
 __all__ = ["Inputs", "RegisterModel"]
 
 _OKAY, _SLVERR = 0, 2
-_QUEUE = 2  # jobs that wait
+_QUEUE = 2  # most waiting jobs
 _REGISTERS = register_map()
 _EVENTS = tuple(f.name for f in _REGISTERS["interrupt"].fields)
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What stands at the ports in a cycle; None where nothing is offered.
+    """Input ports in a cycle; None where nothing is offered.
 
     address, read : byte addresses of a write and of a read
     word : data and strobes
-    ended : status of a job that ends
+    ended : status of the job that ends in this cycle
     """
 
     address: int | None
@@ -47,11 +47,11 @@ class Inputs:
 
 @dataclass
 class RegisterModel:
-    """The registers, the queue, and what is on its way on the bus.
+    """The registers, the queue, and the accesses in progress on the bus.
 
     Attributes
     ----------
-    happened : what the last cycle did, by names of the bench's coverage
+    happened : events of the last cycle, by names of the bench's coverage
     """
 
     config: EngineConfig
@@ -61,7 +61,7 @@ class RegisterModel:
         self.reset()
 
     def reset(self) -> None:
-        """All that reset does."""
+        """Reset the registers, the queue and the bus."""
         self._at: dict[int, tuple[Register, int]] = {
             register.address + WORD_BYTES * index: (register, index)
             for register in _REGISTERS.values()
@@ -80,14 +80,14 @@ class RegisterModel:
 
     @property
     def irq(self) -> int:
-        """The interrupt line."""
+        """Return the level of the interrupt line."""
         enabled = _REGISTERS["interrupt_enable"].unpack(
             self._stored[_REGISTERS["interrupt_enable"].address]
         )
         return int(any(self._events[name] and enabled[name] for name in _EVENTS))
 
     def step(self, now: Inputs) -> None:
-        """Go to the next cycle."""
+        """Advance to the next cycle."""
         self.happened = []
         address = now.address if self.kept_address is None else self.kept_address
         word = now.word if self.kept_word is None else self.kept_word
@@ -163,7 +163,7 @@ class RegisterModel:
             self._events[name] = int(event or (self._events[name] and not cleared.get(name)))
 
     def _descriptor(self) -> int:
-        """The descriptor in the registers, as bits of its layout."""
+        """Return the descriptor in the registers, as bits of its layout."""
         layout = descriptor_layout(self.config)
         fields: dict[str, Any] = dict(self._fields("job_flags"))
         fields |= {f"{name}_digits": value for name, value in self._fields("digits").items()}
@@ -229,7 +229,7 @@ class RegisterModel:
         return word, _OKAY
 
     def _says(self, counters: Mapping[str, int]) -> dict[str, dict[str, int]]:
-        """What the hardware says in fields that software only reads."""
+        """Return the values of read-only fields, by register."""
         config = self.config
         shape = ("head_dim", "query_group", "max_planes")
         return {

@@ -1,8 +1,8 @@
 """Building and running cocotb benches: one bench on one simulator with one configuration.
 
 Builds are cached by content under ``<build folder>/<simulator>-<block>-<key>``, where the key is a
-hash of the Verilog, the tools' versions and the options. File locks make it safe to run several
-processes on one build folder::
+hash of the Verilog, the tools' versions and the options. File locks let several processes share one
+build folder::
 
     >>> from kvtq_hw.contract.config import load_config
     >>> result = run_bench("packer", load_config("tiny"), "icarus", seed=1, folder=Path("build"))
@@ -44,23 +44,24 @@ from sim.verilated.verilog_cache import cached_verilog
 __all__ = ["BenchError", "BenchResult", "CaseResult", "run_bench"]
 
 
-# The runner makes every signal public; ports are enough (see `_public_ports`) and much faster.
+# The runner makes every signal public by default; public ports (see `_public_ports`) suffice and
+# simulate much faster.
 _VERILATOR_ARGUMENTS = ("--no-public-flat-rw", "-O3")
 
 
-# What cocotb's results say of a test in which no time passed.
+# Property of a test in cocotb's results in which no time passed.
 _NO_TIME = "properties/property[@name='sim_time_duration'][@value='0.0']"
 
 
 class BenchError(UserError, RuntimeError):
-    """A bench could not be built, or left no results; the message names the log."""
+    """Raised when a bench does not build or leaves no results; the message names the log."""
 
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One cocotb test: `message` is the failure's, empty for a test that passed.
+    """Result of one cocotb test: `message` describes the failure, empty for a test that passed.
 
-    simulated : time passed in it
+    simulated : whether simulated time passed in the test
     """
 
     name: str
@@ -72,7 +73,7 @@ class CaseResult:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """What one run of a bench did; `waves` is None where none were asked for."""
+    """Results of one run of a bench; `waves` is None unless waves were requested."""
 
     block: str
     simulator: str
@@ -84,7 +85,7 @@ class BenchResult:
 
     @property
     def failed(self) -> tuple[CaseResult, ...]:
-        """The tests that did not pass."""
+        """Return the tests that did not pass."""
         return tuple(test for test in self.tests if not test.passed)
 
 
@@ -101,7 +102,7 @@ def run_bench(
     module: str | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> BenchResult:
-    """Build (or take from the cache) and run the bench of one block.
+    """Build the bench of one block, unless the cache has it, and run it.
 
     Parameters
     ----------
@@ -112,24 +113,24 @@ def run_bench(
     seed : int
         cocotb's random seed: the same seed repeats the run.
     folder : Path
-        Build folder, holds the build cache and one folder a run with log, results and waves.
+        Build folder, with the build cache and one folder per run with log, results and waves.
     waves : bool
-        Record all signals, FST on Icarus and VCD on Verilator (its FST needs headers of a library),
-        names of states and operations as text (`sim.bench.wave_names`), with a view for GTKWave
-        beside.
+        Record all signals, as FST on Icarus and VCD on Verilator (its FST needs headers of a
+        library), with names of states and operations as text (`sim.bench.wave_names`) and a view
+        for GTKWave.
     testcase : str, optional
-        Run only the tests whose name ends with this.
+        Run only the tests whose names end with this text.
     module : str, optional
-        Another cocotb module than the block's bench.
+        Cocotb module to run instead of the block's bench.
     variables : Mapping[str, str], optional
-        Environment variables for it.
+        Environment variables of the run.
 
     Raises
     ------
     kvtq_hw.contract.errors.UserError
         Unknown block or simulator, the simulator is not installed, or the folder cannot be written.
     BenchError
-        The build failed, the run left no results or ran no test, or a test watched not every AXI
+        The build failed, the run left no results or ran no test, or a test did not watch every AXI
         port.
     """
     tool = find_simulator(simulator)
@@ -158,7 +159,7 @@ def run_bench(
                 extra_env={
                     CONFIG_VARIABLE: config.model_dump_json(),
                     WATCHED_VARIABLE: str(watched),
-                    # else every import, torch and all, is compiled anew for better assertions
+                    # otherwise cocotb recompiles every import, even torch, for better assertions
                     "COCOTB_REWRITE_ASSERTION_FILES": "",
                     **(variables or {}),
                 },
@@ -168,7 +169,7 @@ def run_bench(
                 results_xml=str(results),
                 log_file=log,
             )
-        except (RuntimeError, SystemExit) as end:  # the simulator's exit status is not zero
+        except (RuntimeError, SystemExit) as end:  # nonzero exit status of the simulator
             trouble = str(end)
         tests = read_results(results, log)
     if trouble and all(test.passed for test in tests):
@@ -194,8 +195,8 @@ def read_results(results: Path, log: Path) -> tuple[CaseResult, ...]:
     Raises
     ------
     BenchError
-        When the file is missing or no XML, when no test was executed, or when the log's summary is
-        missing or counts differently: never a pass.
+        When the file is missing or is not XML, when no test was executed, or when the log's summary
+        is missing or has other counts. None of these counts as a pass.
     """
     try:
         root = ElementTree.parse(results).getroot()
@@ -227,7 +228,7 @@ def read_results(results: Path, log: Path) -> tuple[CaseResult, ...]:
 
 
 def _message(problem: ElementTree.Element) -> str:
-    """What failed, without the traceback: the exception's own text."""
+    """Return the exception's own text, without the traceback."""
     text = problem.get("message") or (problem.text or "").strip().splitlines()[-1:] or "failed"
     return text if isinstance(text, str) else text[0]
 
@@ -241,7 +242,7 @@ def _build(
     folder: Path,
     waves: bool,
 ) -> Path:
-    """Build the simulation unless the cache has it; returns its folder."""
+    """Build the simulation unless the cache has it; return its folder."""
     top = module_name(block)
     verilog = cached_verilog(block, config, folder / "verilog", all_names=waves)
     if waves:
@@ -263,7 +264,7 @@ def _build(
             (build / name).write_text(text, encoding="utf-8")
         log = build / "build.log"
         try:
-            # the pip package's makefiles forget how a large model includes its precompiled header
+            # the pip package's makefiles lack the option for a large model's precompiled header
             os.environ["MAKEFLAGS"] = "CFG_CXXFLAGS_PCH_I=-include"
             os.environ["OBJCACHE"] = launcher(folder / f"objects-{_digest(tool.description)}")
             runner.build(
@@ -283,7 +284,7 @@ def _build(
 
 
 def _public_ports(component: wiring.Component, top: str) -> str:
-    """Verilator control file: the bench reaches ports only, so that all else can be optimised."""
+    """Return a Verilator control file that makes only ports public, so the rest is optimised."""
     ports = ["clk", "rst"]
     for port, member in port_members(component).items():
         if Shape.cast(member.shape).width:
@@ -293,17 +294,17 @@ def _public_ports(component: wiring.Component, top: str) -> str:
 
 
 def _digest(*parts: object) -> str:
-    """Hash of the parts' texts, short enough for a folder's name."""
+    """Hash the parts' texts, short enough for a folder's name."""
     text = "\0".join(map(str, parts))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def _found(tool: Tool) -> Iterator[None]:
-    """Environment in which cocotb's runner finds the tool.
+    """Set the environment in which cocotb's runner finds the tool.
 
-    The name of a running pytest test is hidden: the runner would then exit at a failure, instead of
-    leaving the results to us.
+    The variable with the name of a running pytest test is hidden: with this variable the runner
+    would exit at a failure instead of leaving the results to the caller.
     """
     before = dict(os.environ)
     os.environ.update(tool.environment())

@@ -1,5 +1,8 @@
-"""Comparison of a stream's payloads with the expected ones: equal in every bit, none missing, none
-extra, and at least one."""
+"""Comparison of a stream's payloads with expected payloads.
+
+The payloads must be equal in every bit, none may be missing or extra, and there must be at least
+one.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ __all__ = ["Mismatch", "Scoreboard", "compared_bits"]
 
 
 class Mismatch(AssertionError):
-    """An output differs from the expected one; the message names index and field."""
+    """Raised when an output differs from the expected one; the message names index and field."""
 
 
 class Scoreboard:
@@ -24,12 +27,12 @@ class Scoreboard:
     Parameters
     ----------
     name : str
-        What messages call the stream.
+        Name of the stream in messages.
     shape : ShapeLike
-        Payload shape: messages name the fields of a layout.
+        Payload shape; messages name the fields of a layout.
     expected : sequence of payloads
-        In order, as `sim.bench.streams.packer` takes them. A field that a mapping leaves out is not
-        compared.
+        Payloads in order, as `sim.bench.streams.packer` takes them. Fields missing in a mapping are
+        not compared.
     """
 
     def __init__(self, name: str, shape: ShapeLike, expected: Sequence[Payload]) -> None:
@@ -46,11 +49,11 @@ class Scoreboard:
 
     @property
     def complete(self) -> bool:
-        """Whether every expected payload came."""
+        """Return whether every expected payload came."""
         return self.compared == len(self)
 
     def compare(self, received: Sequence[int]) -> None:
-        """Compare the packed payloads received so far with the expected ones; raises `Mismatch`."""
+        """Compare the packed payloads received so far; raise `Mismatch` at a difference."""
         for index in range(self.compared, len(received)):
             if index == len(self._expected):
                 extra = unpack(self._shape, received[index])
@@ -63,7 +66,7 @@ class Scoreboard:
             self.compared += 1
 
     def finish(self, received: Sequence[int]) -> None:
-        """Compare all, and raise `Mismatch` when any is missing or none was expected at all."""
+        """Compare all payloads; raise `Mismatch` also if one is missing or none was expected."""
         self.compare(received)
         if not self.complete:
             raise Mismatch(f"{self.name}: {self.compared} of {len(self)} expected payloads came")
@@ -71,7 +74,7 @@ class Scoreboard:
             raise Mismatch(f"{self.name}: nothing was compared")
 
     def _difference(self, index: int, bits: int) -> str:
-        """First field that differs, with both values."""
+        """Return the first field that differs, with both values."""
         mask = self._compared_bits[index]
         got = dict(_leaves(unpack(self._shape, bits & mask)))
         want = dict(_leaves(unpack(self._shape, self._expected[index] & mask)))
@@ -80,13 +83,13 @@ class Scoreboard:
 
 
 def compared_bits(shape: ShapeLike) -> Callable[[Payload], tuple[int, int]]:
-    """A function that packs a payload, and says which of its bits are compared."""
+    """Return a function that packs a payload and returns its bits and the mask of compared bits."""
     pack, mask = packer(shape), _masker(shape)
     return lambda payload: (pack(payload), mask(payload))
 
 
 def _masker(shape: ShapeLike) -> Callable[[Payload], int]:
-    """A function that says which bits of a payload are given: all but those of fields left out."""
+    """Return a function that masks the given bits of a payload: all but those of missing fields."""
     layout, everything = layout_of(shape), (1 << Shape.cast(shape).width) - 1
     if layout is None:
         return lambda payload: everything
@@ -102,7 +105,7 @@ def _masker(shape: ShapeLike) -> Callable[[Payload], int]:
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, int]]:
-    """Paths and values of the integers in nested dicts and lists."""
+    """Yield path and value of each integer in nested dicts and lists."""
     if isinstance(value, dict):
         for name, part in value.items():
             yield from _leaves(part, f"{path}.{name}")

@@ -1,4 +1,4 @@
-"""Random and corner data for the benches, as numpy arrays and as payloads."""
+"""Random and corner-case data for the benches, as numpy arrays and as payloads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ __all__ = [
 
 
 def random_trits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Ternary digits, int8, whose share of zeros differs along the first axis."""
+    """Draw ternary digits, int8; the share of zeros varies along the first axis."""
     density = rng.choice([0.0, 0.1, 0.5, 2 / 3, 1.0], size=(shape[0], *[1] * (len(shape) - 1)))
     nonzero = rng.random(shape) < density
     return np.where(nonzero, rng.choice([-1, 1], size=shape), 0).astype(np.int8)
@@ -36,7 +36,10 @@ def random_trits(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
 def random_elements(
     rng: np.random.Generator, config: EngineConfig, shape: tuple[int, ...]
 ) -> np.ndarray:
-    """Elements of planes or of integer vectors, int8; integers of all magnitudes, both ends too."""
+    """Draw elements of planes or of integer vectors, int8.
+
+    Integers have all magnitudes and often the smallest or the largest value.
+    """
     if config.is_ternary:
         return random_trits(rng, shape)
     low, high = config.element_min, config.element_max
@@ -46,9 +49,9 @@ def random_elements(
 
 
 def element_payloads(rng: np.random.Generator, config: EngineConfig, elements: np.ndarray) -> Any:
-    """Payloads of trits or integers, nested as the array is but for its last axis, the packed one.
+    """Pack trits or integers along the last axis into payloads, nested as the other axes.
 
-    Zero trits come in both of their encodings.
+    Zero trits occur in both encodings.
     """
     if config.is_ternary:
         return trit_payloads(rng, elements)
@@ -58,15 +61,15 @@ def element_payloads(rng: np.random.Generator, config: EngineConfig, elements: n
 
 
 def trit_payloads(rng: np.random.Generator, trits: np.ndarray) -> list[Any]:
-    """Payloads of ternary digits, nested as the array is but for its last axis, which is packed.
+    """Pack ternary digits along the last axis into payloads, nested as the other axes.
 
-    Zeros come in both of their encodings.
+    Zeros occur in both encodings.
     """
     return _payloads(trits, (trits < 0) | ((trits == 0) & (rng.random(trits.shape) < 0.25)))
 
 
 def plain_trit_payloads(trits: np.ndarray) -> list[Any]:
-    """The same with zeros as hardware writes them."""
+    """Pack as `trit_payloads`, with zeros in the encoding that the hardware writes."""
     return _payloads(trits, trits < 0)
 
 
@@ -77,7 +80,7 @@ def _payloads(trits: np.ndarray, negative: np.ndarray) -> list[Any]:
 
 
 def _nest(packed: np.ndarray) -> Any:
-    """Rows of bytes, least significant first, as integers."""
+    """Convert rows of bytes, least significant first, to integers."""
     if packed.ndim > 1:
         return [_nest(part) for part in packed]
     return int.from_bytes(packed.tobytes(), "little")
@@ -85,12 +88,12 @@ def _nest(packed: np.ndarray) -> Any:
 
 @dataclass(frozen=True)
 class Together:
-    """T vectors as Q slices' planes each: up to P planes of one run together, its unit plane first.
+    """T vectors as Q groups of up to P planes of one run, the unit plane first.
 
-    digits : int8 [T, Q, P, D], planes of zeros where a run has no more
+    digits : int8 [T, Q, P, D], zero where the run has no further plane
     unit, fraction, exponent : [T, Q]
-    first : int64 [T, Q], the index of each first plane
-    counts : int64 [T], how many of the Q are there
+    first : int64 [T, Q], the index of each group's first plane
+    counts : int64 [T], groups per vector; the others of the Q are absent
     """
 
     digits: NDArray[np.int8]
@@ -101,7 +104,7 @@ class Together:
     counts: NDArray[np.int64]
 
     def elements(self, config: EngineConfig) -> NDArray[np.int8]:
-        """The elements of each slice, [T, Q, S, P * L]."""
+        """Return the elements of each slice, [T, Q, S, P * L]."""
         tokens, most, planes, _ = self.digits.shape
         sliced = self.digits.reshape(tokens, most, planes, config.slices, config.lanes)
         return sliced.swapaxes(2, 3).reshape(tokens, most, config.slices, planes * config.lanes)
@@ -109,7 +112,7 @@ class Together:
 
 @dataclass(frozen=True)
 class Vectors:
-    """T vectors as ternary planes, as numpy arrays, with the number of planes of each.
+    """T vectors as planes in numpy arrays, with the number of planes of each vector.
 
     digits : int8 [T, P, D], trits or integers; unit plane of a run first; planes from `planes[t]`
         on are absent
@@ -125,7 +128,7 @@ class Vectors:
     planes: NDArray[np.int64]
 
     def golden(self) -> Planes:
-        """The same as the golden model takes them."""
+        """Return these vectors as `Planes` of the golden model."""
         return Planes(
             torch.from_numpy(self.digits),
             torch.from_numpy(self.unit),
@@ -135,11 +138,11 @@ class Vectors:
 
     @property
     def present(self) -> NDArray[np.bool_]:
-        """Whether a plane is one of its vector's, bool [T, P]."""
+        """Return whether each plane is present in its vector, bool [T, P]."""
         return np.arange(self.unit.shape[1]) < self.planes[:, None]
 
     def together(self, planes: int) -> Together:
-        """Planes as slices of several of them hold them."""
+        """Group up to `planes` planes of one run, as one slice holds them."""
         digits, unit, first, counts = planes_together(self.digits, self.unit, self.planes, planes)
         fraction, exponent = (
             np.where(unit, np.take_along_axis(field, first, 1), 0)
@@ -149,14 +152,14 @@ class Vectors:
 
     @property
     def largest_exponent(self) -> int:
-        """Largest exponent of a scale."""
+        """Return the largest exponent of a scale."""
         return int(self.exponent[self.unit].max())
 
 
 def random_planes(
     rng: np.random.Generator, config: EngineConfig, count: int, kind: str = "mixed"
 ) -> NDArray[np.int64]:
-    """Numbers of planes of `count` vectors: the "fewest", the "most", or "mixed"."""
+    """Draw numbers of planes for `count` vectors: the "fewest", the "most", or "mixed"."""
     low, high = {
         "fewest": (1, 1),
         "most": (config.max_planes, config.max_planes),
@@ -173,11 +176,11 @@ def random_vectors(
     code: str = "any",
     exponents: tuple[int, int] | None = None,
 ) -> Vectors:
-    """Random vectors.
+    """Draw random vectors.
 
     Parameters
     ----------
-    planes : int [T], number of planes of each vector
+    planes : int [T], number of planes per vector
     code : "balanced" (one run), "residual" (runs of one plane) or "any" (runs of any lengths)
     exponents : smallest and largest exponent of a scale; the whole range if None
     """

@@ -1,9 +1,9 @@
-"""Agents for valid/ready streams: a driver, a monitor, a sink, and the stalls they make.
+"""Agents for valid/ready streams: a driver, a monitor, a sink, and their stall patterns.
 
-All agents sample at the rising edge, where a value is the one that held during the cycle that
-ends there, and drive right after it. A transfer happens in a cycle in which `valid` and `ready`
-are both high. The protocol rules, which `StreamMonitor` asserts: once `valid` is high it stays
-high, with the same payload, until the transfer.
+All agents sample at the rising edge, which shows the values of the cycle that ends there, and drive
+right after the edge. A transfer happens in a cycle in which `valid` and `ready` are both high.
+`StreamMonitor` asserts the protocol rule: once `valid` is high, `valid` stays high with the same
+payload until the transfer.
 """
 
 from __future__ import annotations
@@ -44,33 +44,33 @@ PERIOD_NS = 10
 #: Names of the stall patterns.
 STALLS = ("none", "random", "bursts", "slow")
 
-#: What a test writes for a payload: an integer or an enumeration's member for a plain shape, nested
-#: mappings and sequences, or the bits as an integer, for a layout.
+#: A payload in a test. For a plain shape: an integer or a member of an enumeration. For a layout:
+#: nested mappings and sequences, or the layout's bits as an integer.
 Payload = int | Enum | Mapping[str, Any] | Sequence[Any]
 
 
 class ProtocolError(AssertionError):
-    """A stream broke a rule of the handshake."""
+    """Raised when a stream breaks a rule of the handshake."""
 
 
 def current_cycle() -> int:
-    """Number of the clock cycle that the simulation is in."""
+    """Return the number of the current clock cycle."""
     return int(get_sim_time("ns")) // PERIOD_NS
 
 
 def pack(shape: ShapeLike, payload: Payload) -> int:
-    """The bits of a payload, as an unsigned integer; see `packer`."""
+    """Pack a payload into an unsigned integer; see `packer`."""
     return packer(shape)(payload)
 
 
 def packer(shape: ShapeLike) -> Callable[[Payload], int]:
-    """A function that packs payloads of a shape: prepared once, much faster than `Layout.const`.
+    """Return a function that packs payloads of a shape, much faster than `Layout.const`.
 
-    A payload is an integer for a plain shape. For a layout it is a mapping or a sequence of its
-    fields' payloads, fields left out being zero, or an integer: the layout's bits themselves.
+    A payload of a plain shape is an integer. A payload of a layout is an integer with the layout's
+    bits, or a mapping or a sequence of its fields' payloads, in which missing fields are zero.
 
-    The function raises ValueError for a number that does not fit, KeyError or IndexError for a
-    field that the layout does not have.
+    The function raises ValueError for a number that does not fit, and KeyError or IndexError for a
+    field that is not in the layout.
     """
     layout, plain = layout_of(shape), Shape.cast(shape)
     width = plain.width
@@ -101,7 +101,7 @@ def packer(shape: ShapeLike) -> Callable[[Payload], int]:
 
 
 def unpack(shape: ShapeLike, bits: int) -> Any:
-    """What `pack` packed: an integer, or nested dicts and lists of integers."""
+    """Unpack the bits of `pack` into an integer, or nested dicts and lists of integers."""
     layout = layout_of(shape)
     if isinstance(layout, data.ArrayLayout):
         return [unpack(field.shape, _slice(bits, field)) for _, field in layout]
@@ -113,7 +113,7 @@ def unpack(shape: ShapeLike, bits: int) -> Any:
 
 
 def layout_of(shape: ShapeLike) -> data.Layout | None:
-    """The layout behind a payload shape; None for a plain shape."""
+    """Return the layout behind a payload shape; None for a plain shape."""
     try:
         return data.Layout.cast(shape)
     except TypeError:
@@ -125,7 +125,7 @@ def _slice(bits: int, field: data.Field) -> int:
 
 
 def stall_pattern(name: str, rng: np.random.Generator) -> Iterator[bool]:
-    """Endless sequence of "go in this cycle" decisions.
+    """Yield for ever whether to go in each cycle.
 
     "none" always goes; "random" goes in half of the cycles; "bursts" goes and stalls for 1 to 12
     cycles in turn; "slow" goes in every fifth cycle.
@@ -153,7 +153,7 @@ def stall_pattern(name: str, rng: np.random.Generator) -> Iterator[bool]:
 
 
 def changing_stalls(rng: np.random.Generator) -> Iterator[bool]:
-    """Endless: the patterns of `STALLS` in turn, each for 1 to 80 cycles."""
+    """Yield for ever the patterns of `STALLS` in turn, each for 1 to 80 cycles."""
     own = rng.spawn(1)[0]
     while True:
         pattern = stall_pattern(str(own.choice(["none", *STALLS])), own.spawn(1)[0])
@@ -161,7 +161,7 @@ def changing_stalls(rng: np.random.Generator) -> Iterator[bool]:
 
 
 class _Agent:
-    """Handles of one stream port; `cycles` are those of its transfers, in order."""
+    """Base of agents: handles of one stream port, and `cycles` of its transfers, in order."""
 
     def __init__(self, dut: HierarchyObject, port: str) -> None:
         self.port = port
@@ -179,11 +179,11 @@ class _Agent:
 
 
 class StreamDriver(_Agent):
-    """Source of a stream: sends packed payloads in order, with gaps of a stall pattern.
+    """Source of a stream: sends packed payloads in order, with the gaps of a stall pattern.
 
-    A gap may come before a payload is offered, never while it is offered: `valid` does not wait for
-    `ready`, and does not fall before the transfer. During a gap the payload is the last one with
-    every bit inverted, so that a block that reads it without `valid` shows.
+    A gap may come before a payload is offered, never during the offer: `valid` does not wait for
+    `ready` and does not fall before the transfer. During a gap the port holds the last payload with
+    every bit inverted, which exposes a block that reads the payload without `valid`.
     """
 
     def __init__(self, dut: HierarchyObject, port: str) -> None:
@@ -192,7 +192,7 @@ class StreamDriver(_Agent):
         self._payload.value = 0
 
     async def send(self, payloads: Sequence[int], stalls: Iterator[bool]) -> None:
-        """Send all payloads; returns after the last transfer."""
+        """Send all payloads; return after the last transfer."""
         width = len(self._payload)
         edge = RisingEdge(self._clock)
         for bits in payloads:
@@ -213,8 +213,8 @@ class StreamMonitor(_Agent):
 
     Attributes
     ----------
-    payloads : those that were taken
-    in_reset : nothing is looked at, and what was offered may be withdrawn
+    payloads : payloads that were taken
+    in_reset : while true, nothing is checked, and an offer may be withdrawn
     """
 
     def __init__(self, dut: HierarchyObject, port: str) -> None:
@@ -223,7 +223,7 @@ class StreamMonitor(_Agent):
         self.in_reset = False
 
     async def watch(self) -> None:
-        """Run for ever."""
+        """Collect payloads and check the protocol rules for ever."""
         edge = RisingEdge(self._clock)
         offered: LogicArray | None = None  # payload of a transfer that has not happened yet
         while True:
@@ -262,10 +262,10 @@ class StreamSink(StreamMonitor):
         self._ready.value = 0
 
     async def drain(self, stalls: Iterator[bool], patient: bool = False) -> None:
-        """Drive `ready` for ever; `watch` collects what comes.
+        """Drive `ready` for ever; `watch` collects the payloads.
 
-        A patient sink is not ready before it has seen `valid`: a block whose `valid` waits for
-        `ready` never gets anywhere with it.
+        A patient sink is not ready before it has seen `valid`, so a block whose `valid` waits for
+        `ready` hangs.
         """
         edge = RisingEdge(self._clock)
         for go in stalls:

@@ -1,8 +1,8 @@
-"""The blocks around the scheduler, played on its pins: host, reader, writer, core, faults.
+"""Models of the blocks around the scheduler, on its pins: host, reader, writer, core, faults.
 
-Each takes random times, and how long is drawn anew from time to time, so that everything meets
-everything: a slow host under a fast memory, reads that outlast appends, ends that nobody takes. In
-every cycle `sim.bench.scheduler_rules` is told what moved.
+Each block takes random times. The ranges of these times change during a test, so that all
+combinations occur: a slow host with a fast memory, reads that outlast appends, job ends that are not
+taken. `sim.bench.scheduler_rules` receives the transfers of every cycle.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from sim.bench.streams import PERIOD_NS, packer
 
 __all__ = ["Pace", "Surroundings"]
 
-_HANG = 4000  # cycles without the end of a job
+_HANG = 4000  # cycles without a job's end that count as a hang
 
 
 @dataclass(frozen=True)
 class Pace:
-    """How fast the blocks are: probabilities per cycle, and most cycles.
+    """Speed of the blocks: probabilities per cycle, and upper limits in cycles.
 
-    jobs, ends, parts, elements, idle : that a descriptor is offered, an end or a part is taken, an
-        element is given, the memory becomes idle in an abort
-    read, write, fetch, core, outputs : most cycles of each
+    jobs, ends, parts, elements, idle : probability that a descriptor is offered, an end or a part is
+        taken, an element is given, or the memory becomes idle in an abort
+    read, write, fetch, core, outputs : most cycles of each operation
     """
 
     jobs: float = 1.0
@@ -51,24 +51,24 @@ class Pace:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Pace:
-        """Any pace."""
+        """Draw a pace."""
         jobs, ends, parts, elements, idle = rng.choice((1.0, 0.7, 0.3, 0.1), 5).tolist()
         read, write, fetch, core, outputs = rng.choice((1, 8, 40), 5).tolist()
         return cls(jobs, ends, parts, elements, idle, read, write, fetch, core, outputs)
 
 
 class Surroundings:
-    """One test of the scheduler: `start`, then jobs, errors and resets, a cycle by `step`.
+    """One test of the scheduler: `start`, then jobs, errors and resets; `step` runs one cycle.
 
     Attributes
     ----------
     rules : sim.bench.scheduler_rules.Rules
-    pace : Pace, may be changed at any time
-    queue : jobs that have not been taken
-    offering : the descriptor that is offered
-    last : Cycle, what the ports showed in the cycle before
+    pace : Pace, which may be changed at any time
+    queue : jobs not yet offered
+    offering : the offered descriptor
+    last : Cycle, the ports in the previous cycle
     busy : set of str
-        What is under way: "fetch", "read", "core", "outputs".
+        Operations in progress: "fetch", "read", "core", "outputs", "write".
     """
 
     def __init__(self, dut: Any) -> None:
@@ -87,32 +87,32 @@ class Surroundings:
         self.queue: deque[dict[str, Any]] = deque()
         self._errors: Errors = (0, 0)
         self._pins = {name: dut[name] for name in port_members(bench.component)}
-        self._driven: dict[str, bool] = {}  # levels of pins
+        self._driven: dict[str, bool] = {}  # levels of driven pins
         self._reset_state()
 
     def _reset_state(self) -> None:
-        """Nothing is under way."""
+        """Reset the state of the bench: nothing is in progress."""
         self.offering: dict[str, Any] | None = None
-        self._waited = 0  # cycles without the end of a job
+        self._waited = 0  # cycles without a job's end
         self._ready: set[str] = set()
         self._forget()
 
     def _forget(self) -> None:
-        """The blocks begin anew."""
+        """Restart the blocks."""
         self._pulses = dict.fromkeys(
             ("job_read", "fetch_read", "attended", "key__written", "value__written"), False
         )
         self._given = dict.fromkeys(ELEMENTS, False)
         self._idle = self._begun = False
         self._countdown: dict[str, int] = {}
-        # number of the append and cycles, of each record
+        # per record: number of its append, and cycles left
         self._writing: dict[str, deque[tuple[int, int]]] = {side: deque() for side in SIDES}
         self._asked: dict[str, deque[int]] = {"reads": deque(), "fetches": deque()}
         self._attends = 0
 
     @property
     def busy(self) -> set[str]:
-        """What is under way."""
+        """Return the operations in progress."""
         return {*self._countdown, *(["write"] if any(self._writing.values()) else [])}
 
     async def start(self) -> None:
@@ -126,7 +126,7 @@ class Surroundings:
         cocotb.start_soon(self._stop_at_cancel())
 
     async def reset(self) -> None:
-        """Reset the scheduler and everything around it."""
+        """Reset the scheduler and the blocks around it."""
         self._dut.rst.value = 1
         self.rules.reset()
         self._reset_state()
@@ -137,12 +137,12 @@ class Surroundings:
         self._dut.rst.value = 0
 
     def fail(self, errors: Errors) -> None:
-        """Reader and writer report these responses from the next cycle on."""
+        """Let reader and writer report these responses from the next cycle on."""
         self._errors = errors
         self._dut.read_error.value, self._dut.write_error.value = errors
 
     async def _stop_at_cancel(self) -> None:
-        """Reader and writer stop in the very cycle of `cancel`, and may be idle in it."""
+        """Stop reader and writer in the cycle of `cancel`; they may be idle in the same cycle."""
         while True:
             await RisingEdge(self._dut.cancel)
             for name in ("job_read", "fetch_read", "key__written", "value__written"):
@@ -154,12 +154,12 @@ class Surroundings:
     # --- a cycle ----------------------------------------------------------------------------------
 
     async def step(self) -> Cycle:
-        """Let a cycle pass; what its ports showed.
+        """Run one cycle and return the ports in it.
 
         Raises
         ------
         sim.bench.scoreboard.Mismatch
-            When something is not as it must be, or no job ends for long though some must.
+            When the scheduler breaks a rule, or when no job ends for `_HANG` cycles though some must.
         """
         await RisingEdge(self._dut.clk)
         self.last = cycle = self._sample()
@@ -181,12 +181,12 @@ class Surroundings:
 
     @property
     def _unfinished(self) -> bool:
-        """Whether something must still happen."""
+        """Return whether jobs or errors are pending."""
         jobs = self.queue or self.offering or self.rules.in_flight
         return bool(jobs) or any(self._errors)
 
     async def run_dry(self) -> None:
-        """Step until every job has ended, and a while longer: nothing more may come."""
+        """Step until every job has ended, and 20 cycles more, in which nothing may come."""
         while self._unfinished:
             await self.step()
         for _ in range(20):
@@ -218,7 +218,7 @@ class Surroundings:
         return bool(self._pins[name].value)
 
     def _drive(self) -> None:
-        """Everything but descriptors and errors."""
+        """Drive all inputs but descriptors and errors."""
         for name, port in (*PARTS.items(), ("done", "done")):
             self._set(f"{port}__ready", name in self._ready)
         for name, pulse in self._pulses.items():
@@ -237,7 +237,7 @@ class Surroundings:
         return probability == 1.0 or bool(self.rng.random() < probability)
 
     def _offer(self, cycle: Cycle) -> None:
-        """The next descriptor; whether ends and parts are taken in the next cycle."""
+        """Offer the next descriptor, and draw which ends and parts the next cycle takes."""
         dut = self._dut
         if cycle.job is not None:
             self.offering = None
@@ -257,16 +257,16 @@ class Surroundings:
 
     @property
     def _read_failed(self) -> bool:
-        """The reader does nothing any more, and the core gets nothing."""
+        """Return whether the reader has failed: it stops, and the core gets no data."""
         return self._errors[0] != 0
 
     @property
     def _write_failed(self) -> bool:
-        """The writer does nothing any more."""
+        """Return whether the writer has failed: it stops."""
         return self._errors[1] != 0
 
     def _whole(self, what: str, jobs: int) -> int:
-        """Of so many jobs that were handed out, those whose elements have all come."""
+        """Return how many of `jobs` jobs handed out have received all their elements."""
         if self.rules.refusing:
             return jobs
         return jobs - -(-self.rules.debts[what] // self.config.head_dim)
@@ -274,7 +274,7 @@ class Surroundings:
     # --- the blocks' work -------------------------------------------------------------------------
 
     def _take_parts(self, cycle: Cycle) -> None:
-        """What was taken in this cycle is to be done."""
+        """Queue the work of the parts taken in this cycle."""
         for name, queue in self._asked.items():
             if name in cycle.taken and self.rules.waiting[name]:
                 queue.append(self.rules.waiting[name][0].append - (name == "fetches"))
@@ -285,7 +285,7 @@ class Surroundings:
                 writing.append((waiting[0].append, int(self.rng.integers(self.pace.write))))
 
     def _work(self, cycle: Cycle) -> None:
-        """Decide what the blocks do in the next cycle."""
+        """Decide the actions of the blocks in the next cycle."""
         self._pulses = dict.fromkeys(self._pulses, False)
         if cycle.cancel:
             self._idle = self._idle or self._chance(self.pace.idle)
@@ -298,7 +298,7 @@ class Surroundings:
         self._give(cycle)
 
     def _write(self) -> None:
-        """Records whose elements have come."""
+        """Write the records whose elements have come."""
         whole = self._whole("vectors", self.rules.progress.appends)
         for side, writing in self._writing.items():
             if writing and writing[0][0] <= whole:
@@ -309,7 +309,7 @@ class Surroundings:
                     self._pulses[f"{side}__written"] = True
 
     def _read(self) -> None:
-        """Fetches, and jobs: each when what it reads has been appended."""
+        """Run fetches and reads of jobs, each once the appends before it are complete."""
         appended = min(self.rules.progress.whole.values())
         for name, pulse in (("fetch", "fetch_read"), ("read", "job_read")):
             asked = self._asked["fetches" if name == "fetch" else "reads"]
@@ -320,7 +320,7 @@ class Surroundings:
                 self._countdown[name] = int(self.rng.integers(1, 1 + getattr(self.pace, name)))
 
     def _put_out(self, cycle: Cycle) -> None:
-        """The core, and outputs that leave; those that have begun do so whatever happens."""
+        """Run the core and send outputs; outputs that have begun leave even in an abort."""
         done = self.rules.progress
         if self._begun:
             if cycle.pulses["attended"]:
@@ -339,7 +339,7 @@ class Surroundings:
             self._countdown["core"] = int(self.rng.integers(1, 1 + self.pace.core))
 
     def _counted(self, name: str) -> bool:
-        """A cycle less; whether it was the last one."""
+        """Count a cycle of an operation; return whether it was the last one."""
         self._countdown[name] -= 1
         if self._countdown[name]:
             return False
@@ -347,7 +347,7 @@ class Surroundings:
         return True
 
     def _give(self, cycle: Cycle) -> None:
-        """The host gives elements that it owes, to blocks that want them or are thrown away."""
+        """Give elements that the host owes, if blocks take them or discard them."""
         wanted = cycle.discard or not (cycle.cancel or self.rules.refusing)
         self._given = {
             what: wanted and debt > 0 and self._chance(self.pace.elements)

@@ -1,4 +1,4 @@
-"""The tables' side of a block's read ports, for benches of the block alone."""
+"""The answering side of a block's table read ports, for benches of the block alone."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["answer_factors", "answer_reads"]
 def answer_reads(
     bench: Bench, port: str, answer: Callable[[Mapping[str, int]], Mapping[str, Payload]]
 ) -> None:
-    """Answer a read port of the block, a cycle after the address, for the rest of the test.
+    """Answer a read port of the block one cycle after each address, for the rest of the test.
 
     Parameters
     ----------
-    answer : from the fields of an address to those of its answer
+    answer : maps the fields of an address to the fields of the answer
     """
     members = bench.component.signature.members[port].signature.members
     # a field without bits has no port
@@ -55,7 +55,7 @@ def answer_reads(
 
 
 def answer_factors(bench: Bench, feedback: Feedback) -> None:
-    """Answer port `factors` from the matrices of all heads."""
+    """Answer port `factors` from the feedback matrices of all heads."""
     words = factor_words(bench.config, feedback.factors).tolist()
     shifts = feedback.shift.tolist()
 

@@ -1,4 +1,4 @@
-"""How a vector is quantized, for golden model and hardware alike; random codes and matrices."""
+"""The code of one vector, for golden model and hardware; random codes and feedback matrices."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["RULES", "Rule", "VectorCode", "random_code", "random_matrices"]
 
 Rule = tuple[CodeKind, ScaleChoice, bool]
 
-#: What the hardware computes: kind of code, choice of the scale, feedback.
+#: Rules that the hardware computes: kind of code, choice of the scale, feedback.
 RULES: tuple[Rule, ...] = (
     ("balanced", "absmean", False),
     ("balanced", "absmean", True),
@@ -30,11 +30,11 @@ RULES: tuple[Rule, ...] = (
 
 @dataclass(frozen=True)
 class VectorCode:
-    """A code of `digits` planes.
+    """The code of one vector, with `digits` planes.
 
-    ratio : of the scale to the mean magnitude (balanced codes)
-    table : number of the head, whose feedback matrix is used
-    unit_first : order of a run's planes in the record
+    ratio : ratio of the scale to the mean magnitude (balanced codes)
+    table : number of the head whose feedback matrix is used
+    unit_first : whether the unit plane of a run comes first in the record
     """
 
     kind: CodeKind
@@ -46,7 +46,7 @@ class VectorCode:
     unit_first: bool = False
 
     def payload(self, config: EngineConfig) -> dict[str, Any]:
-        """As `vector_code_layout`."""
+        """Return the code as a payload of `vector_code_layout`."""
         residual = self.kind == "residual"
         ratios = RESIDUAL_RATIOS if residual else [self.ratio] * 5
         return {
@@ -62,7 +62,7 @@ class VectorCode:
     def quantize(
         self, config: EngineConfig, vectors: NDArray[np.int64], matrices: Feedback
     ) -> Planes:
-        """Planes [N, P, D] of vectors [N, D]."""
+        """Quantize vectors [N, D] to planes [N, P, D]."""
         own = slice(self.table, self.table + 1)
         planes = quantize(
             config,
@@ -84,7 +84,7 @@ def random_code(
     digits: int | None = None,
     rule: Rule | None = None,
 ) -> VectorCode:
-    """A code, random where it is not given."""
+    """Draw a code; given arguments are kept."""
     kind, scale, feedback = RULES[rng.integers(len(RULES))] if rule is None else rule
     digits = int(rng.integers(1, config.max_planes + 1)) if digits is None else digits
     # the usual ratio, or any that its constant has bits for
@@ -95,7 +95,7 @@ def random_code(
 
 
 def random_matrices(rng: np.random.Generator, config: EngineConfig) -> Feedback:
-    """Feedback matrices of all heads: sparse or dense, with elements of every size."""
+    """Draw feedback matrices of all heads: sparse or dense, with elements of every magnitude."""
     shape = (config.table_heads, config.head_dim, config.head_dim)
     factors = rng.integers(-4, 5, shape) * (rng.random(shape) < rng.choice([0.1, 0.9]))
     shift = rng.integers(0, 8, shape[:2])

@@ -1,7 +1,7 @@
-"""Waves that a person can read: names of states and operations as text, and a view for GTKWave.
+"""Readable waves: names of states and operations as text, and a view for GTKWave.
 
-Verilog carries numbers. Beside each state register and each enumerated signal stands a wire of
-ASCII text with the name of its value, so that every viewer and every simulator shows it.
+Verilog signals carry numbers. Each state register and each enumerated signal gets a wire of ASCII
+text with the name of its value, which every viewer and every simulator shows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from rtl.verilog import emit_rtlil, port_members
 
 __all__ = ["TEXT_SUFFIX", "save_view", "value_names", "with_text"]
 
-#: The wire with the name of `signal`'s value is called ``signal_text``.
+#: Suffix of the wire with the name of a signal's value: ``signal_text`` for `signal`.
 TEXT_SUFFIX = "_text"
 
 _MODULE = re.compile(r"^module (\S+?)\(.*?^endmodule$", re.MULTILINE | re.DOTALL)
@@ -32,7 +32,7 @@ Names = Mapping[str, Mapping[str, Mapping[int, str]]]
 
 
 def value_names(component: wiring.Component, top: str) -> Names:
-    """Names of values, by module and signal: states of state machines, and enumerations."""
+    """Return the names of values, by module and signal, of state machines and enumerations."""
     found: dict[str, dict[str, dict[int, str]]] = {}
     for module, text in _RTLIL_MODULE.findall(emit_rtlil(component, top)):
         for attributes, _, signal in _ENUM.findall(text):
@@ -46,7 +46,7 @@ def value_names(component: wiring.Component, top: str) -> Names:
 
 
 def _machines(fragment: Fragment, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """State machines of a fragment and of those inside it, each with its path."""
+    """Yield path and state machine of a fragment and of its subfragments."""
     for made in fragment.generated.values():
         if hasattr(made, "encoding") and hasattr(made, "state"):
             yield path, made
@@ -56,7 +56,7 @@ def _machines(fragment: Fragment, path: tuple[str, ...]) -> Iterator[tuple[tuple
 
 
 def with_text(verilog: str, names: Names) -> str:
-    """The Verilog with a wire of text beside each signal that `names` knows."""
+    """Return the Verilog with a text wire beside each signal in `names`."""
 
     def extended(match: re.Match[str]) -> str:
         lines = []
@@ -75,12 +75,12 @@ def with_text(verilog: str, names: Names) -> str:
 
 
 def save_view(file: Path, waves: Path, component: wiring.Component, top: str, names: Names) -> None:
-    """Write a save file of GTKWave: ports by stream, and the states of every block as text.
+    """Write a GTKWave save file: ports by stream, and the states of every block as text.
 
     Parameters
     ----------
-    file : to write, ends in .gtkw
-    waves : that it opens
+    file : the save file, which ends in .gtkw
+    waves : the waves file that the view opens
     """
     ports = list(port_members(component))
     with whole(file, "view of waves") as scratch, scratch.open("w", encoding="utf-8") as target:
