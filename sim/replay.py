@@ -1,4 +1,4 @@
-"""Replay: one captured attention on the engine in a simulator, as a cocotb test of its own."""
+"""Replay: a cocotb test that runs one captured attention on the engine in a simulator."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sim.benches.engine import Job, run
 
 __all__ = ["FILE_VARIABLE", "replayed_cycles"]
 
-#: Environment variable with the captured file.
+#: Environment variable with the path of the captured file.
 FILE_VARIABLE = "KVTQ_REPLAY_FILE"
 
 
 def replayed_cycles(captured: Captured) -> int:
-    """Cycles that the model gives for a captured job."""
+    """Return the cycles of a captured job according to the cycle model."""
     config, slices = captured.config, []
     for planes, depths, together in (
         (captured.keys, captured.key_depths, config.key_planes_per_cycle),
@@ -40,7 +40,7 @@ def replayed_cycles(captured: Captured) -> int:
 
 @cocotb.test()
 async def captured(dut: HierarchyObject) -> None:
-    """Outputs, counters and cycles of the captured job, streams never waiting."""
+    """Check outputs, counters and cycles of the captured job on streams without stalls."""
     if file := os.environ.get(RECORD_VARIABLE):
         cocotb.start_soon(record(dut, create_block("engine", bench_config()), Path(file)))
     bench = await Bench.start(dut, "engine")

@@ -19,8 +19,8 @@ __all__ = ["AxiError", "AxiRules", "BusRules", "Rule", "Sample", "StreamRules", 
 Sample = Callable[[str], int | str]
 
 PAGE_BYTES = 4096
-#: Cycles after which a side that could offer, but does not while its partner is not ready, counts as
-#: waiting for READY. No agent of the benches pauses for as long.
+#: Cycles after which a side that could offer, but does not while its partner is not ready, counts
+#: as waiting for READY. No agent of the benches pauses for as long.
 PATIENCE = 256
 
 _EXOKAY = 1
@@ -109,7 +109,7 @@ class BusRules:
         """
         if reset:
             self._resets += 1
-            if self._resets == 1:  # this edge starts the reset, so its sample may still show offers
+            if self._resets == 1:  # reset takes effect after this edge
                 return
         if self._resets:
             for channel in self._channels:

@@ -86,7 +86,7 @@ class Bench:
     async def start(cls, dut: HierarchyObject, block: str) -> Bench:
         """Start the clock, attach agents to every stream port and reset the design.
 
-        Inputs outside streams start at zero, as do the inputs of AXI ports, which agents drive later.
+        All other inputs start at zero, including those of AXI ports, which agents drive later.
         """
         bench = cls(dut, block)
         for port, member in interfaces(bench.component).items():
@@ -151,7 +151,7 @@ class Bench:
             sink.cycles.clear()
 
     def expect(self, port: str, payloads: Sequence[Payload], mix: str = "none") -> None:
-        """Take payloads from an output stream under back-pressure and compare with these payloads."""
+        """Take payloads from an output stream under back-pressure; they must equal `payloads`."""
         self._scoreboards[port] = Scoreboard(port, self._shapes[port], payloads)
         self._transfers += len(payloads)
         pattern = self.stalls(mix)

@@ -1,8 +1,8 @@
-"""KV heads on an accelerator, and golden ones beside them: jobs, what must come of them, recovery.
+"""KV heads on an accelerator beside golden heads: jobs, expected results, recovery.
 
-Host software's part in a simulation. It plans jobs ahead without knowing how they will end; when
-all have ended, `Heads.settle` holds outputs, statuses and memory against golden heads that have
-done the jobs that ended well.
+This is the host software in a simulation. It plans jobs ahead without knowing how they will end.
+When all jobs have ended, `Heads.settle` compares outputs, statuses and memory with golden heads
+that have run the successful jobs.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ _PAGE = 4096
 
 @dataclass(frozen=True)
 class Planned:
-    """A job that the host starts.
+    """A job that the host has planned.
 
-    descriptor : by the names of `rtl.control.descriptor_layout`
-    head : whose it is
-    wrong : kind of `sim.bench.job_cases.WRONG`, None for a right one
-    vectors : int64 [2, D] of a job that appends, refused or not
-    queries : int64 [G, D] of a job that attends
+    descriptor : fields by the names of `rtl.control.descriptor_layout`
+    head : index of the job's head
+    wrong : kind of `sim.bench.job_cases.WRONG`; None for a right descriptor
+    vectors : int64 [2, D], for a job that appends, refused or not
+    queries : int64 [G, D], for a job that attends
     """
 
     descriptor: dict[str, Any]
@@ -55,7 +55,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class Output:
-    """What came out of one job: int64 [G, D], and the exponent."""
+    """Outputs of one job, int64 [G, D], and their exponent."""
 
     values: NDArray[np.int64]
     exponent: int
@@ -66,15 +66,15 @@ class Heads:
 
     Parameters
     ----------
-    code : of all heads
-    count : KV heads
-    tokens : most tokens of a head
-    base : address of the memory
-    rotate : keys, values and queries are rotated
+    code : code of all heads
+    count : number of KV heads
+    tokens : most tokens per head
+    base : base address of the memory
+    rotate : whether keys, values and queries are rotated
 
     Attributes
     ----------
-    memory : uint8, what the accelerator reads and writes
+    memory : uint8, the bytes that the accelerator reads and writes
     unknown : heads whose value exponent the hardware does not know
     """
 
@@ -102,7 +102,7 @@ class Heads:
             for head in range(count)
         ]
         self._golden = [self._golden_head(head) for head in range(count)]
-        self._tokens = [0] * count  # with those that are planned
+        self._tokens = [0] * count  # including planned tokens
         self.unknown = set(range(count))
 
     def _golden_head(self, head: int) -> KvHead:
@@ -118,17 +118,17 @@ class Heads:
         return Feedback(factors.triu(1), shift)
 
     def tables(self) -> Iterator[list[int]]:
-        """Packets of words that load the heads' tables."""
+        """Return packets of words that load the heads' tables."""
         return load_words(self.config, self._centres, self._feedback[0], self._feedback[1])
 
     def tokens(self, head: int) -> int:
-        """Tokens of a head, those that are planned included."""
+        """Return the number of tokens of a head, including planned tokens."""
         return self._tokens[head]
 
     # --- jobs -------------------------------------------------------------------------------------
 
     def random_vectors(self, count: int) -> NDArray[np.int64]:
-        """Vectors of 16-bit elements [count, D]: Gaussian, with extremes, small, or zero."""
+        """Draw vectors of 16-bit elements [count, D]: Gaussian, with extremes, small, or zero."""
         dim = self.config.head_dim
         kind = self.rng.integers(0, 8)
         x = np.rint(self.rng.normal(0, 6000, (count, dim)))
@@ -141,7 +141,7 @@ class Heads:
         return x.clip(-VECTOR_MAX - 1, VECTOR_MAX).astype(np.int64)
 
     def random_exponents(self) -> list[int]:
-        """Exponents under which scores spread over some octaves."""
+        """Draw query exponents under which scores spread over some octaves."""
         config = self.config
         middle = config.head_dim.bit_length() + 27 - config.score_fraction_bits
         return self.rng.integers(middle - 3, middle + 4, config.query_group).tolist()
@@ -149,12 +149,12 @@ class Heads:
     def plan(
         self, head: int, *, append: bool = True, attend: bool = True, wrong: str | None = None
     ) -> Planned:
-        """The next job of a head; a wrong one leaves the head as it is.
+        """Plan the next job of a head; a wrong job leaves the head unchanged.
 
         Raises
         ------
         ValueError
-            When the head is full, or has nothing to attend to.
+            When the head is full, or has no token to attend to.
         """
         tokens = self._tokens[head] + (append and wrong is None)
         if not (tokens or wrong):
@@ -180,7 +180,7 @@ class Heads:
             self.random_vectors(group) if job["attend"] else None,
         )
 
-    # --- what must come of them -------------------------------------------------------------------
+    # --- expected results -------------------------------------------------------------------------
 
     def settle(
         self,
@@ -189,27 +189,28 @@ class Heads:
         errors: Sequence[dict[str, int]] = (),
         fault: JobStatus = JobStatus.OK,
     ) -> int:
-        """All jobs have ended: compare everything, and restore the heads whose jobs failed.
+        """Compare all results after all jobs have ended, and restore the heads of failed jobs.
 
-        A job that attends ends well if and only if its outputs came: so the outputs say how many
-        failed, and where jobs may fail all right ones attend. Those that failed follow one another.
+        A job that attends is successful if and only if its outputs came, so the number of outputs
+        tells how many jobs failed. If jobs may fail, all right jobs must attend. Failed jobs follow
+        one another.
 
         Parameters
         ----------
-        outputs : of the jobs in their order
-        errors : what the register `first_error` said, each time that it was cleared; `job` counts
-            from the first of these
+        outputs : outputs of the jobs, in order
+        errors : values of the register `first_error` before each time it was cleared; `job` counts
+            from the first of `jobs`
         fault : status with which jobs may fail
 
         Returns
         -------
         int
-            How many right jobs failed.
+            Number of right jobs that failed.
 
         Raises
         ------
         sim.bench.scoreboard.Mismatch
-            When outputs, statuses or bytes of the memory are not as they must be.
+            When outputs, statuses or bytes of the memory differ from the expected ones.
         """
         right = [number for number, job in enumerate(jobs) if job.wrong is None]
         attending = [number for number in right if jobs[number].queries is not None]
@@ -239,11 +240,11 @@ class Heads:
     def _check_errors(
         jobs: Sequence[Planned], errors: Sequence[dict[str, int]], fault: JobStatus
     ) -> None:
-        """Every error that is reported is one, and the first one is."""
+        """Check that every reported error is expected, and that the first error is reported."""
         refusals = {number: WRONG[job.wrong].status for number, job in enumerate(jobs) if job.wrong}
         for error in errors:
             number, status = error["job"], JobStatus(error["status"])
-            # a refused job that is in flight may end with the others
+            # a refused job in flight may end with the status of the other jobs
             allowed = {refusals.get(number, fault), fault} - {JobStatus.OK}
             if status not in allowed:
                 names = ", ".join(sorted(status.name for status in allowed))
@@ -257,9 +258,9 @@ class Heads:
     def _first_failed(
         jobs: Sequence[Planned], right: Sequence[int], errors: Sequence[dict[str, int]]
     ) -> tuple[int, bool]:
-        """Number of the first right job that failed, and whether it is known.
+        """Return the number of the first right job that failed, and whether this number is exact.
 
-        It is not where a refused job had just been reported: it comes after that one.
+        The number is not exact if only a refused job was reported: the failed job comes after it.
         """
         reported = [error["job"] for error in errors]
         for number in reported:
@@ -268,7 +269,7 @@ class Heads:
         return min(reported), False
 
     def _do(self, number: int, job: Planned, output: Output | None) -> None:
-        """The golden head does a job too."""
+        """Run a job on its golden head and compare the output."""
         head = self._golden[job.head]
         if job.vectors is not None:
             head.append(*torch.from_numpy(job.vectors))
@@ -284,7 +285,7 @@ class Heads:
             )
 
     def _compare_memory(self, spoiled: Iterable[int]) -> None:
-        """The memory is the image of the golden heads, to the byte, but for spoiled heads."""
+        """Check that the memory equals the golden heads' image, except for spoiled heads."""
         image = self._image()
         for head in spoiled:
             for region in self._regions(head):
@@ -295,7 +296,7 @@ class Heads:
             raise Mismatch(f"{len(wrong)} bytes of the memory are wrong, the first at {at:#x}")
 
     def restore(self, heads: Iterable[int]) -> None:
-        """What a host does when jobs have failed: it loads what it knows of their heads."""
+        """Restore heads after failed jobs, as a host does: load golden heads into the memory."""
         image = self._image()
         for head in heads:
             for region in self._regions(head):
@@ -304,7 +305,7 @@ class Heads:
             self.unknown.add(head)
 
     def restore_all(self) -> None:
-        """The same after a reset: no job that was planned counts, and everything is loaded."""
+        """Restore all heads after a reset, and drop all planned jobs."""
         self.restore(range(len(self._golden)))
         self._compare_memory(())
 
@@ -317,7 +318,7 @@ class Heads:
         return found
 
     def _regions(self, head: int) -> Iterator[slice]:
-        """Bytes of the memory that belong to a head."""
+        """Yield the slices of the memory that belong to a head."""
         layout = self.layout.heads[0][head]
         for vectors in (layout.key, layout.value):
             for region in vectors.regions.values():
@@ -326,6 +327,6 @@ class Heads:
 
 
 def page_before(config: EngineConfig, rng: np.random.Generator, size: int) -> int:
-    """Base of a memory of so many bytes that holds the end of a 4 KiB page."""
+    """Draw a base for a memory of `size` bytes that holds the end of a 4 KiB page."""
     word = config.memory_bits // 8
     return 5 * _PAGE - word * int(rng.integers(1, max(2, min(size, _PAGE) // word)))

@@ -1,7 +1,7 @@
-"""Random job descriptors, right ones at every limit and wrong ones just beyond, by kind.
+"""Random job descriptors: right ones at every limit, and wrong ones just beyond, by kind.
 
-What is wrong with a kind, and with which status it is refused, is written here by hand: benches
-hold the golden scheduler against it too.
+The fault of each wrong kind and the status of its refusal are written here by hand. Benches compare
+the golden scheduler with this table as well.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from rtl.layouts import ABSMEAN_CONSTANT_BITS
 __all__ = ["LIMITS", "WRONG", "Limit", "Wrong", "limits_of", "random_job", "wrong_job"]
 
 Job = dict[str, Any]
-_WORD = 1 << 32  # of the registers: numbers of tokens and slots are below
+_WORD = 1 << 32  # limit of a register: numbers of tokens and slots are below
 _TIERS = ("sink_tokens", "body_tokens", "window_tokens")
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """A kind of wrong descriptor: how a right one becomes it, and how its job ends."""
+    """A kind of wrong descriptor: the change of a right descriptor, and the job's final status."""
 
     meaning: str
     status: JobStatus
@@ -35,20 +35,20 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Limit:
-    """A size that is just allowed, and whether a job has it."""
+    """A largest or smallest allowed size, and the test whether a job has it."""
 
     meaning: str
     holds: Callable[[EngineConfig, Job], bool]
 
 
 def _few(job: Job, **tiers: int) -> Job:
-    """A job of few tokens, consistent, of these tiers."""
+    """Return a consistent job with the given tokens per tier, 0 by default."""
     counts = {name: tiers.get(name, 0) for name in _TIERS}
     return job | counts | {"tokens": sum(counts.values()), "window_start": 0, "leaving": False}
 
 
 def _wrapping(job: Job, *, extra: int) -> Job:
-    """Tiers whose sum is `extra` times 2**32 above the job's tokens."""
+    """Return a job whose tiers sum to `extra` * 2**32 more than the job's tokens."""
     sums = {
         1: {"sink_tokens": _WORD - 1, "body_tokens": 1, "window_tokens": job["tokens"]},
         2: {
@@ -69,7 +69,7 @@ def _balanced(job: Job) -> Job:
 
 
 def _leaving(job: Job, *, append: bool, body: int, window: int) -> Job:
-    """A job one of whose tokens is said to leave the window."""
+    """Return a job with the flag that a token leaves the window."""
     few = _few(job, sink_tokens=1, body_tokens=body, window_tokens=window)
     return few | {"append": append, "leaving": True}
 
@@ -77,7 +77,7 @@ def _leaving(job: Job, *, append: bool, body: int, window: int) -> Job:
 _BAD = JobStatus.BAD_CODE
 _MANY = JobStatus.TOO_MANY_TOKENS
 
-#: Wrong descriptors by kind. Each differs from a right one in one thing.
+#: Wrong descriptors by kind. Each differs from a right descriptor in one property.
 WRONG: dict[str, Wrong] = {
     "no_tokens": Wrong("No token, in no tier.", JobStatus.NO_TOKENS, lambda config, job: _few(job)),
     "max_context+1": Wrong(
@@ -175,7 +175,7 @@ def _most(config: EngineConfig) -> int:
     return config.max_context
 
 
-#: Sizes that a right descriptor may just have.
+#: Limits of a right descriptor.
 LIMITS: dict[str, Limit] = {
     "tokens_1": Limit("One token.", _is("tokens", lambda config: 1)),
     "max_context": Limit("As many tokens as the accelerator takes.", _is("tokens", _most)),
@@ -231,20 +231,20 @@ LIMITS: dict[str, Limit] = {
 
 
 def limits_of(config: EngineConfig, job: Job) -> list[str]:
-    """Names of the `LIMITS` that a right job has."""
+    """Return the names of the `LIMITS` that a right job reaches."""
     return [name for name, limit in LIMITS.items() if limit.holds(config, job)]
 
 
 def wrong_job(config: EngineConfig, job: Job, kind: str) -> Job:
-    """A right job made wrong in one way of `WRONG`."""
+    """Make a right job wrong by a kind of `WRONG`."""
     return WRONG[kind].spoil(config, job)
 
 
 def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
-    """A right descriptor: any values, and limits more often than others."""
+    """Draw a right descriptor with any values; limits are more frequent than other values."""
 
     def number(low: int, high: int) -> int:
-        """Of low .. high, each end as often as all between them."""
+        """Draw from low .. high, each end as often as all values between."""
         kind = rng.integers(3)
         return (low, high, int(rng.integers(low, high + 1)))[kind]
 

@@ -46,7 +46,7 @@ _IDLE = 200  # cycles watched at the end, in which nothing may come
 
 #: Channels of the memory, and streams of the host.
 CHANNELS = ("ar", "r", "aw", "w", "b", "key_value", "query", "output")
-#: Faults of the memory's answers, each with the status of the jobs in flight that fail.
+#: Faults of the memory's answers, each with the final status of the jobs in flight.
 FAULTS = {
     "r_slverr": JobStatus.READ_ERROR,
     "r_decerr": JobStatus.READ_ERROR,

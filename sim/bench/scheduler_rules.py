@@ -1,9 +1,8 @@
-"""What the scheduler must do, cycle by cycle: a reference that watches its ports.
+"""A cycle-accurate reference of the scheduler, which checks the scheduler's ports.
 
-It is told what moved in each cycle, in the order of the cycles, and raises `Mismatch` as soon as
-something is not as it must be. What a job's parts hold and which descriptors are wrong is
-`golden.scheduler`'s to say; when a part may come, when and how a job ends, and what an abort leaves
-is said here.
+The reference receives the ports of each cycle in order and raises `Mismatch` at the first fault.
+`golden.scheduler` defines the contents of a job's parts and which descriptors are wrong. This
+module defines when a part may come, when and how a job ends, and what an abort leaves.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ from sim.bench.streams import Payload
 
 __all__ = ["ELEMENTS", "IN_FLIGHT", "PARTS", "Cycle", "Errors", "Rules", "Taken"]
 
-#: Jobs that were taken, are right or refused, and have not ended, at most.
+#: Most jobs that were taken, are right or refused, and have not ended.
 IN_FLIGHT = 4
-#: Names of a job's parts (`golden.scheduler`), and of the streams that they come on.
+#: Names of a job's parts (`golden.scheduler`), with the names of the streams that carry them.
 PARTS = {name: name for name in ("queries", "reads", "attends", "exponents", "fetches")} | {
     f"{side}_{part}": f"{side}__{part}" for part in ("tasks", "places") for side in SIDES
 }
-#: What the host gives, and which jobs want it.
+#: Elements that the host gives, with the descriptor field of the jobs that need them.
 ELEMENTS = {"vectors": "append", "queries": "attend"}
 _COUNTER = 16  # appends are counted modulo this
 _OKAY = 0
@@ -40,14 +39,15 @@ Errors = tuple[int, int]  # responses of reader and writer
 
 @dataclass
 class Taken:
-    """A job whose descriptor was taken and that has not ended.
+    """A job that was taken and has not ended.
 
     Attributes
     ----------
-    problem : why it is refused, or OK
-    entered : it is in flight: its parts have been offered, or its elements are owed, or the next
-        descriptor has been taken
-    doubtful : it may have been in flight at an abort: that does not show where it asks for nothing
+    problem : status with which the job is refused, or OK
+    entered : whether the job is in flight: its parts have been offered, its elements are owed, or
+        the next descriptor has been taken
+    doubtful : whether the job may have been in flight at an abort; the ports do not show this for a
+        job that neither appends nor attends
     """
 
     job: Job
@@ -61,17 +61,17 @@ class Taken:
 
     @property
     def asks(self) -> bool:
-        """Whether it has parts, or its elements are thrown away."""
+        """Return whether the job appends or attends: it has parts, or discarded elements."""
         return bool(self.job["append"] or self.job["attend"])
 
 
 @dataclass(frozen=True)
 class Part:
-    """A payload that must come, and when it may.
+    """A payload that must come, and the condition under which it may come.
 
-    append : number of the append, the job's own, since the scheduler began anew
-    reads, fetches : as many must have been read before it may be offered
-    last : it is the last record of its append
+    append : number of the job's append since the last restart
+    reads, fetches : reads and fetches that must be complete before the part may be offered
+    last : whether the part is the last record of its append
     """
 
     bits: int
@@ -84,14 +84,14 @@ class Part:
 
 @dataclass
 class Cycle:
-    """What the ports showed in one cycle.
+    """The scheduler's ports in one cycle.
 
-    job : the descriptor that was taken
-    parts : payloads that were offered, by stream
-    taken : streams that moved, parts and `done`
-    end : the payload of `done`, if it was valid
-    owed : by `ELEMENTS`
-    given : elements that the host gave in this cycle
+    job : the descriptor taken in this cycle
+    parts : offered payloads, by stream
+    taken : streams with a transfer, among the parts and `done`
+    end : the payload of `done`, if valid
+    owed : whether elements are owed, by name of `ELEMENTS`
+    given : whether the host gave an element, by name of `ELEMENTS`
     pulses : job_read, fetch_read, attended, key__written, value__written
     appended : counters of keys and values
     """
@@ -115,11 +115,11 @@ class Cycle:
 
 @dataclass
 class Progress:
-    """What has happened since the scheduler began anew."""
+    """Counts of events since the scheduler's last restart."""
 
     appends: int = 0
     attends: int = 0
-    reads: int = 0  # jobs that read, handed out
+    reads: int = 0  # jobs with a read that were handed out
     fetches: int = 0
     jobs_read: int = 0
     fetches_read: int = 0
@@ -131,22 +131,22 @@ class Progress:
 
 
 class Rules:
-    """The reference.
+    """The scheduler's reference.
 
     Parameters
     ----------
-    packers : of each part's payload: its bits, and those that are compared
+    packers : by part, a function from a payload to its bits and the mask of compared bits
 
     Attributes
     ----------
     in_flight : jobs that were taken and have not ended
-    newest : the job that was taken last since reset; one that is refused may have ended, and its
-        elements still be owed
-    progress : since the scheduler began anew
+    newest : the last job taken since reset; a refused job may have ended while its elements are
+        still owed
+    progress : counts since the last restart
     waiting : parts that must still come, by stream
-    debts : elements that the host owes
+    debts : numbers of elements that the host owes
     ended : statuses of all jobs that have ended
-    restarts : how often the scheduler began anew
+    restarts : number of restarts
     """
 
     def __init__(
@@ -159,14 +159,14 @@ class Rules:
         self.reset()
 
     def reset(self) -> None:
-        """The scheduler is reset: it knows of no job."""
+        """Reset the reference with the scheduler: no job is known."""
         self.in_flight: deque[Taken] = deque()
         self.newest: Taken | None = None
         self._failing = 0  # jobs at the front that must end with `_failure`
         self._failure = JobStatus.OK
-        self._errors: Errors = (_OKAY, _OKAY)  # of the cycle before
-        self._cancelled = False  # in the cycle before
-        self._offered: set[str] = set()  # and not taken in the cycle before
+        self._errors: Errors = (_OKAY, _OKAY)  # in the previous cycle
+        self._cancelled = False  # in the previous cycle
+        self._offered: set[str] = set()  # offered but not taken in the previous cycle
         self._begin()
 
     def _begin(self) -> None:
@@ -177,25 +177,25 @@ class Rules:
 
     @property
     def handed_out(self) -> bool:
-        """Whether all parts of all jobs have been taken, but for what is read."""
+        """Return whether all parts of all jobs but `reads` have been taken."""
         return not any(parts for name, parts in self.waiting.items() if name != "reads")
 
     @property
     def refusing(self) -> bool:
-        """Whether the elements that are owed are those of a job that is refused."""
+        """Return whether the owed elements belong to a refused job."""
         newest = self.newest
         return newest is not None and newest.entered and not newest.right
 
     @property
     def _may_discard(self) -> bool:
-        """Whether nobody wants the elements that come now, without an abort."""
+        """Return whether elements may be discarded without an abort."""
         newest = self.newest
         waits = newest is not None and not newest.right and not any(self.debts.values())
         return self.refusing or waits
 
     @property
     def served(self) -> bool:
-        """Whether an append or a read is done of jobs that have not ended."""
+        """Return whether an append or a read of a job that has not ended is complete."""
         done = self.progress
         return max(done.whole.values()) > done.ended_appends or done.jobs_read > done.ended_attends
 
@@ -218,7 +218,7 @@ class Rules:
         self._errors, self._cancelled = cycle.errors, cycle.cancel and not cycle.restart
         self._offered = {*cycle.parts, *(["done"] if cycle.end is not None else [])} - cycle.taken
 
-    # --- jobs come --------------------------------------------------------------------------------
+    # --- taking jobs ------------------------------------------------------------------------------
 
     def _take(self, job: Job) -> None:
         if self._failing:
@@ -233,7 +233,7 @@ class Rules:
         self._expect_parts(self.newest)
 
     def _expect_parts(self, taken: Taken) -> None:
-        """Its parts must come, after those of the jobs before."""
+        """Expect the parts of a job after the parts of earlier jobs."""
         if not taken.right:
             return
         job, done = taken.job, self.progress
@@ -253,7 +253,7 @@ class Rules:
                 self.waiting[name].append(part)
 
     def _enter(self, cycle: Cycle) -> None:
-        """See whether the newest job has entered the flight."""
+        """Note whether the newest job enters the flight in this cycle."""
         newest = self.newest
         if newest is None or newest.entered:
             return
@@ -273,7 +273,7 @@ class Rules:
             done.reads += job["attend"]
             done.fetches += job["leaving"]
 
-    # --- what is seen in every cycle --------------------------------------------------------------
+    # --- checks of every cycle --------------------------------------------------------------------
 
     def _check_levels(self, cycle: Cycle) -> None:
         done = self.progress
@@ -341,7 +341,7 @@ class Rules:
         self.ended.append(status)
 
     def _count(self, cycle: Cycle) -> None:
-        """What the blocks around have done in this cycle shows in the next one."""
+        """Count the actions of the surrounding blocks, which show in the next cycle."""
         done = self.progress
         for what, given in cycle.given.items():
             self.debts[what] -= given
@@ -354,7 +354,7 @@ class Rules:
                 done.whole[side] += self._written[side].popleft()
 
     def _restart(self, cycle: Cycle) -> None:
-        """The scheduler begins anew; what it has not handed out is still to be done."""
+        """Check a restart of the scheduler; a job that was not handed out is still to be done."""
         if not cycle.idle:
             raise Mismatch("a restart before the memory is idle")
         if any(cycle.owed.values()):

@@ -1,8 +1,8 @@
 """Models of the blocks around the scheduler, on its pins: host, reader, writer, core, faults.
 
 Each block takes random times. The ranges of these times change during a test, so that all
-combinations occur: a slow host with a fast memory, reads that outlast appends, job ends that are not
-taken. `sim.bench.scheduler_rules` receives the transfers of every cycle.
+combinations occur: a slow host with a fast memory, reads that outlast appends, job ends that nobody
+takes. `sim.bench.scheduler_rules` receives the transfers of every cycle.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _HANG = 4000  # cycles without a job's end that count as a hang
 class Pace:
     """Speed of the blocks: probabilities per cycle, and upper limits in cycles.
 
-    jobs, ends, parts, elements, idle : probability that a descriptor is offered, an end or a part is
-        taken, an element is given, or the memory becomes idle in an abort
+    jobs, ends, parts, elements, idle : probabilities that a descriptor is offered, an end or a part
+        is taken, an element is given, or the memory becomes idle in an abort
     read, write, fetch, core, outputs : most cycles of each operation
     """
 
@@ -159,7 +159,7 @@ class Surroundings:
         Raises
         ------
         sim.bench.scoreboard.Mismatch
-            When the scheduler breaks a rule, or when no job ends for `_HANG` cycles though some must.
+            When the scheduler breaks a rule, or no job ends for `_HANG` cycles though some must.
         """
         await RisingEdge(self._dut.clk)
         self.last = cycle = self._sample()

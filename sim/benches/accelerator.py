@@ -1,7 +1,8 @@
-"""Bench of the accelerator: KV heads live through decode steps, errors and resets.
+"""Bench of the accelerator: decode steps of KV heads, with errors and resets.
 
-Buses, memory and host are `sim.bench.machine`'s; what must come out and be in memory is said by
-golden heads (`sim.bench.heads`). What the bench must have met is declared here: a hole fails it.
+`sim.bench.machine` provides buses, memory and host. Golden heads (`sim.bench.heads`) define the
+expected outputs and memory. The required coverage is declared here: a bin without a hit fails the
+bench.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CODES = (
 )
 _PAGE = 4096
 _STALL = 200  # cycles
-_TRIES = 8  # streams of jobs in which a fault finds its moment
+_TRIES = 8  # most streams of jobs until a fault meets its state
 
 _STATES = {
     "outputs": "Outputs of a job are offered.",
@@ -94,7 +95,7 @@ COVERAGE = Coverage(
 
 
 def states(machine: Machine) -> list[str]:
-    """What is going on now, by `_STATES`."""
+    """Return the names of `_STATES` that hold now."""
     dut = machine.dut
     found = {
         "outputs": dut.m_axis_output_tvalid.value == 1,
@@ -106,7 +107,7 @@ def states(machine: Machine) -> list[str]:
 
 
 async def fill(machine: Machine) -> None:
-    """Each head gets some tokens."""
+    """Append some tokens to each head."""
     for _ in range(5):
         for head in range(2):
             await machine.step(head, attend=False)
@@ -114,7 +115,7 @@ async def fill(machine: Machine) -> None:
 
 
 async def random_steps(machine: Machine, count: int, wrong: float = 0.2) -> None:
-    """Jobs of both heads, some of them wrong; right ones attend."""
+    """Run jobs of both heads, some of them wrong; right jobs attend."""
     rng = machine.rng
     for _ in range(count):
         head = int(rng.integers(2))
@@ -129,7 +130,7 @@ async def random_steps(machine: Machine, count: int, wrong: float = 0.2) -> None
 @cocotb.test()
 @cocotb.parametrize(code=CODES, pausing=(False, True))
 async def life(dut: HierarchyObject, code: str, pausing: bool) -> None:
-    """Two heads from their first token on, a step after the other, jobs back to back."""
+    """Run decode steps of two heads from their first token on, with jobs back to back."""
     machine = Machine(dut, code)
     await machine.start(pausing=CHANNELS if pausing else ())
     words = {"r": 0, "w": 0}
@@ -151,7 +152,7 @@ async def life(dut: HierarchyObject, code: str, pausing: bool) -> None:
 
 
 async def count_words(dut: HierarchyObject, channel: str, words: dict[str, int]) -> None:
-    """Count the words that a data channel of the memory port hands over."""
+    """Count the words that a data channel of the memory port transfers."""
     valid, ready = dut[f"m_axi_{channel}valid"], dut[f"m_axi_{channel}ready"]
     while True:
         await RisingEdge(dut.clk)
@@ -159,7 +160,7 @@ async def count_words(dut: HierarchyObject, channel: str, words: dict[str, int])
 
 
 async def count_runs(dut: HierarchyObject, runs: list[int]) -> None:
-    """Append the length of each run of cycles in which a key and a value element are taken."""
+    """Append to `runs` the length of each run of cycles in which key and value elements are taken."""
     while True:
         await RisingEdge(dut.clk)
         if dut.s_axis_key_value_tvalid.value == 1 and dut.s_axis_key_value_tready.value == 1:
@@ -170,7 +171,7 @@ async def count_runs(dut: HierarchyObject, runs: list[int]) -> None:
 
 @cocotb.test()
 async def not_rotated(dut: HierarchyObject) -> None:
-    """A model whose vectors stay as they are."""
+    """Run a model whose vectors are not rotated."""
     machine = Machine(dut, CODES[0], rotate=False)
     await machine.start()
     for _ in range(8):
@@ -180,7 +181,7 @@ async def not_rotated(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def append_and_attend_apart(dut: HierarchyObject) -> None:
-    """Jobs that only append, jobs that only attend, of one head back to back."""
+    """Run jobs of one head back to back that only append or only attend."""
     machine = Machine(dut, CODES[0], count=1)
     await machine.start()
     kinds = ("append", "append", "attend", "both", "append", "append", "attend", "append", "both")
@@ -191,7 +192,7 @@ async def append_and_attend_apart(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def every_refusal(dut: HierarchyObject) -> None:
-    """Each wrong descriptor between right ones: its status, and nothing else."""
+    """Check that each wrong descriptor between right ones has no effect but its status."""
     machine = Machine(dut, CODES[0])
     await machine.start()
     await fill(machine)
@@ -205,7 +206,7 @@ async def every_refusal(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def as_many_tokens_as_there_may_be(dut: HierarchyObject) -> None:
-    """A head grows to `max_context`, attends to all, and is refused one token more."""
+    """Grow a head to `max_context`, attend to all tokens, and check the refusal of one more."""
     most = bench_config().max_context
     machine = Machine(dut, CODES[0], tokens=most, count=1)
     await machine.start()
@@ -223,7 +224,7 @@ async def as_many_tokens_as_there_may_be(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(part=(0, 1, 2))
 async def bursts_at_the_end_of_a_page(dut: HierarchyObject, part: int) -> None:
-    """The memory lies about the end of a 4 KiB page, somewhere in it: no burst goes beyond."""
+    """Place the memory across a 4 KiB page end and check that no burst crosses the end."""
     config, rng = bench_config(), np.random.default_rng(cocotb.RANDOM_SEED)
     code = CODES[part]
     size = MemoryLayout(config, [CacheCode.parse(code)], 2, 12).bytes
@@ -244,7 +245,7 @@ async def bursts_at_the_end_of_a_page(dut: HierarchyObject, part: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(channel=CHANNELS)
 async def stalled_channel(dut: HierarchyObject, channel: str) -> None:
-    """Nothing moves on one channel for long, again and again; everything waits, nothing is lost."""
+    """Stall one channel for long, repeatedly, and check that nothing is lost."""
     machine = Machine(dut, CODES[5])
     await machine.start()
     await fill(machine)
@@ -257,12 +258,12 @@ async def stalled_channel(dut: HierarchyObject, channel: str) -> None:
 
 
 async def strike(machine: Machine, fault: str, after: int, state: str | None = None) -> None:
-    """A fault in a random stream of jobs, which then end, one way or the other.
+    """Cause a fault in a random stream of jobs, and let all jobs end.
 
     Parameters
     ----------
-    after : answers of the memory that go well before
-    state : the first moment of it is waited for
+    after : answers of the memory without a fault before
+    state : state in which the fault comes, at the first opportunity
     """
     seen: list[str] = []
 
@@ -282,7 +283,7 @@ async def strike(machine: Machine, fault: str, after: int, state: str | None = N
 
 
 async def stall_when_fired(machine: Machine, channel: str) -> None:
-    """From the fault on nothing moves on a channel for long."""
+    """Stall a channel for long from the fault on."""
     while not machine.fired:
         await ClockCycles(machine.dut.clk, 1)
     machine.channels[channel].clear_pause_generator()
@@ -293,9 +294,9 @@ async def stall_when_fired(machine: Machine, channel: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(fault=tuple(FAULTS))
 async def fault_in_every_state(dut: HierarchyObject, fault: str) -> None:
-    """A fault while outputs leave, elements are owed, words are read or written; then recovery."""
+    """Cause a fault while outputs leave, elements are owed or words move; check recovery."""
     machine = Machine(dut, CODES[0])
-    # where answers of reads pause, the next append's writes are answered meanwhile
+    # while answers of reads pause, the writes of the next append are answered
     await machine.start(pausing=["r"] if fault.startswith("b") else [])
     await fill(machine)
     for state in _STATES:
@@ -311,7 +312,7 @@ async def fault_in_every_state(dut: HierarchyObject, fault: str) -> None:
 
 @cocotb.test()
 async def counters_go_on_after_a_fault(dut: HierarchyObject) -> None:
-    """The core starts anew, its counters do not: slices of all jobs, of the one that failed too."""
+    """Check that counters survive the core's restart and count slices of failed jobs too."""
     machine = Machine(dut, CODES[0])
     await machine.start()
     await fill(machine)
@@ -323,7 +324,7 @@ async def counters_go_on_after_a_fault(dut: HierarchyObject) -> None:
         await machine.settle()
         counted = {name: (await machine.read(name))["count"] for name in names}
         for name in names:
-            # at least the slices of two attentions, and by far not as many as a wrapped counter
+            # at least the slices of two attentions, and far fewer than a wrapped counter shows
             if not 2 < counted[name] - before[name] < 1 << 16:
                 raise Mismatch(f"{name} in round {round_}: {before[name]}, then {counted[name]}")
         before = counted
@@ -333,7 +334,7 @@ async def counters_go_on_after_a_fault(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(part=(0, 1))
 async def faults_at_any_time(dut: HierarchyObject, part: int) -> None:
-    """Faults in random streams of jobs, some of them wrong; outputs that nobody takes for long."""
+    """Cause faults in random streams of jobs, some wrong, with outputs stalled for long."""
     machine = Machine(dut, CODES[3 * part])
     await machine.start(pausing=CHANNELS[:-1] if part else ())
     await fill(machine)
@@ -350,7 +351,7 @@ async def faults_at_any_time(dut: HierarchyObject, part: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(answer=("r", "b"))
 async def late_answers_to_an_abort(dut: HierarchyObject, answer: str) -> None:
-    """Bursts are under way when the memory fails, and are answered long afterwards."""
+    """Answer outstanding bursts long after the memory has failed."""
     machine = Machine(dut, CODES[0])
     await machine.start(pausing=["r", "b"])
     await fill(machine)
@@ -367,7 +368,7 @@ async def late_answers_to_an_abort(dut: HierarchyObject, answer: str) -> None:
 
 @cocotb.test()
 async def reset_in_every_state(dut: HierarchyObject) -> None:
-    """Reset in the middle of jobs; what follows is as after the first reset."""
+    """Reset during jobs, and check that the accelerator works as after the first reset."""
     machine = Machine(dut, CODES[0])
     await machine.start()
     await fill(machine)
@@ -387,6 +388,6 @@ async def reset_in_every_state(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def every_bin_was_hit(dut: HierarchyObject) -> None:
-    """The coverage of all tests before this one has no hole."""
+    """Check that all tests before this one have hit every bin of the coverage."""
     await Machine(dut, CODES[0]).start()
     COVERAGE.finish(Path())

@@ -1,4 +1,4 @@
-"""Bench of the append path: new and leaving vectors in every code against golden quantizing."""
+"""Bench of the append path: new and leaving vectors in every code against golden records."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from sim.benches.dequantizer import coded_planes
 
 
 class Tasks:
-    """Tasks with their inputs and what must come of them, all in order."""
+    """Tasks with their inputs and expected outputs, in order."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
@@ -37,7 +37,7 @@ class Tasks:
         self.written: list[dict[str, int]] = []
 
     def new_vector(self) -> torch.Tensor:
-        """16-bit, of any size: [1, D]."""
+        """Draw a vector of 16-bit elements of any magnitude, [1, D]."""
         rng = self.bench.rng
         size = 2.0 ** rng.uniform(0, 16)
         vector = np.clip(
@@ -46,7 +46,7 @@ class Tasks:
         return torch.from_numpy(vector.astype(np.int64))
 
     def add_new(self, code: VectorCode, centre: bool, rotate: bool) -> None:
-        """Quantize a new vector."""
+        """Add a task that quantizes a new vector."""
         vector = self.new_vector()
         self.vectors += [{"value": value} for value in vector[0].tolist()]
         subtracted = self.centres[code.table] if centre else None
@@ -54,14 +54,14 @@ class Tasks:
         self._add_task(code, leaving=False, centre=centre, rotate=rotate)
 
     def add_leaving(self, code: VectorCode, digits: int) -> None:
-        """Requantize a vector of so many digits."""
+        """Add a task that requantizes a leaving vector of `digits` digits."""
         config = self.bench.config
         conditioned = condition(self.new_vector(), None, True)
         ratio = BALANCED_RATIOS[digits - 1]
         planes = quantize(config, conditioned, "balanced", digits, "absmean", ratio=ratio)
         self.leaving += coded_planes(self.bench, planes, code.unit_first)
         self._expect(code, dequantize(config, planes))
-        # what a leaving vector ignores
+        # a leaving vector ignores these fields
         centre, rotate = (bool(bit) for bit in self.bench.rng.integers(2, size=2))
         self._add_task(code, leaving=True, centre=centre, rotate=rotate)
 
@@ -77,13 +77,13 @@ class Tasks:
         self.written.append({"exponent": int(exponents[0])})
 
     async def run(self, source: str = "none", sink: str = "none") -> None:
-        """Send all, and compare."""
+        """Send all tasks and compare the outputs."""
         bench = self.bench
         answer_factors(bench, self.matrices)
         centres = self.centres.tolist()
 
         def centre(address: Mapping[str, int]) -> Mapping[str, Payload]:
-            # between tasks the address is anything, and one behind the last is asked for too
+            # between tasks the address has any value, and one address past the last word is read
             head = address["table"] % bench.config.table_heads
             return {"value": centres[head][address["element"] % bench.config.head_dim]}
 
@@ -97,7 +97,7 @@ class Tasks:
 
 
 def add_random(tasks: Tasks, count: int) -> None:
-    """Tasks of every kind."""
+    """Add tasks of every kind."""
     rng = tasks.bench.rng
     for _ in range(count):
         if rng.random() < 0.5:
@@ -115,14 +115,14 @@ def add_random(tasks: Tasks, count: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Tasks of every kind under gaps and back-pressure."""
+    """Run tasks of every kind under gaps and back-pressure."""
     tasks = Tasks(await Bench.start(dut, "append_path"))
     add_random(tasks, 8)
     await tasks.run(source, sink)
 
 
 def step_codes(bench: Bench, feedback: bool) -> tuple[VectorCode, VectorCode]:
-    """Codes of a decode step: as many digits as can be for the new vector, two for the leaving."""
+    """Return the codes of a decode step: most digits for the new vector, two for the leaving."""
     most = bench.config.max_planes
     tier = VectorCode("balanced", "absmean", False, most, BALANCED_RATIOS[most - 1], 0, False)
     body = VectorCode("balanced", "absmean", feedback, 2, BALANCED_RATIOS[1], 0, False)
@@ -132,7 +132,7 @@ def step_codes(bench: Bench, feedback: bool) -> tuple[VectorCode, VectorCode]:
 @cocotb.test()
 @cocotb.parametrize(feedback=(False, True))
 async def cycles_of_a_step(dut: HierarchyObject, feedback: bool) -> None:
-    """A new vector and a leaving one, step after step: the first one within `step_cycles`."""
+    """Check the cycles of steps with a new and a leaving vector: a step fits `step_cycles`."""
     bench = await Bench.start(dut, "append_path")
     config, steps = bench.config, 4
     tier, body = step_codes(bench, feedback)
@@ -147,6 +147,6 @@ async def cycles_of_a_step(dut: HierarchyObject, feedback: bool) -> None:
     limit = bench.component.step_cycles(tier.digits, body.digits, feedback)
     if took > limit:
         raise AssertionError(f"{took} cycles for the first step, {limit} are documented")
-    # the next step's vector comes in during the digits of this one's leaving vector
+    # the next step's vector comes in during the digits of this step's leaving vector
     if int(np.diff(ends[1::2]).max()) >= took:
         raise AssertionError("steps do not overlap")

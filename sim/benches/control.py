@@ -1,4 +1,4 @@
-"""Bench of the registers: cocotbext-axi's AXI4-Lite manager, and random traffic beside a model."""
+"""Bench of the registers: cocotbext-axi's AXI4-Lite manager, and random traffic with a model."""
 
 from __future__ import annotations
 
@@ -110,18 +110,18 @@ async def start(dut: HierarchyObject, mix: str = "none") -> tuple[Bench, AxiLite
 
 
 async def read(master: AxiLiteMaster, name: str, index: int = 0) -> dict[str, int]:
-    """The fields of a register."""
+    """Read the fields of a register."""
     word = await master.read_dword(REGISTERS[name].address + WORD_BYTES * index)
     return REGISTERS[name].unpack(word)
 
 
 async def write(master: AxiLiteMaster, name: str, **fields: int) -> None:
-    """Write fields of a register, zero into the others."""
+    """Write fields of a register; the other fields become zero."""
     await master.write_dword(REGISTERS[name].address, REGISTERS[name].pack(**fields))
 
 
 def random_job(bench: Bench, shape: Any = None) -> Any:
-    """Any bits in every field of a descriptor, by name."""
+    """Draw random bits for every field of a descriptor, by name."""
     layout = layout_of(shape or descriptor_layout(bench.config))
     assert layout is not None
     fields = {}
@@ -136,13 +136,13 @@ def random_job(bench: Bench, shape: Any = None) -> Any:
 
 
 def stored_mask(register: Register) -> int:
-    """The bits of a register that software writes and reads back."""
+    """Return the mask of register bits that software writes and reads back."""
     return sum(field.mask for field in register.fields if field.kind is Kind.STORED)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")  # a lost answer hangs the manager
 async def identity_and_resets(dut: HierarchyObject) -> None:
-    """What a driver looks at first, and zero in everything that has not been written."""
+    """Check the registers that a driver reads first, and that unwritten registers are zero."""
     bench, master = await start(dut)
     config = bench.config
     bench.check((await master.read(0, 4)).data, b"KVTQ", "identity")
@@ -165,9 +165,9 @@ async def identity_and_resets(dut: HierarchyObject) -> None:
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 @cocotb.parametrize(mix=("none", "mixed"))
 async def stored_fields(dut: HierarchyObject, mix: str) -> None:
-    """Writes of one byte to several words, anywhere, read back with what stands beside them.
+    """Check writes of one byte to several words, anywhere, and reads with the bytes beside them.
 
-    Fields that software cannot write keep what they say.
+    Fields that software cannot write keep their values.
     """
     bench, master = await start(dut, mix)
     end = max(r.address + WORD_BYTES * r.count for r in REGISTERS.values())
@@ -197,7 +197,7 @@ async def stored_fields(dut: HierarchyObject, mix: str) -> None:
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 @cocotb.parametrize(mix=("none", "mixed"))
 async def jobs(dut: HierarchyObject, mix: str) -> None:
-    """Descriptors through the queue: all fields, in order, and none twice."""
+    """Check that descriptors pass the queue with all fields, in order, each once."""
     bench, master = await start(dut, mix)
     driver = Driver(bench.config)
     descriptions = [random_job(bench)]
@@ -205,7 +205,7 @@ async def jobs(dut: HierarchyObject, mix: str) -> None:
         other = random_job(bench)
         some = bench.rng.choice(sorted(other), 3, replace=False)
         descriptions.append(descriptions[-1] | {name: other[name] for name in some})
-    descriptions.insert(3, descriptions[2])  # needs but one write
+    descriptions.insert(3, descriptions[2])  # needs a single write
     bench.expect("jobs", descriptions, mix)
     for number, job in enumerate(descriptions):
         while not (await read(master, "status"))["free"]:
@@ -220,7 +220,7 @@ async def jobs(dut: HierarchyObject, mix: str) -> None:
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def a_job_too_many(dut: HierarchyObject) -> None:
-    """Two jobs wait; the third is lost and said to be, and the two come out as they were."""
+    """Check that a third job is lost and reported while two wait, and that the two are intact."""
     bench, master = await start(dut)
     driver = Driver(bench.config)
     descriptions = [random_job(bench) for _ in range(3)]
@@ -237,7 +237,7 @@ async def a_job_too_many(dut: HierarchyObject) -> None:
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def ends_of_jobs(dut: HierarchyObject) -> None:
-    """Status, number, first error and events; the interrupt line by what is enabled."""
+    """Check status, number, first error and events, and the interrupt line by enabled events."""
     bench, master = await start(dut)
     await write(master, "interrupt_enable", error=1)
     statuses = [JobStatus.OK, JobStatus.READ_ERROR, JobStatus.OK, JobStatus.BAD_CODE]
@@ -265,7 +265,7 @@ async def ends_of_jobs(dut: HierarchyObject) -> None:
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def an_event_outlives_its_clearing(dut: HierarchyObject) -> None:
-    """A job ends in the cycle in which software clears the bit: it stays set, for the newer job."""
+    """Check that an event bit stays set if a job ends in the cycle that clears the bit."""
     bench = await Bench.start(dut, "control")
     enable, event = REGISTERS["interrupt_enable"], REGISTERS["interrupt"]
     first_error = REGISTERS["first_error"]
@@ -276,7 +276,7 @@ async def an_event_outlives_its_clearing(dut: HierarchyObject) -> None:
     dut.done__payload.value = int(JobStatus.WRITE_ERROR)
 
     async def cycle(register: Register | None, word: int, ends: bool) -> None:
-        """Write a register, or nothing, and end a job, or not, all in one cycle."""
+        """Write a register or none, and end a job if `ends`, in one cycle."""
         dut.axi_awvalid.value = dut.axi_wvalid.value = int(register is not None)
         dut.axi_awaddr.value = register.address if register else 0
         dut.axi_wdata.value = word
@@ -296,14 +296,14 @@ async def an_event_outlives_its_clearing(dut: HierarchyObject) -> None:
     ):
         await cycle(register, word, ends)
         found.append((int(dut.irq.value), first_error.unpack(int(dut.axi_rdata.value))["job"]))
-    # an edge sees what the cycle before it made, and the register that was read one cycle earlier
+    # an edge samples the results of the cycle before it, and the read register of one cycle earlier
     bench.check([irq for irq, _ in found], [0, 0, 1, 1, 1, 0, 0], "irq by cycle")
     bench.check([job for _, job in found], [0, 0, 0, 0, 1, 1, 1], "first error by cycle")
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def counters(dut: HierarchyObject) -> None:
-    """Each counter is read at its own address."""
+    """Check that each counter is read at its own address."""
     bench, master = await start(dut)
     layout = control_counters_layout()
     for _ in range(3):
@@ -315,7 +315,7 @@ async def counters(dut: HierarchyObject) -> None:
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def answers(dut: HierarchyObject) -> None:
-    """SLVERR outside the map; a word without its bytes starts nothing."""
+    """Check SLVERR outside the map, and that a word without strobes starts no job."""
     bench, master = await start(dut)
     known = {r.address + WORD_BYTES * i for r in REGISTERS.values() for i in range(r.count)}
     for address in range(0, 1 << 10, WORD_BYTES):
@@ -330,7 +330,7 @@ async def answers(dut: HierarchyObject) -> None:
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def a_write_and_a_read_a_cycle(dut: HierarchyObject) -> None:
-    """Address and word are taken in every cycle, and answered in the next."""
+    """Check that address and word are taken in every cycle and answered in the next cycle."""
     bench = await Bench.start(dut, "control")
     register = REGISTERS["query_exponent"]
     await RisingEdge(dut.clk)
@@ -347,7 +347,7 @@ async def a_write_and_a_read_a_cycle(dut: HierarchyObject) -> None:
         bench.check(list(handshakes), [1, 1, 1], f"taken in cycle {cycle}")
         answers = [int(dut.axi_bvalid.value), int(dut.axi_rvalid.value)]
         bench.check(answers, [int(cycle > 0)] * 2, f"answers in cycle {cycle}")
-    # a read in the cycle of a write still finds what was there before
+    # a read in the cycle of a write still returns the old value
     bench.check(found, [0] * (register.count + 1) + [1], "words read, a cycle later")
 
 
@@ -355,13 +355,13 @@ async def a_write_and_a_read_a_cycle(dut: HierarchyObject) -> None:
 
 
 class Traffic:
-    """Random values at all inputs, by the rules of the bus, and what they are in each cycle.
+    """Drives random values on all inputs, by the rules of the bus, and returns them per cycle.
 
-    How often a side goes on is drawn anew every few cycles: from never waiting to hardly moving.
+    The probability that a side goes on is redrawn every few cycles, from no waits to few transfers.
     """
 
     PORTS = ("aw", "w", "ar", "b", "r", "jobs", "done")
-    RUNNING = 6  # more than ever are beside the queue
+    RUNNING = 6  # more jobs than are ever in flight outside the queue
 
     def __init__(self, bench: Bench) -> None:
         self._bench = bench
@@ -371,17 +371,17 @@ class Traffic:
         self._pace = dict.fromkeys(self.PORTS, 1.0)
 
     def withdraw(self) -> None:
-        """Offer nothing, as in reset."""
+        """Withdraw all offers, as in reset."""
         self.offered.clear()
         self._show({})
 
     def next(self, waiting: int, pending: int) -> Inputs:
-        """Drive the inputs of a cycle in which so many jobs wait, and so many have not ended."""
+        """Drive the inputs of a cycle with `waiting` jobs queued and `pending` jobs not ended."""
         rng, offered = self._rng, self.offered
         if rng.random() < 0.03:
             paces = rng.choice([0.05, 0.4, 1.0], len(self.PORTS), p=[0.3, 0.4, 0.3])
             self._pace = dict(zip(self.PORTS, paces.tolist(), strict=True))
-            if rng.random() < 0.2:  # hardly anything comes, and all of it is taken
+            if rng.random() < 0.2:  # few offers come, and all are taken
                 self._pace |= {"aw": 0.02, "w": 0.02, "ar": 0.02, "b": 1.0, "r": 1.0, "jobs": 1.0}
             if rng.random() < 0.4:  # jobs pile up
                 self._pace |= {"aw": 1.0, "w": 1.0, "b": 1.0, "jobs": 0.15, "done": 0.5}
@@ -412,15 +412,15 @@ class Traffic:
         return inputs
 
     def _written(self) -> int:
-        """Most often what starts jobs and clears events."""
+        """Draw a word to write, mostly words that start jobs and clear events."""
         return self._address("control", "control", "interrupt", "interrupt_enable")
 
     def _read(self) -> int:
-        """Most often what jobs end with."""
+        """Draw an address to read, mostly of registers that jobs change at their end."""
         return self._address("status", "completed", "last_status", "first_error", "interrupt")
 
     def _address(self, *names: str) -> int:
-        """A byte of one of these registers, of any register, or anywhere."""
+        """Draw a byte address of one of these registers, of any register, or anywhere."""
         rng = self._rng
         name = str(rng.choice([*names, "any", "outside"]))
         if name == "outside":
@@ -452,7 +452,7 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What stands at the ports; answers and payloads None where nothing is offered."""
+    """Output ports in a cycle; answers and payloads are None if nothing is offered."""
 
     ready: tuple[int, int, int]
     write_answer: int | None
@@ -462,7 +462,7 @@ class Outputs:
 
     @classmethod
     def seen(cls, dut: HierarchyObject) -> Outputs:
-        """What the design says."""
+        """Return the outputs of the design."""
 
         def value(name: str) -> int:
             return int(dut[name].value)
@@ -477,7 +477,7 @@ class Outputs:
 
     @classmethod
     def of(cls, model: RegisterModel) -> Outputs:
-        """What the model says."""
+        """Return the outputs of the model."""
         kept = (model.kept_address, model.kept_word, model.kept_read)
         ready = tuple(int(part is None) for part in kept)
         job = model.queue[0] if model.queue else None
@@ -485,7 +485,7 @@ class Outputs:
 
 
 def sample_cycle(model: RegisterModel, inputs: Inputs) -> None:
-    """Count what a cycle was."""
+    """Sample the coverage of a cycle."""
     for point, bin_ in model.happened:
         COVERAGE.sample(**{point: bin_})
     if inputs.ended is not None:
@@ -498,7 +498,7 @@ def sample_cycle(model: RegisterModel, inputs: Inputs) -> None:
 
 
 def sample_reset(model: RegisterModel) -> None:
-    """Count what a reset ended."""
+    """Sample the coverage of the accesses and jobs that a reset ended."""
     ended = {
         "an answer": (model.write_answer, model.read_answer) != (None, None),
         "a kept part": (model.kept_address, model.kept_word, model.kept_read) != (None, None, None),
@@ -511,7 +511,7 @@ def sample_reset(model: RegisterModel) -> None:
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def random_traffic(dut: HierarchyObject) -> None:
-    """Every output of every cycle, under accesses right and wrong, ends of jobs and resets."""
+    """Compare all outputs in all cycles, under right and wrong accesses, job ends and resets."""
     bench = await Bench.start(dut, "control")
     edge = RisingEdge(dut.clk)
     model, traffic = RegisterModel(bench.config), Traffic(bench)
@@ -520,7 +520,9 @@ async def random_traffic(dut: HierarchyObject) -> None:
     await edge
     for cycle in range(10_000):
         if bench.rng.random() < 0.002:
-            for _ in range(int(bench.rng.integers(1, 3))):  # the second one while all is idle
+            for _ in range(
+                int(bench.rng.integers(1, 3))
+            ):  # the second reset comes while all is idle
                 sample_reset(model)
                 traffic.withdraw()
                 await bench.reset(int(bench.rng.integers(1, 4)))

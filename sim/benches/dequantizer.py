@@ -1,4 +1,4 @@
-"""Bench of the dequantizer: quantized vectors of every size and number of planes, both orders."""
+"""Bench of the dequantizer: vectors of every magnitude and number of planes, both orders."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sim.benches.quantizer import corner_vectors, random_vectors
 
 
 def coded_planes(bench: Bench, planes: Planes, unit_first: bool) -> list[dict[str, Any]]:
-    """One vector of planes [1, N, D] as transfers, in the order of its record."""
+    """Return one vector's planes [1, N, D] as transfers, in the order of its record."""
     digits = planes.unit.shape[-1]
     trits = trit_payloads(bench.rng, planes.digits[0].numpy())
     order = list(range(digits)) if unit_first else list(reversed(range(digits)))
@@ -27,7 +27,7 @@ def coded_planes(bench: Bench, planes: Planes, unit_first: bool) -> list[dict[st
     return [
         {
             "trits": trits[digit],
-            # meaningful with the unit plane only
+            # meaningful only with the unit plane
             "fraction": int(planes.fraction[0, 0]) if digit == 0 else int(other[0]),
             "exponent": int(planes.exponent[0, 0]) if digit == 0 else int(other[1]),
             "unit": digit == 0,
@@ -40,8 +40,10 @@ def coded_planes(bench: Bench, planes: Planes, unit_first: bool) -> list[dict[st
 async def run(
     bench: Bench, vectors: np.ndarray, digits: list[int], source: str = "none", sink: str = "none"
 ) -> list[int]:
-    """Restore vectors [N, D] that were quantized with so many digits each; the order of planes is
-    random. Returns the number of the transfer that ends each vector."""
+    """Restore vectors [N, D] that were quantized with `digits` digits each, in random plane order.
+
+    Return the number of the transfer that ends each vector.
+    """
     config = bench.config
     inputs, outputs, ends = [], [], []
     for vector, count in zip(vectors, digits, strict=True):
@@ -58,10 +60,10 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(digits=(1, 2, 3, 4, 5))
 async def corner_data(dut: HierarchyObject, digits: int) -> None:
-    """Zeros, one-hots and the largest elements that are; an element per cycle after `LATENCY`."""
+    """Check zeros, one-hots and largest elements, at one element per cycle after `LATENCY`."""
     bench = await Bench.start(dut, "dequantizer")
     config, digits = bench.config, min(digits, bench.config.max_planes)
-    # the bench of the quantizer has them twice as large: as requantized ones may be
+    # the quantizer's bench has elements twice as large, as requantized vectors may have
     vectors = np.concatenate([corner_vectors(bench), random_vectors(bench, 12)]) // 2
     ends = await run(bench, vectors, [digits] * len(vectors))
     taken, sent = bench.drivers["i"].cycles, bench.sinks["o"].cycles
@@ -74,7 +76,7 @@ async def corner_data(dut: HierarchyObject, digits: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random vectors of any number of planes under gaps and back-pressure."""
+    """Check random vectors of any number of planes under gaps and back-pressure."""
     bench = await Bench.start(dut, "dequantizer")
     digits = bench.rng.integers(1, bench.config.max_planes + 1, 8).tolist()
     await run(bench, random_vectors(bench, 8) // 2, digits, source, sink)

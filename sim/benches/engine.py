@@ -1,4 +1,4 @@
-"""Bench of the whole engine: jobs of all shapes against the golden engine, stalls everywhere."""
+"""Bench of the whole engine: jobs of all shapes against the golden engine, with stalls."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ Payloads = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Job:
-    """One job's inputs: queries [G, D] with exponents [G], keys and values.
+    """Inputs of one job: queries [G, D] with exponents [G], keys and values.
 
-    `exponent` is the job's value exponent where it is larger than that of any value. With
-    `written_zeros` zero digits come as hardware writes them, without it in both encodings.
+    `exponent` is the job's value exponent if larger than the exponent of every value. With
+    `written_zeros` zero digits come in the encoding that hardware writes, otherwise in both
+    encodings.
     """
 
     queries: NDArray[np.int64]
@@ -60,7 +61,7 @@ def random_job(
     planes: str = "mixed",
     spread: int | None = None,
 ) -> Job:
-    """A job whose scores spread over about `spread` octaves (any number of them if None)."""
+    """Draw a job whose scores spread over about `spread` octaves (any number if None)."""
     config, rng = bench.config, bench.rng
     limits = (0, (1 << config.scale_exponent_bits) - 1) if spread is None else (10, 12)
     vectors = [
@@ -79,7 +80,7 @@ def random_job(
 
 
 def slices(bench: Bench, vectors: Vectors, kind: str, written_zeros: bool = False) -> Payloads:
-    """A job's key or value stream."""
+    """Return the payloads of a job's key or value stream."""
     config = bench.config
     together = vectors.together(
         config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
@@ -106,7 +107,7 @@ def slices(bench: Bench, vectors: Vectors, kind: str, written_zeros: bool = Fals
 async def run(
     bench: Bench, jobs: list[Job], mixes: tuple[str, str] = ("none", "none")
 ) -> dict[str, int]:
-    """Run jobs back to back, compare outputs and what the counters say; returns the counters."""
+    """Run jobs back to back, compare outputs and counters, and return the counters."""
     config = bench.config
     source, sink = mixes
     descriptions, queries, outputs = [], [], []
@@ -162,7 +163,7 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Jobs around the block's length, any runs, mixed numbers of planes, stalls everywhere."""
+    """Check jobs around the block's length, with any runs, mixed planes, and stalls everywhere."""
     bench = await Bench.start(dut, "engine")
     block = min(bench.config.block, 8)
     lengths = [int(bench.rng.integers(1, block)), 1, int(bench.rng.integers(1, 2 * block + 2))]
@@ -173,7 +174,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(code=("balanced", "residual", "any"), planes=("fewest", "most", "mixed"))
 async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
-    """Each code with the fewest planes, the most, and both within one sequence."""
+    """Check each code with the fewest planes, the most, and both in one sequence."""
     bench = await Bench.start(dut, "engine")
     jobs = [random_job(bench, bench.config.block + 2, code=code, planes=planes, spread=4)]
     await run(bench, jobs)
@@ -181,7 +182,7 @@ async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
 
 @cocotb.test()
 async def lengths(dut: HierarchyObject) -> None:
-    """One token, whole blocks, a token less and a token more."""
+    """Check contexts of one token, of whole blocks, and of one token less and more."""
     bench = await Bench.start(dut, "engine")
     block = bench.config.block
     tokens = (1, block - 1, block, block + 1, 2 * block, 3 * block + 1)
@@ -190,7 +191,7 @@ async def lengths(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def rising_maximum(dut: HierarchyObject) -> None:
-    """Keys equal up to a scale that doubles with every block: every block rescales."""
+    """Check keys whose scale doubles with every block, so that every block rescales."""
     bench = await Bench.start(dut, "engine")
     config = bench.config
     tokens = 4 * config.block
@@ -204,7 +205,7 @@ async def rising_maximum(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def flat_scores(dut: HierarchyObject) -> None:
-    """Equal keys and the largest values of one sign, so many that sums reach their limit."""
+    """Check equal keys and the largest values of one sign, until sums reach their limit."""
     bench = await Bench.start(dut, "engine")
     config = bench.config
     tokens = min(config.max_context, 7 * config.block)
@@ -218,7 +219,7 @@ async def flat_scores(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def zeros_and_one_sign(dut: HierarchyObject) -> None:
-    """Keys, values and queries of zeros; all digits and queries of one sign; tiny scales."""
+    """Check all-zero keys, values and queries, digits and queries of one sign, tiny scales."""
     bench = await Bench.start(dut, "engine")
     config = bench.config
     jobs = [random_job(bench, config.block + 1, planes="most", code="balanced") for _ in range(4)]
@@ -234,7 +235,7 @@ async def zeros_and_one_sign(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def saturating_scales(dut: HierarchyObject) -> None:
-    """Scores that saturate on both sides, and the counter that says how many."""
+    """Check scores that saturate at both limits, and the counter of saturated scores."""
     bench = await Bench.start(dut, "engine")
     job = random_job(bench, bench.config.block + 3, planes="most")
     job.query_exponent[:] = 0
@@ -245,7 +246,7 @@ async def saturating_scales(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(key_planes=(1, 3), value_planes=(1, 2))
 async def cycle_model(dut: HierarchyObject, key_planes: int, value_planes: int) -> None:
-    """A job on streams that never wait takes the cycles that the model says."""
+    """Check that a job on streams without stalls takes the cycles of the cycle model."""
     bench = await Bench.start(dut, "engine")
     config = bench.config
     tokens = 2 * config.block + 1

@@ -15,16 +15,16 @@ TOP = 2 * VECTOR_MAX
 
 
 def corner_vectors(dim: int) -> np.ndarray:
-    """Largest elements of one sign, of alternating signs, of the transform's own rows; one-hots."""
+    """Return largest elements with equal, alternating or the transform's signs, and one-hots."""
     rows = hadamard(torch.eye(dim, dtype=torch.int64)).numpy()
     alternating = np.where(np.arange(dim) % 2, -TOP, TOP)
     constant = np.full(dim, TOP)
-    matched = TOP * rows[:: max(1, dim // 8)]  # each gathers its whole block in one element
+    matched = TOP * rows[:: max(1, dim // 8)]  # each row sums its whole block in one element
     return np.stack([constant, -constant, alternating, *matched, *-matched, *(TOP * np.eye(dim))])
 
 
 async def run(bench: Bench, vectors: np.ndarray, source: str = "none", sink: str = "none") -> None:
-    """Transform vectors [N, D]."""
+    """Transform vectors [N, D] and compare the outputs."""
     x = np.asarray(vectors).astype(np.int64)
     expected = hadamard(torch.from_numpy(x))
     bench.drive("i", [{"value": value} for value in x.flatten().tolist()], source)
@@ -34,7 +34,7 @@ async def run(bench: Bench, vectors: np.ndarray, source: str = "none", sink: str
 
 @cocotb.test()
 async def corner_data(dut: HierarchyObject) -> None:
-    """The largest sums that can be; one element per cycle, exactly `latency` cycles later."""
+    """Check the largest possible sums, at one element per cycle, exactly `latency` cycles later."""
     bench = await Bench.start(dut, "hadamard")
     await run(bench, corner_vectors(bench.config.head_dim))
     taken, sent = bench.drivers["i"].cycles, bench.sinks["o"].cycles
@@ -46,6 +46,6 @@ async def corner_data(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random vectors under gaps and back-pressure."""
+    """Check random vectors under gaps and back-pressure."""
     bench = await Bench.start(dut, "hadamard")
     await run(bench, bench.rng.integers(-TOP, TOP + 1, (4, bench.config.head_dim)), source, sink)

@@ -18,7 +18,7 @@ Beats = list[dict[str, Any]]
 
 
 def corner_slices(config: EngineConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Every pair of extreme elements and queries: elements [N, P * L], queries [N, G, L]."""
+    """Return all pairs of extreme elements [N, P * L] and extreme queries [N, G, L]."""
     group, top = config.query_group, config.query_max
     lanes = config.lanes * config.key_planes_per_cycle
     odd, one_hot = np.arange(lanes) % 2, np.arange(lanes) == lanes - 1
@@ -35,7 +35,7 @@ def corner_slices(config: EngineConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def random_slices(bench: Bench, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random elements [N, P * L] and queries [N, G, L]."""
+    """Draw random elements [N, P * L] and queries [N, G, L]."""
     config = bench.config
     shape = (count, config.query_group, config.lanes)
     queries = bench.rng.integers(-config.query_max, config.query_max + 1, shape)
@@ -44,7 +44,7 @@ def random_slices(bench: Bench, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def beats(bench: Bench, elements: np.ndarray, queries: np.ndarray) -> tuple[Beats, Beats]:
-    """Input payloads with random tags, and the outputs that the golden model computes."""
+    """Return input payloads with random tags, and the golden model's outputs."""
     config, rng = bench.config, bench.rng
     planes = elements.reshape(len(elements), -1, config.lanes)
     of_planes = key_lanes(
@@ -74,7 +74,7 @@ def beats(bench: Bench, elements: np.ndarray, queries: np.ndarray) -> tuple[Beat
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random slices, with gaps at the source and back-pressure at the sink."""
+    """Check random slices, with gaps at the source and back-pressure at the sink."""
     bench = await Bench.start(dut, "key_lanes")
     inputs, outputs = beats(bench, *random_slices(bench, 40))
     bench.drive("i", inputs, source)
@@ -85,7 +85,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(sink=STALL_MIXES)
 async def corner_data(dut: HierarchyObject, sink: str) -> None:
-    """All elements or one at each end, alternating ends, against the largest queries."""
+    """Check elements at their limits, all, one or alternating, against the largest queries."""
     bench = await Bench.start(dut, "key_lanes")
     inputs, outputs = beats(bench, *corner_slices(bench.config))
     bench.drive("i", inputs)
@@ -95,7 +95,7 @@ async def corner_data(dut: HierarchyObject, sink: str) -> None:
 
 @cocotb.test()
 async def full_throughput(dut: HierarchyObject) -> None:
-    """One slice per cycle, exactly `latency` cycles later."""
+    """Check one slice per cycle, exactly `latency` cycles later."""
     bench = await Bench.start(dut, "key_lanes")
     inputs, outputs = beats(bench, *random_slices(bench, 30))
     bench.drive("i", inputs)

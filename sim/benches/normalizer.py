@@ -16,7 +16,7 @@ Payloads = list[dict[str, Any]]
 
 
 def rows(values: np.ndarray) -> Payloads:
-    """Element payloads of jobs [J, G, D]."""
+    """Return the element payloads of jobs [J, G, D]."""
     return [
         {"values": job[:, d].tolist(), "last": int(d == values.shape[2] - 1)}
         for job in values
@@ -39,7 +39,7 @@ async def run(
 
 
 def random_sums(bench: Bench, jobs: int) -> np.ndarray:
-    """Denominators [J, G] of all magnitudes from the smallest to the largest."""
+    """Draw denominators [J, G] of all magnitudes from the smallest to the largest."""
     config = bench.config
     shape = (jobs, config.query_group)
     smallest, largest = 1 << (config.weight_bits - 1), config.sum_of_weights_max
@@ -49,7 +49,7 @@ def random_sums(bench: Bench, jobs: int) -> np.ndarray:
 
 
 def random_accumulators(bench: Bench, jobs: int) -> np.ndarray:
-    """Accumulators [J, G, D] of all magnitudes: small ones, usual ones, ones that saturate."""
+    """Draw accumulators [J, G, D] of all magnitudes: small, usual, and saturating."""
     config = bench.config
     limit = 1 << (config.accumulator_bits - 1)
     shape = (jobs, config.query_group, config.head_dim)
@@ -60,7 +60,7 @@ def random_accumulators(bench: Bench, jobs: int) -> np.ndarray:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random jobs, with gaps and back-pressure."""
+    """Check random jobs, with gaps and back-pressure."""
     bench = await Bench.start(dut, "normalizer")
     jobs = max(2, 64 // bench.config.head_dim)
     data = random_accumulators(bench, jobs), random_sums(bench, jobs)
@@ -69,7 +69,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 
 @cocotb.test()
 async def corner_sums(dut: HierarchyObject) -> None:
-    """Powers of two and their neighbours, the smallest and the largest denominator."""
+    """Check powers of two and their neighbours, the smallest and the largest denominator."""
     bench = await Bench.start(dut, "normalizer")
     config = bench.config
     smallest, largest = 1 << (config.weight_bits - 1), config.sum_of_weights_max
@@ -84,7 +84,7 @@ async def corner_sums(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(value=("zero", "largest", "smallest"))
 async def corner_accumulators(dut: HierarchyObject, value: str) -> None:
-    """Accumulators of zero, and the largest of each sign: zeros, and saturated outputs."""
+    """Check accumulators of zero and of the largest values: zero and saturated outputs."""
     bench = await Bench.start(dut, "normalizer")
     config = bench.config
     limit = 1 << (config.accumulator_bits - 1)
@@ -97,7 +97,7 @@ async def corner_accumulators(dut: HierarchyObject, value: str) -> None:
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
-    """`reciprocal_latency` cycles from denominators to the first element, then one per cycle."""
+    """Check `reciprocal_latency` cycles from denominators to element 0, then one per cycle."""
     bench = await Bench.start(dut, "normalizer")
     config, block = bench.config, bench.component
     await run(bench, random_accumulators(bench, 3), random_sums(bench, 3))

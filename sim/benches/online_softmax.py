@@ -1,4 +1,4 @@
-"""Bench of the online softmax: jobs around the block's length, maxima that rise, fall and stay."""
+"""Bench of the online softmax: jobs around the block's length, with moving and equal maxima."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Payloads = list[dict[str, Any]]
 
 
 def payloads(bench: Bench, jobs: list[np.ndarray]) -> tuple[Payloads, Payloads, Payloads]:
-    """Score payloads of jobs [T, G], and the weights and denominators of the golden model."""
+    """Return score payloads of jobs [T, G], and the golden model's weights and denominators."""
     config = bench.config
     scores, weights, sums = [], [], []
     for job in jobs:
@@ -52,11 +52,11 @@ def payloads(bench: Bench, jobs: list[np.ndarray]) -> tuple[Payloads, Payloads, 
 
 
 def random_scores(bench: Bench, count: int, kind: str = "random") -> np.ndarray:
-    """Scores [T, G] of one job.
+    """Draw the scores [T, G] of one job.
 
-    "random" has scores of all magnitudes; "rising" and "falling" have a maximum that moves by
-    more than an octave with every block; "equal" has all scores the same, "flat" nearly, and one of
-    a few later on an octave higher.
+    "random" has scores of all magnitudes; "rising" and "falling" have a maximum that moves by more
+    than an octave with every block; "equal" has equal scores; "flat" has nearly equal scores, with
+    a few later scores an octave higher.
     """
     config, rng = bench.config, bench.rng
     shape = (count, config.query_group)
@@ -91,7 +91,7 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Jobs around the block's length, with gaps and back-pressure on both outputs."""
+    """Check jobs around the block's length, with gaps and back-pressure on both outputs."""
     bench = await Bench.start(dut, "online_softmax")
     block = bench.config.block
     lengths = [1, block, int(bench.rng.integers(1, 2 * block + 1))]
@@ -102,7 +102,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(kind=("random", "rising", "falling", "equal"))
 async def maxima(dut: HierarchyObject, kind: str) -> None:
-    """A maximum that rises with every block, falls with every block, or stays."""
+    """Check a maximum that rises with every block, falls with every block, or stays."""
     bench = await Bench.start(dut, "online_softmax")
     block = bench.config.block
     jobs = [random_scores(bench, count, kind) for count in (block - 1, 4 * block, 2 * block + 1)]
@@ -112,12 +112,12 @@ async def maxima(dut: HierarchyObject, kind: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(kind=("equal", "flat"))
 async def full_sums(dut: HierarchyObject, kind: str) -> None:
-    """Contexts so long and so flat that the sum of weights raises the maximum several times."""
+    """Check flat contexts so long that the sum of weights raises the maximum several times."""
     bench = await Bench.start(dut, "online_softmax")
     config = bench.config
     tokens = min(config.max_context, 16 * config.block)
     job = random_scores(bench, tokens, kind)
-    job[:, 0] = 0  # at an integer every weight is one, and the sum meets its limit exactly
+    job[:, 0] = 0  # with an integer score every weight is one, and the sum meets its limit exactly
     _, weights, _ = payloads(bench, [job])
     raises = sum(payload.get("shifts", [0])[0] for payload in weights)
     bench.check(raises >= 2, True, "the sum raised the maximum")
@@ -126,7 +126,7 @@ async def full_sums(dut: HierarchyObject, kind: str) -> None:
 
 @cocotb.test()
 async def extreme_scores(dut: HierarchyObject) -> None:
-    """The smallest and the largest score in both orders: the largest rise, the smallest weights."""
+    """Check the smallest and largest score in both orders: largest rise, smallest weights."""
     bench = await Bench.start(dut, "online_softmax")
     config = bench.config
     low, high = -config.score_max - 1, config.score_max
@@ -139,7 +139,7 @@ async def extreme_scores(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
-    """A block's first weight exactly `LATENCY` cycles after its last score, then one per cycle."""
+    """Check a block's first weight `LATENCY` cycles after its last score, then one per cycle."""
     bench = await Bench.start(dut, "online_softmax")
     config, latency = bench.config, bench.component.LATENCY
     block = config.block

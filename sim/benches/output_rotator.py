@@ -15,7 +15,7 @@ from sim.bench.bench import STALL_MIXES, Bench
 
 @dataclass(frozen=True)
 class Task:
-    """One job's outputs [G, D] and its value exponent."""
+    """Outputs [G, D] and value exponent of one job."""
 
     rotate: bool
     value_exponent: int
@@ -23,7 +23,7 @@ class Task:
 
 
 def random_task(bench: Bench, rotate: bool | None = None) -> Task:
-    """Any outputs, any exponent."""
+    """Draw a task with random outputs and a random exponent."""
     rng, config = bench.rng, bench.config
     limit = 1 << (config.output_bits - 1)
     outputs = rng.integers(-limit, limit, (config.query_group, config.head_dim))
@@ -32,7 +32,7 @@ def random_task(bench: Bench, rotate: bool | None = None) -> Task:
 
 
 def corner_tasks(bench: Bench) -> list[Task]:
-    """Outputs of one sign, of alternating signs, one-hots; exponents at both ends."""
+    """Return outputs of one sign, of alternating signs and one-hots, with extreme exponents."""
     config = bench.config
     shape, limit = (config.query_group, config.head_dim), 1 << (config.output_bits - 1)
     one_hot = np.zeros(shape, dtype=np.int64)
@@ -48,7 +48,7 @@ def corner_tasks(bench: Bench) -> list[Task]:
 
 
 async def run(bench: Bench, tasks: list[Task], source: str = "none", sink: str = "none") -> None:
-    """Rotate the outputs of tasks."""
+    """Run tasks and compare the rotated outputs."""
     config, expected = bench.config, []
     last = config.head_dim - 1
     for task in tasks:
@@ -74,7 +74,7 @@ async def run(bench: Bench, tasks: list[Task], source: str = "none", sink: str =
 
 @cocotb.test()
 async def corner_data(dut: HierarchyObject) -> None:
-    """The largest sums that can be, and exponents at both ends."""
+    """Check the largest possible sums, and the smallest and largest exponents."""
     bench = await Bench.start(dut, "output_rotator")
     await run(bench, corner_tasks(bench))
 
@@ -82,7 +82,7 @@ async def corner_data(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random outputs under gaps and back-pressure."""
+    """Check random outputs under gaps and back-pressure."""
     bench = await Bench.start(dut, "output_rotator")
     await run(bench, [random_task(bench) for _ in range(6)], source, sink)
 
@@ -90,7 +90,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(rotate=(False, True))
 async def cycles_of_a_job(dut: HierarchyObject, rotate: bool) -> None:
-    """An element per cycle, `latency` cycles later; the next job follows the last element out."""
+    """Check one element per cycle, `latency` cycles later, and jobs back to back."""
     bench = await Bench.start(dut, "output_rotator")
     dim, latency = bench.config.head_dim, bench.component.latency(rotate)
     await run(bench, [random_task(bench, rotate) for _ in range(4)])

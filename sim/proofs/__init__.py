@@ -1,1 +1,1 @@
-"""Proofs over all inputs and all lengths of time."""
+"""Formal proofs over all inputs and all lengths of time."""

@@ -1,11 +1,11 @@
-"""Proofs over all inputs and all lengths of time: a block, what it may assume, what must never be.
+"""Formal proofs over all inputs and all lengths of time: blocks, assumptions, and claims.
 
-A proof goes from Amaranth to AIGER through Yosys and to property directed reachability (PDR, in
-ABC), which either proves that a condition can never hold, whatever the inputs, or finds a sequence
-of inputs that makes it hold. Both tools come with the pip package pyosys.
+Yosys converts a proof from Amaranth to AIGER. Property directed reachability (PDR, in ABC) then
+either proves that a condition can never hold for any inputs, or finds a sequence of inputs under
+which the condition holds. Both tools come with the pip package pyosys.
 
-Inputs are free in every cycle, `rst` among them; registers start at their initial values, and are
-anything they can be after a reset in mid-work.
+Inputs are free in every cycle, including `rst`. Registers start at their initial values, and a reset
+may come in any state.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["Proof", "ProofError", "Stream", "Verdict", "streams_of"]
 _PASSES = (
     "proc -norom",
     "flatten",
-    "opt_expr",  # no opt_dff: it stumbles over initial values of registers that become constant
+    "opt_expr",  # no opt_dff, which fails on initial values of registers that become constant
     "opt_clean",
     "async2sync",
     "chformal -lower",
@@ -53,15 +53,16 @@ _ABC = Path(pyosys.__file__).parent / "yosys-abc"
 
 
 class ProofError(RuntimeError):
-    """The tools came to no verdict; the message holds the end of the log."""
+    """Raised when the tools reach no verdict; the message holds the end of the log."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found.
+    """The result of a proof.
 
-    violated : the condition that can hold, and in which cycle it does first; None where none can
-    unreached : conditions that must be reachable and are not: the proof would be about nothing
+    violated : a forbidden condition that can hold, and the first cycle in which it holds; None if no
+        such condition can hold
+    unreached : conditions claimed reachable that are not, which makes the proof vacuous
     """
 
     violated: tuple[str, int] | None
@@ -69,13 +70,13 @@ class Verdict:
 
     @property
     def proved(self) -> bool:
-        """Nothing that must not be can be, and what must be possible is."""
+        """Return whether no forbidden condition can hold and every reachable condition is reached."""
         return self.violated is None and not self.unreached
 
 
 @dataclass(frozen=True)
 class Stream:
-    """A valid/ready channel of a block: a stream, or a channel of an AXI port."""
+    """A valid/ready channel of a block: a stream or a channel of an AXI port."""
 
     name: str
     flow: Flow
@@ -85,7 +86,7 @@ class Stream:
 
 
 def streams_of(block: wiring.Component) -> list[Stream]:
-    """List all channels at a block's edge, by their names in Verilog."""
+    """List all channels of a block's ports, by their names in Verilog."""
     members = port_members(block)
     values = [Value.cast(value) for _, _, value in block.signature.flatten(block)]
     ports = dict(zip(members, values, strict=True))
@@ -104,16 +105,16 @@ def streams_of(block: wiring.Component) -> list[Stream]:
 
 
 class Proof:
-    """Conditions over blocks with free inputs.
+    """Collects assumptions and claims about blocks with free inputs, and proves them.
 
     Parameters
     ----------
-    blocks : by the names of their submodules. Inputs that the caller's `module` does not drive are
-        listed with `free`
+    blocks : blocks by the names of their submodules. The caller lists inputs that `module` does not
+        drive with `free`
 
     Attributes
     ----------
-    module : to build conditions in; what it registers is reset by `rst` as the blocks are
+    module : module for the logic of conditions; `rst` resets its registers together with the blocks
     """
 
     def __init__(self, **blocks: wiring.Component) -> None:
@@ -125,11 +126,11 @@ class Proof:
         self._reachable: dict[str, Value] = {}
 
     def free(self, *values: Any) -> None:
-        """Let inputs of blocks, or signals of the module, be anything in every cycle."""
+        """Let inputs of blocks, or signals of the module, take any value in every cycle."""
         self._inputs += [Value.cast(value) for value in values if len(Value.cast(value))]
 
     def free_block(self, block: wiring.Component) -> None:
-        """Let all inputs of a block be free, apart from the rule of its input streams."""
+        """Let all inputs of a block be free, except that input streams keep the stream rules."""
         for _, member, value in block.signature.flatten(block):
             if member.flow is Flow.In and Shape.cast(member.shape).width:
                 self.free(value)
@@ -138,19 +139,19 @@ class Proof:
                 self.assume(self._keeps_its_offer(channel))
 
     def assume(self, condition: ValueLike) -> None:
-        """Look only at sequences of inputs in which this always holds."""
+        """Restrict the proof to sequences of inputs in which `condition` always holds."""
         self.module.d.comb += Assume(condition)
 
     def never(self, name: str, condition: ValueLike) -> None:
-        """Claim that this never holds."""
+        """Claim that `condition` never holds."""
         self._never[name] = Value.cast(condition)
 
     def reachable(self, name: str, condition: ValueLike) -> None:
-        """Claim that this can hold: a proof from impossible assumptions would prove nothing."""
+        """Claim that `condition` can hold, which detects contradictory assumptions."""
         self._reachable[name] = Value.cast(condition)
 
     def stream_rules(self, block: wiring.Component) -> None:
-        """Output channels keep their offers: valid stays, with the same payload, until ready."""
+        """Claim that output channels hold valid, with the same payload, until ready."""
         for channel in streams_of(block):
             if channel.flow is Flow.Out:
                 kept = self._keeps_its_offer(channel)
@@ -174,17 +175,17 @@ class Proof:
         return ~waits | (channel.valid & (channel.payload == offered))
 
     def check(self, seconds: int = 600, frames: int = 200) -> Verdict:
-        """Prove, or refute.
+        """Prove or refute the claims.
 
         Parameters
         ----------
-        seconds : limit of each of the two searches
+        seconds : time limit of each of the two searches, in seconds
         frames : cycles within which reachable conditions must be reached
 
         Raises
         ------
         ValueError
-            When nothing is claimed to be impossible, or nothing to be possible.
+            When there is no `never` claim, or no `reachable` claim.
         ProofError
             When there is no verdict within the limits.
         """
@@ -211,7 +212,7 @@ class Proof:
             run_yosys(commands, directory)
             log = _run_abc(directory, "violated.aig", f"scorr; dc2; print_stats; pdr -T {seconds}")
             violations = _asserted(log)
-            # nothing is left to search where induction (scorr) has made all outputs constant
+            # no search is left if induction (scorr) has made all outputs constant
             solved = re.search(r"lat = +0 +and = +0 .*All outputs solved", log, re.DOTALL)
             if not violations and not solved and "Property proved" not in log:
                 raise ProofError(f"no verdict on what must never be:\n{log[-600:]}")
@@ -223,7 +224,7 @@ class Proof:
 
 
 def _run_abc(directory: Path, file: str, search: str) -> str:
-    """The log of a search in an AIGER file, whose constraints become part of its outputs."""
+    """Run a search on an AIGER file, with constraints folded into the outputs; return the log."""
     commands = f"read_aiger {file}; fold; strash; {search}"
     done = subprocess.run(
         [_ABC, "-c", commands], cwd=directory, capture_output=True, text=True, check=False
@@ -232,6 +233,6 @@ def _run_abc(directory: Path, file: str, search: str) -> str:
 
 
 def _asserted(log: str) -> list[tuple[int, int]]:
-    """Outputs that a search found to be high, and in which frame."""
+    """Return the outputs that a search found high, each with its frame."""
     found = re.findall(r"[Oo]utput +(\d+) .*?asserted in frame +(\d+)", log)
     return [(int(output), int(frame)) for output, frame in found]

@@ -1,6 +1,6 @@
-"""What is proved of the blocks: each function makes a `sim.proofs.formal.Proof`.
+"""Proofs of the blocks: each function makes a `sim.proofs.formal.Proof`.
 
-Conditions are about a block's edge: they hold for whatever is inside.
+Conditions refer to a block's ports only, so they hold for any implementation.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ __all__ = [
     "stream_rules",
 ]
 
-_WORD = slice((WORD_BYTES - 1).bit_length(), None)  # of an address
+_WORD = slice((WORD_BYTES - 1).bit_length(), None)  # word bits of an address
 
 
 def stream_rules(block: wiring.Component) -> Proof:
-    """Every output channel holds valid and payload until the transfer."""
+    """Prove that every output channel holds valid and payload until the transfer."""
     proof = Proof(dut=block)
     proof.free_block(block)
     proof.stream_rules(block)
@@ -40,20 +40,20 @@ def stream_rules(block: wiring.Component) -> Proof:
 
 
 def packer_inverse(packer: wiring.Component, unpacker: wiring.Component) -> Proof:
-    """Planes come out of packer and unpacker as they went in, each once, in order.
+    """Prove that packer and unpacker return planes unchanged, each once, in order.
 
-    Any one plane is watched on its way: the proof chooses when it starts.
+    The proof watches one plane; which plane is a free choice of the search.
     """
     proof = Proof(packer=packer, unpacker=unpacker)
     connect(proof.module, packer.o, unpacker.i)
     proof.free(packer.i.valid, packer.i.payload, unpacker.o.ready)
-    # one plane in each of the two
+    # one plane in each of the two blocks
     _keeps_order(proof, packer.i, unpacker.o, 2, "plane", _canonical)
     return proof
 
 
 def queue_order(queue: wiring.Component, depth: int) -> Proof:
-    """Payloads come out of `i` and `o` as they went in, each once, in order, and `depth` fit."""
+    """Prove that `o` returns the payloads of `i`, each once, in order, and that `depth` fit."""
     proof = Proof(dut=queue)
     proof.free_block(queue)
     inside = _keeps_order(proof, queue.i, queue.o, depth, "payload")
@@ -62,13 +62,14 @@ def queue_order(queue: wiring.Component, depth: int) -> Proof:
 
 
 def fork_delivery(fork: wiring.Component, times: dict[str, int]) -> Proof:
-    """Each sink takes what `i` offers as often as it should, and then `i` goes on.
+    """Prove that each sink takes a payload of `i` as often as required before `i` transfers.
 
-    It goes on in the very cycle where each takes a payload once, otherwise in the next one.
+    `i` transfers in the cycle of the last take if each sink takes a payload once, otherwise in the
+    next cycle.
 
     Parameters
     ----------
-    times : by name of the sink's port, how often it takes a payload
+    times : takes per payload, by name of the sink's port
     """
     proof = Proof(dut=fork)
     proof.free_block(fork)
@@ -93,7 +94,7 @@ def fork_delivery(fork: wiring.Component, times: dict[str, int]) -> Proof:
 
 
 def join_in_step(joined: wiring.Component) -> Proof:
-    """All streams of a block transfer in the same cycle, as soon as all are willing."""
+    """Prove that all streams of a block transfer in the same cycle, as soon as all are willing."""
     proof = Proof(dut=joined)
     proof.free_block(joined)
     moves, willing = [], []
@@ -108,7 +109,7 @@ def join_in_step(joined: wiring.Component) -> Proof:
 
 
 def sequencer_progress(sequencer: wiring.Component) -> Proof:
-    """Not two cycles in which all streams are willing, the queries are there, and nothing moves."""
+    """Prove that a slice moves within two cycles if all streams are willing and queries loaded."""
     proof = Proof(dut=sequencer)
     proof.free_block(sequencer)
     inputs = (sequencer.jobs, sequencer.value_exponents, sequencer.keys, sequencer.values)
@@ -130,9 +131,9 @@ def sequencer_progress(sequencer: wiring.Component) -> Proof:
 
 
 def room_for_scores(online_softmax: wiring.Component, block: int) -> Proof:
-    """Scores never come in that the two banks have no room for, and none leaves that did not come.
+    """Prove that accepted scores fit the two banks, and that only accepted scores leave.
 
-    Assumes that a block of scores ends after `block` of them, if not before.
+    The proof assumes that a block of scores ends after at most `block` scores.
     """
     proof = Proof(dut=online_softmax)
     proof.free_block(online_softmax)
@@ -152,7 +153,7 @@ def room_for_scores(online_softmax: wiring.Component, block: int) -> Proof:
 
 
 def queue_of_jobs(control: wiring.Component, depth: int) -> Proof:
-    """A job is lost only where the queue is full, and none comes out that was not started."""
+    """Prove that a job is lost only if the queue is full, and that only started jobs come out."""
     proof = Proof(dut=control)
     proof.free_block(control)
     axi, register = control.axi, register_map()["control"].address // WORD_BYTES
@@ -162,7 +163,7 @@ def queue_of_jobs(control: wiring.Component, depth: int) -> Proof:
         (axi.awvalid, axi.awready, axi.awaddr),
         (axi.wvalid, axi.wready, Cat(axi.wdata[0], axi.wstrb[0])),
     ):
-        full, kept = Signal(), Signal(len(payload))  # taken, and waits for the other part
+        full, kept = Signal(), Signal(len(payload))  # a taken part that waits for the other part
         proof.never("a part is taken twice", full & ready)
         there.append((full | valid & ready, Mux(full, kept, payload)))
         proof.module.d.sync += full.eq(there[-1][0] & ~done)
@@ -181,9 +182,10 @@ def queue_of_jobs(control: wiring.Component, depth: int) -> Proof:
 
 
 def answers_of_the_bus(control: wiring.Component) -> Proof:
-    """One answer for each write and each read, a cycle after all its parts are there.
+    """Prove that each write and read gets one answer, one cycle after all its parts have come.
 
-    One more of each may be taken while an answer waits, and a write's parts come in any order.
+    While an answer waits, one more write and one more read may be taken. The parts of a write come in
+    any order.
     """
     proof = Proof(dut=control)
     proof.free_block(control)
@@ -210,9 +212,9 @@ def answers_of_the_bus(control: wiring.Component) -> Proof:
 
 
 def skid_order(buffer: wiring.Component) -> Proof:
-    """Transfers come out as they went in, each once, in order; one is kept at most.
+    """Prove that transfers come out unchanged, each once, in order, and that at most one is kept.
 
-    Any one transfer is watched on its way: the proof chooses which.
+    The proof watches one transfer; which transfer is a free choice of the search.
     """
     proof = Proof(dut=buffer)
     proof.free_block(buffer)
@@ -245,11 +247,9 @@ def _keeps_order(
     what: str,
     canonical: Callable[[Value], Value] = lambda payload: payload,
 ) -> Signal:
-    """Claim that payloads come out as they went in, each once, in order.
+    """Claim that payloads come out unchanged, each once, in order; return the number inside.
 
-    Returns how many are inside.
-
-    Any one payload is watched on its way: the proof chooses which.
+    The claim watches one payload; which payload is a free choice of the search.
     """
     m, watch, watching = proof.module, Signal(), Signal()
     proof.free(watch)
@@ -270,7 +270,7 @@ def _keeps_order(
 
 
 def _count(m: Module, enters: Value, leaves: Value, most: int) -> Signal:
-    """How many came in and have not left; up to one more than `most`, where it stays."""
+    """Count payloads inside a block; the count saturates at `most` + 1."""
     inside = Signal(range(most + 2))
     with m.If(inside <= most):
         m.d.sync += inside.eq(inside + enters - leaves)
@@ -278,6 +278,6 @@ def _count(m: Module, enters: Value, leaves: Value, most: int) -> Signal:
 
 
 def _canonical(trits: Value) -> Value:
-    """Trits of two bits each with 0b10, the other zero, read as 0b00."""
+    """Return two-bit trits with 0b10, the second encoding of zero, replaced by 0b00."""
     pairs = [trits[start : start + 2] for start in range(0, len(trits), 2)]
     return Cat(Cat(pair[0], pair.all()) for pair in pairs)
