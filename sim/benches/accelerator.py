@@ -130,7 +130,7 @@ async def random_steps(machine: Machine, count: int, wrong: float = 0.2) -> None
 @cocotb.test()
 @cocotb.parametrize(code=CODES, pausing=(False, True))
 async def life(dut: HierarchyObject, code: str, pausing: bool) -> None:
-    """Run decode steps of two heads from their first token on, with jobs back to back."""
+    """Run decode steps of two heads from the first token on, with jobs back to back."""
     machine = Machine(dut, code)
     await machine.start(pausing=CHANNELS if pausing else ())
     words = {"r": 0, "w": 0}
@@ -160,7 +160,7 @@ async def count_words(dut: HierarchyObject, channel: str, words: dict[str, int])
 
 
 async def count_runs(dut: HierarchyObject, runs: list[int]) -> None:
-    """Append to `runs` the length of each run of cycles in which key and value elements are taken."""
+    """Append to `runs` the length of each run of cycles that take a key and a value element."""
     while True:
         await RisingEdge(dut.clk)
         if dut.s_axis_key_value_tvalid.value == 1 and dut.s_axis_key_value_tready.value == 1:

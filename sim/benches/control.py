@@ -315,7 +315,7 @@ async def counters(dut: HierarchyObject) -> None:
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def answers(dut: HierarchyObject) -> None:
-    """Check SLVERR outside the map, and that a word without strobes starts no job."""
+    """Check SLVERR outside the map, and that a write without the start bit's byte has no effect."""
     bench, master = await start(dut)
     known = {r.address + WORD_BYTES * i for r in REGISTERS.values() for i in range(r.count)}
     for address in range(0, 1 << 10, WORD_BYTES):
@@ -412,7 +412,7 @@ class Traffic:
         return inputs
 
     def _written(self) -> int:
-        """Draw a word to write, mostly words that start jobs and clear events."""
+        """Draw an address to write, mostly of registers that start jobs or clear events."""
         return self._address("control", "control", "interrupt", "interrupt_enable")
 
     def _read(self) -> int:

@@ -90,7 +90,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(rotate=(False, True))
 async def cycles_of_a_job(dut: HierarchyObject, rotate: bool) -> None:
-    """Check one element per cycle, `latency` cycles later, and jobs back to back."""
+    """Check one element per cycle after `latency`; the next job follows the last output."""
     bench = await Bench.start(dut, "output_rotator")
     dim, latency = bench.config.head_dim, bench.component.latency(rotate)
     await run(bench, [random_task(bench, rotate) for _ in range(4)])

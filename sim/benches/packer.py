@@ -1,4 +1,4 @@
-"""Bench of the packer: every group of trits in every byte of a plane, random planes, all stalls."""
+"""Bench of the packer: all groups of trits in all bytes of a plane, random planes, all stalls."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sim.bench.stimulus import random_trits, trit_payloads
 
 
 async def run(bench: Bench, trits: np.ndarray, source: str = "none", sink: str = "none") -> None:
-    """Pack planes trits [N, D]; the bytes must be the golden packer's, and must unpack to them."""
+    """Pack planes, trits [N, D]; compare bytes with the golden packer's, and unpacked trits."""
     packing = bench.config.packing
     expected = pack(packing, torch.from_numpy(trits))
     restored = unpack(packing, expected, bench.config.head_dim)
@@ -27,7 +27,7 @@ async def run(bench: Bench, trits: np.ndarray, source: str = "none", sink: str =
 
 
 def all_groups(bench: Bench) -> np.ndarray:
-    """Each group of trits that a byte can hold, once in each byte: [3**n, D]."""
+    """Return planes [3**n, D] with each group of n trits that a byte holds, once in each byte."""
     group = DIGITS_PER_BYTE[bench.config.packing]
     count = plane_bytes(bench.config.packing, bench.config.head_dim)
     groups = np.array(np.meshgrid(*[[-1, 0, 1]] * group)).reshape(group, -1).T
@@ -37,7 +37,7 @@ def all_groups(bench: Bench) -> np.ndarray:
 
 @cocotb.test()
 async def every_group(dut: HierarchyObject) -> None:
-    """All groups of trits, exhaustively, at one plane per cycle and the stated latency."""
+    """Check all groups of trits exhaustively, at one plane per cycle and the stated latency."""
     bench = await Bench.start(dut, "packer")
     await run(bench, all_groups(bench))
     taken = bench.drivers["i"].cycles
@@ -49,6 +49,6 @@ async def every_group(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random planes under gaps and back-pressure."""
+    """Check random planes under gaps and back-pressure."""
     bench = await Bench.start(dut, "packer")
     await run(bench, random_trits(bench.rng, (30, bench.config.head_dim)), source, sink)

@@ -1,4 +1,4 @@
-"""Bench of the plane scaler: keys of all codes and sizes, scales from tiny to saturating."""
+"""Bench of the plane scaler: keys of all codes and magnitudes, scales from tiny to saturating."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Payloads = list[dict[str, Any]]
 
 
 def slice_sums(bench: Bench, keys: Vectors) -> np.ndarray:
-    """Sums of each plane over each slice, int64 [T, P, S, G], of all magnitudes; 0 where absent."""
+    """Draw sums of planes over slices, int64 [T, P, S, G], of all magnitudes; 0 where absent."""
     config = bench.config
     shape = (*keys.unit.shape, config.slices, config.query_group)
     limit = config.lanes * config.query_max
@@ -29,7 +29,7 @@ def slice_sums(bench: Bench, keys: Vectors) -> np.ndarray:
 def payloads(
     bench: Bench, keys: Vectors, sums: np.ndarray, exponents: np.ndarray
 ) -> tuple[Payloads, Payloads]:
-    """The key slices as they come, and the scores that the golden model computes."""
+    """Return the key slices of the input stream, and the golden model's scores."""
     config, rng = bench.config, bench.rng
     plane_sums = torch.from_numpy(sums.sum(2)).movedim(-1, 0)[:, None]  # [G, 1, T, P]
     scores, saturated = plane_scaler(
@@ -67,7 +67,7 @@ def payloads(
 
 
 def random_exponents(bench: Bench) -> np.ndarray:
-    """Query exponents, int64 [G], under which scores of all magnitudes come out."""
+    """Draw query exponents, int64 [G], that give scores of all magnitudes."""
     config = bench.config
     top = config.product_bits - config.score_bits // 2 + (1 << config.scale_exponent_bits)
     return bench.rng.integers(0, min(top, 127) + 1, config.query_group)
@@ -85,7 +85,7 @@ async def run(bench: Bench, keys: Vectors, exponents: np.ndarray, source: str, s
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Mixed numbers of planes and any runs, with gaps and back-pressure."""
+    """Check mixed numbers of planes and any runs, with gaps and back-pressure."""
     bench = await Bench.start(dut, "plane_scaler")
     keys = random_vectors(bench.rng, bench.config, random_planes(bench.rng, bench.config, 24))
     await run(bench, keys, random_exponents(bench), source, sink)
@@ -94,7 +94,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(code=("balanced", "residual", "any"), planes=("fewest", "most", "mixed"))
 async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
-    """Each code with the fewest planes, the most, and both within one sequence."""
+    """Check each code with the fewest planes, the most, and both in one sequence."""
     bench = await Bench.start(dut, "plane_scaler")
     counts = random_planes(bench.rng, bench.config, 24, planes)
     keys = random_vectors(bench.rng, bench.config, counts, code=code)
@@ -104,7 +104,7 @@ async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(exponent=(-128, -64, -20, -1, 0, 1, 40, 64, 80, 127))
 async def extreme_exponents(dut: HierarchyObject, exponent: int) -> None:
-    """Shifts far to the left, where all but zero saturates, and far to the right."""
+    """Check shifts far to the left, under which all but zero saturates, and far to the right."""
     bench = await Bench.start(dut, "plane_scaler")
     keys = random_vectors(bench.rng, bench.config, random_planes(bench.rng, bench.config, 24))
     exponents = np.full(bench.config.query_group, exponent)
@@ -114,7 +114,7 @@ async def extreme_exponents(dut: HierarchyObject, exponent: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(sign=(1, -1))
 async def largest_sums(dut: HierarchyObject, sign: int) -> None:
-    """All planes of all keys at the largest sum of one sign: the widest products."""
+    """Check the widest products: all planes of all keys with the largest sum of one sign."""
     bench = await Bench.start(dut, "plane_scaler")
     config = bench.config
     counts = random_planes(bench.rng, config, 12, "most")
@@ -131,7 +131,7 @@ async def largest_sums(dut: HierarchyObject, sign: int) -> None:
 
 @cocotb.test()
 async def full_throughput(dut: HierarchyObject) -> None:
-    """One slice per cycle; a score exactly `latency` cycles after its token's last slice."""
+    """Check one slice per cycle, and scores `latency` cycles after the token's last slice."""
     bench = await Bench.start(dut, "plane_scaler")
     config = bench.config
     keys = random_vectors(bench.rng, config, random_planes(bench.rng, config, 20))

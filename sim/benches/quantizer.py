@@ -1,4 +1,4 @@
-"""Bench of the quantizer: all codes, every number of planes, vectors of every size and kind."""
+"""Bench of the quantizer: all codes, numbers of planes, and vectors of every magnitude and kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sim.bench.vector_code import RULES, Rule, VectorCode, random_code, random_m
 
 
 def corner_vectors(bench: Bench) -> np.ndarray:
-    """Zero, small, largest, one-hot and tied vectors: [N, D]."""
+    """Return zero, small, largest, one-hot and tied vectors, [N, D]."""
     dim, top = bench.config.head_dim, 2 * bench.config.conditioned_max
     one_hot = np.eye(dim)[bench.rng.integers(dim)]
     corners = [np.zeros(dim), np.ones(dim), -np.ones(dim), one_hot, -one_hot]
@@ -29,7 +29,7 @@ def corner_vectors(bench: Bench) -> np.ndarray:
 
 
 def random_vectors(bench: Bench, count: int) -> np.ndarray:
-    """Gaussian vectors and vectors of few different elements, of any size: [N, D]."""
+    """Draw Gaussian vectors and vectors of few different elements, of any magnitude, [N, D]."""
     rng, dim, top = bench.rng, bench.config.head_dim, 2 * bench.config.conditioned_max
     sizes = 2.0 ** rng.uniform(0, np.log2(top), (count, 1))
     gaussian = rng.normal(0, 0.5, (count, dim))
@@ -41,7 +41,7 @@ def random_vectors(bench: Bench, count: int) -> np.ndarray:
 def coded_elements(
     config: EngineConfig, code: VectorCode, planes: Planes, vector: int
 ) -> list[dict[str, Any]]:
-    """One of the vectors that planes [N, P, D] stand for, as the block sends it."""
+    """Return one vector of planes [N, P, D] as the block sends it."""
     trits = planes.digits[vector].numpy()  # [P, D]
     common = {
         "planes": code.digits,
@@ -62,7 +62,7 @@ def coded_elements(
 
 
 async def follow_codes(bench: Bench, codes: list[VectorCode]) -> None:
-    """Show the code of each vector, from its first element to its last."""
+    """Hold the code of each vector on the port from the vector's first element to the last."""
     dim, shown = bench.config.head_dim, -1
     while True:
         vector = len(bench.drivers["i"].cycles) // dim
@@ -75,7 +75,7 @@ async def follow_codes(bench: Bench, codes: list[VectorCode]) -> None:
 def begin(
     bench: Bench, vectors: np.ndarray, codes: list[VectorCode], source: str, sink: str
 ) -> list[dict[str, int]]:
-    """Quantize vectors [N, D], each with its own code, one after the other; returns the scales."""
+    """Start quantizing vectors [N, D] one after the other, one code each; return the scales."""
     config = bench.config
     tables = random_matrices(bench.rng, bench.config)
     answer_factors(bench, tables)
@@ -97,7 +97,7 @@ async def run(
     source: str = "none",
     sink: str = "none",
 ) -> None:
-    """Quantize vectors [N, D], and compare digits and scales."""
+    """Quantize vectors [N, D] and compare digits and scales."""
     bench.expect("scale", begin(bench, vectors, codes, source, sink), sink)
     await bench.finish()
 
@@ -105,7 +105,7 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(rule=RULES, digits=(1, 2, 3, 4, 5))
 async def corner_data(dut: HierarchyObject, rule: Rule, digits: int) -> None:
-    """Zero vectors, saturating scales, ties, and vectors of every size, in every code."""
+    """Check zero vectors, saturating scales, ties and vectors of every magnitude in every code."""
     bench = await Bench.start(dut, "quantizer")
     vectors = np.concatenate([corner_vectors(bench), random_vectors(bench, 4)])
     digits = min(digits, bench.config.max_planes)
@@ -115,7 +115,7 @@ async def corner_data(dut: HierarchyObject, rule: Rule, digits: int) -> None:
 @cocotb.test()
 @cocotb.parametrize(feedback=(False, True))
 async def extreme_constants(dut: HierarchyObject, feedback: bool) -> None:
-    """Scales and weights above every element, where they are clamped, and the smallest ones."""
+    """Check clamped scales and weights above every element, and the smallest ones."""
     bench = await Bench.start(dut, "quantizer")
     config = bench.config
     largest = 4095 / absmean_constant(config, 1000) * 1000
@@ -130,7 +130,7 @@ async def extreme_constants(dut: HierarchyObject, feedback: bool) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random vectors in random codes, under gaps and back-pressure."""
+    """Check random vectors in random codes, under gaps and back-pressure."""
     bench = await Bench.start(dut, "quantizer")
     vectors = random_vectors(bench, 4)
     await run(bench, vectors, [random_code(bench.rng, bench.config) for _ in vectors], source, sink)
@@ -139,7 +139,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(rule=RULES)
 async def cycles_of_a_vector(dut: HierarchyObject, rule: Rule) -> None:
-    """The next vector comes in during the digits of the last run; scales take a bounded time."""
+    """Check that a vector comes in during the last run's digits, and the latency of scales."""
     bench = await Bench.start(dut, "quantizer")
     dim, digits = bench.config.head_dim, bench.config.max_planes
     vectors = random_vectors(bench, 10)
@@ -155,14 +155,14 @@ async def cycles_of_a_vector(dut: HierarchyObject, rule: Rule) -> None:
     scales = (sent[..., 0] - begins).flatten()
     if scales.min() <= 0 or scales.max() > bench.component.scale_latency(planes):
         raise AssertionError(f"{scales.min()} to {scales.max()} cycles for a scale")
-    # all but the last element come in one cycle after they can: when the one before has been read
+    # all but the last element come in one cycle after the element before has been read
     bench.check((taken[1:, -1] - sent[:-1, -1, -1]).tolist(), [1] * 9, "cycles to the last element")
     bench.check(bool((taken[1:, -2] < sent[:-1, -1, -1]).all()), True, "loading during digits")
 
 
 @cocotb.test()
 async def a_scale_that_waits(dut: HierarchyObject) -> None:
-    """While nobody takes a vector's scale, the next one's runs go on up to the last."""
+    """Check that the next vector goes on up to its last run while a scale waits to be taken."""
     bench = await Bench.start(dut, "quantizer")
     dim, digits = bench.config.head_dim, bench.config.max_planes
     code = random_code(bench.rng, bench.config, digits, ("residual", "max", False))

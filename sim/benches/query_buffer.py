@@ -12,7 +12,7 @@ from sim.bench.streams import pack
 
 
 async def load(bench: Bench, queries: np.ndarray, mix: str) -> None:
-    """Pulse `start` and send queries [D, G]; returns when `full` is high."""
+    """Pulse `start` and send queries [D, G]; return when `full` is high."""
     bench.dut.start.value = 1
     await RisingEdge(bench.dut.clk)
     bench.dut.start.value = 0
@@ -25,7 +25,7 @@ async def load(bench: Bench, queries: np.ndarray, mix: str) -> None:
 
 
 async def read_all(bench: Bench, queries: np.ndarray) -> None:
-    """Compare what each slice number shows with the queries [D, G], -2**(bits-1) made symmetric."""
+    """Compare each slice with the queries [D, G], in which -2**(bits-1) is made symmetric."""
     config = bench.config
     symmetric = np.maximum(queries, -config.query_max)
     shape = bench.component.signature.members["queries"].shape
@@ -41,7 +41,7 @@ async def read_all(bench: Bench, queries: np.ndarray) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str) -> None:
-    """Loads one after the other, each replacing all elements of the one before."""
+    """Check successive loads, each of which replaces all elements of the previous load."""
     bench = await Bench.start(dut, "query_buffer")
     config = bench.config
     for _ in range(3):
@@ -55,7 +55,7 @@ async def random_data(dut: HierarchyObject, source: str) -> None:
 
 @cocotb.test()
 async def symmetric_range(dut: HierarchyObject) -> None:
-    """The most negative number is stored as the negative of the largest."""
+    """Check that the most negative number is stored as the negative of the largest."""
     bench = await Bench.start(dut, "query_buffer")
     config = bench.config
     row = np.resize([-config.query_max - 1, config.query_max], config.query_group)
@@ -66,7 +66,7 @@ async def symmetric_range(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def takes_only_one_load(dut: HierarchyObject) -> None:
-    """Nothing is taken before `start`, nor after D elements; one element per cycle in between."""
+    """Check that only D elements after `start` are taken, one per cycle."""
     bench = await Bench.start(dut, "query_buffer")
     config = bench.config
     shape = (2 * config.head_dim, config.query_group)

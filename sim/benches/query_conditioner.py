@@ -1,4 +1,4 @@
-"""Bench of the query conditioner: queries of every size, rotated or not, job after job."""
+"""Bench of the query conditioner: queries of every magnitude, rotated or not, job after job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sim.bench.bench import STALL_MIXES, Bench
 
 @dataclass(frozen=True)
 class Task:
-    """One job's queries: values [G, D], as they stand on the bus, and their exponents [G]."""
+    """Queries of one job: values [G, D], as on the bus, and their exponents [G]."""
 
     rotate: bool
     exponents: list[int]
@@ -25,7 +25,7 @@ class Task:
 
 
 def random_task(bench: Bench) -> Task:
-    """Gaussian queries of any size, each head with its own, and any exponents."""
+    """Draw Gaussian queries of any magnitude per head, and any exponents."""
     rng, config = bench.rng, bench.config
     sizes = 2.0 ** rng.uniform(0, 15, (config.query_group, 1))
     values = rng.normal(0, 0.5, (config.query_group, config.head_dim)) * sizes
@@ -35,7 +35,7 @@ def random_task(bench: Bench) -> Task:
 
 
 def corner_tasks(bench: Bench) -> list[Task]:
-    """Zeros, one-hots, the largest of one sign and of alternating signs, and edges of a shift."""
+    """Return zeros, one-hots, largest elements of one and of alternating signs, shift edges."""
     config = bench.config
     group, dim = config.query_group, config.head_dim
     constants = (0, 1, -1, VECTOR_MAX, -VECTOR_MAX - 1, config.query_max, config.query_max + 1)
@@ -53,7 +53,7 @@ def corner_tasks(bench: Bench) -> list[Task]:
 
 
 async def run(bench: Bench, tasks: list[Task], source: str = "none", sink: str = "none") -> None:
-    """Condition the queries of tasks."""
+    """Run tasks and compare the conditioned queries."""
     exponents, outputs = [], []
     for task in tasks:
         symmetric = torch.from_numpy(task.values).clamp(min=-VECTOR_MAX)
@@ -72,7 +72,7 @@ async def run(bench: Bench, tasks: list[Task], source: str = "none", sink: str =
 
 @cocotb.test()
 async def corner_data(dut: HierarchyObject) -> None:
-    """Zeros, saturation, every edge between two shifts, exponents at both ends."""
+    """Check zeros, saturation, every edge between two shifts, and extreme exponents."""
     bench = await Bench.start(dut, "query_conditioner")
     await run(bench, corner_tasks(bench))
 
@@ -80,14 +80,14 @@ async def corner_data(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random queries under gaps and back-pressure."""
+    """Check random queries under gaps and back-pressure."""
     bench = await Bench.start(dut, "query_conditioner")
     await run(bench, [random_task(bench) for _ in range(6)], source, sink)
 
 
 @cocotb.test()
 async def cycles_of_a_job(dut: HierarchyObject) -> None:
-    """An element per cycle in, the exponents after `measure_latency`, a query a cycle out."""
+    """Check one element per cycle in, exponents after `measure_latency`, a query per cycle out."""
     bench = await Bench.start(dut, "query_conditioner")
     dim, component = bench.config.head_dim, bench.component
     tasks = [random_task(bench) for _ in range(8)]

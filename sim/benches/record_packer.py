@@ -15,7 +15,7 @@ from sim.bench.stimulus import Vectors, plain_trit_payloads, random_vectors
 
 
 def elements(vectors: Vectors, vector: int, unit_first: bool) -> list[dict[str, Any]]:
-    """A vector of one run, or of runs of one plane, as the quantizer sends it."""
+    """Return a vector of one run, or of runs of one plane, as the quantizer sends it."""
     count = int(vectors.planes[vector])
     trits = vectors.digits[vector, :count]
     residual = bool(vectors.unit[vector, :count].all()) and count > 1
@@ -34,7 +34,7 @@ def elements(vectors: Vectors, vector: int, unit_first: bool) -> list[dict[str, 
 
 
 def record(bench: Bench, vectors: Vectors, vector: int, unit_first: bool) -> list[dict[str, int]]:
-    """Its record, by the golden packer."""
+    """Return a vector's record, packed by the golden packer."""
     count = int(vectors.planes[vector])
     planes = vectors.golden().map_tokens(
         lambda x, axis: x.narrow(axis, vector, 1).narrow(axis + 1, 0, count)
@@ -46,7 +46,7 @@ def record(bench: Bench, vectors: Vectors, vector: int, unit_first: bool) -> lis
 async def run(
     bench: Bench, counts: list[int], code: str, source: str = "none", sink: str = "none"
 ) -> None:
-    """Pack vectors with these numbers of planes, of a balanced, a residual or a mixed code."""
+    """Pack vectors with these numbers of planes, in a balanced, a residual or a mixed code."""
     inputs, outputs = [], []
     for count in counts:
         kind = str(bench.rng.choice(["balanced", "residual"])) if code == "mixed" else code
@@ -62,7 +62,7 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(code=("balanced", "residual"))
 async def every_number_of_planes(dut: HierarchyObject, code: str) -> None:
-    """Records of every length, each more than once."""
+    """Check records of every length, each more than once."""
     bench = await Bench.start(dut, "record_packer")
     counts = [*range(1, bench.config.max_planes + 1)] * 3
     await run(bench, counts, code)
@@ -71,7 +71,7 @@ async def every_number_of_planes(dut: HierarchyObject, code: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random records under gaps and back-pressure."""
+    """Check random records under gaps and back-pressure."""
     bench = await Bench.start(dut, "record_packer")
     counts = bench.rng.integers(1, bench.config.max_planes + 1, 8).tolist()
     await run(bench, counts, "mixed", source, sink)
@@ -80,7 +80,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(planes=(1, 2, 3, 4, 5))
 async def cycles_of_a_record(dut: HierarchyObject, planes: int) -> None:
-    """Elements at the encoder's pace, the first byte after `latency`, then a byte per cycle."""
+    """Check elements at the encoder's rate, the first byte after `latency`, then one per cycle."""
     bench = await Bench.start(dut, "record_packer")
     config = bench.config
     planes = min(planes, config.max_planes)

@@ -33,7 +33,7 @@ from sim.bench.read_jobs import (
 from sim.bench.scoreboard import Mismatch, Scoreboard
 from sim.bench.streams import changing_stalls, stall_pattern
 
-#: By fault, the rule of AXI that the memory breaks.
+#: AXI rule that the memory breaks, by fault.
 BROKEN_RULES = {
     "exokay": {Rule.EXOKAY},
     "early": {Rule.RLAST},
@@ -44,7 +44,7 @@ BROKEN_RULES = {
 async def run(
     bench: Bench, jobs: list[Job], fetches: list[Fetch], mixes: tuple[str, str] = ("none", "none")
 ) -> None:
-    """Run jobs and fetches beside each other, compare what comes, and the order of slices."""
+    """Run jobs and fetches concurrently, and compare outputs and the order of slices."""
     source, sink = mixes
     bench.drive("jobs", [job.payload for job in jobs], source)
     bench.drive("fetches", [fetch.payload for fetch in fetches], source)
@@ -75,7 +75,7 @@ class Pulses:
 
 
 class Target:
-    """What cocotbext-axi's subordinate reads from: an address above the limit is an error."""
+    """Target of cocotbext-axi's subordinate; reads above the address limit are errors."""
 
     def __init__(self, data: NDArray[np.uint8], limit: int | None = None) -> None:
         self._data = data
@@ -88,7 +88,7 @@ class Target:
 
 
 def attach(bench: Bench, memory: Memory, mix: str = "none") -> Target:
-    """cocotbext-axi's memory at the port, with pauses on both channels."""
+    """Attach cocotbext-axi's memory to the port, with pauses on both channels."""
     target = Target(memory.data)
     bus = AxiReadBus.from_prefix(bench.dut, "m_axi")
     slave = AxiSlaveRead(bus, bench.dut.clk, target=target)
@@ -102,7 +102,7 @@ def some_fetches(bench: Bench, memory: Memory) -> list[Fetch]:
 
 @cocotb.test()
 async def tiers(dut: HierarchyObject) -> None:
-    """Each tier alone, together, a full ring at every start, blocks that end anywhere."""
+    """Check each tier alone, all tiers, a full ring at every start, and all block ends."""
     bench = await Bench.start(dut, "record_reader")
     block = bench.config.block
     memory = Memory(bench)
@@ -117,7 +117,7 @@ async def tiers(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(memory_mix=("none", "slow"), mix=("none", "mixed"))
 async def random_jobs(dut: HierarchyObject, memory_mix: str, mix: str) -> None:
-    """Random jobs and fetches, cocotbext-axi's memory pausing, gaps and back-pressure."""
+    """Check random jobs and fetches, under memory pauses, gaps and back-pressure."""
     bench = await Bench.start(dut, "record_reader")
     memory = Memory(bench)
     attach(bench, memory, memory_mix)
@@ -127,11 +127,11 @@ async def random_jobs(dut: HierarchyObject, memory_mix: str, mix: str) -> None:
 
 @cocotb.test()
 async def pace(dut: HierarchyObject) -> None:
-    """Blocks from a memory with latency: one slice or one word per cycle, without a gap."""
+    """Check blocks from a memory with latency: one slice or one word per cycle, without gaps."""
     bench = await Bench.start(dut, "record_reader")
     config = bench.config
     memory = Memory(bench)
-    # what is read ahead is worth this many cycles, from address to the word's way out
+    # reading ahead covers this many cycles, from the address to the word's output
     latency = min(100, config.read_ahead // 2 - 4)
     port = ReadMemory(dut, "m_axi", memory.data, latency)
     cocotb.start_soon(port.serve(itertools.repeat(True), itertools.repeat(True)))
@@ -141,7 +141,7 @@ async def pace(dut: HierarchyObject) -> None:
     slices = sorted(bench.sinks["key__slices"].cycles + bench.sinks["value__slices"].cycles)
     cycles = slices if len(slices) > len(port.beat_cycles) else port.beat_cycles
     taken = cycles[-1] - cycles[0] + 1
-    # blocks of four tokens pass faster than pieces are asked for
+    # blocks of four tokens pass faster than pieces are requested
     allowed = len(cycles) * (1 if config.block > 4 else 2)
     if not len(cycles) <= taken <= allowed:
         raise Mismatch(f"{taken} cycles for {len(slices)} slices, {len(port.beat_cycles)} words")
@@ -149,7 +149,7 @@ async def pace(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def fences(dut: HierarchyObject) -> None:
-    """What an append writes is read after it, everything else before; counters wrap."""
+    """Check that only an append's records wait for the append; counters wrap."""
     bench = await Bench.start(dut, "record_reader")
     config = bench.config
     memory = Memory(bench)
@@ -161,7 +161,7 @@ async def fences(dut: HierarchyObject) -> None:
         bench.set(f"{side}__appended", behind)
     job = random_job(bench, memory, (2, 2 * config.block, 3), appends=appends)
     fetch = random_fetch(bench, memory, appends=appends)
-    # the newest records of body and window, and what leaves, are not what they will be
+    # the newest records of body and window, and of leaving tokens, are wrong until appended
     places = [p for side in SIDES for p in (*job.newest(side), fetch.place(side))]
     contents = [memory.data[place].copy() for place in places]
     for place in places:
@@ -189,13 +189,13 @@ async def fences(dut: HierarchyObject) -> None:
 
 
 def drain_slices(bench: Bench) -> None:
-    """Take every slice that comes."""
+    """Take every slice."""
     for side in SIDES:
         cocotb.start_soon(bench.sinks[f"{side}__slices"].drain(stalls(bench, "none")))
 
 
 def take_slices(bench: Bench, job: Job) -> None:
-    """See that the slices which came are the first ones of the job, and forget them."""
+    """Check that the received slices are the first slices of the job, and drop them."""
     layouts = (key_input_layout(bench.config), value_input_layout(bench.config))
     for side, shape in zip(SIDES, layouts, strict=True):
         sink = bench.sinks[f"{side}__slices"]
@@ -205,7 +205,7 @@ def take_slices(bench: Bench, job: Job) -> None:
 
 
 async def failing_job(bench: Bench, job: Job, expected: int) -> None:
-    """Run a job that ends in an error, cancel it, and see that what came was right so far."""
+    """Run a job that ends in an error, cancel it, and check the slices received so far."""
     dut = bench.dut
     bench.drive("jobs", [job.payload])
     edge = RisingEdge(dut.clk)
@@ -220,7 +220,7 @@ async def failing_job(bench: Bench, job: Job, expected: int) -> None:
 
 
 async def recover(bench: Bench, memory: Memory) -> None:
-    """After an error: jobs and fetches as if nothing had been."""
+    """Check that jobs and fetches work after an error."""
     await run(bench, [random_job(bench, memory) for _ in range(2)], some_fetches(bench, memory))
 
 
@@ -231,7 +231,7 @@ def stalls(bench: Bench, pattern: str) -> Iterator[bool]:
 @cocotb.test()
 @cocotb.parametrize(kind=("slverr", "decerr", "exokay", "early", "late"))
 async def bus_errors(dut: HierarchyObject, kind: str) -> None:
-    """Each fault in a burst of a job: an error, silence, and a next job that is right."""
+    """Check each fault in a burst of a job: an error, silence, and a correct next job."""
     bench = await Bench.start(dut, "record_reader")
     memory = Memory(bench)
     planes = (bench.config.max_planes,) * 3
@@ -251,7 +251,7 @@ async def bus_errors(dut: HierarchyObject, kind: str) -> None:
 
 @cocotb.test()
 async def error_of_the_memory(dut: HierarchyObject) -> None:
-    """cocotbext-axi's memory says SLVERR above an address, again and again."""
+    """Check repeated SLVERR of cocotbext-axi's memory above an address limit."""
     bench = await Bench.start(dut, "record_reader")
     memory = Memory(bench)
     target = attach(bench, memory, "random")
@@ -268,7 +268,7 @@ async def error_of_the_memory(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def memory_falls_silent(dut: HierarchyObject) -> None:
-    """In the middle of a burst: `cancel` gives up 65536 cycles after the last address was taken."""
+    """Check `cancel` of a silent burst: it ends 65536 cycles after the last address was taken."""
     bench = await Bench.start(dut, "record_reader")
     memory = Memory(bench)
     planes = (bench.config.max_planes,) * 3
@@ -298,9 +298,9 @@ async def memory_falls_silent(dut: HierarchyObject) -> None:
     await recover(bench, memory)
 
 
-# --- anything at any time -------------------------------------------------------------------------
+# --- random events at any time --------------------------------------------------------------------
 
-#: What `error` says after each fault of the memory.
+#: Value of `error` after each fault of the memory.
 _STRUCK = RESPONSES | dict.fromkeys(("early", "late"), RESPONSES["exokay"])
 _NO_FAULT: dict[tuple[str | None, ...], str] = {
     (ending, None): "Nothing of the memory goes wrong." for ending in ("well", "cancel", "reset")
@@ -401,16 +401,16 @@ COVERAGE = Coverage(
 
 
 class ReadEpisode(Episode):
-    """Jobs and fetches, appends that they wait for, and an end at any time.
+    """An episode of jobs and fetches that wait for appends, with an end at any time.
 
-    What is not appended yet is wrong in memory until it is.
+    A record is wrong in memory until its append.
 
     Parameters
     ----------
-    owner : whose burst goes wrong, where one does and there is such a burst
+    owner : the job or fetch whose burst fails, if a burst fails and such a burst exists
     """
 
-    STEPS = 2  # appends within an episode
+    STEPS = 2  # appends per episode
 
     def __init__(self, bench: Bench, port: ReadMemory, ending: str, owner: str) -> None:
         super().__init__(bench, "ar", COVERAGE, _STRUCK, ending)
@@ -446,7 +446,7 @@ class ReadEpisode(Episode):
         return (self.base + appends) % (1 << APPEND_BITS)
 
     def _job(self, need: int) -> Job:
-        """A job, its numbers often at a limit."""
+        """Draw a job with sizes often at a limit."""
         rng, config = self.bench.rng, self.bench.config
         block = config.block
         limits = [1, block - 1, block, block + 1, 2 * block, 3 * block]
@@ -488,7 +488,7 @@ class ReadEpisode(Episode):
         self.bench.set(f"{side}__appended", self._after(self.appended[side]))
 
     async def _append(self, side: Side) -> None:
-        """Put records into memory and count them, now and then."""
+        """Put records into memory and count them, at random times."""
         for step in range(1, self.STEPS + 1):
             await ClockCycles(self.dut.clk, int(self.bench.rng.choice([1, 20, 200])))
             for of_side, need, place in self._late:
@@ -511,7 +511,7 @@ class ReadEpisode(Episode):
         return boards
 
     async def run(self) -> None:
-        """All of it; what comes must be what belongs, as far as it comes."""
+        """Run the episode and compare all outputs that came."""
         bench, rng, boards = self.bench, self.bench.rng, self._boards
         moment = int(rng.integers(1, 60 * len(self.jobs) + 120))
         meets = str(rng.choice(["anything", "slices", "planes", "fence"]))
@@ -540,12 +540,12 @@ class ReadEpisode(Episode):
         if int(self.dut.fenced.value):
             self._sample_fence()
         if self.ending in _STRUCK and self.port.fault is None:
-            return False  # the error is to come
+            return False  # the error has yet to come
         sinks = self.bench.sinks
         return all(len(sinks[name].payloads) >= len(b) for name, b in self._boards.items())
 
     def _finish(self) -> None:
-        """See that everything came, and nothing more."""
+        """Check that all outputs came, and nothing more."""
         for name, board in self._boards.items():
             received = self.bench.sinks[name].payloads
             if len(board):
@@ -558,7 +558,7 @@ class ReadEpisode(Episode):
         self.port.fault = None
 
     def _plan(self) -> None:
-        """Let the memory break in the first burst that has such a beat."""
+        """Let the memory fail in the first burst that has the failing beat."""
         rng, within, beats = self.bench.rng, None, 3
         if self._owner == "fetch":
             place = self.fetches[0].place("key" if rng.integers(2) else "value")
@@ -575,7 +575,7 @@ class ReadEpisode(Episode):
     async def cancel(self) -> None:
         sinks = self.bench.sinks.values()
         for sink in sinks:
-            sink.in_reset = True  # a slice that waits is withdrawn
+            sink.in_reset = True  # a waiting slice is withdrawn
         await cancel(self.bench, "ar")
         for sink in sinks:
             sink.in_reset = False
@@ -618,7 +618,7 @@ class ReadEpisode(Episode):
 
 @cocotb.test()
 async def anything_at_any_time(dut: HierarchyObject) -> None:
-    """Random jobs, fetches, appends and latencies, one after the other; a few of them go wrong."""
+    """Run random episodes with random latencies one after the other; some of them fail."""
     bench = await Bench.start(dut, "record_reader")
     rng, config = bench.rng, bench.config
     latencies = iter(lambda: int(rng.choice([1, 1, 5, 60])), None)

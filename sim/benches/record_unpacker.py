@@ -1,4 +1,4 @@
-"""Bench of the record unpacker: pieces of every kind at every offset, all stalls, and its pace."""
+"""Bench of the record unpacker: pieces of every kind at every offset, all stalls, throughput."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sim.bench.records import Records, random_records
 
 
 def random_piece(bench: Bench) -> Records:
-    """A piece of any kind."""
+    """Draw a piece of any kind."""
     rng, config = bench.rng, bench.config
     count = int(rng.choice([1, 2, config.block - 1, config.block]))
     planes = int(rng.integers(1, config.max_planes + 1))
@@ -22,7 +22,7 @@ def random_piece(bench: Bench) -> Records:
 
 
 def words_of(bench: Bench, piece: Records, offset: int) -> tuple[dict[str, int], list[Any]]:
-    """The piece's payload, and its words, with other bytes around it."""
+    """Return a piece's payload, and its words with other bytes around the piece."""
     size = bench.config.memory_bits // 8
     used = offset + piece.data.size
     data = bench.rng.integers(0, 256, -(-used // size) * size).astype(np.uint8)
@@ -45,7 +45,7 @@ async def run(
     offsets: list[int],
     mixes: tuple[str, str] = ("none", "none"),
 ) -> None:
-    """Unpack pieces that follow one another; slices must be those of the vectors."""
+    """Unpack pieces one after the other and compare the slices with those of the vectors."""
     source, sink = mixes
     payloads, words = [], []
     for piece, offset in zip(pieces, offsets, strict=True):
@@ -61,13 +61,13 @@ async def run(
 
 
 def slice_cycles(bench: Bench) -> list[int]:
-    """Cycles of all slices, keys' and values'."""
+    """Return the cycles of all key and value slices."""
     return sorted(bench.sinks["keys"].cycles + bench.sinks["values"].cycles)
 
 
 @cocotb.test()
 async def every_offset(dut: HierarchyObject) -> None:
-    """Each format at each offset within a word."""
+    """Check each format at each offset in a word."""
     bench = await Bench.start(dut, "record_unpacker")
     config = bench.config
     pieces, offsets = [], []
@@ -82,7 +82,7 @@ async def every_offset(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def pace(dut: HierarchyObject) -> None:
-    """Whole blocks at random offsets: one slice per cycle, or one word per cycle, without a gap."""
+    """Check whole blocks at random offsets: one slice or one word per cycle, without gaps."""
     bench = await Bench.start(dut, "record_unpacker")
     config = bench.config
     pieces = [
@@ -102,7 +102,7 @@ async def pace(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def latency(dut: HierarchyObject) -> None:
-    """One plane a piece, in as many words as it takes."""
+    """Check the latency from the last word of a one-plane piece to its first slice."""
     bench = await Bench.start(dut, "record_unpacker")
     config = bench.config
     pieces = [random_records(bench.rng, config, side, 1, 1, False) for side in SIDES]
@@ -117,7 +117,7 @@ async def latency(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_pieces(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random pieces under gaps and back-pressure."""
+    """Check random pieces under gaps and back-pressure."""
     bench = await Bench.start(dut, "record_unpacker")
     pieces = [random_piece(bench) for _ in range(8)]
     pieces += [random_records(bench.rng, bench.config, side, 1, 2, False) for side in SIDES]

@@ -28,7 +28,7 @@ PAGE = 4096
 
 @dataclass(frozen=True)
 class Record:
-    """One record: where it goes, and its bytes."""
+    """A record: its place in memory and its bytes."""
 
     side: Side
     payload: dict[str, int]
@@ -37,17 +37,17 @@ class Record:
 
 
 class Target:
-    """What cocotbext-axi's subordinate writes into, and the responses that it gives.
+    """Target of cocotbext-axi's subordinate: the memory's bytes and the responses to bursts.
 
     Parameters
     ----------
     failing : number of the burst that fails
-    response : how; "slverr" by cocotbext-axi itself, which then writes nothing of the burst;
-        "never": neither it nor those after it are answered
+    response : response of the failing burst. "slverr": cocotbext-axi gives the response and writes
+        nothing of the burst. "never": neither this burst nor later bursts are answered.
 
     Attributes
     ----------
-    bursts : that came whole; `writes` counts the accesses that they became
+    bursts : bursts that came whole; `writes` counts the accesses of these bursts
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Target:
         self.data[address : address + len(data)] = np.frombuffer(data, np.uint8)
 
     def heal(self) -> None:
-        """No burst fails any more."""
+        """Let no further burst fail."""
         self._failing = None
 
     def pause(self, pausing: bool, words: bool = True) -> None:
-        """Take no address, and no word if `words`, or take them again."""
+        """Pause or resume addresses, and also words if `words`."""
         self._slave.aw_channel.pause = pausing
         self._slave.w_channel.pause = pausing and words
 
@@ -97,7 +97,7 @@ class Target:
 
 
 class Written:
-    """Cycles in which records were reported as written, by side."""
+    """Notes the cycles in which records are reported as written, by side."""
 
     def __init__(self, bench: Bench) -> None:
         self.cycles: dict[str, list[int]] = {side: [] for side in SIDES}
@@ -116,7 +116,7 @@ class Written:
 
 
 def random_records(bench: Bench, count: int, size: int = 1 << 14) -> list[Record]:
-    """Records that do not overlap, a third of them over the end of a page."""
+    """Draw records that do not overlap, a third of them across a page end."""
     rng, config = bench.rng, bench.config
     word = config.memory_bits // 8
     taken = np.zeros(size, bool)
@@ -143,7 +143,7 @@ def random_records(bench: Bench, count: int, size: int = 1 << 14) -> list[Record
 
 
 def drive(bench: Bench, records: list[Record], mix: str = "none") -> None:
-    """Send places and bytes of records, each side's beside the other's."""
+    """Send places and bytes of records, both sides concurrently."""
     for side in SIDES:
         own = [record for record in records if record.side == side]
         record_bytes = [
@@ -156,7 +156,7 @@ def drive(bench: Bench, records: list[Record], mix: str = "none") -> None:
 
 
 async def wait_for(bench: Bench, written: Written, count: int, patience: int) -> None:
-    """Wait until this many records are written, and see that there are no more of them."""
+    """Wait until `count` records are written, and check that no more follow."""
     for _ in range(patience):
         await RisingEdge(bench.dut.clk)
         if written.count >= count:
@@ -166,7 +166,7 @@ async def wait_for(bench: Bench, written: Written, count: int, patience: int) ->
 
 
 async def run(bench: Bench, target: Target, records: list[Record], mix: str = "none") -> Written:
-    """Write records; memory must hold them, and what was there before around them."""
+    """Write records, and check that memory holds the records and is unchanged around them."""
     written = Written(bench)
     drive(bench, records, mix)
     total = sum(len(record.data) for record in records)
@@ -187,7 +187,7 @@ async def run(bench: Bench, target: Target, records: list[Record], mix: str = "n
 @cocotb.test()
 @cocotb.parametrize(memory_mix=("none", "mixed"), mix=("none", "mixed"))
 async def random_places(dut: HierarchyObject, memory_mix: str, mix: str) -> None:
-    """Records of all formats, anywhere, with pauses on all channels."""
+    """Check records of all formats, anywhere, with pauses on all channels."""
     bench = await Bench.start(dut, "record_writer")
     target = Target(bench, mix=memory_mix)
     await run(bench, target, random_records(bench, 16), mix)
@@ -195,7 +195,7 @@ async def random_places(dut: HierarchyObject, memory_mix: str, mix: str) -> None
 
 @cocotb.test()
 async def neighbours(dut: HierarchyObject) -> None:
-    """Slots of one region in random order: words are shared, bytes are not."""
+    """Check slots of one region in random order, which share words but not bytes."""
     bench = await Bench.start(dut, "record_writer")
     rng, config = bench.rng, bench.config
     length = vector_bytes(config, config.max_planes, 1)
@@ -210,7 +210,7 @@ async def neighbours(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def pace(dut: HierarchyObject) -> None:
-    """One byte per cycle, 6 cycles and the bits of its slot per record; keys and values in turn."""
+    """Check one byte per cycle, plus 6 cycles and the slot's bits per record, sides in turn."""
     bench = await Bench.start(dut, "record_writer")
     config = bench.config
     slot = min(config.max_context - 1, 37)
@@ -239,7 +239,7 @@ async def pace(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def place_without_bytes(dut: HierarchyObject) -> None:
-    """A key's place alone does not keep a value from being written."""
+    """Check that a key's place without bytes does not block a value's write."""
     bench = await Bench.start(dut, "record_writer")
     target = Target(bench)
     records = random_records(bench, 2)
@@ -265,7 +265,7 @@ async def place_without_bytes(dut: HierarchyObject) -> None:
 
 
 async def cancel_writes(bench: Bench) -> None:
-    """Withdraw everything, and cancel."""
+    """Withdraw all inputs, and cancel."""
     dut, written = bench.dut, []
 
     def look() -> None:
@@ -277,7 +277,7 @@ async def cancel_writes(bench: Bench) -> None:
 
 
 async def recover(bench: Bench, target: Target, records: list[Record]) -> None:
-    """After `cancel`: each record is there or not, nothing else changed, and all can be written."""
+    """Check that `cancel` leaves only bytes of records changed, and write all records again."""
     writes = target.writes
     await ClockCycles(bench.dut.clk, 300)
     bench.check(target.writes, writes, "writes after cancel")
@@ -297,7 +297,7 @@ async def recover(bench: Bench, target: Target, records: list[Record]) -> None:
 @cocotb.test()
 @cocotb.parametrize(response=("slverr", "decerr", "exokay"), mix=("none", "mixed"))
 async def bus_errors(dut: HierarchyObject, response: str, mix: str) -> None:
-    """A burst that fails: an error, no burst after it, and the same records again."""
+    """Check a failing burst: an error, no burst after it, and a rewrite of the same records."""
     bench = await Bench.start(dut, "record_writer")
     number = int(bench.rng.integers(8))
     rules = bench.buses["m_axi"]
@@ -323,9 +323,9 @@ async def bus_errors(dut: HierarchyObject, response: str, mix: str) -> None:
 
 @cocotb.test()
 async def address_waits(dut: HierarchyObject) -> None:
-    """`cancel` gives no burst up whose address waits, though all its words were taken."""
+    """Check that `cancel` keeps a burst whose address waits after all its words were taken."""
     bench = await Bench.start(dut, "record_writer")
-    if bench.config.name != "tiny":  # it takes as long for all, and shows the same
+    if bench.config.name != "tiny":  # all configurations take as long and show the same
         return
     target = Target(bench)
     drive(bench, random_records(bench, 16))
@@ -346,7 +346,7 @@ async def address_waits(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def response_never_comes(dut: HierarchyObject) -> None:
-    """Without an answer nothing counts as written.
+    """Check that nothing counts as written without an answer.
 
     `cancel` gives up 65536 cycles after the last address and word were taken.
     """
@@ -355,7 +355,7 @@ async def response_never_comes(dut: HierarchyObject) -> None:
     records = random_records(bench, 16)
     written = Written(bench)
     drive(bench, records)
-    while target.bursts < 4:  # of which three were answered
+    while target.bursts < 4:  # three of these were answered
         await RisingEdge(dut.clk)
     target.pause(True)
     await ClockCycles(dut.clk, 3000)
@@ -377,7 +377,7 @@ async def response_never_comes(dut: HierarchyObject) -> None:
     await recover(bench, target, records)
 
 
-# --- anything at any time -------------------------------------------------------------------------
+# --- random events at any time --------------------------------------------------------------------
 
 COVERAGE = Coverage(
     "record_writer",
@@ -454,11 +454,11 @@ COVERAGE = Coverage(
 
 
 def limit_record(bench: Bench, base: int, page: str) -> Record:
-    """A record whose numbers are often at a limit, somewhere in the 4 KiB from `base` on.
+    """Draw a record with sizes often at a limit, somewhere in the 4 KiB from `base` on.
 
     Parameters
     ----------
-    page : how it lies to the page's end: a bin of the coverage
+    page : position relative to the page's end: a bin of the coverage
     """
     rng, config = bench.rng, bench.config
     word, most = config.memory_bits // 8, config.max_planes
@@ -476,7 +476,7 @@ def limit_record(bench: Bench, base: int, page: str) -> Record:
         }[page]
         region = (start - slot * length) // word * word
         if page in ("to the end", "from the start") and (start - slot * length) % word:
-            continue  # regions start at words: this slot is not there
+            continue  # regions start at words, so this slot does not exist
         address = region + slot * length
         if region >= 0 and _page(address, length) == page:
             break
@@ -499,7 +499,7 @@ def _page(address: int, length: int) -> str:
 
 
 class WriteEpisode(Episode):
-    """Records that are written, and an end at any time."""
+    """An episode of record writes, with an end at any time."""
 
     def __init__(self, bench: Bench, memory: WriteMemory, ending: str) -> None:
         super().__init__(bench, "aw", COVERAGE, RESPONSES, ending)
@@ -517,7 +517,7 @@ class WriteEpisode(Episode):
         memory.data = self.before.copy()
 
     async def run(self) -> None:
-        """All of it; memory must hold what is reported, and nothing that is no record."""
+        """Run the episode; memory must hold all reported records and nothing but records."""
         bench, rng = self.bench, self.bench.rng
         bursts = sum(_bursts(record) for record in self.records)
         if self.ending in RESPONSES:
@@ -554,7 +554,7 @@ class WriteEpisode(Episode):
         await cancel_writes(self.bench)
 
     def _check_memory(self) -> None:
-        """Reported records are there; of the others there may be bytes; all else is as it was."""
+        """Check that reported records are whole, others' bytes new or old, all else unchanged."""
         bench, data, written = self.bench, self.memory.data, self._written
         around = np.ones(len(data), bool)
         for side in SIDES:
@@ -599,13 +599,13 @@ class WriteEpisode(Episode):
 
 
 def _bursts(record: Record) -> int:
-    """Bursts that a record is."""
+    """Return the number of bursts of a record."""
     return 1 + (_page(record.address, len(record.data)) == "over")
 
 
 @cocotb.test()
 async def anything_at_any_time(dut: HierarchyObject) -> None:
-    """Random records and latencies, one episode after the other; many are cut short."""
+    """Run random episodes with random latencies one after the other; many are cut short."""
     bench = await Bench.start(dut, "record_writer")
     rng = bench.rng
 

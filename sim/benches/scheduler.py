@@ -1,8 +1,7 @@
 """Bench of the scheduler: random jobs, right and wrong, under errors and resets at any cycle.
 
-The bench plays the blocks around it (`sim.bench.surroundings`) and holds every cycle against what
-must be (`sim.bench.scheduler_rules`). What it must have met is declared here: a hole fails the
-bench.
+`sim.bench.surroundings` models the blocks around the scheduler, and `sim.bench.scheduler_rules`
+checks every cycle. The required coverage is declared here: a bin without a hit fails the bench.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from sim.bench.surroundings import Pace, Surroundings
 
 Job = dict[str, Any]
 
-_SEARCH = 20_000  # cycles in which something must happen
+_SEARCH = 20_000  # most cycles until a state is met
 
 _SLVERR, _DECERR, _EXOKAY = (RESPONSES[name] for name in ("slverr", "decerr", "exokay"))
 
-#: Responses of reader and writer, and what they say.
+#: Responses of reader and writer, each with its meaning.
 ERRORS: dict[str, tuple[Errors, str]] = {
     "read_slverr": ((_SLVERR, 0), "A read is answered with SLVERR."),
     "read_decerr": ((_DECERR, 0), "A read is answered with DECERR."),
@@ -128,7 +127,7 @@ COVERAGE = Coverage(
 
 
 def states(world: Surroundings, cycle: Cycle) -> list[str]:
-    """What was going on in a cycle, by `STATES`."""
+    """Return the names of `STATES` that held in a cycle."""
     rules = world.rules
     newest, busy = rules.newest, world.busy
     waits = newest is not None and newest.asks and not newest.entered
@@ -151,22 +150,22 @@ def states(world: Surroundings, cycle: Cycle) -> list[str]:
 
 
 class Life(Surroundings):
-    """Surroundings with an endless stream of random jobs, whose every cycle is sampled.
+    """Surroundings with an endless stream of random jobs; coverage samples every cycle.
 
     Attributes
     ----------
-    endless : whether jobs follow, and the pace changes
+    endless : whether further jobs follow and the pace changes
     """
 
     def __init__(self, dut: HierarchyObject) -> None:
         super().__init__(dut)
         self.endless = False
-        self._kinds: dict[int, str] = {}  # of wrong jobs that have not been taken
+        self._kinds: dict[int, str] = {}  # kinds of wrong jobs not yet taken
         self._before = "reset"
         self._aborting = False
 
     def plan(self, kind: str | None = None, **changes: Any) -> None:
-        """A random job more, wrong in this way; its fields may be given."""
+        """Queue a random job, wrong by `kind` if given, with the fields `changes`."""
         job = random_job(self.rng, self.config) | changes
         if kind:
             job = wrong_job(self.config, job, kind)
@@ -174,7 +173,7 @@ class Life(Surroundings):
         self.queue.append(job)
 
     def plan_any(self) -> None:
-        """A random job more, one in five wrong."""
+        """Queue a random job; one in five is wrong."""
         self.plan(str(self.rng.choice(list(WRONG))) if self.rng.random() < 0.2 else None)
 
     async def step(self) -> Cycle:
@@ -225,7 +224,7 @@ class Life(Surroundings):
         self._aborting = cycle.cancel
 
     async def strike(self, event: str) -> None:
-        """An error of the memory or a reset, in the next cycle."""
+        """Cause an error of the memory or a reset in the next cycle."""
         now = states(self, self.last)
         if event == "reset":
             await self.reset()
@@ -246,7 +245,7 @@ class Life(Surroundings):
 
 
 async def start(dut: HierarchyObject, endless: bool = False) -> Life:
-    """A scheduler after reset, a cycle after it."""
+    """Reset the scheduler and run one cycle."""
     life = Life(dut)
     await life.start()
     life.endless = endless
@@ -255,7 +254,7 @@ async def start(dut: HierarchyObject, endless: bool = False) -> Life:
 
 
 async def finish(life: Life, least: int = 1) -> None:
-    """No job follows; those that were planned end."""
+    """Stop planning jobs and let the planned jobs end."""
     life.endless = False
     life.pace = Pace()
     await life.run_dry()
@@ -265,7 +264,7 @@ async def finish(life: Life, least: int = 1) -> None:
 
 @cocotb.test()
 async def statuses_by_hand(dut: HierarchyObject) -> None:
-    """The golden scheduler refuses each kind of wrong descriptor as it is written by hand."""
+    """Check that the golden scheduler refuses wrong descriptors with the hand-written statuses."""
     config, rng = bench_config(), np.random.default_rng(cocotb.RANDOM_SEED)
     for kind, wrong in WRONG.items():
         for _ in range(20):
@@ -280,7 +279,7 @@ async def statuses_by_hand(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(part=(0, 1))
 async def errors_at_any_time(dut: HierarchyObject, part: int) -> None:
-    """Errors, two at once too, and resets, at random times in an endless stream of jobs."""
+    """Cause errors, also two at once, and resets at random times in an endless job stream."""
     life = await start(dut, endless=True)
     events = [*ERRORS, "reset"]
     for _ in range(60):
@@ -292,7 +291,7 @@ async def errors_at_any_time(dut: HierarchyObject, part: int) -> None:
 
 @cocotb.test()
 async def right_jobs_without_a_pause(dut: HierarchyObject) -> None:
-    """Everything is fast: jobs that only append, or attend, or do nothing."""
+    """Run jobs at full speed that only append, only attend, or do nothing."""
     life = await start(dut)
     for append, attend in ((True, True), (True, False), (False, True), (False, False)):
         for _ in range(20):
@@ -302,7 +301,7 @@ async def right_jobs_without_a_pause(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def flight_full_of_appends(dut: HierarchyObject) -> None:
-    """As many appends as there are jobs in flight wait for all their elements."""
+    """Fill the flight with appends that all wait for their elements."""
     life = await start(dut)
     life.pace = Pace(elements=0.0)
     for _ in range(2 * IN_FLIGHT):
@@ -323,7 +322,7 @@ async def flight_full_of_appends(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def ends_of_a_full_flight_wait(dut: HierarchyObject) -> None:
-    """All outputs of a full flight have left before the first end is taken."""
+    """Let all outputs of a full flight leave before the first end is taken."""
     life = await start(dut)
     life.pace = Pace(ends=0.0)
     for _ in range(2 * IN_FLIGHT):
@@ -336,7 +335,7 @@ async def ends_of_a_full_flight_wait(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(part=(0, 1))
 async def jobs_of_all_kinds(dut: HierarchyObject, part: int) -> None:
-    """Right jobs and wrong ones at any pace, no errors."""
+    """Run right and wrong jobs at any pace, without errors."""
     life = await start(dut)
     for _ in range(120):
         life.plan_any()
@@ -351,7 +350,7 @@ async def jobs_of_all_kinds(dut: HierarchyObject, part: int) -> None:
 
 @cocotb.test()
 async def every_wrong_descriptor_everywhere(dut: HierarchyObject) -> None:
-    """Each kind after a reset, an abort, a right and a wrong one; a right one follows."""
+    """Run each wrong kind after a reset, an abort, a right and a wrong job; then a right job."""
     life = await start(dut)
     for kind in WRONG:
         for before in ("reset", "abort", "right", "wrong"):
@@ -368,7 +367,7 @@ async def every_wrong_descriptor_everywhere(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def every_limit(dut: HierarchyObject) -> None:
-    """Jobs that are just right end well."""
+    """Check that jobs at each limit are successful."""
     life = await start(dut)
     for limit in LIMITS.values():
         for _ in range(3):
@@ -381,7 +380,7 @@ async def every_limit(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def refused_while_elements_are_owed(dut: HierarchyObject) -> None:
-    """Elements of the jobs before a refused one are theirs, and the blocks take them."""
+    """Check that blocks take the elements of the jobs before a refused job."""
     life = await start(dut)
     kinds = {wrong.status: kind for kind, wrong in WRONG.items()}
     for kind in kinds.values():
@@ -396,7 +395,7 @@ async def refused_while_elements_are_owed(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def every_event_in_every_state(dut: HierarchyObject) -> None:
-    """Errors and resets, sought out where each state of the jobs is met."""
+    """Cause errors and resets in each state of the jobs."""
     life = await start(dut, endless=True)
     for event in (*ERRORS, "reset"):
         for state in STATES:
@@ -418,7 +417,7 @@ async def every_event_in_every_state(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def every_end_of_an_abort(dut: HierarchyObject) -> None:
-    """An abort waits for the memory, for what the host owes, for outputs, for ends."""
+    """Check that an abort waits for the memory, owed elements, outputs and ends."""
     life = await start(dut)
     read, append = {"attend": True}, {"append": True, "attend": False}
     for pace, jobs, state in (
@@ -441,7 +440,7 @@ async def every_end_of_an_abort(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def end_changed_while_it_waited(dut: HierarchyObject) -> None:
-    """A job that has done everything ends well, though nobody takes its end before an abort."""
+    """Check that a finished job keeps status OK though its end waits until an abort."""
     life = await start(dut)
     life.pace = Pace(ends=0.0)
     life.plan(append=False, attend=False, leaving=False)
@@ -456,7 +455,7 @@ async def end_changed_while_it_waited(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(event=("read_slverr", "write_slverr", "reset"))
 async def every_moment(dut: HierarchyObject, event: str) -> None:
-    """An error in each of the cycles that three jobs take, and then three jobs more."""
+    """Cause an error in each cycle of three jobs, then run three further jobs."""
     life = await start(dut)
     for moment in range(50):
         life.pace = Pace.random(life.rng) if moment % 2 else Pace()
@@ -472,5 +471,5 @@ async def every_moment(dut: HierarchyObject, event: str) -> None:
 
 @cocotb.test()
 async def every_bin_was_hit(dut: HierarchyObject) -> None:
-    """The coverage of all tests before this one has no hole."""
+    """Check that all tests before this one have hit every bin of the coverage."""
     COVERAGE.finish(Path())

@@ -19,7 +19,7 @@ Payloads = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Stream:
-    """One of a job's two slice streams: what goes in, what comes out, and the block of each."""
+    """A slice stream of a job: its inputs, its outputs, and the block of each slice."""
 
     inputs: Payloads
     outputs: Payloads
@@ -27,7 +27,7 @@ class Stream:
 
 
 def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
-    """The slices of one job's keys or values, and what docs/contract.md makes of them."""
+    """Return the slices of one job's keys or values, and the outputs by docs/contract.md."""
     config = bench.config
     together = vectors.together(
         config.key_planes_per_cycle if kind == "key" else config.value_planes_per_cycle
@@ -61,7 +61,7 @@ def slice_stream(bench: Bench, vectors: Vectors, kind: str) -> Stream:
 
 
 def expected_order(keys: list[int], values: list[int]) -> list[tuple[str, int]]:
-    """K0, then K i+1 before V i, at last the last V: kind and block of each slice of one job."""
+    """Return kind and block of each slice of a job: K0, then K i+1 before V i, then the last V."""
     blocks = keys[-1] + 1
     turns = [("key", 0)]
     for block in range(blocks):
@@ -73,7 +73,7 @@ def expected_order(keys: list[int], values: list[int]) -> list[tuple[str, int]]:
 
 
 async def load_queries(bench: Bench, seen: list[int]) -> None:
-    """Stand in for the query buffer; notes the job's exponents when its queries are loaded."""
+    """Model the query buffer, and note the job's exponents when its queries are loaded."""
     dut = bench.dut
     while True:
         await RisingEdge(dut.clk)
@@ -86,7 +86,7 @@ async def load_queries(bench: Bench, seen: list[int]) -> None:
 
 
 async def watch_value_exponents(bench: Bench, seen: list[int]) -> None:
-    """Note the value exponent beside every value slice that passes."""
+    """Note the value exponent with every value slice that passes."""
     dut = bench.dut
     while True:
         await RisingEdge(dut.clk)
@@ -144,7 +144,7 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Jobs around the block's length, with gaps and back-pressure."""
+    """Check jobs around the block's length, with gaps and back-pressure."""
     bench = await Bench.start(dut, "sequencer")
     block = min(bench.config.block, 8)
     lengths = [1, int(bench.rng.integers(1, 3 * block)), block]
@@ -153,7 +153,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 
 @cocotb.test()
 async def every_length(dut: HierarchyObject) -> None:
-    """Jobs of one token, of whole blocks, and of a token less or more."""
+    """Check jobs of one token, of whole blocks, and of one token less or more."""
     bench = await Bench.start(dut, "sequencer")
     block = bench.config.block
     await run(bench, [1, block - 1, block, block + 1, 2 * block, 2 * block + 1], "none", "none")
@@ -161,7 +161,7 @@ async def every_length(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def late_value_exponent(dut: HierarchyObject) -> None:
-    """No value slice passes before its job's value exponent; keys do."""
+    """Check that value slices, but not key slices, wait for their job's value exponent."""
     bench = await Bench.start(dut, "sequencer")
     lengths = [1, 2, 1, 1, bench.config.block + 1, 2, 1]
     await run(bench, lengths, "none", "none", exponent_source="slow")
@@ -175,7 +175,7 @@ async def late_value_exponent(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def full_throughput(dut: HierarchyObject) -> None:
-    """Once the queries are loaded, a slice passes every cycle until the job's last."""
+    """Check that a slice passes every cycle from the load of the queries to the job's last."""
     bench = await Bench.start(dut, "sequencer")
     await run(bench, [3 * bench.config.block + 1], "none", "none")
     cycles = sorted(bench.sinks["key_slices"].cycles + bench.sinks["value_slices"].cycles)
@@ -186,7 +186,7 @@ async def full_throughput(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(sink=("none", "random"))
 async def starved(dut: HierarchyObject, sink: str) -> None:
-    """`starved` is high in just the cycles in which a slice could pass but does not come."""
+    """Check that `starved` is high exactly in cycles in which a slice could pass but is missing."""
     bench = await Bench.start(dut, "sequencer")
     count = 0
     unjustified: list[int] = []

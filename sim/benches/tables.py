@@ -1,4 +1,4 @@
-"""Bench of the tables: what has been loaded is read, by all readers at once."""
+"""Bench of the tables: all readers read the loaded contents at once."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ READERS = {
 
 
 def payloads(packets: list[list[int]]) -> list[dict[str, int]]:
-    """Packets of words as transfers."""
+    """Return packets of words as transfers."""
     return [{"first": n == 0, "data": word} for packet in packets for n, word in enumerate(packet)]
 
 
 def contents(centres: torch.Tensor, feedback: dict[str, Feedback], bench: Bench) -> dict[str, Any]:
-    """What each reader must find, as nested lists."""
+    """Return the expected contents for each reader, as nested lists."""
     found: dict[str, Any] = {"centres": centres.tolist()}
     for port, matrices in feedback.items():
         words = factor_words(bench.config, matrices.factors).tolist()
@@ -38,7 +38,7 @@ def contents(centres: torch.Tensor, feedback: dict[str, Feedback], bench: Bench)
 
 
 def address(bench: Bench, port: str, fields: dict[str, int]) -> None:
-    """Set the address of a reader; a field without bits has no port."""
+    """Set the address of a reader; a field of zero bits has no port."""
     for name, value in fields.items():
         handle = getattr(bench.dut, f"{port}__{name}", None)
         if handle is not None:
@@ -46,14 +46,14 @@ def address(bench: Bench, port: str, fields: dict[str, int]) -> None:
 
 
 def signed(handle: Any, width: int, count: int) -> list[int]:
-    """Signed numbers of `width` bits in an answer."""
+    """Unpack signed numbers of `width` bits from an answer."""
     bits = int(handle.value)
     numbers = [bits >> width * n & ((1 << width) - 1) for n in range(count)]
     return [n - ((n >> width - 1) << width) for n in numbers]
 
 
 async def read_all(bench: Bench, expected: dict[str, Any], times: int) -> None:
-    """Random reads on all ports, a new address in every cycle."""
+    """Check random reads on all ports, with a new address in every cycle."""
     config, dut, rng = bench.config, bench.dut, bench.rng
     edge = RisingEdge(dut.clk)
     limits = {
@@ -88,13 +88,13 @@ async def read_all(bench: Bench, expected: dict[str, Any], times: int) -> None:
 def loading(
     bench: Bench, centres: torch.Tensor, feedback: dict[str, Feedback], first_head: int = 0
 ) -> Iterator[list[int]]:
-    """Packets that load these."""
+    """Return packets that load these centres and feedback matrices."""
     matrices = feedback["key_factors"], feedback["value_factors"]
     return load_words(bench.config, centres, *matrices, first_head)
 
 
 async def load(bench: Bench, packets: list[list[int]], source: str) -> None:
-    """Send packets, one word per cycle where the source has no gaps."""
+    """Send packets, at one word per cycle if the source has no gaps."""
     bench.drive("load", payloads(packets), source)
     words = sum(map(len, packets))
     while len(bench.drivers["load"].cycles) < words:
@@ -103,7 +103,7 @@ async def load(bench: Bench, packets: list[list[int]], source: str) -> None:
 
 
 def random_contents(bench: Bench) -> tuple[torch.Tensor, dict[str, Feedback]]:
-    """Centres and matrices of all heads."""
+    """Draw centres and feedback matrices of all heads."""
     config, rng = bench.config, bench.rng
     centres = torch.from_numpy(
         rng.integers(-(1 << 15), 1 << 15, (config.table_heads, config.head_dim))
@@ -117,7 +117,7 @@ def random_contents(bench: Bench) -> tuple[torch.Tensor, dict[str, Feedback]]:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES)
 async def all_at_once(dut: HierarchyObject, source: str) -> None:
-    """A packet a section for all heads."""
+    """Load one packet per section for all heads."""
     bench = await Bench.start(dut, "tables")
     centres, feedback = random_contents(bench)
     packets = list(loading(bench, centres, feedback))
@@ -130,7 +130,7 @@ async def all_at_once(dut: HierarchyObject, source: str) -> None:
 
 @cocotb.test()
 async def head_by_head(dut: HierarchyObject) -> None:
-    """Heads and sections in any order, each in a packet of its own, over what was there before."""
+    """Load heads and sections in any order, one packet each, over earlier contents."""
     bench = await Bench.start(dut, "tables")
     old, new = random_contents(bench), random_contents(bench)
     packets = list(loading(bench, *old))
@@ -146,7 +146,7 @@ async def head_by_head(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def nonsense_is_ignored(dut: HierarchyObject) -> None:
-    """Words behind the last head's, sections and heads that are none: nothing changes."""
+    """Check that words past the last head, unknown sections and unknown heads change nothing."""
     bench = await Bench.start(dut, "tables")
     config = bench.config
     centres, feedback = random_contents(bench)

@@ -1,4 +1,4 @@
-"""Bench of the unpacker: every byte value in every byte of a plane, random bytes, all stalls."""
+"""Bench of the unpacker: all byte values in all bytes of a plane, random bytes, all stalls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sim.bench.bench import STALL_MIXES, Bench
 
 
 async def run(bench: Bench, data: np.ndarray, source: str = "none", sink: str = "none") -> None:
-    """Unpack planes of bytes [N, bytes]; the trits must be the golden unpacker's."""
+    """Unpack planes of bytes [N, bytes] and compare the trits with the golden unpacker's."""
     config = bench.config
     expected = unpack(config.packing, torch.from_numpy(data), config.head_dim).tolist()
     flags = [[{"nonzero": abs(t), "negative": int(t < 0)} for t in plane] for plane in expected]
@@ -24,7 +24,7 @@ async def run(bench: Bench, data: np.ndarray, source: str = "none", sink: str = 
 
 @cocotb.test()
 async def every_byte(dut: HierarchyObject) -> None:
-    """All 256 bytes in each place, at one plane per cycle and the stated latency."""
+    """Check all 256 values of each byte, at one plane per cycle and the stated latency."""
     bench = await Bench.start(dut, "unpacker")
     count = plane_bytes(bench.config.packing, bench.config.head_dim)
     columns = [np.roll(np.arange(256), j) for j in range(count)]
@@ -38,7 +38,7 @@ async def every_byte(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Random bytes under gaps and back-pressure."""
+    """Check random bytes under gaps and back-pressure."""
     bench = await Bench.start(dut, "unpacker")
     count = plane_bytes(bench.config.packing, bench.config.head_dim)
     data = bench.rng.integers(0, 256, (30, count)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Bench of the value exponents: each head's running maximum, and who is told of it when."""
+"""Bench of the value exponents: each head's running maximum, and the cycles of its outputs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Payloads = list[dict[str, Any]]
 
 
 def random_tasks(bench: Bench, count: int) -> Payloads:
-    """Tasks of all kinds; a head's first one says so."""
+    """Draw tasks of all kinds; the first task of a head sets `first`."""
     config, rng = bench.config, bench.rng
     known: set[int] = set()
     tasks = []
@@ -28,7 +28,7 @@ def random_tasks(bench: Bench, count: int) -> Payloads:
             {
                 "table": table,
                 "first": int(first),
-                # mostly nothing: what counts is what was written
+                # mostly zero, so that written exponents decide
                 "floor": int(rng.integers(1 << config.scale_exponent_bits) * (rng.random() < 0.2)),
                 "records": int(rng.integers(3)),
                 "attend": int(rng.integers(2)),
@@ -39,14 +39,14 @@ def random_tasks(bench: Bench, count: int) -> Payloads:
 
 
 def random_written(bench: Bench, tasks: Payloads) -> list[int]:
-    """Exponents of all value records: small ones, so that maxima rise step by step, and any."""
+    """Draw exponents of all value records: half small, so that maxima rise in steps, half any."""
     rng, limit = bench.rng, 1 << bench.config.scale_exponent_bits
     count = sum(task["records"] for task in tasks)
     return [int(rng.integers(4 if rng.random() < 0.5 else limit)) for _ in range(count)]
 
 
 def expected(tasks: Payloads, written: list[int]) -> list[tuple[int, int]]:
-    """Value exponent and rotation of each task that attends."""
+    """Return value exponent and rotation of each task that attends."""
     heads: dict[int, ValueExponents] = {}
     answers, left = [], iter(written)
     for task in tasks:
@@ -63,7 +63,7 @@ def expected(tasks: Payloads, written: list[int]) -> list[tuple[int, int]]:
 def set_up(
     bench: Bench, tasks: Payloads, written: list[int], source: str = "none", sink: str = "none"
 ) -> None:
-    """Send tasks and exponents, and expect what golden says."""
+    """Send tasks and exponents, and expect the golden results."""
     answers = expected(tasks, written)
     bench.drive("tasks", tasks, source)
     bench.drive("written", [{"value_exponent": exponent} for exponent in written], source)
@@ -75,7 +75,7 @@ def set_up(
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def heads_in_any_order(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Tasks of random heads, under gaps and back-pressure."""
+    """Check tasks of random heads, under gaps and back-pressure."""
     bench = await Bench.start(dut, "value_exponents")
     tasks = random_tasks(bench, 150)
     set_up(bench, tasks, random_written(bench, tasks), source, sink)
@@ -84,7 +84,7 @@ async def heads_in_any_order(dut: HierarchyObject, source: str, sink: str) -> No
 
 @cocotb.test()
 async def largest_of_all(dut: HierarchyObject) -> None:
-    """One head: an exponent stays, the largest possible one too, until a first task forgets it."""
+    """Check that a head keeps its largest exponent, even the limit, until a `first` task."""
     bench = await Bench.start(dut, "value_exponents")
     largest = (1 << bench.config.scale_exponent_bits) - 1
     append = {"table": 0, "first": 0, "floor": 0, "records": 1, "attend": 1, "rotate": 1}
@@ -102,7 +102,7 @@ async def largest_of_all(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def three_cycles_to_the_core(dut: HierarchyObject) -> None:
-    """A task without records is answered three cycles after it, and the next one is taken then."""
+    """Check that a task without records is answered after three cycles, then the next is taken."""
     bench = await Bench.start(dut, "value_exponents")
     look = {"table": 0, "first": 1, "floor": 5, "records": 0, "attend": 1, "rotate": 0}
     set_up(bench, [look] * 4, [])

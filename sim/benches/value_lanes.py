@@ -21,10 +21,10 @@ Payloads = list[dict[str, Any]]
 def job(
     bench: Bench, elements: np.ndarray, weights: np.ndarray, shifts: np.ndarray
 ) -> tuple[Payloads, Payloads]:
-    """Operations of one job, and the accumulators that the golden model computes.
+    """Return the operations of one job, and the golden model's accumulators.
 
-    elements [N, A, P * D] and weights [N, A, G] of A additions of P planes, the one of
-    the weight itself first, in each of N blocks; shifts [N, G], the first unused.
+    Each of N blocks has A additions of P planes. The arrays are elements [N, A, P * D], the plane
+    of the weight itself first; weights [N, A, G]; and shifts [N, G], the first of which is unused.
     """
     config = bench.config
     shifts = np.concatenate([np.zeros_like(shifts[:1]), shifts[1:]])
@@ -58,18 +58,18 @@ def job(
 
 
 def drained(accumulators: np.ndarray) -> Payloads:
-    """Output payloads of accumulators [G, D]."""
+    """Return the output payloads of accumulators [G, D]."""
     dim = accumulators.shape[1]
     return [{"values": accumulators[:, d].tolist(), "last": int(d == dim - 1)} for d in range(dim)]
 
 
 def slice_powers(config: EngineConfig) -> np.ndarray:
-    """Powers of three of the first planes of the slices of a run of most planes."""
+    """Return the power of three of each slice's first plane, for a run of most planes."""
     return 3 ** np.arange(0, config.max_planes, config.value_planes_per_cycle)
 
 
 def random_job(bench: Bench, blocks: int, additions: int) -> tuple[Payloads, Payloads]:
-    """A job of random elements, weights and shifts, of all magnitudes."""
+    """Draw a job of random elements, weights and shifts, of all magnitudes."""
     config, rng = bench.config, bench.rng
     top = config.scaled_weight_max * slice_powers(config)[-1]
     weights = rng.integers(0, top + 1, (blocks, additions, config.query_group))
@@ -82,7 +82,7 @@ def random_job(bench: Bench, blocks: int, additions: int) -> tuple[Payloads, Pay
 
 
 async def run(bench: Bench, jobs: list[tuple[Payloads, Payloads]], source: str, sink: str) -> None:
-    """Drive the jobs one after the other and compare what is drained."""
+    """Drive the jobs one after the other and compare the drained accumulators."""
     bench.drive("i", [payload for inputs, _ in jobs for payload in inputs], source)
     bench.expect("o", [payload for _, outputs in jobs for payload in outputs], sink)
     await bench.finish(cycles_per_transfer=100)
@@ -110,7 +110,7 @@ async def check_cycles(bench: Bench, jobs: list[tuple[Payloads, Payloads]]) -> N
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Jobs of one to three blocks, with gaps and back-pressure."""
+    """Check jobs of one to three blocks, with gaps and back-pressure."""
     bench = await Bench.start(dut, "value_lanes")
     jobs = [random_job(bench, blocks, 3) for blocks in (1, 3, 2)]
     await run(bench, jobs, source, sink)
@@ -118,7 +118,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 
 @cocotb.test()
 async def every_shift(dut: HierarchyObject) -> None:
-    """Every shift from none to the whole width, of accumulators of both signs."""
+    """Check every shift from 0 to the whole width, of accumulators of both signs."""
     bench = await Bench.start(dut, "value_lanes")
     config, rng = bench.config, bench.rng
     top = config.scaled_weight_max * slice_powers(config)[-1]
@@ -137,7 +137,7 @@ async def every_shift(dut: HierarchyObject) -> None:
 @cocotb.test()
 @cocotb.parametrize(end=("smallest", "largest"))
 async def long_sum_of_one_sign(dut: HierarchyObject, end: str) -> None:
-    """The largest weights with elements at one end: as many as the largest denominator holds."""
+    """Check elements at one limit under the largest weights, up to the largest denominator."""
     bench = await Bench.start(dut, "value_lanes")
     config = bench.config
     tokens = config.sum_of_weights_max >> config.weight_bits
@@ -154,6 +154,6 @@ async def long_sum_of_one_sign(dut: HierarchyObject, end: str) -> None:
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
-    """Two jobs of every operation."""
+    """Check the cycles of two jobs with every operation."""
     bench = await Bench.start(dut, "value_lanes")
     await check_cycles(bench, [random_job(bench, 3, 2), random_job(bench, 1, 1)])

@@ -1,4 +1,4 @@
-"""Bench of the weight scaler: the operations for values of all codes, sizes and scales."""
+"""Bench of the weight scaler: operations for values of all codes, magnitudes and scales."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Payloads = list[dict[str, Any]]
 def payloads(
     bench: Bench, values: Vectors, weights: np.ndarray, value_exponent: int, jobs: list[int]
 ) -> tuple[Payloads, Payloads, Payloads]:
-    """Weights [T, G] and value slices as they come, and the operations they make.
+    """Return payloads of weights [T, G] and value slices, and the expected operations.
 
-    `jobs` are the numbers of tokens of each job; blocks are as in the contract.
+    `jobs` lists the tokens per job; blocks follow the contract.
     """
     config = bench.config
     scaled = weight_scaler(
@@ -77,7 +77,7 @@ def payloads(
 
 
 def random_weights(bench: Bench, count: int) -> np.ndarray:
-    """Weights [T, G] from zero to one, of all magnitudes."""
+    """Draw weights [T, G] from zero to one, of all magnitudes."""
     config = bench.config
     shape = (count, config.query_group)
     weights = bench.rng.integers(0, (1 << config.weight_bits) + 1, shape)
@@ -106,7 +106,7 @@ async def run(
 @cocotb.test()
 @cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
 async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
-    """Mixed numbers of planes and any runs, jobs around a block's length, stalls everywhere."""
+    """Check mixed planes, any runs, jobs around a block's length, and stalls everywhere."""
     bench = await Bench.start(dut, "weight_scaler")
     block = bench.config.block
     jobs = [1, block + 1, int(bench.rng.integers(2, 9))]
@@ -119,7 +119,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 @cocotb.test()
 @cocotb.parametrize(code=("balanced", "residual", "any"), planes=("fewest", "most", "mixed"))
 async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
-    """Each code with the fewest planes, the most, and both within one sequence."""
+    """Check each code with the fewest planes, the most, and both in one sequence."""
     bench = await Bench.start(dut, "weight_scaler")
     counts = random_planes(bench.rng, bench.config, bench.config.block + 3, planes)
     values = random_vectors(bench.rng, bench.config, counts, code=code)
@@ -128,7 +128,7 @@ async def codes(dut: HierarchyObject, code: str, planes: str) -> None:
 
 @cocotb.test()
 async def largest_weights(dut: HierarchyObject) -> None:
-    """Weights of one under the largest scale, and under scales far below the job's largest."""
+    """Check weights of one under the largest scale, and under scales far below the largest."""
     bench = await Bench.start(dut, "weight_scaler")
     config = bench.config
     counts = random_planes(bench.rng, config, config.block, "most")
@@ -141,7 +141,7 @@ async def largest_weights(dut: HierarchyObject) -> None:
 
 @cocotb.test()
 async def full_throughput(dut: HierarchyObject) -> None:
-    """One operation a cycle; an ADD exactly `LATENCY` cycles after its slice."""
+    """Check one operation per cycle, and each ADD exactly `LATENCY` cycles after its slice."""
     bench = await Bench.start(dut, "weight_scaler")
     config = bench.config
     jobs = [config.block * 2 + 1, 3]
@@ -150,7 +150,7 @@ async def full_throughput(dut: HierarchyObject) -> None:
     await run(bench, values, random_weights(bench, sum(jobs)), jobs)
     out = bench.sinks["o"].cycles
     bench.check(out, list(range(out[0], out[0] + len(out))), "cycles of the operations")
-    # the operations between ADDs hold slices back: compare with the slices' own cycles
+    # operations between ADDs delay slices, so compare with the cycles of the slices
     adds = set(cycle + bench.component.LATENCY for cycle in bench.drivers["slices"].cycles)
     others = len(out) - len(adds)
     bench.check(len(set(out) - adds), others, "operations that are no ADD")

@@ -4,8 +4,8 @@ Yosys converts a proof from Amaranth to AIGER. Property directed reachability (P
 either proves that a condition can never hold for any inputs, or finds a sequence of inputs under
 which the condition holds. Both tools come with the pip package pyosys.
 
-Inputs are free in every cycle, including `rst`. Registers start at their initial values, and a reset
-may come in any state.
+Inputs are free in every cycle, including `rst`. Registers start at their initial values, and a
+reset may come in any reachable state.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class ProofError(RuntimeError):
 class Verdict:
     """The result of a proof.
 
-    violated : a forbidden condition that can hold, and the first cycle in which it holds; None if no
-        such condition can hold
+    violated : a forbidden condition that can hold, and the first cycle in which it holds; None if
+        no forbidden condition can hold
     unreached : conditions claimed reachable that are not, which makes the proof vacuous
     """
 
@@ -70,7 +70,7 @@ class Verdict:
 
     @property
     def proved(self) -> bool:
-        """Return whether no forbidden condition can hold and every reachable condition is reached."""
+        """Return whether no forbidden condition can hold and all reachable ones are reached."""
         return self.violated is None and not self.unreached
 
 

@@ -109,7 +109,10 @@ def join_in_step(joined: wiring.Component) -> Proof:
 
 
 def sequencer_progress(sequencer: wiring.Component) -> Proof:
-    """Prove that a slice moves within two cycles if all streams are willing and queries loaded."""
+    """Prove that a slice moves in one of any two successive cycles.
+
+    In both cycles all streams are willing and the queries are loaded.
+    """
     proof = Proof(dut=sequencer)
     proof.free_block(sequencer)
     inputs = (sequencer.jobs, sequencer.value_exponents, sequencer.keys, sequencer.values)
@@ -184,8 +187,8 @@ def queue_of_jobs(control: wiring.Component, depth: int) -> Proof:
 def answers_of_the_bus(control: wiring.Component) -> Proof:
     """Prove that each write and read gets one answer, one cycle after all its parts have come.
 
-    While an answer waits, one more write and one more read may be taken. The parts of a write come in
-    any order.
+    While an answer waits, one more write and one more read may be taken. The parts of a write come
+    in any order.
     """
     proof = Proof(dut=control)
     proof.free_block(control)
@@ -256,7 +259,7 @@ def _keeps_order(
     enters, leaves = source.valid & source.ready, sink.valid & sink.ready
     inside = _count(m, enters, leaves, most)
     payload, found = (Value.cast(port.payload) for port in (source, sink))
-    watched, before = Signal(len(payload)), Signal.like(inside)  # those that leave first
+    watched, before = Signal(len(payload)), Signal.like(inside)  # payloads that leave first
     with m.If(watch & enters & ~watching):
         m.d.sync += [watching.eq(1), watched.eq(canonical(payload)), before.eq(inside - leaves)]
     with m.Elif(leaves):
