@@ -520,9 +520,7 @@ async def random_traffic(dut: HierarchyObject) -> None:
     await edge
     for cycle in range(10_000):
         if bench.rng.random() < 0.002:
-            for _ in range(
-                int(bench.rng.integers(1, 3))
-            ):  # the second reset comes while all is idle
+            for _ in range(int(bench.rng.integers(1, 3))):  # a second reset comes while all is idle
                 sample_reset(model)
                 traffic.withdraw()
                 await bench.reset(int(bench.rng.integers(1, 4)))

@@ -85,7 +85,7 @@ class VerilatedDesign:
         ValueError
             When the design is closed.
         SimulationError
-            When a stream transferred, or a program did, less or more than the call asks for.
+            When a stream or an access program did less or more than the call asks for.
         """
         self._check_open()
         self._library.kvtq_run(self._simulation, ctypes.byref(call))
