@@ -136,7 +136,7 @@ class ReadMemory:
                 if go:
                     beat = self._waiting.popleft()
                     word = self.data[beat.address : beat.address + width // 8]
-                    word = ~word if beat.response else word  # what comes with an error is nothing
+                    word = ~word if beat.response else word  # the data of an error is invalid
                     number = int.from_bytes(word.tobytes(), "little")
                     port["rdata"].value = LogicArray(number, width)
                     port["rresp"].value = beat.response

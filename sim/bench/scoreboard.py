@@ -89,7 +89,7 @@ def compared_bits(shape: ShapeLike) -> Callable[[Payload], tuple[int, int]]:
 
 
 def _masker(shape: ShapeLike) -> Callable[[Payload], int]:
-    """Return a function that masks the given bits of a payload: all but those of missing fields."""
+    """Return a function to the mask of a payload's given bits: all but those of missing fields."""
     layout, everything = layout_of(shape), (1 << Shape.cast(shape).width) - 1
     if layout is None:
         return lambda payload: everything
