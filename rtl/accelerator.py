@@ -1,4 +1,4 @@
-"""The accelerator: a ternary KV cache in memory, appended to and attended to, behind AXI ports."""
+"""The accelerator: appends to a ternary KV cache in memory and attends to it, behind AXI ports."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _EXPONENT_BITS = 8
 
 
 class Accelerator(wiring.Component):
-    """The whole job of a KV cache in decoding: docs/contract.md, in hardware.
+    """Perform all KV cache work of a decode step, as docs/contract.md defines it.
 
     A job is one KV head in one decode step: its new key and value are conditioned, quantized and
     written to memory, the token that leaves the window is requantized, and G queries attend to all
     tokens. Jobs are described in registers (docs/registers.md); their vectors come and go as
-    streams, in the order of the jobs. While a job is in the core, the next one is appended,
+    streams, in the order of the jobs. While one job is in the core, the next job is appended,
     conditioned and fetched.
 
     Attributes
@@ -44,10 +44,10 @@ class Accelerator(wiring.Component):
     s_axis_key_value : AXI4-Stream, 32 bits: element d of the new key (low half) and of the new
         value, D beats per job that appends
     s_axis_query : AXI4-Stream, G x 16 bits: element d of every query, D beats per job that attends
-    s_axis_table : AXI4-Stream, 32 bits: centres and feedback matrices, one section a packet
+    s_axis_table : AXI4-Stream, 32 bits: centres and feedback matrices, one section per packet
     m_axis_output : AXI4-Stream, G x 32 bits: element d of every output, D beats per job that
-        attends, TLAST on the last, TUSER the signed exponent of them all
-    irq : Out, level
+        attends, TLAST on the last beat, TUSER the signed exponent of all outputs
+    irq : Out, level-sensitive interrupt
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -149,7 +149,7 @@ class Accelerator(wiring.Component):
     def _connect_vectors(
         self, m: Module, scheduler: Scheduler, key_path: AppendPath, value_path: AppendPath
     ) -> None:
-        """Give a beat of keys and values to both paths, which take it each in its own time."""
+        """Give each beat of key and value elements to both append paths, each in its own time."""
         pair = self.s_axis_key_value
         moves = pair.tvalid & pair.tready
         fork = Fork(m, pair.tvalid & ~scheduler.discard, renew=moves | scheduler.restart)
@@ -165,7 +165,7 @@ class Accelerator(wiring.Component):
     def _connect_queries(
         self, m: Module, scheduler: Scheduler, conditioner: QueryConditioner
     ) -> None:
-        """Give queries to the conditioner, or throw them away."""
+        """Give queries to the conditioner, or discard them."""
         queries = self.s_axis_query
         m.d.comb += [
             conditioner.i.valid.eq(queries.tvalid & ~scheduler.discard),
@@ -178,7 +178,7 @@ class Accelerator(wiring.Component):
         ]
 
     def _connect_tables(self, m: Module, tables: Tables) -> None:
-        """Give each packet to the tables, its first word marked."""
+        """Give each packet to the tables, with its first word marked."""
         table = self.s_axis_table
         first = Signal(init=1)
         with m.If(table.tvalid & table.tready):
@@ -191,7 +191,7 @@ class Accelerator(wiring.Component):
         ]
 
     def _connect_outputs(self, m: Module, scheduler: Scheduler, rotator: OutputRotator) -> None:
-        """Give outputs to the host; a job whose outputs have been offered gives them all."""
+        """Give outputs to the host; a job that has offered an output gives all of its outputs."""
         output = self.m_axis_output
         begun = Signal()
         open_ = ~scheduler.cancel | begun
@@ -210,7 +210,7 @@ class Accelerator(wiring.Component):
     def _count(
         self, m: Module, control: Control, scheduler: Scheduler, core: Engine, restart: Signal
     ) -> None:
-        """Event counters: the core's, which go on when it starts anew, and the memory port's."""
+        """Count events of the core, across its restarts, and of the memory port."""
         for name in core.counters.shape().members:
             before = Signal(32, name=f"{name}_before")
             with m.If(restart):
@@ -221,7 +221,7 @@ class Accelerator(wiring.Component):
         planes = max(config.key_planes_per_cycle, config.value_planes_per_cycle)
         zeros = Signal(range(planes * config.lanes + 1))
         m.d.sync += zeros.eq(0)
-        for port in (core.keys, core.values):  # at most one moves in a cycle
+        for port in (core.keys, core.values):  # at most one port transfers per cycle
             with m.If(port.valid & port.ready):
                 m.d.sync += zeros.eq(sum(~trit.nonzero for trit in port.payload.elements))
         counted = {

@@ -1,4 +1,4 @@
-"""Pipelined sums of many terms, as the lanes of a key slice need them."""
+"""Pipelined adder trees, which sum the products of a key slice's lanes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ LEVELS_PER_STAGE = 4
 
 
 def tree_stages(terms: int) -> int:
-    """Pipeline stages of a sum of `terms` terms, at least two."""
+    """Return the number of pipeline stages that sum `terms` (>= 2) operands."""
     levels = (terms - 1).bit_length()
     return -(-levels // LEVELS_PER_STAGE)
 
 
 def add_levels(terms: list[Value]) -> list[Value]:
-    """The levels of an adder tree before one stage's registers; an odd term passes a level."""
+    """Add terms pairwise, through the adder levels of one pipeline stage.
+
+    A level with an odd number of terms passes its last term on unchanged.
+    """
     for _ in range(LEVELS_PER_STAGE):
         pairs = [a + b for a, b in zip(terms[::2], terms[1::2], strict=False)]
         terms = pairs + ([terms[-1]] if len(terms) % 2 else [])

@@ -1,6 +1,6 @@
 """The attention engine: one KV head and its group of query heads at a time.
 
-An Amaranth component, to be used in a design of yours or written as Verilog::
+An Amaranth component, for use in your own design or for conversion to Verilog::
 
     >>> from kvtq_hw.contract.config import load_config
     >>> from rtl.blocks import emit_block
@@ -39,17 +39,18 @@ __all__ = ["Engine"]
 
 
 class Engine(wiring.Component):
-    """Attention of G query heads over one KV head: docs/contract.md, in hardware.
+    """Compute attention of G query heads over one KV head, as docs/contract.md defines it.
 
     The cache format decides how key lanes and value lanes multiply: they select for trits, and have
-    multipliers for the comparison engines' integers. All else is the same.
+    multipliers for the comparison engines' integers. All other blocks are the same.
 
-    Steady state is one plane slice per cycle; `cycle_model` gives the cycles of a job.
+    Steady state is one plane slice per cycle; `cycle_model` gives the cycles per job.
 
     Attributes
     ----------
     job : stream In, `job_layout`
-    value_exponent : stream In, `value_exponent_layout`, one per job, needed before its first value
+    value_exponent : stream In, `value_exponent_layout`, one transfer per job, needed before the
+        job's first value slice
     query : stream In, one element of every head, D transfers per job
     keys, values : stream In, `key_input_layout` and `value_input_layout`
     output : stream Out, `output_layout`, D transfers per job
@@ -113,15 +114,15 @@ class Engine(wiring.Component):
         return m
 
     def _count(self, m: Module, starved: Value, scores: stream.Interface) -> None:
-        """The event counters, a cycle late."""
-        # a job is taken before the one before it has left, and a third while neither has
+        """Count events, one cycle late."""
+        # a second job is taken before the first has left, and a third while both are in flight
         in_flight = Signal(range(4))
         enters = self.job.valid & self.job.ready
         leaves = self.output.valid & self.output.ready & self.output.payload.last
         m.d.sync += in_flight.eq(in_flight + enters - leaves)
 
         def count(name: str, amount: Value) -> None:
-            # in a register first: what is counted ends at the paths of ready, which are long
+            # register the event first: it lies at the end of the long paths of ready
             event = Signal.like(amount, name=f"{name}_event")
             m.d.sync += [
                 event.eq(amount),

@@ -53,41 +53,41 @@ __all__ = [
     "weight_layout",
 ]
 
-#: Signed width of an element of a feedback matrix, -4..4, and unsigned width of a row's shift.
+#: Widths in bits: of an element of a feedback matrix (signed, -4..4), of a row's shift (unsigned).
 FACTOR_BITS = 4
 SHIFT_BITS = 3
 
-#: Width of the constant that an absmean scale is the sum of magnitudes times.
+#: Width in bits of an absmean constant, by which the sum of magnitudes is multiplied to a scale.
 ABSMEAN_CONSTANT_BITS = 12
 
 
 def _slice_elements(config: EngineConfig, planes: int) -> data.ArrayLayout:
-    """The elements of one slice: plane after plane, the lowest first."""
+    """Return the layout of a slice's elements: plane after plane, the lowest plane first."""
     return data.ArrayLayout(elements_of(config).shape, planes * config.lanes)
 
 
 def _plane_slice_layout(config: EngineConfig, planes: int) -> data.StructLayout:
-    """One slice of `planes` planes at the engine's edge (docs/contract.md)."""
+    """Return the layout of a slice of `planes` planes at the engine's ports (docs/contract.md)."""
     return data.StructLayout({"elements": _slice_elements(config, planes), **_scale_fields(config)})
 
 
 def key_input_layout(config: EngineConfig) -> data.StructLayout:
-    """A key slice at the engine's edge."""
+    """Return the layout of a key slice at the engine's port."""
     return _plane_slice_layout(config, config.key_planes_per_cycle)
 
 
 def value_input_layout(config: EngineConfig) -> data.StructLayout:
-    """A value slice at the engine's edge."""
+    """Return the layout of a value slice at the engine's port."""
     return _plane_slice_layout(config, config.value_planes_per_cycle)
 
 
 def plane_layout(config: EngineConfig) -> data.StructLayout:
-    """One whole plane."""
+    """Return the layout of one whole plane."""
     return data.StructLayout({"trits": data.ArrayLayout(Trit, config.head_dim)})
 
 
 def packed_plane_layout(config: EngineConfig) -> data.StructLayout:
-    """One whole plane in bytes."""
+    """Return the layout of one whole plane, packed into bytes."""
     count = plane_bytes(config.packing, config.head_dim)
     return data.StructLayout({"bytes": data.ArrayLayout(unsigned(8), count)})
 
@@ -102,7 +102,7 @@ def _scale_fields(config: EngineConfig) -> dict[str, object]:
 
 
 def _key_tag(config: EngineConfig) -> data.StructLayout:
-    """What travels with a key slice: its scale, its slice number and where its token stands."""
+    """Return the layout of a key slice's tag: scale, slice number, and ends of block and job."""
     return data.StructLayout(
         {
             **_scale_fields(config),
@@ -114,36 +114,36 @@ def _key_tag(config: EngineConfig) -> data.StructLayout:
 
 
 def key_slice_layout(config: EngineConfig) -> data.StructLayout:
-    """A key slice with its tag."""
+    """Return the layout of a key slice with its tag."""
     elements = _slice_elements(config, config.key_planes_per_cycle)
     return data.StructLayout({"elements": elements, "tag": _key_tag(config)})
 
 
 def element_layout() -> data.StructLayout:
-    """One element of a key or value vector, centred or not."""
+    """Return the layout of one element of a key or value vector, centred or not."""
     return data.StructLayout({"value": signed(signed_bits(2 * VECTOR_MAX))})
 
 
 def conditioned_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of a centred and rotated vector."""
+    """Return the layout of one element of a centred and rotated vector."""
     return data.StructLayout({"value": signed(config.conditioned_bits)})
 
 
 def requantized_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of a vector that may have been quantized before."""
+    """Return the layout of one element of a vector that may have been quantized before."""
     return data.StructLayout({"value": signed(config.requantized_bits)})
 
 
 def vector_code_layout(config: EngineConfig) -> data.StructLayout:
-    """How a vector is quantized.
+    """Return the layout of the parameters with which a vector is quantized.
 
     planes : number of planes, 1 .. max_planes
-    residual : a run for each plane, instead of one run
-    absmean : scales from the mean magnitude; from the largest one otherwise (residual codes only)
+    residual : each plane is a run of its own; otherwise all planes are one run
+    absmean : scales from the mean magnitude; otherwise from the largest (residual codes only)
     constants : absmean constant of each run
     feedback : rounding with feedback (balanced codes only)
-    table : number of the head, whose feedback matrix it is
-    unit_first : order of a run's planes in the record, as values have it; keys have it reversed
+    table : number of the head, which selects the feedback matrix
+    unit_first : the record has a run's unit plane first, as values do; otherwise last, as keys do
     """
     return data.StructLayout(
         {
@@ -159,9 +159,9 @@ def vector_code_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def coded_element_layout(config: EngineConfig) -> data.StructLayout:
-    """The digits of one element in one run, with what the record's layout depends on.
+    """Return the layout of one element's digits in one run, with the format of the record.
 
-    Elements come in order, run after run. Digits from the run's number of planes on are zero.
+    Elements come in order, run after run. Digits beyond the run's planes are zero.
     """
     return data.StructLayout(
         {
@@ -176,17 +176,17 @@ def coded_element_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def vector_layout() -> data.StructLayout:
-    """One element of a new vector; -2**15 is read as -VECTOR_MAX."""
+    """Return the layout of one element of a new vector; -2**15 is read as -VECTOR_MAX."""
     return data.StructLayout({"value": signed(16)})
 
 
 def append_task_layout(config: EngineConfig) -> data.StructLayout:
-    """What happens to one vector.
+    """Return the layout of an append path's task for one vector.
 
-    leaving : it comes as planes, else as 16-bit elements
-    centre : the head's centre is subtracted
-    rotate : it is transformed by the Hadamard transform
-    code : how it is quantized, and the number of the head
+    leaving : the vector comes as planes; otherwise as 16-bit elements
+    centre : subtract the head's centre
+    rotate : apply the Hadamard transform
+    code : how to quantize the vector, and the number of the head
     """
     return data.StructLayout(
         {"leaving": 1, "centre": 1, "rotate": 1, "code": vector_code_layout(config)}
@@ -194,22 +194,25 @@ def append_task_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def byte_layout() -> data.StructLayout:
-    """One byte of a record; `last` on its last."""
+    """Return the layout of one byte of a record; `last` marks the record's last byte."""
     return data.StructLayout({"data": unsigned(8), "last": 1})
 
 
 def exponent_layout(config: EngineConfig) -> data.StructLayout:
-    """Largest exponent of a vector's scales."""
+    """Return the layout of the largest exponent of a vector's scales."""
     return data.StructLayout({"exponent": unsigned(config.scale_exponent_bits)})
 
 
 def load_layout() -> data.StructLayout:
-    """A word for the tables; `first` on a header (`rtl.tables.Tables`)."""
+    """Return the layout of a word for the tables; `first` marks a header (`rtl.tables.Tables`)."""
     return data.StructLayout({"first": 1, "data": unsigned(32)})
 
 
 def centres_signature(config: EngineConfig) -> wiring.Signature:
-    """Read port of key centres, seen from the reader. Answers come a cycle after the address."""
+    """Return the read port of key centres, seen from the reader.
+
+    The value comes one cycle after the address.
+    """
     return wiring.Signature(
         {
             "table": Out(range(config.table_heads)),
@@ -220,9 +223,12 @@ def centres_signature(config: EngineConfig) -> wiring.Signature:
 
 
 def factors_signature(config: EngineConfig) -> wiring.Signature:
-    """Read port of feedback matrices, seen from the reader. Answers come a cycle after the address.
+    """Return the read port of feedback matrices, seen from the reader.
 
-    table, word : word of the packed matrix (`EngineConfig.feedback_words`); gives `factors`
+    `factors` and `shift` come one cycle after the address.
+
+    table : number of the head
+    word : word of the packed matrix (`EngineConfig.feedback_words`); gives `factors`
     row : row of the matrix; gives its `shift`
     """
     return wiring.Signature(
@@ -237,45 +243,45 @@ def factors_signature(config: EngineConfig) -> wiring.Signature:
 
 
 def coded_plane_layout(config: EngineConfig, planes: int = 1) -> data.StructLayout:
-    """One whole plane, or `planes` of one run, with scale and flags."""
+    """Return the layout of `planes` whole planes of one run, with scale and flags."""
     return data.StructLayout(
         {"trits": data.ArrayLayout(Trit, planes * config.head_dim), **_scale_fields(config)}
     )
 
 
 def queries_layout(config: EngineConfig) -> data.ArrayLayout:
-    """The query elements of one slice: [head][lane]."""
+    """Return the layout of the query elements of one slice, as [head][lane]."""
     return data.ArrayLayout(
         data.ArrayLayout(signed(config.query_bits), config.lanes), config.query_group
     )
 
 
 def query_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of every head's query."""
+    """Return the layout of one element of every head's query."""
     return data.StructLayout(
         {"values": data.ArrayLayout(signed(config.query_bits), config.query_group)}
     )
 
 
 def host_query_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of every head's query as the host gives it: 16 bits, symmetric."""
+    """Return the layout of one element of every head's query from the host: 16 bits, symmetric."""
     return data.StructLayout({"values": data.ArrayLayout(signed(16), config.query_group)})
 
 
 def query_exponents_layout(config: EngineConfig) -> data.StructLayout:
-    """The exponent of every head's query."""
+    """Return the layout of the exponent of every head's query."""
     exponents = data.ArrayLayout(signed(config.query_exponent_bits), config.query_group)
     return data.StructLayout({"query_exponent": exponents})
 
 
 def query_task_layout(config: EngineConfig) -> data.StructLayout:
-    """How a job's queries are conditioned: whether they are rotated, exponents of what comes."""
+    """Return the layout of a query task: whether to rotate, and the incoming queries' exponents."""
     exponents = data.ArrayLayout(signed(config.query_exponent_bits), config.query_group)
     return data.StructLayout({"rotate": 1, "query_exponent": exponents})
 
 
 def job_layout(config: EngineConfig) -> data.StructLayout:
-    """A job's description."""
+    """Return the layout of a job at the engine's port."""
     return data.StructLayout(
         {
             "last_token": unsigned(config.token_bits),
@@ -287,18 +293,18 @@ def job_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def value_exponent_layout(config: EngineConfig) -> data.StructLayout:
-    """A job's value exponent, which may be known later than the rest of the job."""
+    """Return the layout of a job's value exponent, which may be known later than `job_layout`."""
     return data.StructLayout({"value_exponent": unsigned(config.scale_exponent_bits)})
 
 
 def value_exponent_task_layout(config: EngineConfig) -> data.StructLayout:
-    """What a job does to its head's value exponent.
+    """Return the layout of a job's update of its head's value exponent.
 
     table : number of the head
-    first : what was before does not count
-    floor : the exponent is at least this
-    records : value records that the job writes
-    attend : core and outputs want to know
+    first : ignore the exponent kept so far
+    floor : lower limit of the exponent
+    records : number of value records that the job writes
+    attend : send the exponent to the core and the output rotator
     rotate : outputs are rotated back
     """
     return data.StructLayout(
@@ -314,7 +320,7 @@ def value_exponent_task_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def key_lanes_layout(config: EngineConfig) -> data.StructLayout:
-    """Input of the key lanes: a key slice beside the query slice it meets."""
+    """Return the input layout of the key lanes: a key slice and the matching query slice."""
     return data.StructLayout(
         {
             "elements": _slice_elements(config, config.key_planes_per_cycle),
@@ -325,13 +331,13 @@ def key_lanes_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def key_sums_layout(config: EngineConfig) -> data.StructLayout:
-    """Output of the key lanes, input of the plane scaler: one slice's sum for every head."""
+    """Return the layout from key lanes to plane scaler: one slice's sum for every head."""
     sums = data.ArrayLayout(signed(config.sum_bits), config.query_group)
     return data.StructLayout({"sums": sums, "tag": _key_tag(config)})
 
 
 def score_layout(config: EngineConfig) -> data.StructLayout:
-    """One token's score for every head; `saturated` has a bit per head."""
+    """Return the layout of one token's score for every head; `saturated` has a bit per head."""
     return data.StructLayout(
         {
             "scores": data.ArrayLayout(signed(config.score_bits), config.query_group),
@@ -343,7 +349,7 @@ def score_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def weight_layout(config: EngineConfig) -> data.StructLayout:
-    """One token's softmax weight for every head.
+    """Return the layout of one token's softmax weight for every head.
 
     `shifts` (on the token that opens a block) rescale everything accumulated before.
     """
@@ -359,13 +365,13 @@ def weight_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def sum_layout(config: EngineConfig) -> data.StructLayout:
-    """A job's softmax denominators."""
+    """Return the layout of a job's softmax denominators."""
     sums = data.ArrayLayout(unsigned(config.sum_of_weights_bits), config.query_group)
     return data.StructLayout({"sums": sums})
 
 
 def value_slice_layout(config: EngineConfig) -> data.StructLayout:
-    """A value slice with its number within the plane."""
+    """Return the layout of a value slice with its number within the plane."""
     return data.StructLayout(
         {
             "elements": _slice_elements(config, config.value_planes_per_cycle),
@@ -376,7 +382,7 @@ def value_slice_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class Operation(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth adds to enum
-    """What the value lanes do with a beat."""
+    """Operation of the value lanes on one beat."""
 
     ADD = 0  #: add weight times element to one slice of the accumulators
     CLEAR = 1  #: zero all accumulators: a job begins
@@ -385,7 +391,7 @@ class Operation(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth 
 
 
 def accumulate_layout(config: EngineConfig) -> data.StructLayout:
-    """Input of the value lanes. An operation reads only the fields it needs."""
+    """Return the input layout of the value lanes. An operation reads only the fields it needs."""
     return data.StructLayout(
         {
             "operation": Operation,
@@ -398,39 +404,39 @@ def accumulate_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def accumulator_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of every head's accumulators; `last` on element D - 1."""
+    """Return the layout of one element of every head's accumulators; `last` on element D - 1."""
     values = data.ArrayLayout(signed(config.accumulator_bits), config.query_group)
     return data.StructLayout({"values": values, "last": 1})
 
 
 def output_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of every head's output; `last` on element D - 1."""
+    """Return the layout of one element of every head's output; `last` on element D - 1."""
     values = data.ArrayLayout(signed(config.output_bits), config.query_group)
     return data.StructLayout({"values": values, "last": 1})
 
 
 def output_task_layout(config: EngineConfig) -> data.StructLayout:
-    """How a job's outputs are rotated back: whether they are, and the job's value exponent."""
+    """Return the layout of an output task: whether to rotate back, and the value exponent."""
     return data.StructLayout({"rotate": 1, "value_exponent": unsigned(config.scale_exponent_bits)})
 
 
 def rotated_output_layout(config: EngineConfig) -> data.StructLayout:
-    """One element of every head's output as the host gets it; `last` on element D - 1.
+    """Return the layout of one element of every head's output to the host.
 
-    True output = value * 2**exponent, in the unit of the value vectors.
+    `last` is on element D - 1. True output = value * 2**exponent, in the unit of the value vectors.
     """
     values = data.ArrayLayout(signed(32), config.query_group)
     return data.StructLayout({"values": values, "exponent": signed(8), "last": 1})
 
 
 def counters_layout() -> data.StructLayout:
-    """Event counters of the engine since reset; each wraps at 2**32.
+    """Return the layout of the engine's event counters since reset; each wraps at 2**32.
 
     busy_cycles : cycles with a job in flight, from its transfer to its last output's, both included
     key_slices, value_slices : slices taken
     starved_cycles : cycles in which a slice could be taken but its stream held none
-    stalled_cycles : cycles in which an output waited for its taker
-    saturated_scores : scores of single heads that were clamped
+    stalled_cycles : cycles in which an output waited for its consumer
+    saturated_scores : scores that were clamped, counted per head
     """
     names = (
         "busy_cycles",

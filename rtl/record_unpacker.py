@@ -1,4 +1,4 @@
-"""Record unpacker: memory words to plane slices. What a record is, `layout` says."""
+"""Record unpacker: memory words to plane slices. docs/contract.md ("Memory") defines records."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ __all__ = ["RecordUnpacker"]
 
 
 class RecordUnpacker(wiring.Component):
-    """Cuts records out of memory words and sends their planes, slice by slice.
+    """Cut records out of memory words and send their planes, slice by slice.
 
-    A *piece* is records that follow one another. Its words come one after the other; its first and
-    last word may hold bytes that are not its own. Records start at any byte.
+    A *piece* is a sequence of consecutive records. The words of a piece come one after the other;
+    the first and the last word may hold bytes outside the piece. Records start at any byte.
 
-    The planes of a slice and, where they open a run, the scale before them leave in one cycle: one
-    slice per cycle, also over the end of a piece, as long as words come fast enough; and one word
-    per cycle where they are narrower than that. From the planes' last word to their first slice it
-    takes `latency` cycles.
+    The planes of a slice leave in one cycle, with their scale if the slice opens a run. Throughput
+    is one slice per cycle, also across pieces, as long as words come fast enough, and one word per
+    cycle where words are narrower than a slice. A slice leaves `latency` cycles after its planes'
+    last word.
 
-    A run whose number of planes is no multiple of a slice's has its incomplete slice at its most
-    significant end: values end with it, keys, whose unit plane comes last, begin with it.
+    If a run's number of planes is not a multiple of the planes per slice, the slice at the run's
+    most significant end is incomplete. A value run ends with that slice; a key run, whose unit
+    plane comes last, begins with it.
 
     Attributes
     ----------
     pieces : stream In, `piece_layout`
     words : stream In, `word_layout`
     keys, values : stream Out, `key_input_layout` and `value_input_layout`; fraction and exponent of
-        slices without a unit plane mean nothing
+        slices without a unit plane are meaningless
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -54,7 +55,10 @@ class RecordUnpacker(wiring.Component):
 
     @property
     def latency(self) -> int:
-        """Cycles from planes' last word to their first slice; one more where words are gathered."""
+        """Cycles from a plane's last memory word to its first slice.
+
+        One cycle more if a chunk needs several words.
+        """
         return 3 + (self._config.memory_bits // 8 < _chunk_bytes(self._config))
 
     def elaborate(self, platform: object) -> Module:
@@ -114,24 +118,24 @@ class RecordUnpacker(wiring.Component):
 
 
 def _most(config: EngineConfig) -> int:
-    """Most planes of a slice."""
+    """Return the most planes of a slice, of keys or of values."""
     return max(config.key_planes_per_cycle, config.value_planes_per_cycle)
 
 
 def _planes_bytes(config: EngineConfig) -> int:
-    """Bytes of as many planes."""
+    """Return the number of bytes of `_most` planes."""
     return _most(config) * plane_bytes(config.packing, config.head_dim)
 
 
 def _chunk_bytes(config: EngineConfig) -> int:
-    """Bytes of a chunk: a power of two that a scale and the planes of a slice fit in."""
+    """Return the bytes of a chunk: a power of two that holds a scale and the planes of a slice."""
     return 1 << (_planes_bytes(config) + scale_bytes(config) - 1).bit_length()
 
 
 def _packed_layout(config: EngineConfig) -> data.StructLayout:
-    """The planes of a slice as they lie in memory, and their scale.
+    """Return the layout of a slice's planes as stored in memory, and of their scale.
 
-    more : number of planes beyond the first; bytes behind them are anything
+    more : number of planes beyond the first; bytes behind the last plane are arbitrary
     """
     return data.StructLayout(
         {
@@ -146,9 +150,10 @@ def _packed_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def _lowest_first(config: EngineConfig, packed: Any) -> list[list[Value]]:
-    """Bytes of each plane of a slice, the lowest first; zeros, which are zero trits, behind them.
+    """Return the bytes of each plane of a slice, the lowest plane first.
 
-    Values lie in memory in this order, keys the other way round.
+    Planes that the slice lacks are zero bytes, which decode to zero trits. Memory holds values in
+    this order, keys in the opposite order.
     """
     stored = _words(packed.bytes.as_value(), 8 * plane_bytes(config.packing, config.head_dim))
     planes = stored
@@ -167,16 +172,16 @@ def _lowest_first(config: EngineConfig, packed: Any) -> list[list[Value]]:
 
 
 def _more_planes(planes_per_cycle: int, left: int, value: bool) -> int:
-    """Planes beyond the first in the next slice of a run of which `left` planes are to come."""
+    """Return the planes beyond the first in a run's next slice, with `left` planes to come."""
     if value:
         return max(min(left, planes_per_cycle) - 1, 0)
-    return (left - 1) % planes_per_cycle  # what is left behind it fills slices
+    return (left - 1) % planes_per_cycle  # the planes after this slice fill whole slices
 
 
 def _chunk_layout(config: EngineConfig) -> data.StructLayout:
-    """Bytes of a piece, aligned in memory, and what the piece is.
+    """Return the layout of a chunk: bytes of a piece, aligned in memory, and the piece's format.
 
-    first : the piece starts in it, at byte `offset`
+    first : the piece starts in this chunk, at byte `offset`
     """
     chunk = _chunk_bytes(config)
     return data.StructLayout(
@@ -193,7 +198,7 @@ def _chunk_layout(config: EngineConfig) -> data.StructLayout:
 
 
 class _Chunker(wiring.Component):
-    """Words of any width to chunks of one width, none that holds nothing of the piece."""
+    """Convert words of any width to chunks of one width; every chunk holds bytes of its piece."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -209,7 +214,7 @@ class _Chunker(wiring.Component):
         m = Module()
         config = self._config
         word, chunk = config.memory_bits // 8, _chunk_bytes(config)
-        unit = min(word, chunk)  # what is moved in a cycle
+        unit = min(word, chunk)  # bytes moved per cycle
         piece = self.pieces.payload
         started = Signal()
         counted = Signal.like(piece.last_byte[_log2(unit) :])
@@ -269,10 +274,10 @@ class _Chunker(wiring.Component):
 
 
 class _Aligner(wiring.Component):
-    """Chunks to packed planes: a window over two chunks, and a third one so that it stays full.
+    """Align chunks to packed planes: a window over two chunks, and a third that keeps it full.
 
-    The barrel shifter is on the side of the planes, not of the memory word: its size does not
-    depend on the memory's width.
+    The barrel shifter works on planes, not on memory words: its size does not depend on the
+    memory's width.
     """
 
     _DEPTH = 3
@@ -313,7 +318,7 @@ class _Aligner(wiring.Component):
 
         # --- where the next planes start, and how many are taken ----------------------------------
         head = queue[0]
-        started = Signal()  # the head's piece has been: the registers below hold where it stands
+        started = Signal()  # the head's piece has begun: the registers below hold the position
         counted_place = Signal(range(chunk))
         counted_records = Signal(range(config.block + 1))
         plane = Signal(range(config.max_planes))
@@ -363,7 +368,7 @@ class _Aligner(wiring.Component):
         window: Value = Cat(head.data, queue[1].data)
         length = of_planes + of_scale
         for level in reversed(range(_log2(chunk))):
-            # after this level the start is off by less than 2**level bytes
+            # after this level the planes start less than 2**level bytes into the window
             kept_bytes = length + (1 << level) - 1
             window = Mux(
                 place[level], window[8 << level :][: 8 * kept_bytes], window[: 8 * kept_bytes]
@@ -382,17 +387,17 @@ class _Aligner(wiring.Component):
 
 
 def _word(value: Value, width: int, index: Value) -> Value:
-    """Word number `index` of a value, by multiplexers."""
+    """Select word number `index` of a value, by multiplexers."""
     return _choice(_words(value, width), index)
 
 
 def _words(value: Value, width: int) -> list[Value]:
-    """The words of a value, lowest first."""
+    """Split a value into words, lowest first."""
     return [value[start : start + width] for start in range(0, len(value), width)]
 
 
 def _choice(options: Sequence[ValueLike], index: Value) -> Any:
-    """Option number `index`, by multiplexers."""
+    """Select option number `index`, by multiplexers."""
     return Array(options)[index] if len(options) > 1 else options[0]
 
 
