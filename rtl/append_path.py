@@ -1,6 +1,6 @@
 # amaranth: UnusedElaboratable=no
 # (parts are also created to read their latencies)
-"""Append path: new vectors and leaving ones to the records that are written to memory."""
+"""Append path: turns new vectors, and vectors that leave the window, into records for memory."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["AppendPath"]
 
 
 class AppendPath(wiring.Component):
-    """A vector a task, one after the other, keys or values.
+    """Quantize vectors of one side, keys or values, into records, one vector per task.
 
     ::
 
@@ -38,18 +38,19 @@ class AppendPath(wiring.Component):
                           +---------------+--> Quantizer --> RecordPacker --> records
         leaving --> Dequantizer ----------+        +--> written
 
-    A task takes a new vector, which is centred and rotated as its flags say, or one that has been
-    quantized before. A task ends when its last element is in the quantizer: the next vector comes
-    in while digits of this one go out, and a record is sent while the next scale is made.
+    A task takes a new vector, which is centred and rotated as the task's flags say, or a vector
+    that has been quantized before. A task ends when its last element is in the quantizer: the next
+    vector comes in while this vector's digits go out, and a record is sent while the next scale is
+    made.
 
     Attributes
     ----------
     task : stream In, `append_task_layout`
     vectors : stream In, `vector_layout`: D elements for each task that is not leaving
-    leaving : stream In, `coded_plane_layout`: the planes of a vector of one run for each that is;
-        they may come before their task
-    records : stream Out, `byte_layout`, a record a task
-    written : stream Out, `exponent_layout`, one a task, as soon as its scales are known
+    leaving : stream In, `coded_plane_layout`: the planes of a vector of one run for each task that
+        is leaving; the planes may come before their task
+    records : stream Out, `byte_layout`, one record per task
+    written : stream Out, `exponent_layout`, one per task, as soon as the vector's scales are known
     centres, factors : read ports of `rtl.tables.Tables`
     """
 
@@ -68,12 +69,13 @@ class AppendPath(wiring.Component):
         )
 
     def step_cycles(self, tier: int, body: int, feedback: bool) -> int:
-        """Most cycles of a decode step that moves a token from the window to the body.
+        """Return the most cycles of a decode step that moves a token from the window to the body.
 
-        From the first element of the rotated new vector, quantized to `tier` digits, to the last
-        byte of the leaving one, requantized to `body` digits, whose planes are there by then:
-        transform and load, scale, digits of the one; the last element, scale, digits, bytes of the
-        other. Without feedback its digits may have to wait for the record before.
+        Counted from the first element of the rotated new vector, quantized to `tier` digits, to the
+        last byte of the leaving vector, requantized to `body` digits, whose planes are there in
+        time. The new vector takes transform and load, scale, and digits; the leaving vector takes
+        its last element, scale, digits, and bytes. Without feedback the leaving vector's digits may
+        have to wait for the record before.
         """
         config = self._config
         dim, quantizer = config.head_dim, Quantizer(config)
@@ -157,11 +159,11 @@ class AppendPath(wiring.Component):
         return m
 
     def _wants(self, fed: Signal, fetched: Signal) -> Value:
-        """The task lacks elements of a new vector."""
+        """Return whether the task lacks elements of a new vector."""
         task = self.task
         return task.valid & ~task.payload.leaving & fetched & (fed != self._config.head_dim)
 
 
 def _symmetric(value: Value) -> Value:
-    """A 16-bit number, -2**15 read as -VECTOR_MAX."""
+    """Return a 16-bit number, with -2**15 read as -VECTOR_MAX."""
     return Mux(value == -VECTOR_MAX - 1, -VECTOR_MAX, value)

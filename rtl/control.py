@@ -14,7 +14,7 @@ from rtl.streams import Queue, SkidBuffer
 
 __all__ = ["Control", "control_counters_layout", "descriptor_layout", "job_end_layout"]
 
-_QUEUE = 2  # jobs
+_QUEUE = 2  # depth in jobs
 _STATUS_BITS = 4
 _FLAGS = tuple(field.name for field in register_map()["job_flags"].fields)
 _REGIONS = ("sinks", "body", "window")
@@ -23,10 +23,10 @@ _NUMBERS = ("tokens", "sink_tokens", "body_tokens", "window_tokens", "window_sta
 
 
 def descriptor_layout(config: EngineConfig) -> data.StructLayout:
-    """A job, as its registers describe it: see docs/registers.md.
+    """Return the layout of a job descriptor, as the registers of docs/registers.md hold it.
 
     Numbers of tokens and slots have the registers' width, so that a number that is too large is
-    seen to be. `key` and `value` hold the byte addresses of a head's regions.
+    detected. `key` and `value` hold the byte addresses of a head's regions.
     """
     addresses = data.StructLayout(dict.fromkeys(_REGIONS, unsigned(config.address_bits)))
     constants = data.ArrayLayout(unsigned(ABSMEAN_CONSTANT_BITS), config.max_planes)
@@ -49,25 +49,25 @@ def descriptor_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def job_end_layout() -> data.StructLayout:
-    """How a job ended: a `kvtq_hw.contract.registers.JobStatus`."""
+    """Return the layout of a job's end: a `kvtq_hw.contract.registers.JobStatus`."""
     return data.StructLayout({"status": unsigned(_STATUS_BITS)})
 
 
 def control_counters_layout() -> data.StructLayout:
-    """Every counter that software reads, by its register's name."""
+    """Return the layout of every counter that software reads, by its register's name."""
     names = (r.name for r in register_map().values() if _is_counter(r))
     return data.StructLayout(dict.fromkeys(names, unsigned(32)))
 
 
 class Control(wiring.Component):
-    """The registers of docs/registers.md.
+    """Hold the registers of docs/registers.md, and queue the jobs that they describe.
 
-    A write is done in the cycle in which its address and its word are both there, whichever came
-    first, and a read in that of its address; a cycle a write and a cycle a read, the answer in the
-    next one. While an answer waits for its taker, one more address and word of each are taken and
-    kept: AWREADY, WREADY and ARREADY depend on no input of the same cycle. What `start` puts into
-    the queue is the descriptor as it stands in the cycle of the write; a job leaves the queue at
-    `jobs`.
+    A write takes effect in the cycle in which both its address and its word are there, whichever
+    came first; a read in the cycle of its address. The answer comes in the next cycle. Throughput
+    is one write and one read per cycle. While an answer waits for its consumer, one more write
+    address, write word and read address are taken and kept: AWREADY, WREADY and ARREADY depend on
+    no input of the same cycle. Writing `start` queues the descriptor as the registers hold it in
+    the cycle of the write; a job leaves the queue at `jobs`.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class Control(wiring.Component):
     jobs : stream Out, `descriptor_layout`
     done : stream In, `job_end_layout`: one transfer per job, in the jobs' order; always taken
     counters : In, `control_counters_layout`
-    irq : Out, level
+    irq : Out, level-sensitive interrupt
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -94,7 +94,7 @@ class Control(wiring.Component):
         m = Module()
         axi, registers = self.axi, register_map()
 
-        # --- the bus: a write has both its parts, an answer waits for its taker -------------------
+        # --- the bus: a write needs address and word, an answer waits for its consumer ------------
         word_layout = data.StructLayout({"data": len(axi.wdata), "strb": len(axi.wstrb)})
         m.submodules.aw = aw = SkidBuffer(len(axi.awaddr))
         m.submodules.w = w = SkidBuffer(word_layout)
@@ -176,7 +176,7 @@ class Control(wiring.Component):
             self.irq.eq(Cat(enabled).any()),
         ]
 
-        # --- what the hardware says ---------------------------------------------------------------
+        # --- inputs: what the hardware reports ----------------------------------------------------
         config = self._config
         inputs: dict[tuple[str, str], Value | int] = {
             ("shape", "head_dim"): config.head_dim,
@@ -231,7 +231,7 @@ class Control(wiring.Component):
     def _describe(
         self, m: Module, values: dict[tuple[str, str], list[Value]], descriptor: data.View
     ) -> None:
-        """The descriptor, from the registers' fields."""
+        """Assign the descriptor from the registers' fields."""
         (exponent,) = values["value_exponent", "floor"]
         m.d.comb += [
             *(descriptor[name].eq(values["job_flags", name][0]) for name in _FLAGS),

@@ -1,4 +1,4 @@
-"""The parts of a job: what each block is told of it, and when it is offered.
+"""The parts of a job: what each block gets of the job, and when the part is offered.
 
 The golden twin is `golden.scheduler.job_parts`.
 """
@@ -20,18 +20,18 @@ __all__ = ["AppendPort", "JobParts", "attend_layout"]
 
 
 class AppendPort(wiring.Signature):
-    """What the scheduler and the blocks that append to one side, keys or values, tell each other.
+    """Port between the scheduler and the blocks that append to one side, keys or values.
 
     Directions are the scheduler's. Both streams have one transfer per record; `cancel` withdraws
-    what they offer.
+    their offers.
 
     Attributes
     ----------
     tasks : stream Out, `append_task_layout`, to the append path
     places : stream Out, `place_layout`, to the record writer
     written : In, pulse: a record is in memory
-    appended : Out, number of appends that are in memory as a whole, modulo ``2**APPEND_BITS``, for
-        the reader's fences
+    appended : Out, number of appends whose records are all in memory, modulo ``2**APPEND_BITS``,
+        for the reader's fences
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -46,12 +46,12 @@ class AppendPort(wiring.Signature):
 
 
 def attend_layout(config: EngineConfig) -> data.StructLayout:
-    """What the core must know of a job beside its queries' exponents."""
+    """Return the layout of the core's part of a job, without its queries' exponents."""
     return data.StructLayout({"last_token": config.token_bits})
 
 
 class JobParts:
-    """Fork of a job to the scheduler's ports, each of which is taken in its own time.
+    """Fork a job to the scheduler's ports; each part is taken in its own time.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class JobParts:
     ports : rtl.scheduler.Scheduler
     job : view of `rtl.control.descriptor_layout`
     offered : The job's parts are offered, until each is taken.
-    renew : In the next cycle no part has been taken: another job comes.
+    renew : In the next cycle another job comes, and none of its parts has been taken.
     """
 
     def __init__(self, m: Module, ports: Any, job: data.View, offered: Value, renew: Value) -> None:
@@ -70,21 +70,21 @@ class JobParts:
 
     @property
     def taken(self) -> Value:
-        """Every part has been taken."""
+        """Whether every part has been taken."""
         return self._fork.taken
 
     def offer_attend(self, appends: Value) -> None:
-        """Offer what attention must know of the job, and the value exponent's task.
+        """Offer the parts for attention, and the value exponent's task.
 
         Parameters
         ----------
-        appends : Appends that were handed out, the job's included.
+        appends : Number of appends handed out, the job's included.
         """
         m, job, parts, ports = self._m, self._job, self._fork, self._ports
         parts.to("queries", ports.queries, times=job.attend)
         parts.to("attends", ports.attends, times=job.attend)
         parts.to("exponents", ports.exponents, times=job.append | job.attend)
-        # the reader looks at a job until it has sent its last request: a copy for it alone
+        # the reader needs a job until its last request is sent: it gets a copy of its own
         copy = Queue(ports.reads.payload.shape(), 1, buffered=True)
         m.submodules.reads_copy = ResetInserter(ports.restart)(copy)
         parts.to("reads", copy.i, times=job.attend)
@@ -115,7 +115,7 @@ class JobParts:
 
         Parameters
         ----------
-        appends_before : Appends that were handed out before the job.
+        appends_before : Number of appends handed out before the job.
         """
         job, fetch = self._job, self._ports.fetches.payload
         self._fork.to("fetches", self._ports.fetches, times=job.leaving)
@@ -128,11 +128,11 @@ class JobParts:
         ]
 
     def offer_appends(self, overwritable: Value) -> None:
-        """Offer each side's records: the new one first, then the one that leaves the window.
+        """Offer each side's records: the new token's first, then that of the leaving token.
 
         Parameters
         ----------
-        overwritable : The records that these overwrite have been read.
+        overwritable : The records that the appends overwrite have been read.
         """
         job, ports = self._job, self._ports
         for side in (
@@ -184,7 +184,7 @@ class JobParts:
 
 
 class _Side(NamedTuple):
-    """A port for appends, and what a descriptor says of its side."""
+    """Append port of one side, with the fields of a descriptor for that side."""
 
     name: str
     port: Any
@@ -196,15 +196,18 @@ class _Side(NamedTuple):
 
 
 def _records(job: data.View) -> Value:
-    """Number of records per side that a job appends."""
+    """Return the number of records per side that a job appends."""
     return Mux(job.append, 1 + job.leaving, 0)
 
 
 def _in_tier(job: data.View, leaving: Value) -> Value:
-    """Whether a record has the tiers' digits: it is in the window, or in the sinks without one."""
+    """Return whether a record has the tiers' digits.
+
+    Those are records in the window, and records in the sinks of a job without a window.
+    """
     return ~leaving & ((job.window_tokens != 0) | (job.body_tokens == 0))
 
 
 def _newest_slot(job: data.View) -> Value:
-    """Slot of the newest token in the window."""
+    """Return the slot of the newest token in the window."""
     return Mux(job.window_start == 0, job.window_tokens, job.window_start) - 1

@@ -16,16 +16,16 @@ __all__ = ["OnlineSoftmax"]
 
 
 class OnlineSoftmax(wiring.Component):
-    """Weights ``2**(score - maximum)`` of one block while the scores of the next one come in.
+    """Compute weights ``2**(score - maximum)`` of a block while the next block's scores come in.
 
-    Two banks of `block` scores: one fills and tracks its maximum, one drains. When a bank is
-    complete the running maximum becomes ``max(maximum + full, ceil(bank maximum))``, where `full`
-    is 1 if the sum of weights has reached `sum_limit`; its rise is the shift that rescales all that
-    was accumulated before (it travels with the block's first weight).
-    After a job's last weight the denominators leave on `sums`.
+    There are two banks of `block` scores: one fills and tracks its maximum, one drains. When a bank
+    is complete the running maximum becomes ``max(maximum + full, ceil(bank maximum))``, where
+    `full` is 1 if the sum of weights has reached `sum_limit`. The rise of the running maximum is
+    the shift that rescales everything accumulated before; the shift travels with the block's first
+    weight. After a job's last weight the denominators leave on `sums`.
 
-    Throughput one score and one weight a cycle; `LATENCY` cycles from the last score of a block
-    to its first weight, when the bank before has drained.
+    Throughput one score and one weight per cycle; `LATENCY` cycles from the last score of a block
+    to its first weight, once the previous bank has drained.
 
     Attributes
     ----------
@@ -56,7 +56,7 @@ class OnlineSoftmax(wiring.Component):
         write = bank.write_port()
         read = bank.read_port()
 
-        # what is known of each bank once it is complete
+        # state of each bank once its block is complete
         full = Array(Signal(name=f"full_{b}") for b in range(2))
         last_index = Array(Signal(range(config.block), name=f"last_index_{b}") for b in range(2))
         ends_job = Array(Signal(name=f"ends_job_{b}") for b in range(2))
@@ -113,7 +113,7 @@ class OnlineSoftmax(wiring.Component):
         )
 
         pipe = Pipeline(m, issuing, self.o)
-        # read, subtract, look up, shift
+        # stages: read, subtract, look up, shift
         issue_last = issue_index == last_index[drain_bank]
         m.d.comb += [
             read.addr.eq(drain_bank * config.block + issue_index),
@@ -204,14 +204,14 @@ class OnlineSoftmax(wiring.Component):
         return m
 
     def _limited_shift(self, below: Value) -> Value:
-        """Integer part of a distance, clamped where every weight rounds to zero anyway."""
+        """Return the integer part of a distance, clamped where every weight rounds to zero."""
         limit = self._config.weight_bits + 2
         whole = below[self._config.score_fraction_bits :]
         return Mux(whole > limit, limit, whole)[: limit.bit_length()]
 
 
 def _exp2_table(config: EngineConfig) -> list[Const]:
-    """2**(W - f / 2**F), rounded half up."""
+    """Return 2**(W - f / 2**F) for each fraction f, rounded half up."""
     steps = 1 << config.score_fraction_bits
     return [
         Const(int(2 ** (config.weight_bits - f / steps) + 0.5), config.weight_width)
@@ -220,5 +220,5 @@ def _exp2_table(config: EngineConfig) -> list[Const]:
 
 
 def _ceil_shift(score: Value, config: EngineConfig) -> Value:
-    """ceil(score / 2**F)."""
+    """Return ceil(score / 2**F)."""
     return (score + ((1 << config.score_fraction_bits) - 1)) >> config.score_fraction_bits

@@ -1,6 +1,6 @@
 # amaranth: UnusedElaboratable=no
 # (parts are also created to read their latencies)
-"""Quantizer: a vector to ternary digits and scales, by comparing and subtracting."""
+"""Quantizer: turns a vector into ternary digits and scales, by comparing and subtracting."""
 
 from __future__ import annotations
 
@@ -26,24 +26,25 @@ __all__ = ["Quantizer"]
 
 
 class Quantizer(wiring.Component):
-    """Digits and scales of docs/contract.md ("Quantizer"), one element per cycle.
+    """Quantize vectors as docs/contract.md ("Quantizer") defines, one element per cycle.
 
-    D elements are written to a memory while their magnitudes are summed and compared; `ScaleFinder`
-    makes a scale of that; then the elements go through `DigitPipeline`, one per cycle, or with
-    feedback one after the other, each added to what `FeedbackSums` has for it. A balanced code is
-    one run of all planes. A residual code is a run a plane: the pipeline's remainders go back to
-    the memory, and are summed and compared on their way.
+    The D elements of a vector are written to a memory while their magnitudes are summed and
+    compared. `ScaleFinder` makes a scale from the sum or from the largest magnitude. The elements
+    then go through `DigitPipeline`: one per cycle, or with feedback one after the other, each added
+    to its sum from `FeedbackSums`. A balanced code is one run of all planes. A residual code has
+    one run per plane: the pipeline's remainders go back to the memory, and are summed and compared
+    on their way.
 
-    While a vector's last run goes through the digits, the next vector comes in, but for its last
-    element, which waits until the digits are out.
+    While a vector's last run goes through the digit pipeline, the next vector comes in, except for
+    its last element, which waits until the digits are out.
 
-    Cycles of a vector of N planes, without gaps or back-pressure: D to load, at most
-    `scale_latency` to the first digits, then those of an element per cycle, or of one in N + 3
-    cycles with feedback. A residual code repeats the latter two for each plane.
+    Cycles per vector of N planes, without gaps or back-pressure: D to load, at most `scale_latency`
+    to the first digits, then one cycle per element, or N + 3 cycles per element with feedback. A
+    residual code repeats the last two parts for each plane.
 
     Attributes
     ----------
-    code : In, `vector_code_layout`; looked at when a vector's last element is taken
+    code : In, `vector_code_layout`; sampled when a vector's last element is taken
     i : stream In, `requantized_layout`, D elements per vector
     factors : read port of feedback matrices, `factors_signature`
     o : stream Out, `coded_element_layout`, D transfers per run
@@ -63,10 +64,10 @@ class Quantizer(wiring.Component):
         )
 
     def scale_latency(self, planes: int) -> int:
-        """Most cycles from a vector's last element in to the first digits of a run out.
+        """Return the most cycles from a vector's last element in to a run's first digits out.
 
-        Beside those of `ScaleFinder` and one for each digit: to start it, to see its result, to
-        read an element, and to add to it.
+        The cycles of `ScaleFinder`, one per digit, and four more: to start `ScaleFinder`, to see
+        its result, to read an element, and to add its feedback sum.
         """
         return ScaleFinder(self._config).latency(planes) + planes + 4
 
@@ -85,7 +86,7 @@ class Quantizer(wiring.Component):
         m.submodules.digit_pipeline = digits = DigitPipeline(config)
         m.submodules.feedback_sums = sums = FeedbackSums(config)
 
-        # --- into the memory: a vector's elements, or what the digits have left of them ----------
+        # --- into the memory: a vector's elements, or the remainders of their digits -------------
         filled = Signal(range(dim))  # elements of the next vector that are in
         issued = Signal(range(dim + 1))  # elements of this run that have been read
         retired = Signal(range(dim))  # elements of this run whose digits have been taken

@@ -1,4 +1,4 @@
-"""Bytes of a number of records, without a multiplier."""
+"""Record bytes: computes the size of a number of records without a multiplier."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["RecordBytes"]
 
 
 class RecordBytes(wiring.Component):
-    """``count * bytes of a record``: shifts and adds, one bit of the count a cycle.
+    """Compute ``count * bytes per record`` by shifts and adds, one bit of the count per cycle.
 
     Takes 1 + bit_length(count) cycles from `start` to `done`.
 
@@ -27,8 +27,8 @@ class RecordBytes(wiring.Component):
     start : In, pulse: take the inputs
     planes, residual : In, format of a record
     count : In, number of records
-    bytes : Out, their bytes, held until the next `start`
-    done : Out, `bytes` is right
+    bytes : Out, bytes of the records, held until the next `start`
+    done : Out, `bytes` is valid
     """
 
     def __init__(self, config: EngineConfig, most: int) -> None:

@@ -1,4 +1,4 @@
-"""Record packer: the digits of a vector, element by element, to the bytes of its record."""
+"""Record packer: turns the digits of a vector, element by element, into the bytes of its record."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ __all__ = ["RecordPacker"]
 
 
 class RecordPacker(wiring.Component):
-    """A record as docs/contract.md ("Memory") has it: run by run, scale and planes, in bytes.
+    """Pack digits into records of bytes (docs/contract.md, "Memory"): per run, scale and planes.
 
-    The digits of as many elements as share a byte are collected, then encoded plane after plane,
-    one byte per cycle by one encoder, into a memory with a place for each plane: the order of the
-    planes is a matter of the address. When all are in, the record is read out. The next vector's
-    first bytes wait until then.
+    The digits of the elements that share a byte are collected. One encoder then encodes them plane
+    after plane, one byte per cycle, into a memory with a place for each plane: the address decides
+    the order of the planes. When all bytes are in, the record is read out. The next vector's first
+    bytes wait until the record is out.
 
-    The first byte of a record of N planes comes `latency(N)` cycles after its last digits, of a
-    residual code `latency(1)`; the others follow, one per cycle. Elements are taken one per cycle
-    as long as there are as many in a byte as there are planes, else at the pace of the encoder.
+    The first byte of a record of N planes comes `latency(N)` cycles after its last digits, that of
+    a residual code `latency(1)` cycles; the other bytes follow, one per cycle. Elements are taken
+    one per cycle if a byte holds at least as many elements as a run has planes, else at the pace of
+    the encoder.
 
     Attributes
     ----------
     i : stream In, `coded_element_layout`, D transfers per run
-    o : stream Out, `byte_layout`, a transfer a byte
+    o : stream Out, `byte_layout`, one transfer per byte
     """
 
     def __init__(self, config: EngineConfig) -> None:
@@ -45,9 +46,9 @@ class RecordPacker(wiring.Component):
 
     @staticmethod
     def latency(planes: int) -> int:
-        """Cycles from the last digits of a vector to the first byte of its record.
+        """Return the cycles from the last digits of a vector to the first byte of its record.
 
-        One to collect, one to encode each plane of the last run, one to begin.
+        One cycle to collect, one to encode each plane of the last run, one to begin.
         """
         return planes + 2
 
@@ -59,7 +60,7 @@ class RecordPacker(wiring.Component):
         planes = config.max_planes
         sending = Signal()
 
-        # --- collect: the digits of a byte's elements, all but the last of which wait in `slots` --
+        # --- collect: the digits of a byte's elements; all but the last wait in `slots` -----------
         element = Signal(range(config.head_dim))
         place = Signal(range(group))  # of the element in its byte
         byte = Signal(range(length))
@@ -92,7 +93,7 @@ class RecordPacker(wiring.Component):
         held = [
             Signal(digits.trits.shape(), name=f"held_{n}", reset_less=True) for n in range(group)
         ]
-        vector = Signal(digits.shape(), reset_less=True)  # what the digits came with
+        vector = Signal(digits.shape(), reset_less=True)  # the payload that came with the digits
         held_byte, held_run = Signal.like(byte, reset_less=True), Signal.like(run, reset_less=True)
         final = Signal(reset_less=True)
         with m.If(handed):
@@ -141,7 +142,7 @@ class RecordPacker(wiring.Component):
         with m.If(handed | ends):
             m.d.sync += encoding.eq(handed)
 
-        # --- send: each plane in turn, behind its run's scale if it opens one ---------------------
+        # --- send: each plane in turn; the scale comes before the plane that opens its run --------
         last_plane, residual = Signal.like(run, reset_less=True), Signal(reset_less=True)
         in_plane = Signal()
         item, item_byte = Signal.like(run), Signal.like(byte)

@@ -1,4 +1,4 @@
-"""Record reader: fetches what a job's attention reads, and records that leave the window."""
+"""Record reader: fetches the records of a job's attention, and records that leave the window."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from rtl.streams import Queue, join
 
 __all__ = ["ReadPort", "RecordReader"]
 
-_BURSTS = 16  # under way at once; with short pieces they are few beats each
+_BURSTS = 16  # bursts under way at once; bursts of short pieces have few beats
 
-#: What is known of a burst under way: beats - 1, and whether it is of a fetch, and the last one of
-#: its job or fetch.
+#: Tag of a burst under way: beats - 1, whether the burst is part of a fetch, and whether it is the
+#: last burst of its job or fetch.
 _BURST_TAG = data.StructLayout({"length": 8, "fetch": 1, "end": 1})
 
 
 class ReadPort(wiring.Signature):
-    """What is read of one side, keys or values; directions are the reader's.
+    """Port for the records read of one side, keys or values; directions are the reader's.
 
     Parameters
     ----------
-    slices : layout of what attention takes
+    slices : layout of the slices that attention takes
 
     Attributes
     ----------
@@ -46,7 +46,8 @@ class ReadPort(wiring.Signature):
     leaving : stream Out, `coded_plane_layout`: planes of records that leave the window, in the
         order of the record
     appended : In, number of appends that are in memory, modulo ``2**APPEND_BITS``. A job's newest
-        records, and a fetch, are requested when it is at most half the range ahead of `appends`.
+        records, and a fetch, are requested when `appended` is at most half the range ahead of
+        their `appends`.
     """
 
     def __init__(self, config: EngineConfig, slices: data.StructLayout) -> None:
@@ -64,18 +65,18 @@ class RecordReader(wiring.Component):
 
     Pieces of a job (`rtl.record_walker`) are requested as INCR bursts while there is room for their
     words, `read_ahead` beats in all, so that RREADY is always high; jobs follow one another without
-    a pause. Bursts of at most ``read_ahead / 2`` beats, one transaction identifier.
+    a pause. Bursts have at most ``read_ahead / 2`` beats and one transaction identifier.
 
-    Records of a token that leaves the window come from buffers of their own, and are requested
-    before what else waits: an append never waits for attention.
+    Records of a token that leaves the window have buffers of their own, and are requested before
+    pieces that wait: an append never waits for attention.
 
-    Errors end as `rtl.bus_master` says. EXOKAY, as `error`, says that the response was EXOKAY, or
-    that RLAST was not where it belongs.
+    Errors are handled as `rtl.bus_master` describes. An `error` of EXOKAY means that the response
+    was EXOKAY, or that RLAST was misplaced.
 
     Attributes
     ----------
     jobs : stream In, `read_job_layout`; a job is taken when its last piece is on its way
-    fetches : stream In, `fetch_layout`; taken when its planes have left
+    fetches : stream In, `fetch_layout`; a fetch is taken when its planes have left
     key, value : `ReadPort`, with slices of `key_input_layout` and `value_input_layout`
     job_read : Out, pulse: all words of a job have come, its records may be overwritten
     fetch_read : Out, pulse: the same for a fetch
@@ -108,7 +109,7 @@ class RecordReader(wiring.Component):
         walker = RecordWalker(config)
         fetcher = LeavingFetcher(config)
         unpacker = RecordUnpacker(config)
-        # two bursts under way even where little is read ahead
+        # two bursts under way even if `read_ahead` is small
         splitter = BurstSplitter(config, most_words, config.read_ahead // 2)
         fetch_splitter = BurstSplitter(config, fetcher.most_words)
         pieces = Queue(piece_layout(config), _BURSTS, buffered=False)
@@ -141,7 +142,7 @@ class RecordReader(wiring.Component):
             splitter.requests.payload.words.eq((placed.piece.last_byte >> _log2(word)) + 1),
             pieces.i.payload.eq(placed.piece),
         ]
-        job_end = Signal()  # of the request that is in the splitter
+        job_end = Signal()  # the request in the splitter is its job's last
         with m.If(splitter.requests.valid & splitter.requests.ready):
             m.d.sync += job_end.eq(placed.job_end)
 

@@ -1,4 +1,4 @@
-"""The order in which the records of a job are read: pieces of blocks, keys and values in turn."""
+"""Record walker: orders the reads of a job's records, as pieces of blocks of keys and values."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ _SINKS, _BODY, _WINDOW_END, _WINDOW_START = range(4)
 
 
 def placed_piece_layout(config: EngineConfig) -> data.StructLayout:
-    """A piece, the address of its first byte, and whether the job has no more."""
+    """Return the layout of a piece, its first byte's address, and whether it ends the job."""
     return data.StructLayout(
         {"piece": piece_layout(config), "address": unsigned(config.address_bits), "job_end": 1}
     )
 
 
 class RecordWalker(wiring.Component):
-    """Walks through a job in the order of the engine: K block 0, then K block i+1 before V block i.
+    """Walk through a job in the engine's order: K block 0, then K block i+1 before V block i.
 
-    A block is cut where its tokens go on in another tier, and where the window's ring starts again.
-    A piece takes some 5 cycles plus the bits of its number of records.
+    A block is cut where its tokens go on in another tier, and where the window's ring wraps. A
+    piece takes about 5 cycles, plus one per bit of its number of records.
 
     Attributes
     ----------
     jobs : stream In, `read_job_layout`; taken after the last piece
     keys_appended, values_appended : In, the job's newest records are in memory. Pieces that end the
-        body or the job wait for it.
-    fenced : Out, a piece waits
+        body or the job wait for these records.
+    fenced : Out, a piece waits for them
     pieces : stream Out, `placed_piece_layout`
     """
 

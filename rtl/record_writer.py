@@ -1,4 +1,4 @@
-"""Record writer: puts records, byte by byte, where they belong in the KV memory."""
+"""Record writer: writes records, which come byte by byte, to their places in the KV memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rtl.streams import Queue
 
 __all__ = ["RecordWriter", "WritePort"]
 
-_BURSTS = 8  # under way at once: the records of two jobs
+_BURSTS = 8  # bursts under way at once: the records of two jobs
 
-#: What is known of a burst under way: it is the last one of its record, which is a value's.
+#: Tag of a burst under way: it is the last burst of its record, and the record is a value.
 _BURST_TAG = data.StructLayout({"last": 1, "value": 1})
 
 
 def _record_streams(config: EngineConfig) -> dict[str, Member]:
-    """Where records of one side go, and their bytes."""
+    """Return the streams of one side: the places of its records, and their bytes."""
     return {
         "places": In(stream.Signature(place_layout(config))),
         "bytes": In(stream.Signature(byte_layout())),
@@ -32,16 +32,16 @@ def _record_streams(config: EngineConfig) -> dict[str, Member]:
 
 
 def _word_layout(config: EngineConfig) -> data.StructLayout:
-    """A word with a strobe per byte."""
+    """Return the layout of a word with a strobe per byte."""
     return data.StructLayout({"data": config.memory_bits, "strobes": config.memory_bits // 8})
 
 
 class WritePort(wiring.Signature):
-    """Records of one side, keys or values; directions are the writer's.
+    """Port for the records written of one side, keys or values; directions are the writer's.
 
     Attributes
     ----------
-    places : stream In, `place_layout`, one per record; taken with its last byte
+    places : stream In, `place_layout`, one per record; taken with the record's last byte
     bytes : stream In, `byte_layout`
     written : Out, pulse: a record is in memory
     """
@@ -53,13 +53,15 @@ class WritePort(wiring.Signature):
 class RecordWriter(wiring.Component):
     """Write master of the KV memory.
 
-    Takes one record at a time, keys and values in turn where both have one, one byte per cycle,
-    into whole words with strobes: a record starts at any byte, and its neighbours' bytes stay. A
-    record is sent when it is complete, as INCR bursts that cross no 4 KiB page; the next one is
-    taken meanwhile. One transaction identifier, at most 8 bursts without a response.
+    Records are taken one at a time, one byte per cycle, keys and values in turn if both have a
+    record. The bytes fill whole words with strobes: a record starts at any byte, and its
+    neighbours' bytes stay. A complete record is sent as INCR bursts that cross no 4 KiB page, while
+    the next record is taken. There is one transaction identifier, and at most 8 bursts are without
+    a response.
 
-    Errors end as `rtl.bus_master` says. `cancel` ends the burst that has begun, its words without
-    strobes but for one that is on the bus already, and then waits for responses.
+    Errors are handled as `rtl.bus_master` describes. `cancel` ends the burst that has begun: its words go
+    out without strobes, except a word that is already on the bus. Then `cancel` waits for
+    responses.
 
     Attributes
     ----------
@@ -96,8 +98,8 @@ class RecordWriter(wiring.Component):
 
         # --- words to bursts ----------------------------------------------------------------------
         burst = splitter.bursts.payload
-        request_value = Signal()  # of the request that is in the splitter
-        sending = Signal()  # a burst's words are not all on the bus
+        request_value = Signal()  # the request in the splitter is for a value
+        sending = Signal()  # some words of a burst are not on the bus yet
         left = Signal(8)
         begin, load = Signal(), Signal()
         with m.If(splitter.requests.valid & splitter.requests.ready):
@@ -142,7 +144,7 @@ class RecordWriter(wiring.Component):
 
 
 class _WordFiller(wiring.Component):
-    """Bytes of records to words with strobes, and a request when a record's words are complete."""
+    """Fill words with record bytes and strobes; send a request when a record is complete."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -154,7 +156,7 @@ class _WordFiller(wiring.Component):
                 "value": Out(wiring.Signature(_record_streams(config))),
                 "words": Out(stream.Signature(_word_layout(config))),
                 "requests": Out(stream.Signature(request_layout(config, self.most_words))),
-                "of_value": Out(1),  # whose record it is
+                "of_value": Out(1),  # the record is a value
             }
         )
 
@@ -166,7 +168,7 @@ class _WordFiller(wiring.Component):
 
         # --- the record at hand: of keys or of values ---------------------------------------------
         value = self.of_value
-        # a path may offer a place long before its bytes: who has both is served
+        # a path may offer a place long before its bytes: a side is served when it offers both
         has_key = self.key.places.valid & self.key.bytes.valid
         has_value = self.value.places.valid & self.value.bytes.valid
         place, byte = Signal(place_layout(config)), Signal(byte_layout())

@@ -1,4 +1,4 @@
-"""Scheduler: takes job descriptors apart, hands the parts out, and ends jobs, well or not."""
+"""Scheduler: splits job descriptors into parts, hands the parts out, and reports how jobs end."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ from rtl.streams import Queue
 
 __all__ = ["IN_FLIGHT", "Scheduler"]
 
-#: Jobs in flight: one whose outputs leave, one in the core, one that is handed out, one to spare.
+#: Jobs in flight: one whose outputs leave, one in the core, one being handed out, one to spare.
 IN_FLIGHT = 4
 
 
 class Scheduler(wiring.Component):
-    """Hands out one job at a time, while those before it may still be in the core.
+    """Hand out one job at a time, while earlier jobs may still be in the core.
 
-    A job's parts go to their blocks as soon as each takes its own: queries, read, core, value
-    exponent, fetch of the leaving token, and on each side the append's tasks and places. The next
-    job is looked at when all parts are taken, which the core's is when the job before has passed
-    its last value slice: so one job is conditioned, fetched and appended ahead.
+    The parts of a job are queries, read, core, value exponent, fetch of the leaving token, and for
+    each side the append's tasks and places. Each block takes its part as soon as it can. The next
+    job is looked at when all parts are taken. The core takes its part when the job before has
+    passed its last value slice: so one job is conditioned, fetched and appended ahead.
 
-    Order in memory. The reader waits until what a job reads of its own append is in memory
-    (`AppendPort.appended`). What an append overwrites, others have read: the writer gets places
-    when every earlier job has been read, and the place of the new token when the one that leaves
-    the window, whose slot it takes, has been fetched.
+    Order in memory. The reader waits until the records of a job's own append are in memory
+    (`AppendPort.appended`). An append overwrites only records that have been read: the writer gets
+    places when every earlier job has been read. The new token takes the slot of the token that
+    leaves the window, so its place also waits until the leaving token has been fetched.
 
-    Errors. A descriptor that cannot be right ends its job with a status; the job's vectors are
-    taken from the host and thrown away. At an error of the memory all jobs in flight end with its
-    status: reads and writes are drained, vectors that the host still owes are thrown away, a job
-    whose outputs have begun to leave gives them all, a job that has done everything by then ends
-    well, and every block starts anew. A descriptor that was taken and not handed out is looked at
-    afterwards.
+    Errors. An invalid descriptor ends its job with a status; the job's vectors are taken from the
+    host and discarded. A memory error ends all jobs in flight with the error's status: reads and
+    writes are drained, vectors that the host still owes are discarded, a job whose outputs have
+    begun to leave gives all of them, a job that is complete by then ends well, and every block
+    starts anew. A descriptor that was taken but not handed out is looked at afterwards.
 
     Attributes
     ----------
@@ -55,7 +54,7 @@ class Scheduler(wiring.Component):
     idle : In, reader and writer have nothing to do
     vector_taken, query_taken : In, pulses: the host gave an element
     vectors_owed, queries_owed : Out, the host owes elements of jobs that were handed out
-    discard : Out, elements are taken and thrown away
+    discard : Out, elements from the host are taken and discarded
     output_begun : In, a job's outputs have begun to leave
     cancel : Out, to reader and writer
     restart : Out, pulse: all other blocks start anew
@@ -92,12 +91,12 @@ class Scheduler(wiring.Component):
         config = self._config
         job = Signal(descriptor_layout(config))
         problem = self._problem(m, job)
-        enter = Signal()  # the job is right, and is handed out
-        refuse = Signal()  # it is not
+        enter = Signal()  # the descriptor is valid: the job is handed out
+        refuse = Signal()  # the descriptor is invalid
 
         # --- what has been started and what has ended ---------------------------------------------
-        # counted modulo far more than are ever in flight
-        appends = Signal(APPEND_BITS)  # handed out, the current job's included
+        # the counters wrap far above the number of jobs in flight
+        appends = Signal(APPEND_BITS)  # appends handed out, the current job's included
         appends_before = Signal(APPEND_BITS)
         reads = Signal(APPEND_BITS)
         reads_before = Signal(APPEND_BITS)
@@ -121,7 +120,7 @@ class Scheduler(wiring.Component):
         self._count_debts(m, enter | refuse, job)
 
         # --- the job's parts ----------------------------------------------------------------------
-        handing = Signal()  # some of them have not been taken
+        handing = Signal()  # some parts have not been taken
         parts = JobParts(m, self, job, offered=handing & ~self.cancel, renew=enter | self.restart)
         parts.offer_attend(appends)
         parts.offer_fetch(appends_before)
@@ -214,7 +213,7 @@ class Scheduler(wiring.Component):
         return m
 
     def _problem(self, m: Module, job: data.View) -> Signal:
-        """What is wrong with a descriptor."""
+        """Return the status of a descriptor: OK, or what is wrong with it."""
         config = self._config
         problem = Signal(JobStatus)
         tiers = Signal(34)
@@ -238,8 +237,8 @@ class Scheduler(wiring.Component):
         return problem
 
     def _count_appends(self, m: Module, name: str, port: Any, enter: Value, leaving: Value) -> None:
-        """Count appends of one side from the records that are in memory, one or two per append."""
-        queue = Queue(1, IN_FLIGHT, buffered=True)  # of appends: whether they have two records
+        """Count the appends of one side that are in memory, each of one or two records."""
+        queue = Queue(1, IN_FLIGHT, buffered=True)  # per append: whether it has two records
         m.submodules[f"{name}_appends"] = ResetInserter(self.restart)(queue)
         half = Signal(name=f"{name}_half")  # the first of two records is in memory
         m.d.comb += [
@@ -255,7 +254,7 @@ class Scheduler(wiring.Component):
             m.d.sync += [half.eq(0), port.appended.eq(0)]
 
     def _count_debts(self, m: Module, enter: Value, job: data.View) -> None:
-        """Elements that the host owes."""
+        """Count the elements that the host owes."""
         dim = self._config.head_dim
         for what, wanted, taken, owed in (
             ("vectors", job.append, self.vector_taken, self.vectors_owed),
