@@ -1,4 +1,4 @@
-"""The accumulators that the lanes of a value plane add to: clear, rescale, drain."""
+"""Accumulator bank: the accumulators of the value lanes, with clear, rescale and drain."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ __all__ = ["AccumulatorBank"]
 
 
 class AccumulatorBank:
-    """D accumulators for each of G heads, as registers of a module, and the order of operations.
+    """D accumulators for each of G heads, as registers of a module, and their operations.
 
-    The module connects what its lanes add with `add`. Operations, in the order of the stream: ADD
-    takes one cycle; CLEAR one; SHIFT, an arithmetic right shift of every accumulator by
-    ``shifts[g]``, takes ``1 + slices * rescale_steps`` cycles, whatever the shift: one bit per
-    cycle, so that a lane has no barrel shifter; DRAIN ``1 + D``, and sends all elements out, one
-    index per cycle, the first `DRAIN_LATENCY` cycles after it was taken.
+    The module connects its lanes' terms with `add`. Operations, in the order of the stream:
 
-    What an operation does to the accumulators happens a cycle after it was decided: all of them
-    obey registers, and lanes have a cycle to prepare what they add.
+    - ADD and CLEAR take one cycle each.
+    - SHIFT is an arithmetic right shift of every accumulator by ``shifts[g]``. It takes
+      ``1 + slices * rescale_steps`` cycles, whatever the shift: one bit per cycle, so that a lane
+      has no barrel shifter.
+    - DRAIN takes ``1 + D`` cycles and sends all elements out, one index per cycle, the first
+      element `DRAIN_LATENCY` cycles after DRAIN was taken.
+
+    An operation changes the accumulators one cycle after it was decided: registers control all
+    accumulators, and lanes have a cycle to prepare their terms.
 
     With one slice per plane an accumulator goes through its adder in every cycle and keeps its
-    value by adding nothing: it then needs neither an enable nor a multiplexer behind the adder.
+    value by adding zero: it then needs neither an enable nor a multiplexer behind the adder.
 
     Parameters
     ----------
@@ -58,7 +61,7 @@ class AccumulatorBank:
             for g in heads
         ]
         self._clearing = Signal(name="clearing")
-        self._moving = Signal(name="moving")  # every element to the place of the one before it
+        self._moving = Signal(name="moving")  # every element moves to the place before its own
         self._by_one = [Signal(name=f"by_one_{g}") for g in heads]
         self._enable = Signal(name="enable")  # accumulators of slice `active` take their result
         self._active = Signal(range(config.slices), name="active")
@@ -116,7 +119,7 @@ class AccumulatorBank:
                         m.next = "TAKE"
 
     def add(self, terms: list[list[Value]]) -> None:
-        """Add ``terms[g][lane]``: those of an ADD in the cycle after it was taken, else zero."""
+        """Add ``terms[g][lane]``: an ADD's terms in the cycle after the ADD is taken, else zero."""
         for g in range(self._config.query_group):
             for lane in range(self._config.lanes):
                 if self._config.slices == 1:
@@ -149,6 +152,6 @@ class AccumulatorBank:
                 self._m.d.sync += accumulator.eq(result)
 
     def _following(self, g: int, element: int) -> Value:
-        """What element `element` becomes while the accumulators drain; the last one's is free."""
+        """Return the next value of `element` in a drain; that of the last element is arbitrary."""
         accumulators = self._accumulators[g]
         return accumulators[min(element + 1, len(accumulators) - 1)]

@@ -2,8 +2,8 @@
 
 Members carry the protocols' own names. A port of the top module called ``m_axi`` is a set of plain
 Verilog ports ``m_axi_arvalid``, ``m_axi_araddr``, ... (`rtl.verilog`), which SoC tools and
-cocotbext-axi group by prefix. Signatures are seen from the manager (the source of a stream): it has
-the port as ``Out``, the subordinate as ``In``.
+cocotbext-axi group by prefix. Signatures are seen from the manager (the source of a stream): the
+manager has the port as ``Out``, the subordinate as ``In``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _BUFFERABLE = 0b0011  # normal memory, non-cacheable: interconnects may widen an
 
 
 class Response(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth adds to enum
-    """What RRESP and BRESP say."""
+    """Values of RRESP and BRESP."""
 
     OKAY = 0
     EXOKAY = 1
@@ -43,7 +43,7 @@ class Response(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth a
 
 
 class BusSignature(wiring.Signature):
-    """A port whose members have names that the world knows: port and member with one ``_``."""
+    """A port with standard names in Verilog: ``_`` joins the names of port and member."""
 
 
 class Axi4Read(BusSignature):
@@ -116,8 +116,8 @@ class AxiStream(BusSignature):
 
     Parameters
     ----------
-    data_bits : width of TDATA, a multiple of 8 from 8 on
-    user_bits : width of TUSER; 0 is none
+    data_bits : width of TDATA, a multiple of 8, at least 8
+    user_bits : width of TUSER; 0 for a port without TUSER
 
     Raises
     ------
@@ -137,7 +137,7 @@ class AxiStream(BusSignature):
 
 
 class AddressChannel(NamedTuple):
-    """An address channel of an AXI4 port, and the data of the other channel that goes with it."""
+    """An address channel of an AXI4 port, with the data signal of its data channel."""
 
     valid: Signal
     ready: Signal
@@ -154,21 +154,21 @@ class AddressChannel(NamedTuple):
 
 
 def read_addresses(bus: Any) -> AddressChannel:
-    """Channel AR of an `Axi4Read` port."""
+    """Return channel AR of an `Axi4Read` port."""
     handshake = bus.arvalid, bus.arready
     attributes = bus.arsize, bus.arburst, bus.arlock, bus.arcache, bus.arprot, bus.arqos
     return AddressChannel(*handshake, bus.araddr, bus.arlen, bus.arid, *attributes, bus.rdata)
 
 
 def write_addresses(bus: Any) -> AddressChannel:
-    """Channel AW of an `Axi4Write` port."""
+    """Return channel AW of an `Axi4Write` port."""
     handshake = bus.awvalid, bus.awready
     attributes = bus.awsize, bus.awburst, bus.awlock, bus.awcache, bus.awprot, bus.awqos
     return AddressChannel(*handshake, bus.awaddr, bus.awlen, bus.awid, *attributes, bus.wdata)
 
 
 def drive_attributes(m: Module, channel: AddressChannel) -> None:
-    """Drive what never changes: identifier 0, whole words, INCR, bufferable."""
+    """Drive the constant signals of an address channel: ID 0, whole words, INCR, bufferable."""
     m.d.comb += [
         channel.id.eq(0),
         channel.size.eq((len(channel.data) // 8).bit_length() - 1),
@@ -181,7 +181,7 @@ def drive_attributes(m: Module, channel: AddressChannel) -> None:
 
 
 def join_ports(m: Module, bus: Any, *parts: Any) -> None:
-    """Make one port of several blocks' ports, each with some of its members.
+    """Join several blocks' ports, each with some of the members, to one outer port.
 
     Parameters
     ----------
@@ -212,7 +212,7 @@ def _write_members(address_bits: int, data_bits: int, id_bits: int) -> dict[str,
 
 
 def _address(address_bits: int, data_bits: int, id_bits: int) -> dict[str, Member]:
-    """Payload of an address channel."""
+    """Return the payload of an address channel."""
     _check("address_bits", address_bits, 12, 64)
     _check("data_bits", data_bits, 8, 1024)
     _check("id_bits", id_bits, 1, 32)
@@ -233,7 +233,7 @@ def _address(address_bits: int, data_bits: int, id_bits: int) -> dict[str, Membe
 
 
 def _channel(prefix: str, flow: Flow, payload: dict[str, Member]) -> dict[str, Member]:
-    """A channel whose payload and valid flow one way, and ready the other."""
+    """Return a channel whose payload and valid flow one way, and whose ready flows the other."""
     members = {"valid": flow(1), "ready": flow.flip()(1), **payload}
     return {f"{prefix}{name}": member for name, member in members.items()}
 

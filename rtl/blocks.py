@@ -1,6 +1,6 @@
 # amaranth: UnusedElaboratable=no
 # (a block is also created to look at its ports alone)
-"""The blocks by name: what can be generated, simulated and counted on its own.
+"""The blocks by name: components that can be generated, simulated and counted on their own.
 
 A block called ``key_lanes`` is the class ``KeyLanes`` of ``rtl/key_lanes.py``, constructed from the
 configuration alone. Its Verilog module is called ``kvtq_key_lanes``.
@@ -37,7 +37,7 @@ _OF_ENGINE = (
     "sequencer",
 )
 
-#: All blocks. The append path composes those of the write side.
+#: All blocks. The append path is composed of the blocks of the write side.
 BLOCKS = (
     *_OF_ENGINE,
     "hadamard",
@@ -68,7 +68,7 @@ def check_block(name: str) -> None:
 
 
 def blocks_of(config: EngineConfig) -> tuple[str, ...]:
-    """The blocks that exist in a configuration: of integers the engine and its blocks alone."""
+    """Return the blocks of a configuration: for integers only the engine and its blocks."""
     return BLOCKS if config.is_ternary else (*_OF_ENGINE, "engine")
 
 
@@ -78,7 +78,7 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     Raises
     ------
     UserError
-        For a name that is not in `BLOCKS`, and for one that the cache format does not have.
+        For a name that is not in `BLOCKS`, and for a block that the cache format does not have.
     """
     check_block(name)
     if name not in blocks_of(config):
@@ -88,9 +88,9 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
 
 
 def emit_block(name: str, config: EngineConfig, *, all_names: bool = False) -> str:
-    """Verilog of a block under its `module_name`, with a header that names the configuration.
+    """Return a block's Verilog, named `module_name`, with a header that names the configuration.
 
-    `all_names` is that of `rtl.verilog.emit`.
+    `all_names` is the parameter of `rtl.verilog.emit`.
     """
     top = module_name(name)
     header = config_header(top, config)
@@ -98,5 +98,5 @@ def emit_block(name: str, config: EngineConfig, *, all_names: bool = False) -> s
 
 
 def module_name(name: str) -> str:
-    """Name of a block's Verilog module."""
+    """Return the name of a block's Verilog module."""
     return f"kvtq_{name}"

@@ -1,4 +1,4 @@
-"""Requests of any number of words to AXI bursts."""
+"""Burst splitter: splits requests of any number of words into AXI bursts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ _LONGEST = 256
 
 
 def request_layout(config: EngineConfig, most: int) -> data.StructLayout:
-    """Consecutive words: the address of the first (its byte within a word is ignored), how many."""
+    """Return the layout of a request for consecutive words: their number, and the first address.
+
+    The address's byte within the word is ignored.
+    """
     return data.StructLayout({"address": unsigned(config.address_bits), "words": range(most + 1)})
 
 
 def burst_layout(config: EngineConfig) -> data.StructLayout:
-    """An INCR burst: address of its first word, beats - 1, and whether it ends its request."""
+    """Return the layout of an INCR burst: first address, beats - 1, and end of the request."""
     return data.StructLayout(
         {"address": unsigned(config.address_bits), "length": unsigned(8), "last": 1}
     )
@@ -34,7 +37,7 @@ class BurstSplitter(wiring.Component):
     Parameters
     ----------
     most : words of the longest request
-    longest : beats of the longest burst, a power of two; AXI's own limit of 256 if it is more
+    longest : beats of the longest burst, a power of two, limited to AXI's 256
 
     Attributes
     ----------

@@ -1,9 +1,9 @@
-"""What the two masters of the KV memory share: bursts that are under way, and the end of an error.
+"""Bus master: what both masters of the KV memory share, bursts under way and the end of an error.
 
-What the bus reports ends everything: `error` is set, and from then on nothing is asked for and
-nothing that is answered counts. `cancel`, held until `idle`, waits for what is under way and
-forgets everything. Bursts are given up when `PATIENCE` cycles brought no answer, counted from when
-the last thing that the master offered was taken.
+An error that the bus reports stops the master: `error` is set, no further burst is requested, and
+later answers do not count. `cancel`, held until `idle`, waits for the bursts under way and resets
+the master. Bursts are given up after `PATIENCE` cycles without an answer, counted from the cycle
+in which the master's last offer was taken.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ PATIENCE = 1 << 16
 
 
 def ports_of_errors() -> dict[str, Member]:
-    """Return the ports of a master that errors concern.
+    """Return the ports of a master for errors.
 
     error : Out, `rtl.axi.Response` of the first answer that was not OKAY
     cancel : In, hold until `idle`
-    idle : Out, `cancel` has done its work
+    idle : Out, `cancel` is complete
     """
     return {"error": Out(Response), "cancel": In(1), "idle": Out(1)}
 
 
 class BusMaster:
-    """Frame of a master's `elaborate`: `add` parts, `ask` for bursts, and `end` it.
+    """Frame of a master's `elaborate`: `add` parts, `ask` for bursts, and `end` the frame.
 
     Parameters
     ----------
     m : Module
     ports : the master, with `ports_of_errors`
-    channel : where bursts are asked for
-    tag : layout of what is known of a burst under way
-    most : bursts that may be under way
+    channel : address channel on which bursts are requested
+    tag : layout of the tag of a burst under way
+    most : most bursts that may be under way
 
     Attributes
     ----------
-    stopped : Signal, nothing is asked for, and nothing that is answered counts
-    under_way : Queue of tags, the oldest burst first; its input and what takes a tag away are the
-        caller's
-    free : Value, `ask` may go, but for what the caller knows
+    stopped : Signal, no burst is requested, and answers do not count
+    under_way : Queue of tags, the oldest burst first; the caller drives its input payload and its
+        output's ready
+    free : Value, `ask` may go, unless the caller has further conditions
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class BusMaster:
         self.free = (~channel.valid | channel.ready) & self.under_way.i.ready & ~self.stopped
 
     def add(self, **parts: Elaboratable) -> None:
-        """Add submodules, which start anew when the master is idle."""
+        """Add submodules, which are reset when the master is idle."""
         for name, part in parts.items():
             self._m.submodules[name] = ResetInserter(self._ports.idle)(part)
 
     def ask(self, go: Value, burst: Any) -> None:
-        """Ask for a burst (`rtl.burst_splitter.burst_layout`) in the cycle after `go`."""
+        """Request a burst (`rtl.burst_splitter.burst_layout`) in the cycle after `go`."""
         m, channel = self._m, self._channel
         m.d.comb += self.under_way.i.valid.eq(go)
         with m.If(channel.ready):
@@ -83,7 +83,7 @@ class BusMaster:
             ]
 
     def end(self, offers: Value, answered: Value) -> None:
-        """Become idle when nothing is under way any more, or for too long.
+        """Become idle on `cancel`, when no burst is under way, or no answer came for too long.
 
         Parameters
         ----------

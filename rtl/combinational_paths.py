@@ -1,4 +1,4 @@
-"""Paths from inputs to outputs of a design that pass through no register, in its Verilog."""
+"""Combinational paths of a design in Verilog: from inputs to outputs, through no register."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ __all__ = ["combinational_paths"]
 
 #: Cells whose outputs follow the clock alone.
 _REGISTERS = frozenset({"$dff", "$dffe", "$sdff", "$sdffe", "$sdffce"})
-#: Cells in which bit i of the output sees bit i of each operand, and all of those in `_SELECTS`.
+#: Cells in which bit i of the output depends on bit i of each operand, but on all bits of operands
+#: in `_SELECTS`.
 _BITWISE = frozenset({"$not", "$pos", "$and", "$or", "$xor", "$xnor", "$mux"})
 _SELECTS = "S"
-#: Cells without a function, and those that write a memory.
+#: Cells without a function, and cells that write a memory.
 _IGNORED = frozenset({"$scopeinfo", "$memwr", "$memwr_v2", "$meminit", "$meminit_v2"})
 
-# As far as the writer of the Verilog went, and flat; nothing is optimised that may hide a path.
+# Lower as far as the Verilog's writer did, and flatten; optimise nothing that may hide a path.
 _PASSES = ("proc -noopt", "flatten", "opt_clean")
 
 
 def combinational_paths(verilog: str, top: str) -> set[tuple[str, str]]:
-    """Pairs (input, output) of ports of which the output sees the input in the same cycle.
+    """Return the port pairs (input, output) whose output sees the input in the same cycle.
 
-    Bit by bit through logic that works bit by bit (`_BITWISE`); any other cell's output sees all of
-    its inputs. So a pair may be one that no value of the other inputs opens, and none is missing.
+    Bitwise cells (`_BITWISE`) are followed bit by bit; the output of any other cell depends on all
+    of its inputs. So no pair is missing, but a pair may be one that no value of the other inputs
+    opens.
 
     Parameters
     ----------
@@ -40,7 +42,7 @@ def combinational_paths(verilog: str, top: str) -> set[tuple[str, str]]:
     Raises
     ------
     ValueError
-        For a loop, or a cell whose output may or may not be registered.
+        For a combinational loop, or a cell whose output may or may not be registered.
     rtl.yosys.YosysError
         When the text is no valid design.
     """
@@ -69,7 +71,7 @@ def combinational_paths(verilog: str, top: str) -> set[tuple[str, str]]:
 
 
 def _drivers(cells: dict[str, Any]) -> dict[int, tuple[int, ...]]:
-    """The bits that each bit driven by logic sees; bits of registers are not in it."""
+    """Return the bits on which each bit driven by logic depends, without the bits of registers."""
     seen_by: dict[int, tuple[int, ...]] = {}
     for name, cell in cells.items():
         kind, connections = cell["type"], cell["connections"]
@@ -99,24 +101,24 @@ def _drivers(cells: dict[str, Any]) -> dict[int, tuple[int, ...]]:
 
 
 def _in_place(bits: list[Any], place: int, whole: bool) -> list[Any]:
-    """What bit `place` of an output sees of an operand, which may be shorter."""
+    """Return the bits of an operand (maybe a shorter one) on which output bit `place` depends."""
     return bits if whole else [bits[min(place, len(bits) - 1)]]
 
 
 def _wires(bits: Iterable[Any]) -> tuple[int, ...]:
-    """Without the constants, which are strings."""
+    """Return the bits without the constants, which are strings."""
     return tuple({bit for bit in bits if isinstance(bit, int)})
 
 
 class _Sources:
-    """Inputs that bits see, each found once."""
+    """The inputs on which bits depend, found once per bit."""
 
     def __init__(self, seen_by: dict[int, tuple[int, ...]], inputs: dict[int, str]) -> None:
         self._seen_by = seen_by
         self._found = {bit: frozenset([name]) for bit, name in inputs.items()}
 
     def of(self, bit: Any) -> frozenset[str]:
-        """Names of the inputs that a bit sees; raises ValueError where it sees itself."""
+        """Return the inputs on which a bit depends; raise ValueError if it depends on itself."""
         if not isinstance(bit, int):
             return frozenset()
         found, stack, open_ = self._found, [bit], set()

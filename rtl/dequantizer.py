@@ -1,4 +1,4 @@
-"""Dequantizer: the integers that a vector's planes stand for, by adders only."""
+"""Dequantizer: turns a vector's planes into the integers that they stand for, by adders only."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ __all__ = ["Dequantizer"]
 
 
 class Dequantizer(wiring.Component):
-    """``x[d] = (2**M + fraction) * 2**exponent * sum_c 3**c * trit_c[d]``, exact.
+    """Compute ``x[d] = (2**M + fraction) * 2**exponent * sum_c 3**c * trit_c[d]``, exactly.
 
-    For vectors of one run that were quantized from elements of at most `conditioned_max`: then
+    The vectors have one run and were quantized from elements of at most `conditioned_max`: then
     ``|x| < 2 * conditioned_max`` (`EngineConfig.requantized_bits`). The planes are kept until the
-    last, then shifted out by one element per cycle: a code of five digits is four adders, its
-    product with the mantissa one for each of the M fraction bits, and one shifter follows.
+    last has come, then shifted out by one element per cycle. A code of five digits takes four
+    adders, its product with the mantissa one adder per fraction bit (M), and one shifter follows.
 
-    A plane per cycle, then, `LATENCY` cycles after the last plane, an element per cycle. The next
-    vector's planes are taken once the last element has left the planes.
+    Throughput one plane per cycle; then, `LATENCY` cycles after the last plane, one element per
+    cycle. The next vector's planes are taken once the last element has left the planes.
 
     Attributes
     ----------
-    i : stream In, `coded_plane_layout`; a run's planes in either order, `unit` on that of weight 1,
-        which has the scale, `last` on the one that comes last
+    i : stream In, `coded_plane_layout`; a run's planes in either order, `unit` on the plane of
+        weight 1, which has the scale, `last` on the plane that comes last
     o : stream Out, `requantized_layout`, D elements per vector
     """
 
@@ -92,10 +92,10 @@ class Dequantizer(wiring.Component):
 
     @staticmethod
     def _term(c: int, row: Signal) -> Value:
-        """3**c times the first trit of a row."""
+        """Return 3**c times the first trit of a row."""
         return Mux(row[0], Mux(row[1], -(3**c), 3**c), 0)
 
     def _times_mantissa(self, code: Value, fraction: Signal) -> Value:
-        """code * (2**M + fraction), an adder a fraction bit."""
+        """Return code * (2**M + fraction), by one adder per fraction bit."""
         terms = (Mux(bit, code << i, 0) for i, bit in enumerate(fraction))
         return sum(terms, code << len(fraction))

@@ -1,4 +1,4 @@
-"""Digit pipeline: balanced ternary digits of one element after the other."""
+"""Digit pipeline: finds the balanced ternary digits of one element after the other."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ __all__ = ["DigitPipeline"]
 
 
 class DigitPipeline(wiring.Component):
-    """Step 5 of docs/contract.md ("Quantizer"): a stage a digit, one element per cycle.
+    """Compute step 5 of docs/contract.md ("Quantizer"): a stage per digit, one element per cycle.
 
-    A part of the quantizer. A stage compares twice the magnitude of what is left with the digit's
-    weight and subtracts it: a comparator and an adder. The remainder is that of the value without
-    what was `added` to it: with feedback the error that the digits leave.
+    A part of the quantizer. A stage is a comparator and an adder: it compares twice the magnitude
+    of the remainder with the digit's weight, and subtracts the digit times its weight. The last
+    remainder is that of the value without its `added` part: with feedback, the error that the
+    digits leave.
 
-    Elements enter at the stage of digit `top`; latency is 1 cycle and one a digit. `top` and the
-    weights may change while no element is inside.
+    Elements enter at the stage of digit `top`; latency is one cycle plus one per digit. `top` and
+    the weights may change while no element is inside.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
 """The elements of a plane slice, trits or integers, and how lanes multiply by them.
 
-`elements_of` chooses between the two by the cache format; layouts and lanes ask it.
+`elements_of` chooses between trits and integers by the cache format, for layouts and lanes.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +24,10 @@ class Trit(data.Struct):
 
 
 class Elements(ABC):
-    """One kind of elements: its shape, and the arithmetic that lanes do with it.
+    """One kind of elements: their shape, and the lanes' arithmetic with them.
 
     The key lanes sum a slice's products with the queries in an adder tree: `products` makes the
-    rows of terms that the tree adds, `sums` makes one sum per head of the rows' totals. The value
+    rows of terms that the tree adds, `sums` makes one sum per head from the rows' totals. The value
     lanes add `terms` to their accumulators.
 
     Attributes
@@ -35,7 +35,7 @@ class Elements(ABC):
     shape : ShapeLike
         Of one element in a slice.
     key_stages : int
-        Pipeline stages that the key lanes have beside the tree's.
+        Pipeline stages of the key lanes beside those of the adder tree.
     """
 
     shape: ShapeLike
@@ -43,7 +43,7 @@ class Elements(ABC):
 
     @abstractmethod
     def products(self, pipe: Pipeline, slice_: data.View) -> tuple[list[list[Value]], Value]:
-        """Make rows of `lanes` terms from a `rtl.layouts.key_lanes_layout`; return its tag, too."""
+        """Make rows of `lanes` terms from a `rtl.layouts.key_lanes_layout`; also return its tag."""
 
     @abstractmethod
     def sums(self, pipe: Pipeline, totals: list[Value], tag: Value) -> tuple[list[Value], Value]:
@@ -59,13 +59,13 @@ class Elements(ABC):
 class Trits(Elements):
     """Multiply by trits without multipliers: a lane passes, inverts or blocks the other factor.
 
-    The ones that two's complement negation adds are the number of negative trits. The key lanes
-    count them once for all heads, and add their operands as unsigned numbers, 2**(query_bits-1) too
-    large each: no adder then extends a sign. Each plane of a slice has a tree of its own; one more
-    stage makes ``sum_c 3**c * sums_c`` of several.
+    Two's complement negation adds a one per negative trit. The key lanes count these ones once for
+    all heads, and add their operands as unsigned numbers, each 2**(query_bits-1) too large: no
+    adder then extends a sign. Each plane of a slice has an adder tree of its own; with several
+    planes one more stage computes ``sum_c 3**c * sums_c``.
 
-    For two planes together a value lane chooses among the weight times one to four, of which three
-    times is made once for all lanes.
+    A value lane takes two planes together: it chooses among one to four times the weight, of which
+    three times is computed once for all lanes.
     """
 
     shape = Trit
@@ -168,9 +168,9 @@ def elements_of(config: EngineConfig) -> Elements:
 
 
 class _Pair:
-    """Two trits as a number u = low + 3 * high: its sign, and which of 1, 2, 3, 4 it is.
+    """Two trits as a number u = low + 3 * high: the sign of u, and which of 1, 2, 3, 4 is abs(u).
 
-    Registers hold what the lane adds by.
+    Sign and choice are held in registers, which control what the lane adds.
     """
 
     def __init__(self, m: Module, low: data.View, high: data.View) -> None:
@@ -189,7 +189,7 @@ class _Pair:
         ]
 
     def select(self, multiples: list[Value]) -> Value:
-        """u * weight, from the weight times 1, 2, 3 and 4."""
+        """Return u * weight, from the weight times 1, 2, 3 and 4."""
         bits = len(multiples[-1]) + 1
         chosen: Value = Const(0, bits)
         for multiple, is_it in zip(multiples, self._is, strict=True):
@@ -199,7 +199,7 @@ class _Pair:
 
 
 def _multiples(m: Module, weight: Value) -> list[Value]:
-    """weight times 1, 2, 3 and 4, from registers: one add."""
+    """Return the weight times 1, 2, 3 and 4 from registers, by one adder."""
     once, thrice = _registered(m, weight), _registered(m, triple(weight))
     return [once, Cat(0, once), thrice, Cat(0, 0, once)]
 
@@ -211,7 +211,7 @@ def _registered(m: Module, value: Value) -> Signal:
 
 
 def _weighted(planes: list[Value]) -> Value:
-    """sum_c 3**c * planes[c], by Horner's rule."""
+    """Return sum_c 3**c * planes[c], by Horner's rule."""
     total = planes[-1]
     for plane in reversed(planes[:-1]):
         total = triple(total) + plane
@@ -219,5 +219,5 @@ def _weighted(planes: list[Value]) -> Value:
 
 
 def _offset(value: Value) -> Value:
-    """A signed value plus 2**(width - 1), unsigned: its sign bit inverted."""
+    """Return a signed value plus 2**(width - 1), unsigned, by inverting its sign bit."""
     return Cat(value[:-1], ~value[-1])

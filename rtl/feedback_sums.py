@@ -1,4 +1,4 @@
-"""Feedback sums: what the errors of earlier elements add to later ones, without multipliers."""
+"""Feedback sums: add errors of earlier elements for later elements, without multipliers."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ __all__ = ["FeedbackSums"]
 
 
 class FeedbackSums(wiring.Component):
-    """Step 6 of docs/contract.md ("Quantizer"): ``a[j] = sat(a[j] + factor[k][j] * err_k)``, j > k.
+    """Compute ``a[j] = sat(a[j] + factor[k][j] * err_k)``, j > k.
 
-    A part of the quantizer. The sums are four words of D / 4: a word is updated a cycle, that of
-    element k + 1 first, which is ready for it in the cycle after. The other three have the time of
-    that element's digits, so D / 4 lanes are as fast as D would be. A lane is an adder that chooses
-    between the error's multiples 1, 2, 3 and 4 (the third is made once for all lanes).
+    This is step 6 of docs/contract.md ("Quantizer"), a part of the quantizer. The sums are stored
+    in four words of D / 4 sums. One word is updated per cycle, first the word of element k + 1,
+    whose sum is ready in the next cycle. The other three words are updated while that element's
+    digits are found, so D / 4 lanes are as fast as D lanes. A lane is an adder that chooses among
+    one to four times the error (three times is computed once for all lanes).
 
     Widths: ``|err| <= 2**(conditioned_bits - 1)`` by saturation. A sum is saturated to
-    conditioned_bits + 1 bits whenever it is changed: that is `requantized_bits`, as is the element
-    that it is added to. Without the saturation it would need log2(D) + 2 bits more.
+    conditioned_bits + 1 bits at every update: that is `requantized_bits`, the width of the element
+    to which the sum is added. Without saturation a sum would need log2(D) + 2 bits more.
 
     Attributes
     ----------
     clear : In, a vector begins: all sums are zero
-    table : In, which matrix; stable from `clear` on
+    table : In, number of the matrix; stable from `clear` on
     take : In, `sum` has been used
-    update : In, with `row`, the number k of an element, from three cycles or more before; and its
-        `error`, before its saturation. At least three cycles apart.
+    update : In, element k has its `error`, before saturation. `row` is k, and has been for three
+        cycles or more. Updates are at least three cycles apart.
     ready, sum : Out, ``a[k]`` of the next element
     factors : read port, `factors_signature`
     """
@@ -70,7 +71,7 @@ class FeedbackSums(wiring.Component):
         for multiple, value in zip(multiples, (once, once << 1, thrice, once << 2), strict=True):
             m.d.comb += multiple.eq(value)
 
-        # `word` and `lane` are the next element's; words up to the last follow
+        # `word` and `lane` are those of the next element; words up to the last follow
         next_word, next_lane = Signal(range(4)), Signal(range(lanes))
         updating, first, opening = Signal(), Signal(), Signal()
         word, lane = Signal(range(4)), Signal(range(lanes))
@@ -129,9 +130,10 @@ class FeedbackSums(wiring.Component):
 
 
 def _magnitude(factor: Value) -> Value:
-    """Whether a factor of -4..4 is 1, 2, 3, 4 in magnitude: a bit each.
+    """Return whether a factor of -4..4 is 1, 2, 3, 4 in magnitude: one bit each.
 
-    In two's complement odd ones are 1 or 3 by their second bit and sign, even ones 2 or 4.
+    In two's complement the second bit and the sign tell 1 from 3 for odd factors; even factors are
+    2 or 4.
     """
     differs = factor[1] ^ factor[-1]
     odd = factor[0]
@@ -139,7 +141,7 @@ def _magnitude(factor: Value) -> Value:
 
 
 def _add_chosen(total: Value, multiples: list[Signal], choice: Value, negative: Value) -> Value:
-    """total plus or minus the chosen one of the multiples, or none, by one adder."""
+    """Return total plus or minus the chosen multiple, if any, by one adder."""
     bits: Value = C(0)
     for multiple, chosen in zip(multiples, choice, strict=True):
         bits |= multiple.as_unsigned() & chosen.replicate(len(multiple))

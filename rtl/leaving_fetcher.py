@@ -1,4 +1,4 @@
-"""The records of a token that leaves the window: requested, and decoded byte by byte."""
+"""Leaving fetcher: requests and decodes the records of a token that leaves the window."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ __all__ = ["LeavingFetcher"]
 
 
 class LeavingFetcher(wiring.Component):
-    """Requests a key and a value record, and sends their planes whole.
+    """Request a key and a value record, decode them byte by byte, and send their planes whole.
 
-    One fetch at a time; there is room for both records, so that their words are always taken. Per
-    record one byte per cycle: requantization takes the planes no faster.
+    One fetch is served at a time. A buffer has room for both records, so that words are always
+    taken. A record is decoded at one byte per cycle: requantization takes the planes no faster.
 
     Attributes
     ----------
-    fetches : stream In, `fetch_layout`; taken when all planes have been
+    fetches : stream In, `fetch_layout`; a fetch is taken when all its planes have been taken
     appended : In, the records of `fetches` may be read
     requests : stream Out, `request_layout` of at most `most_words`
-    last_request : Out, the value's request was the last one that was taken
+    last_request : Out, the request taken last was that for the value
     words : stream In, `word_layout`; always ready
     keys, values : stream Out, `coded_plane_layout`
     """
@@ -85,7 +85,7 @@ class LeavingFetcher(wiring.Component):
         group = DIGITS_PER_BYTE[config.packing]
         of_plane, of_scale = plane_bytes(config.packing, config.head_dim), scale_bytes(config)
         place = Signal(range(word))
-        left = Signal(range(max(of_plane, of_scale)))  # bytes of the scale, or of the plane
+        left = Signal(range(max(of_plane, of_scale)))  # bytes to come of the scale, or of the plane
         in_scale = Signal()
         plane = Signal(range(config.max_planes))
         scale = Signal(8 * of_scale, reset_less=True)
@@ -142,7 +142,7 @@ class LeavingFetcher(wiring.Component):
                     m.d.sync += plane.eq(plane + 1)
                     m.next = "BYTES"
                     with m.If(last_plane):
-                        # bytes behind the record
+                        # drop bytes behind the record
                         m.d.comb += queue.o.ready.eq(place != 0)
                         m.d.sync += value.eq(~value)
                         m.next = "RECORD"

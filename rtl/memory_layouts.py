@@ -18,22 +18,22 @@ __all__ = [
     "word_layout",
 ]
 
-#: Width of the counters of appends: less than half as many jobs may be under way as they count.
+#: Width of the append counters: less than ``2**APPEND_BITS / 2`` jobs may be under way.
 APPEND_BITS = 4
 
 
 def largest_record_bytes(config: EngineConfig) -> int:
-    """Bytes of the longest record: `max_planes` planes, each with a scale of its own."""
+    """Return the bytes of the longest record: `max_planes` planes, each with its own scale."""
     return vector_bytes(config, config.max_planes, config.max_planes)
 
 
 def word_layout(config: EngineConfig) -> data.StructLayout:
-    """One word of the memory port."""
+    """Return the layout of one word of the memory port."""
     return data.StructLayout({"data": unsigned(config.memory_bits)})
 
 
 def piece_layout(config: EngineConfig) -> data.StructLayout:
-    """Consecutive records of one side, at most a block of them, and where they lie in their words.
+    """Return the layout of a piece: at most a block of consecutive records of one side.
 
     offset : byte of the first word at which the first record starts
     last_byte : where the last record ends, counted from the first byte of the first word
@@ -56,13 +56,13 @@ def piece_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def read_job_layout(config: EngineConfig) -> data.StructLayout:
-    """What the attention of a job reads.
+    """Return the layout of a job for the reader: which records its attention reads.
 
-    key, value : addresses of the three regions (`kvtq_hw.contract.layout`), each at a word
+    key, value : addresses of the three regions (`kvtq_hw.contract.layout`), word-aligned
     tier_digits : planes of records in sinks and window
     key_digits, value_digits, residual : format of the body
     sink_tokens, body_tokens, window_tokens : tokens of each tier, together at least 1
-    window_start : slot of the oldest token of the window; not 0 in a full window alone
+    window_start : slot of the oldest token of the window; nonzero only in a full window
     appends : the job's newest records are in memory when this many appends are, modulo
         ``2**APPEND_BITS``
     """
@@ -88,12 +88,12 @@ def read_job_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def fetch_layout(config: EngineConfig) -> data.StructLayout:
-    """The records, key and value, of a token that leaves the window.
+    """Return the layout of a fetch: the key and value records of a token that leaves the window.
 
     key_window, value_window : addresses of the windows
-    slot : the token's slot in both
-    digits : planes of each
-    appends : they are in memory when this many appends are, modulo ``2**APPEND_BITS``
+    slot : the token's slot in both windows
+    digits : planes of each record
+    appends : the records are in memory when this many appends are, modulo ``2**APPEND_BITS``
     """
     return data.StructLayout(
         {
@@ -107,11 +107,11 @@ def fetch_layout(config: EngineConfig) -> data.StructLayout:
 
 
 def place_layout(config: EngineConfig) -> data.StructLayout:
-    """Where a record is written.
+    """Return the layout of the place where a record is written.
 
-    base : address of the region, at a word
-    slot : number of the record within it
-    planes, residual : format of its records, and of this one
+    base : address of the region, word-aligned
+    slot : number of the record within the region
+    planes, residual : format of the region's records, and of this record
     """
     return data.StructLayout(
         {

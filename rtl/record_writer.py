@@ -59,8 +59,8 @@ class RecordWriter(wiring.Component):
     the next record is taken. There is one transaction identifier, and at most 8 bursts are without
     a response.
 
-    Errors are handled as `rtl.bus_master` describes. `cancel` ends the burst that has begun: its words go
-    out without strobes, except a word that is already on the bus. Then `cancel` waits for
+    Errors are handled as `rtl.bus_master` describes. `cancel` ends the burst that has begun: its
+    words go out without strobes, except a word that is already on the bus. Then `cancel` waits for
     responses.
 
     Attributes

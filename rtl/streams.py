@@ -1,6 +1,6 @@
-"""Streams put together: queues, forks to several sinks, joins of several sources.
+"""Stream combinators: queues, forks to several sinks, joins of several sources.
 
-A payload that two sinks take, each in its own time, one of them through a queue::
+In this example two sinks take a payload, each in its own time, one of them through a queue::
 
     m.submodules.queue = queue = Queue(layout, 4, buffered=False)
     fork = Fork(m, self.i.valid, renew=self.i.valid & self.i.ready)
@@ -44,7 +44,7 @@ class Queue(Elaboratable):
 
     Parameters
     ----------
-    shape : of the payload; unsigned, if it is no layout
+    shape : of the payload; a shape that is no layout becomes unsigned
     depth : payloads that the queue holds
     buffered : The memory is read a cycle ahead, as block RAM must be: latency 2 cycles, or 1 with
         one place. Otherwise it is read in the cycle of the transfer: latency 1 cycle.
@@ -72,8 +72,8 @@ class Queue(Elaboratable):
 class SkidBuffer(wiring.Component):
     """Passes a stream on in the same cycle, or keeps one transfer that its sink did not take.
 
-    The source's ready says that the place is free, and so depends on no input of the same cycle:
-    what AXI asks of every output of a port. Latency 0 cycles where the sink takes, throughput one
+    The source's ready means that the buffer is empty, and so depends on no input of the same cycle,
+    as AXI demands of every output of a port. Latency 0 cycles if the sink is ready, throughput one
     transfer per cycle.
 
     Parameters
@@ -109,8 +109,8 @@ class SkidBuffer(wiring.Component):
 class DrainQueue(wiring.Component):
     """Keeps elements in two registers, first in, first out: one per cycle, a cycle after its push.
 
-    The source decides a cycle before it pushes, and asks `room` when it does: the sink's ready then
-    reaches one flip-flop, not everything that moves.
+    The source decides to push one cycle ahead, when `room` is high: the sink's ready then reaches
+    one flip-flop, not every register that moves with a push.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ class DrainQueue(wiring.Component):
 class Fork:
     """Offers a payload to several sinks until each has taken it, in its own time.
 
-    The payloads of the sinks are the caller's to connect. Latency is 0 cycles.
+    The caller connects the sinks' payloads. Latency is 0 cycles.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ class Fork:
     valid : Value
         The payload is there.
     renew : Value
-        In the next cycle no sink has taken the payload: another one comes.
+        In the next cycle another payload comes, which no sink has taken.
     """
 
     def __init__(self, m: Module, valid: Value, renew: Value) -> None:
@@ -197,17 +197,17 @@ class Fork:
 
     @property
     def taken(self) -> Value:
-        """Every sink has taken the payload as often as it should."""
+        """Whether every sink has taken the payload as often as it should."""
         return _all([taken for taken, _ in self._sinks])
 
     @property
     def ready(self) -> Value:
-        """Every sink has taken the payload or takes it now; only where each takes it once."""
+        """Whether every sink has taken the payload or takes it now, for sinks that take it once."""
         return _all([taken | ready for taken, ready in self._sinks])
 
 
 def join(m: Module, sources: Sequence[Any], sinks: Sequence[Any]) -> None:
-    """Let all sources and all sinks transfer in the same cycle; payloads are the caller's.
+    """Let all sources and all sinks transfer in the same cycle; the caller connects payloads.
 
     Adds no register: no sink's valid depends on its own ready, no source's ready on its own valid.
     """
