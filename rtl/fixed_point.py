@@ -9,7 +9,7 @@ __all__ = ["add_selected", "rshift_round", "saturate", "select", "triple"]
 
 
 def rshift_round(value: Value, amount: Value) -> Value:
-    """(value + 2**(amount-1)) >> amount; the value itself for amount 0."""
+    """Return (value + 2**(amount-1)) >> amount; the value itself for amount 0."""
     doubled = Cat(0, value)
     if value.shape().signed:
         doubled = doubled.as_signed()
@@ -17,7 +17,7 @@ def rshift_round(value: Value, amount: Value) -> Value:
 
 
 def saturate(value: Value, bits: int) -> tuple[Value, Value]:
-    """Clamp a signed value to `bits` bits; also whether that changed it."""
+    """Clamp a signed value to `bits` bits; also return whether clamping changed the value."""
     if len(value) <= bits:
         return value, Value.cast(0)
     sign = value[-1]
@@ -27,22 +27,22 @@ def saturate(value: Value, bits: int) -> tuple[Value, Value]:
 
 
 def select(trit: data.View, value: Value) -> Value:
-    """trit * value in ones' complement: the caller adds one for each negative trit.
+    """Return trit * value in ones' complement: the caller adds one for each negative trit.
 
-    So that the correction of a whole plane is one count of its negative digits.
+    The correction of a whole plane is then one count of its negative digits.
     """
     # unsigned throughout: mixing signs in a bitwise operator would widen the result
     bits = value.as_unsigned() if value.shape().signed else Cat(value, 0)
     passes = (trit.nonzero & ~trit.negative).replicate(len(bits))
     inverts = (trit.nonzero & trit.negative).replicate(len(bits))
-    # one AND-OR gate a bit; of XOR and AND synthesis makes two
+    # one AND-OR gate per bit; from XOR and AND synthesis would make two
     return ((bits & passes) | (~bits & inverts)).as_signed()
 
 
 def add_selected(total: Value, trit: data.View, value: Value) -> Value:
-    """total + trit * value in the width of `total`, by one adder.
+    """Return total + trit * value in the width of `total`, by one adder.
 
-    The low bit carries the one of a negation in.
+    An extra low bit carries in the one of a negation.
     """
     carry = trit.nonzero & trit.negative
     result = Cat(1, total).as_signed() + Cat(carry, select(trit, value)).as_signed()
@@ -50,7 +50,7 @@ def add_selected(total: Value, trit: data.View, value: Value) -> Value:
 
 
 def triple(value: ValueLike, times: int = 1) -> Value:
-    """3**times * value, by one add for each factor of nine and for one of three."""
+    """Return 3**times * value, by one adder per factor of nine and one for a factor of three."""
     value = Value.cast(value)
     result = value
     for shift in (3,) * (times // 2) + (1,) * (times % 2):

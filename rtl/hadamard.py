@@ -15,10 +15,10 @@ __all__ = ["Hadamard", "Walsh", "negative_signs"]
 
 
 class Hadamard(wiring.Component):
-    """``y = H (s * x)`` on blocks of n = `rotation_size` elements, exact; element after element.
+    """Compute ``y = H (s * x)`` exactly, on blocks of n = `rotation_size` elements of a stream.
 
-    Throughput one element per cycle; latency `latency` cycles from an element to the result in its
-    place.
+    Throughput one element per cycle; latency `latency` cycles from an element to the result at its
+    position.
 
     Attributes
     ----------
@@ -37,7 +37,7 @@ class Hadamard(wiring.Component):
 
     @property
     def latency(self) -> int:
-        """Cycles from an element's transfer to the first cycle of the result in its place."""
+        """Cycles from an element's transfer to the first cycle of the result at its position."""
         return Walsh(self._config, signed_bits(2 * VECTOR_MAX)).latency
 
     def elaborate(self, platform: object) -> Module:
@@ -60,12 +60,12 @@ class Hadamard(wiring.Component):
 
 
 class Walsh(wiring.Component):
-    """``y = H x`` on blocks of n elements: the transform without its signs.
+    """Compute ``y = H x`` on blocks of n elements: the transform without its signs.
 
-    log2(n) stages of one butterfly each: a stage holds back the first half of its block, sends the
-    sums while the second half comes in, and the differences while the next first half does. That is
-    the single-path delay feedback of streaming Fourier transforms (Wold and Despain, 1984): n - 1
-    words of storage and 2 log2(n) adders.
+    There are log2(n) stages of one butterfly each. A stage holds back the first half of its block,
+    sends the sums while the second half comes in, and the differences while the first half of the
+    next block comes in. This is the single-path delay feedback of streaming Fourier transforms
+    (Wold and Despain, 1984): n - 1 words of storage and 2 log2(n) adders.
 
     Throughput one element per cycle; latency `latency` cycles.
 
@@ -91,7 +91,7 @@ class Walsh(wiring.Component):
 
     @property
     def latency(self) -> int:
-        """Cycles from an element's transfer to the first cycle of the result in its place."""
+        """Cycles from an element's transfer to the first cycle of the result at its position."""
         return (self._size - 1) + (self._size.bit_length() - 1)
 
     def elaborate(self, platform: object) -> Module:
@@ -108,11 +108,11 @@ class Walsh(wiring.Component):
 
 
 class _Butterfly(wiring.Component):
-    """Sums and differences of elements that are `half` apart: ``a + b`` for each, then ``a - b``.
+    """Send ``a + b``, then ``a - b``, of all elements a and b of a block that are `half` apart.
 
     Parameters
     ----------
-    width : signed width of the input; the output is a bit wider
+    width : signed width of the input; the output is one bit wider
     half : elements held back; a block has twice as many
 
     Attributes
@@ -178,7 +178,7 @@ class _Butterfly(wiring.Component):
 
 
 def negative_signs(head_dim: int) -> list[int]:
-    """Whether sign d is negative: the low bit of a 9-bit LFSR, x**9 + x**5 + 1, from state 1."""
+    """Return a 1 for each negative sign: the low bits of a 9-bit LFSR, x**9 + x**5 + 1, from 1."""
     state, bits = 1, []
     for _ in range(head_dim):
         bits.append(state & 1)

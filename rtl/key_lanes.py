@@ -19,8 +19,8 @@ class KeyLanes(wiring.Component):
     """Sum ``sums[g] = sum_d queries[g][d] * elements[d]`` over the `lanes` elements of a slice.
 
     The kind of elements says how a lane multiplies: `rtl.elements.Trits` without multipliers,
-    `rtl.elements.Integers` with one per lane and head. An adder tree sums what the lanes make, and
-    the sums are exact. A slice of P planes gives ``sum_c 3**c * sums_c`` of its planes' sums.
+    `rtl.elements.Integers` with one per lane and head. An adder tree sums the lanes' products
+    exactly. A slice of P planes gives ``sum_c 3**c * sums_c`` of its planes' sums.
 
     Throughput one slice per cycle, latency `latency` cycles. The tag passes along unchanged.
 

@@ -23,8 +23,8 @@ def manifest(
 
     Keys: ``generator``, ``top``, ``configuration`` (every field), ``digest``, ``derived`` (every
     width that follows from the configuration), ``clock``, ``reset``, ``ports``, ``streams``,
-    ``buses`` (AXI ports, by the prefix of their ports' names; the manager's and a stream's source's
-    are "out"), ``signals`` (all other ports), ``latencies`` in cycles, ``files``. Fields of a
+    ``buses`` (AXI ports, by the prefix of their ports' names; a manager or the source of a stream
+    is "out"), ``signals`` (all other ports), ``latencies`` in cycles, ``files``. Fields of a
     payload have ``offset`` and ``width`` in bits, counted from the least significant bit.
     """
     ports = [
@@ -68,13 +68,13 @@ def manifest(
 
 
 def _derived(config: EngineConfig) -> dict[str, int]:
-    """Every number that the configuration derives."""
+    """Return every number that the configuration derives."""
     names = [name for name, item in vars(EngineConfig).items() if isinstance(item, property)]
     return {name: getattr(config, name) for name in names if not name.startswith("_")}
 
 
 def _latencies(config: EngineConfig) -> dict[str, int]:
-    """Cycles through each block, as the blocks' own documentation defines them."""
+    """Return the cycles through each block, as the block's own documentation defines them."""
     normalizer = create_block("normalizer", config)
     return {
         "key_lanes": create_block("key_lanes", config).latency,
@@ -93,7 +93,7 @@ def _direction(flow: Flow) -> str:
 
 
 def _describe(shape: ShapeLike) -> dict[str, Any]:
-    """Width of a shape, and its fields, or its elements' shape and number."""
+    """Return the width of a shape, and its fields, or its elements' shape and number."""
     plain = Shape.cast(shape)
     try:
         layout = data.Layout.cast(shape)

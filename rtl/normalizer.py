@@ -1,4 +1,4 @@
-"""Normalizer: accumulators over the softmax denominator, by one reciprocal per head."""
+"""Normalizer: divides accumulators by the softmax denominator, with one reciprocal per head."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ __all__ = ["Normalizer"]
 
 
 class Normalizer(wiring.Component):
-    """``out = sat(round(acc * floor(2**(R+k) / sum) * 2**-(R + k - Fo)))``, k = floor(log2(sum)).
+    """Divide accumulators by the softmax denominator of their head.
+
+    ``out = sat(round(acc * floor(2**(R+k) / sum) * 2**-(R + k - Fo)))``, k = floor(log2(sum)).
 
     The denominator is shifted until its top bit is set, a restoring divider makes one bit of the
     reciprocal per cycle, and each element takes one multiply. Needs ``sum >= 2**(W-1)``, which the
@@ -107,8 +109,8 @@ class Normalizer(wiring.Component):
                 with m.If(self.i.valid & self.i.ready & self.i.payload.last):
                     m.next = "WAIT"
 
-        # The shift right, R + k - Fo, is at least R - Fo + W - 1, for the smallest denominator. All
-        # of that but one bit, which decides how it rounds, falls off before the shifter.
+        # The shift right, R + k - Fo, is at least R - Fo + W - 1, for the smallest denominator.
+        # That many bits, but for one that decides the rounding, are dropped before the shifter.
         dropped = config.reciprocal_bits - config.output_fraction_bits + smallest - 1
         products = []
         for g in heads:

@@ -1,4 +1,4 @@
-"""Output rotator: attention outputs, rotated back as the values were rotated."""
+"""Output rotator: rotates attention outputs back where the values were rotated."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["OutputRotator"]
 
 
 class OutputRotator(wiring.Component):
-    """``s * (H out)``, exact, or the outputs as they are; with the exponent of the true output.
+    """Compute ``s * (H out)`` exactly, or pass outputs on, with the exponent of the true output.
 
-    One transform a head. Throughput one element per cycle; `latency` cycles. The next job's first
-    element is taken when the last one of the job before has left the transforms.
+    There is one transform per head. Throughput one element per cycle; `latency` cycles. A job's
+    first element is taken when the previous job's last element has left the transforms.
 
     Attributes
     ----------
-    task : stream In, `output_task_layout`, one transfer per job, taken with its last output
+    task : stream In, `output_task_layout`, one transfer per job, taken with the job's last output
     i : stream In, `output_layout`, D transfers per job
     o : stream Out, `rotated_output_layout`, D transfers per job
     """
@@ -38,7 +38,7 @@ class OutputRotator(wiring.Component):
         )
 
     def latency(self, rotate: bool) -> int:
-        """Cycles from an element's transfer to the first cycle of the result in its place."""
+        """Return the cycles from an element's transfer to the result at its position."""
         return 1 + (Walsh(self._config, self._config.output_bits).latency if rotate else 0)
 
     def elaborate(self, platform: object) -> Module:

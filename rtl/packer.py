@@ -1,4 +1,4 @@
-"""Packer: trits of a plane to bytes. The formats are those of docs/contract.md."""
+"""Packer: encodes the trits of a plane in bytes, in the formats of docs/contract.md."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["Packer", "encode_byte"]
 
 
 class Packer(wiring.Component):
-    """Encodes one plane of D trits a transfer; the inverse of the unpacker.
+    """Encode one plane of D trits per transfer; the inverse of the unpacker.
 
-    A group of trits that several bytes decode to takes the smallest of them. The last byte is
+    Where several bytes decode to the same trits, the smallest byte is taken. The last byte is
     filled with zeros.
 
     Throughput one plane per cycle, latency `LATENCY` cycles.
@@ -60,14 +60,14 @@ Flags = tuple[Value, Value]
 
 
 def encode_byte(packing: Packing, trits: Sequence[data.View]) -> Value:
-    """The byte of a group of trits, zeros for those that are missing."""
+    """Return the byte of a group of trits, with zeros for missing trits."""
     flags = [(t.nonzero & ~t.negative, t.nonzero & t.negative) for t in trits]
     flags += [(C(0, 1), C(0, 1))] * (DIGITS_PER_BYTE[packing] - len(flags))
     return {"5in8": _encode_5in8, "2bit": _encode_2bit}[packing](flags)
 
 
 def _encode_5in8(group: list[Flags]) -> Value:
-    """One byte of five trits."""
+    """Return the byte of five trits."""
     (p0, n0), (p1, n1), (p2, n2), (p3, n3), (p4, n4) = group
     t0 = Cat(p0, n0)
     c = Mux(
@@ -83,5 +83,5 @@ def _encode_5in8(group: list[Flags]) -> Value:
 
 
 def _encode_2bit(group: list[Flags]) -> Value:
-    """One byte of four trits."""
+    """Return the byte of four trits."""
     return Cat(Cat(positive | negative, negative) for positive, negative in group)

@@ -13,8 +13,9 @@ __all__ = ["Pipeline"]
 class Pipeline:
     """Registers between a source and a sink stream.
 
-    The stages advance when the sink takes the last one or the last one is empty, so that throughput
-    is one transfer per cycle and latency the number of stages. Payload is stable while stalled.
+    All stages advance when the sink takes the last stage's transfer, or when the last stage is
+    empty: throughput is one transfer per cycle, latency the number of stages. Payload is stable
+    while stalled.
 
     Parameters
     ----------
@@ -50,7 +51,7 @@ class Pipeline:
     def stage(self, *, keep: ValueLike = 1, **values: Any) -> SimpleNamespace:
         """Register `values` and return them, one stage later.
 
-        Each is a value, a view, a list of them, or what an earlier stage returned.
+        Each of `values` is a value, a view, a list of these, or the result of an earlier stage.
         A transfer for which `keep` is false ends here.
         """
         self._depth += 1

@@ -1,4 +1,4 @@
-"""Plane scaler: plane sums of a key times its scales, to a log2-domain score."""
+"""Plane scaler: multiplies a key's plane sums by its scales, for a score in the log2 domain."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ __all__ = ["PlaneScaler"]
 
 
 class PlaneScaler(wiring.Component):
-    """Horner's rule over the planes of a run, one scale multiply at its unit plane.
+    """Sum the planes of a run by Horner's rule, and multiply by the scale at its unit plane.
 
-    ``t = 3**P * t + sum`` from the most significant planes on, P a slice; the unit plane closes the
-    run, which contributes ``sat(round(t * (2**M + fraction) * 2**(exponent - query_exponent)))`` to
-    the score. With power-of-two scales (M = 0) there is no multiplier, only a shifter.
+    Each slice of P planes gives ``t = 3**P * t + sum``, from the most significant planes on. The
+    unit plane closes the run, which contributes
+    ``sat(round(t * (2**M + fraction) * 2**(exponent - query_exponent)))`` to the score. With
+    power-of-two scales (M = 0) there is no multiplier, only a shifter.
 
     Throughput one slice per cycle, latency `LATENCY` cycles from a token's last slice to its score.
 
@@ -64,7 +65,7 @@ class PlaneScaler(wiring.Component):
                 m.d.sync += run_opens.eq(tag.unit)
         s1 = pipe.stage(keep=tag.unit & plane_ends, tag=tag)
 
-        # 2: times the scale's mantissa; meanwhile, how far the scale's exponent shifts that
+        # 2: times the scale's mantissa; meanwhile, the shift for the scale's exponent
         left = config.score_bits  # any further shift to the left saturates what is not zero
         right = config.product_bits + 1  # any further shift to the right gives zero
         products, shifts = [], []

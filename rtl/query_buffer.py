@@ -15,8 +15,8 @@ __all__ = ["QueryBuffer"]
 class QueryBuffer(wiring.Component):
     """Registers for D elements of G queries.
 
-    ``start`` for a cycle opens the input for D transfers; ``full`` rises after the last. An element
-    of -2**(query_bits-1) is stored as -query_max, so that lanes see a symmetric range.
+    One cycle of ``start`` opens the input for D transfers; ``full`` rises after the last transfer.
+    An element of -2**(query_bits-1) is stored as -query_max: lanes see a symmetric range.
 
     Attributes
     ----------

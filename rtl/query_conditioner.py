@@ -1,4 +1,4 @@
-"""Query conditioner: 16-bit queries, rotated and rounded to the width of the lanes."""
+"""Query conditioner: rotates 16-bit queries and rounds them to the width of the lanes."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _HOST_BITS = signed_bits(VECTOR_MAX)
 
 
 class QueryConditioner(wiring.Component):
-    """``z = H (s * q)`` or q, then ``rshift_round(z, shift)`` with the smallest shift that fits.
+    """Compute ``rshift_round(z, shift)``, z = H (s * q) or q, with the smallest shift that fits.
 
-    A head's shift depends on its largest element, so a job's D elements of every head are kept
-    until all have come: in shift registers, behind one transform a head. One job at a time; while
-    the engine attends with one job's queries, the next job's are conditioned.
+    A head's shift depends on its largest element. So a job's D elements of every head are kept
+    until all have come, in shift registers behind one transform per head. One job is conditioned at
+    a time, while the engine attends with the queries of the job before.
 
-    `measure_latency` cycles after the first element came, without gaps, `exponents` is offered; the
-    first query comes `LATENCY` cycles after its transfer, then one per cycle.
+    `exponents` is offered `measure_latency` cycles after the first element came, without gaps. The
+    first query comes `LATENCY` cycles after the transfer of `exponents`, then one per cycle.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class QueryConditioner(wiring.Component):
         )
 
     def measure_latency(self, rotate: bool) -> int:
-        """Cycles from a job's first element, D elements in a row, to its exponents."""
+        """Return the cycles from a job's first element, D elements in a row, to its exponents."""
         transform = Walsh(self._config, _HOST_BITS).latency if rotate else 0
         return self._config.head_dim + transform + 1
 
@@ -63,7 +63,7 @@ class QueryConditioner(wiring.Component):
         config, dim = self._config, self._config.head_dim
         rotate = Signal()
         taken = Signal(range(dim + 1))  # elements that have come in
-        kept = Signal(range(dim))  # elements that have come in, or gone out
+        kept = Signal(range(dim))  # elements that have entered the shift registers, or left them
         filling = Signal()
         entering = Signal()  # elements enter the shift registers
         leaving = Signal()
@@ -150,7 +150,7 @@ class QueryConditioner(wiring.Component):
     def _head(
         self, m: Module, g: int, z: Signal, entering: Signal, leaving: Signal
     ) -> tuple[Signal, Signal, Signal]:
-        """One head's shift register: its oldest element, the bits magnitudes had, its shift."""
+        """Make a head's shift register; return its oldest element, ORed magnitudes, and shift."""
         elements = [
             Signal.like(z, name=f"element_{g}_{d}", reset_less=True)
             for d in range(self._config.head_dim)

@@ -1,4 +1,4 @@
-"""Scale finder: the quantizer's scale, from a vector's magnitudes, and its multiples."""
+"""Scale finder: computes the quantizer's scale from a vector's magnitudes, and its multiples."""
 
 from __future__ import annotations
 
@@ -16,20 +16,22 @@ _ABSMEAN_FRACTION_BITS = 8  # of an absmean constant
 
 
 def weight_bits(config: EngineConfig) -> int:
-    """Width of ``3**c * scale``, clamped to its largest number: every digit is zero there.
+    """Return the width of a weight ``3**c * scale``, which is clamped to its largest number.
 
-    A digit is not zero only if ``weight < 2 |x|``, and ``|x| <= 2**(requantized_bits - 1)``.
+    At that number every digit is zero: a digit is nonzero only if ``weight < 2 |x|``, and
+    ``|x| <= 2**(requantized_bits - 1)``.
     """
     return config.requantized_bits + 1
 
 
 class ScaleFinder(wiring.Component):
-    """Step 4 of docs/contract.md ("Quantizer") and the weights ``3**c * scale`` of the digits.
+    """Compute step 4 of docs/contract.md ("Quantizer"), and the digits' weights ``3**c * scale``.
 
-    A part of the quantizer. The number that is encoded, a serial product of the sum of magnitudes
-    and a constant, or the largest magnitude, is shifted until its top bit is one; the bits behind
-    are the fraction, rounded. The scale is shifted to its place and tripled for each further digit.
-    Shifts go by four places per cycle and then by one, so that there is no barrel shifter.
+    A part of the quantizer. The number to encode is a serial product of the sum of magnitudes and a
+    constant, or the largest magnitude. The number is shifted until its top bit is one; the bits
+    behind the top bit are rounded to the fraction. The scale is shifted to its place and tripled
+    for each further digit. Shifts go by four places per cycle and then by one, so that there is no
+    barrel shifter.
 
     Attributes
     ----------
@@ -63,7 +65,7 @@ class ScaleFinder(wiring.Component):
         )
 
     def latency(self, planes: int) -> int:
-        """Most cycles from `start` to `done` for runs of so many planes.
+        """Return the most cycles from `start` to `done` for runs of `planes` planes.
 
         The serial product, shifting to normalize, rounding, shifting to the exponent, tripling for
         each digit but one; four more to start and to see the ends of shifts and tripling.
@@ -164,5 +166,5 @@ class ScaleFinder(wiring.Component):
 
 
 def _shift_cycles(most: int) -> int:
-    """Most cycles of a shift by up to so many places, four and then one at a time."""
+    """Return the most cycles of a shift by up to `most` places, four and then one at a time."""
     return max(n // 4 + n % 4 for n in range(most + 1))

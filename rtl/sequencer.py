@@ -20,21 +20,21 @@ __all__ = ["Sequencer"]
 
 
 class Sequencer(wiring.Component):
-    """Order of a job: queries, K block 0, then K block i+1 before V block i, at last the last V.
+    """Pass a job in order: queries, K block 0, then K block i+1 before V block i, the last V block.
 
-    At most one slice passes per cycle, combinationally. The next job is taken when the last value
-    slice of the one before has passed; its queries load while that one's outputs leave.
+    At most one slice passes per cycle, combinationally. A job is taken when the last value slice of
+    the previous job has passed; its queries load while the previous job's outputs leave.
 
     Attributes
     ----------
     jobs : stream In, `job_layout`
-    value_exponents : stream In, `value_exponent_layout`, one per job: taken any time after the job,
-        and waited for before the job's first value slice
+    value_exponents : stream In, `value_exponent_layout`, one per job: taken any time after the job;
+        the job's first value slice waits for the exponent
     keys, values : stream In, `key_input_layout` and `value_input_layout`
     key_slices : stream Out, `key_slice_layout`: numbered, with the ends of block and job marked
     value_slices : stream Out, `value_slice_layout`
     query_start : Out, pulse: load the queries
-    query_full : In, they are loaded
+    query_full : In, the queries are loaded
     query_exponent, value_exponent : Out, of the current job
     starved : Out, a slice could pass but its stream has none
     """
@@ -139,7 +139,7 @@ class Sequencer(wiring.Component):
 
 
 class _Place(wiring.Component):
-    """Where the slice at the head of a stream stands: its number, its token, its block."""
+    """Track the slice at the head of a stream: its number, its token, its block."""
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config

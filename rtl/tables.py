@@ -1,4 +1,4 @@
-"""Tables: the static data of all heads that quantizing reads, on chip."""
+"""Tables: on-chip memories for the static data of all heads that quantization reads."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class Tables(wiring.Component):
             shifts
     ======= ============== =============================== ===================
 
-    That is 5 D**2 / 2 factors of 4 bits for a matrix: in all 1.9 Mbit for 90 heads of 64
-    elements, meant for SRAM with a synchronous read port.
+    The factors of a matrix are about 5 D**2 / 2 bits: in all 1.9 Mbit for 90 heads of 64 elements,
+    meant for SRAM with a synchronous read port.
 
-    Loading: a header word, ``section | head << 3``, then words of the section from the head's first
-    on, in any number; those of the next head follow. A memory word of b bits comes in ceil(b / 32)
-    words, least significant first. Words behind the last head's, and all after a header that names
-    no section or head, are taken and ignored. A word per cycle. What is being read must not be
-    loaded.
+    Loading: a header word, ``section | head << 3``, then any number of words of the section, from
+    the head's first word on; the words of the next heads follow. A memory word of b bits comes in
+    ceil(b / 32) words, least significant first. Words beyond the last head, and all words after a
+    header that names no section or head, are taken and ignored. Throughput one word per cycle.
+    Words that are being read must not be loaded.
 
     Attributes
     ----------
@@ -141,6 +141,6 @@ class Tables(wiring.Component):
 
 
 def _times(value: Value, factor: int) -> Value:
-    """value * factor, an adder for each one in the factor but the first."""
+    """Return value * factor, by one adder for each set bit of the factor but the first."""
     places = [i for i in range(factor.bit_length()) if factor >> i & 1]
     return sum((value << i for i in places[1:]), value << places[0])

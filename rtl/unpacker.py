@@ -1,4 +1,4 @@
-"""Unpacker: the bytes of a packed plane to trits. The formats are those of docs/contract.md."""
+"""Unpacker: decodes the bytes of a packed plane to trits, in the formats of docs/contract.md."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["Unpacker", "decode_byte", "decode_plane"]
 
 
 class Unpacker(wiring.Component):
-    """Decodes one plane of D trits a transfer.
+    """Decode one plane of D trits per transfer.
 
     "5in8" is the trit block of ASTC's integer sequence encoding (Khronos Data Format
-    Specification): some twenty gates a byte. Every byte decodes. "2bit" takes one gate a trit.
+    Specification): about twenty gates per byte. Every byte decodes. "2bit" takes one gate per trit.
 
     Throughput one plane per cycle, latency `LATENCY` cycles.
 
@@ -50,19 +50,19 @@ class Unpacker(wiring.Component):
 
 
 def decode_plane(config: EngineConfig, data: Iterable[Value]) -> Value:
-    """The D trits, two bits each, of a plane's bytes: combinational."""
+    """Return the D trits, two bits each, of a plane's bytes, combinationally."""
     trits = [trit for byte in data for trit in decode_byte(config, byte)]
     return Cat(trits[: config.head_dim])
 
 
 def decode_byte(config: EngineConfig, byte: Value) -> list[Value]:
-    """The trits, two bits each, of a byte: combinational."""
+    """Return the trits, two bits each, of a byte, combinationally."""
     return {"5in8": _decode_5in8, "2bit": _decode_2bit}[config.packing](byte)
 
 
 def _decode_5in8(byte: Value) -> list[Value]:
-    """Five trits (nonzero, negative) of a byte; digits 0, 1, 2 stand for 0, +1, -1."""
-    # where t4 = t3 = 2, the byte's bits 4..2 say so and bits 7..5 hold what they displace
+    """Return five trits (nonzero, negative) of a byte; digits 0, 1, 2 stand for 0, +1, -1."""
+    # where t4 = t3 = 2, the byte's bits 4..2 are ones, and bits 7..5 hold the bits they displace
     both = byte[2:5].all()
     c = Mux(both, Cat(byte[0:2], byte[5:8]), byte[0:5])
     upper = byte[5:7].all()
@@ -85,5 +85,5 @@ def _decode_5in8(byte: Value) -> list[Value]:
 
 
 def _decode_2bit(byte: Value) -> list[Value]:
-    """Four trits of a byte; 0b10 becomes the other zero."""
+    """Return four trits of a byte; 0b10 becomes the other zero."""
     return [Cat(byte[index], byte[index] & byte[index + 1]) for index in (0, 2, 4, 6)]

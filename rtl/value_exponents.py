@@ -18,15 +18,16 @@ class ValueExponents(wiring.Component):
     """Keeps each head's largest exponent of any value scale, one job after the other.
 
     ``maximum = max(first ? 0 : maximum, floor, exponents that the job writes)``, kept in a memory
-    of one word for each of the `table_heads` heads. Core and outputs of a job that attends are told
-    when its last scale is known, three cycles after the task at the earliest.
+    of one word for each of the `table_heads` heads. For a job that attends, the core and the output
+    rotator get the maximum when the job's last scale is known, three cycles after the task at the
+    earliest.
 
     Attributes
     ----------
     tasks : stream In, `value_exponent_task_layout`
     written : stream In, `value_exponent_layout`, of each value record, in the order of the tasks
     core : stream Out, `value_exponent_layout`: one for each task that attends
-    outputs : stream Out, `output_task_layout`: likewise
+    outputs : stream Out, `output_task_layout`: one for each task that attends
     """
 
     def __init__(self, config: EngineConfig) -> None:

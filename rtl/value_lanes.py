@@ -18,9 +18,9 @@ class ValueLanes(wiring.Component):
     """Accumulate ``acc[g][d] += weights[g] * elements[d]`` for the D elements of G heads.
 
     The kind of elements says how a lane multiplies: `rtl.elements.Trits` without multipliers,
-    `rtl.elements.Integers` with one per lane and head. Registers hold for a cycle what the lanes
-    add, or make it from. Operations and their cycles are those of
-    `rtl.accumulator_bank.AccumulatorBank`, which counts that cycle in.
+    `rtl.elements.Integers` with one per lane and head. Registers hold the lanes' terms, or the
+    terms' factors, for one cycle. Operations and their cycles are those of
+    `rtl.accumulator_bank.AccumulatorBank`, which includes this cycle.
 
     Attributes
     ----------
@@ -41,7 +41,7 @@ class ValueLanes(wiring.Component):
         m = Module()
         beat = self.i.payload
         bank = AccumulatorBank(m, self._config, self.i, self.o)
-        # nothing but an ADD gets through: so the bank's accumulators keep their value
+        # without an ADD all terms are zero: so the bank's accumulators keep their value
         elements = elements_of(self._config)
         bank.add(elements.terms(m, beat.elements, beat.weights, bank.adding))
         return m

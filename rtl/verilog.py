@@ -1,8 +1,8 @@
-"""Amaranth component -> readable Verilog that Verilator, Icarus and synthesis tools agree on.
+"""Convert Amaranth to readable Verilog on which Verilator, Icarus and synthesis tools agree.
 
 Amaranth's own Verilog back end writes `always @*` blocks, which Icarus leaves at X until an input
 changes. Turning processes into multiplexer cells before writing gives continuous assignments
-instead, and one flip-flop block a register.
+instead, and one flip-flop block per register.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _PASSES = (
 )
 
 _MODULE_NAME = re.compile(r"^(module|  cell) \\(\S+)", re.MULTILINE)
-# Zeros with which Amaranth fills every memory, spelled out. Memories start with anything here, as
-# SRAM does: nothing that is read before it has been written counts.
+# Zeros with which Amaranth fills every memory, spelled out. Memories start with any contents here,
+# as SRAM does: no result depends on a word that is read before it has been written.
 _ZEROED_MEMORY = re.compile(
     r"^  cell \$meminit_v2 [^\n]*\n"
     r"(?:    [^\n]*\n)*?    connect \\DATA \d+'0*\n(?:    [^\n]*\n)*  end\n",
@@ -50,13 +50,13 @@ _ZEROED_MEMORY = re.compile(
 
 
 def generator_version() -> str:
-    """What wrote the Verilog: this package and the tools that shape the text."""
+    """Return what wrote the Verilog: this package and the tools that shape the text."""
     amaranth = metadata.version("amaranth")
     return f"kvtq-hw {__version__} (Amaranth {amaranth}, Yosys {yosys_version()})"
 
 
 def config_header(title: str, config: EngineConfig) -> str:
-    """Header text that names the generator, the configuration and each of its fields."""
+    """Return header text that names the generator, the configuration and each of its fields."""
     fields = config.model_dump()
     width = max(map(len, fields))
     return "\n".join(
@@ -70,12 +70,12 @@ def config_header(title: str, config: EngineConfig) -> str:
 
 
 def lint_waivers() -> str:
-    """Text of the Verilator control file that goes with emitted Verilog; reasons are in it."""
+    """Return the text of the Verilator control file for emitted Verilog, with reasons."""
     return (resources.files("rtl") / "lint.vlt").read_text("utf-8")
 
 
 def interfaces(component: wiring.Component) -> dict[str, Member]:
-    """Every stream, AXI port and other single port under its name in Verilog.
+    """Return every stream, AXI port and other single port under its name in Verilog.
 
     A member of a port is called ``port__member``, as Amaranth calls it. Flows are the component's,
     in the order of its signature.
@@ -92,10 +92,10 @@ def interfaces(component: wiring.Component) -> dict[str, Member]:
 
 
 def port_members(component: wiring.Component) -> dict[str, Member]:
-    """Every single port of a component under its name in Verilog, in the order of its signature.
+    """Return every single port of a component under its name in Verilog, in its signature's order.
 
-    A member of a stream is called ``port__member``; one of an AXI port (`rtl.axi.BusSignature`)
-    ``port_member``, as the world calls it: ``m_axi_arvalid``.
+    A member of a stream is called ``port__member``; a member of an AXI port
+    (`rtl.axi.BusSignature`) has the standard name ``port_member``: ``m_axi_arvalid``.
     """
     ports: dict[str, Member] = {}
     for name, member in interfaces(component).items():
@@ -133,14 +133,14 @@ def emit_rtlil(component: wiring.Component, name: str) -> str:
             )
         return f"{keyword} \\{renamed}"
 
-    # Verilog knows no wire without bits: such a port of the top module would come out with two
+    # Verilog knows no wire without bits: such a port of the top module would come out with two bits
     text = re.sub(r"^(  wire width 0) (?:input|output) \d+ ", r"\1 ", text, flags=re.MULTILINE)
     text = _ZEROED_MEMORY.sub("", text)
     return _MODULE_NAME.sub(rename, _with_bus_names(text, component))
 
 
 def _with_bus_names(text: str, component: wiring.Component) -> str:
-    """RTLIL text with the members of the component's AXI ports named as in `port_members`."""
+    """Return RTLIL text with members of the component's AXI ports named as in `port_members`."""
     renamed = {
         f"{port}__{name}": f"{port}_{name}"
         for port, member in component.signature.members.items()

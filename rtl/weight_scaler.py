@@ -1,4 +1,4 @@
-"""Weight scaler: softmax weight times value scale, tripled plane after plane."""
+"""Weight scaler: multiplies softmax weights by value scales, and triples them plane by plane."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ __all__ = ["WeightScaler"]
 
 
 class WeightScaler(wiring.Component):
-    """Joins softmax weights with value slices into the operations of the value lanes.
+    """Join softmax weights with value slices into the operations of the value lanes.
 
-    A unit plane takes ``round(p * (2**M + fraction) * 2**(exponent - value_exponent - M))``, every
-    further slice of its run 3**P times the weight before, P planes per slice. A token that opens a
-    block is preceded by CLEAR (first of a job) or SHIFT, the last token of a job is followed by
-    DRAIN.
-    With power-of-two scales (M = 0) there is no multiplier, only a shifter.
+    The slice of a unit plane has the weight
+    ``round(p * (2**M + fraction) * 2**(exponent - value_exponent - M))``; every further slice of
+    the run has 3**P times the weight of the slice before, with P planes per slice. CLEAR (in a
+    job's first block) or SHIFT precedes a token that opens a block; DRAIN follows the last token of
+    a job. With power-of-two scales (M = 0) there is no multiplier, only a shifter.
 
     Throughput one slice per cycle, latency `LATENCY` cycles.
 
     Attributes
     ----------
-    value_exponent : In, at least every exponent of the job's values; sampled with each slice
-    weights : stream In, `weight_layout`; taken with its value's last slice
+    value_exponent : In, at least the largest exponent of the job's values; sampled with each slice
+    weights : stream In, `weight_layout`; a weight is taken with the last slice of its token's value
     slices : stream In, `value_slice_layout`
     o : stream Out, `accumulate_layout`
     """
@@ -57,7 +57,7 @@ class WeightScaler(wiring.Component):
         heads = range(config.query_group)
         token, slice_ = self.weights.payload, self.slices.payload
 
-        # which operation stands at the entrance
+        # the operation that enters the pipeline next
         operation = Signal(Operation)
         opened = Signal()  # the operation that opens the token's block has gone ahead
         draining = Signal()
