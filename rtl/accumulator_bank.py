@@ -67,7 +67,7 @@ class AccumulatorBank:
         self._active = Signal(range(config.slices), name="active")
         moving_last = Signal()
 
-        # what the operation in hand does in the next cycle
+        # effects of the current operation in the next cycle
         clear, move, shifting = Signal(), Signal(), Signal()
         step_slice = Signal(range(config.slices))
         step = Signal(range(config.rescale_steps))

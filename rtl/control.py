@@ -121,7 +121,7 @@ class Control(wiring.Component):
         write_word, read_word = aw.o.payload[word_of], ar.o.payload[word_of]
         strobed = Cat(bit.replicate(8) for bit in w.o.payload.strb)
 
-        # --- fields: what software reads, and what it wrote ---------------------------------------
+        # --- fields: values that software reads and writes ----------------------------------------
         events, clears = {}, {}
         values: dict[tuple[str, str], list[Value]] = {}
         for register in registers.values():

@@ -66,7 +66,7 @@ class PlaneScaler(wiring.Component):
         s1 = pipe.stage(keep=tag.unit & plane_ends, tag=tag)
 
         # 2: times the scale's mantissa; meanwhile, the shift for the scale's exponent
-        left = config.score_bits  # any further shift to the left saturates what is not zero
+        left = config.score_bits  # any further shift to the left saturates nonzero products
         right = config.product_bits + 1  # any further shift to the right gives zero
         products, shifts = [], []
         for g in heads:

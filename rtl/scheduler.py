@@ -94,7 +94,7 @@ class Scheduler(wiring.Component):
         enter = Signal()  # the descriptor is valid: the job is handed out
         refuse = Signal()  # the descriptor is invalid
 
-        # --- what has been started and what has ended ---------------------------------------------
+        # --- counts of started and finished appends and reads -------------------------------------
         # the counters wrap far above the number of jobs in flight
         appends = Signal(APPEND_BITS)  # appends handed out, the current job's included
         appends_before = Signal(APPEND_BITS)

@@ -50,7 +50,7 @@ _ZEROED_MEMORY = re.compile(
 
 
 def generator_version() -> str:
-    """Return what wrote the Verilog: this package and the tools that shape the text."""
+    """Return the versions of this package and of the tools that shape the Verilog text."""
     amaranth = metadata.version("amaranth")
     return f"kvtq-hw {__version__} (Amaranth {amaranth}, Yosys {yosys_version()})"
 

@@ -1,8 +1,8 @@
 """Yosys as a library (pyosys), run in a process of its own.
 
-A process of its own keeps Yosys's global counters (and with them generated names), its log and its
-way of ending the program at an error out of ours: the same commands on the same files give the same
-bytes, whatever ran before.
+The separate process isolates Yosys's global counters (and with them generated names), its log and
+its way of ending the program at an error: the same commands on the same files give the same bytes,
+whatever ran before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from kvtq_hw.contract.errors import UserError
 
 __all__ = ["YosysError", "run_yosys", "yosys_version"]
 
-# A process whose parent was killed ends as well, where the system can be asked for that.
+# On Linux the process also ends when its parent is killed.
 _DRIVER = """
 import sys
 if sys.platform == "linux":
@@ -35,7 +35,7 @@ class YosysError(UserError, RuntimeError):
 
 
 def yosys_version() -> str:
-    """Version of the Yosys library, for example ``0.70``."""
+    """Return the version of the Yosys library, for example ``0.70``."""
     return metadata.version("pyosys")
 
 
