@@ -1,1 +1,1 @@
-"""The quantized KV cache: what it stores, what a pass through it returns, and its memory image."""
+"""The quantized KV cache: its stores, the value its update returns, and its memory image."""

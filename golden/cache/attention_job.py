@@ -1,8 +1,9 @@
-"""What attention works on: a pass through a cache layer, a job, and who computes it.
+"""The input of attention: a pass through a cache layer, the job, and the backend interface.
 
-`TernaryCacheLayer.update` returns a `CachePass`, transformers hands it on to the attention function
-in the place of keys and values, and that makes an `AttentionJob` of it for a backend. All of them
-are values: reading them changes nothing, and what they show does not change when the cache goes on.
+`TernaryCacheLayer.update` returns a `CachePass`. transformers hands this pass to the attention
+function in place of keys and values, and the attention function makes an `AttentionJob` of it for a
+backend. Passes and jobs are values: reading one changes nothing, and later updates of the cache
+leave it as it was.
 """
 
 from __future__ import annotations
@@ -29,37 +30,41 @@ from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["AttentionBackend", "AttentionJob", "CachePass", "Revision"]
 
-#: Of keys and of values.
+#: Second versions of keys and of values.
 SecondVersions = tuple[SecondVersion[Planes], SecondVersion[Planes]]
 
 
 class Revision:
-    """Names what a cache layer holds: the same one means that tokens were appended, and no more.
+    """Identifies the contents of a cache layer up to appended tokens.
 
-    Who keeps a copy of the planes elsewhere needs only what came after the tokens that were settled
-    when it was made, as long as the layer has this revision. Anything but appending, and copying
-    the layer, gives another one. Revisions are equal when they are the same object.
+    While a layer keeps its revision, tokens were only appended to it. A reader that copied the
+    planes elsewhere then needs to copy only the tokens after those that were settled at the time
+    of the copy. Every other change gives the layer a new revision; copying the layer does not.
+    Revisions are equal when they are the same object.
     """
 
 
 @dataclass(frozen=True)
 class CachePass:
-    """What a cache layer holds after an update, and what that brought.
+    """The contents of a cache layer after an update, and the tokens of the update.
 
     Attributes
     ----------
-    config, code, conditioning : the format of what is stored
-    backend : who computes the attention of this layer
-    keys, values : everything stored
-    new_tokens : tokens of the update, T
-    window : of several tokens, the windows of keys and values with them, before any left it; None
-        where every query sees what is stored, or the code has no window
-    vectors : key and value of the one token of the update as they came, 16-bit integers int64
-        [batch, kv_heads, 1, D]: what hardware gets that stores them on its own. None for several
-    exponents : what value scales have been written
-    settle : to be called once by the attention function, with the tokens that queries see, so that
-        the cache knows what is padding; see `golden.value_exponents.ExponentHistory.settle`
-    revision : of the layer
+    config, code, conditioning : the format of the stored vectors
+    backend : computes the attention of this layer
+    keys, values : all stored vectors
+    new_tokens : number of tokens of the update, T
+    window : the windows of keys and values with all tokens of the update, before any token left;
+        None for an update of one token, where every query sees what is stored, and for a code
+        without a window
+    vectors : unconditioned key and value of an update of one token, 16-bit integers int64
+        [batch, kv_heads, 1, D], for hardware that quantizes and stores them itself; None for an
+        update of several tokens
+    exponents : exponents of the value scales written so far
+    settle : callback for the attention function, to be called once with the tokens that queries
+        see, so that the cache knows which tokens are padding; see
+        `golden.value_exponents.ExponentHistory.settle`
+    revision : revision of the layer
     """
 
     config: EngineConfig
@@ -82,24 +87,25 @@ class CachePass:
 
     @property
     def settled(self) -> int:
-        """Tokens whose planes do not change when more are appended."""
+        """Number of leading tokens whose planes do not change when more tokens are appended."""
         return self.keys.settled
 
     @property
     def batch(self) -> int:
-        """Sequences."""
+        """Number of sequences."""
         return self.keys.body.data.shape[0]
 
     @property
     def kv_heads(self) -> int:
-        """KV heads."""
+        """Number of KV heads."""
         return self.keys.body.data.shape[1]
 
     def value_exponent(self, visible: Tensor | None = None) -> Tensor:
-        """The contract's `value_exponent` of each new token, int64 [batch, kv_heads, T].
+        """Return the contract's `value_exponent` of each new token, int64 [batch, kv_heads, T].
 
-        The largest exponent of any value scale written until it had come, in whatever pieces tokens
-        came. Padding, which no query sees, does not count.
+        It is the largest exponent of any value scale written up to and including that token; how
+        tokens were grouped into updates does not matter. Padding, which no query sees, does not
+        count.
 
         Parameters
         ----------
@@ -111,12 +117,13 @@ class CachePass:
     def recent(self, queries: int) -> SecondVersions | None:
         """Return the window as each of the last `queries` tokens saw it when it was appended.
 
-        A query sees itself and the tokens before it, the newest `window` of them in the tier. None
-        where all queries see what is stored now.
+        A query sees its own token and the tokens before it; the newest `window` of these are in the
+        digits of the tier.
 
         Returns
         -------
-        Keys and values in their second versions, with `seen` bool [queries, M].
+        Keys and values in their second versions, with `seen` bool [queries, M]; None where all
+        queries see what is stored now.
         """
         if self.window is None:
             return None
@@ -132,10 +139,11 @@ class CachePass:
 class AttentionJob:
     """The attention of one layer in one forward pass.
 
-    layer_index : the layer
+    layer_index : index of the layer in the model
     scaled_queries : float64 [batch, kv_heads, G, I, D], scaled as `Conditioning` does, not rotated
-    cache : what the layer's cache holds, with the tokens of this pass
-    visible : bool [batch, 1, I, T], prefixes of one set of tokens a sequence; all tokens when None
+    cache : contents of the layer's cache, including the tokens of this pass
+    visible : bool [batch, 1, I, T]; rows are prefixes of one set of tokens per sequence; all tokens
+        when None
     """
 
     layer_index: int
@@ -145,7 +153,7 @@ class AttentionJob:
 
     @cached_property
     def real_queries(self) -> Tensor:
-        """The queries conditioned, unrounded: scores are ``q.k / sqrt(D)``."""
+        """The conditioned, unrounded queries: scores are ``q.k / sqrt(D)``."""
         return self.cache.conditioning.rotated(self.scaled_queries)
 
     @cached_property
@@ -161,7 +169,7 @@ class AttentionJob:
 
     @cached_property
     def recent(self) -> SecondVersions | None:
-        """Keys and values that left the window in this pass, as earlier queries of it see them."""
+        """Keys and values that left the window in this pass, as its earlier queries see them."""
         return self.cache.recent(self.scaled_queries.shape[-2])
 
     @cached_property
@@ -172,17 +180,17 @@ class AttentionJob:
 
     @property
     def is_decode_step(self) -> bool:
-        """One new token of one sequence, which attends to all tokens: a job for the hardware."""
+        """Whether the job is one query of one sequence over all tokens: a job for the hardware."""
         batch, _, _, queries, _ = self.scaled_queries.shape
         return batch == 1 and queries == 1 and self.visible is None
 
 
 class AttentionBackend(Protocol):
-    """Computes jobs.
-
-    The result is rotated back, in the unit of the value integers, [batch, kv_heads, G, I, D].
-    """
+    """Computes attention jobs."""
 
     def attend(self, job: AttentionJob) -> Attention | Tensor:
-        """Integer outputs with their exponents, or float64 outputs."""
+        """Return the outputs of a job, [batch, kv_heads, G, I, D]: integers or float64.
+
+        Outputs are rotated back and in the unit of the value integers.
+        """
         ...

@@ -1,7 +1,7 @@
-"""What caches of all formats share: refusing what does not fit, copies, rearranging the batch.
+"""Base classes of the caches of all formats: shape checks, copies, rearranging the batch.
 
-A layer holds its keys and its values in a store each. What a format does when tokens come, and how
-its attention reads them, is its own.
+A layer has one store for keys and one for values. Subclasses define how new tokens are stored and
+how attention reads them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["StoredCache", "StoredLayer", "VectorStore"]
 
 
 class VectorStore(Protocol):
-    """The keys, or the values, of a layer."""
+    """Stores the keys, or the values, of a layer."""
 
     @property
     def tokens(self) -> int:
@@ -28,23 +28,23 @@ class VectorStore(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the stored vectors."""
         ...
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> VectorStore:
-        """Move them; returns this store."""
+        """Move the stored vectors; return this store."""
         ...
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function that rearranges axis 0 to what is stored."""
+        """Apply a function that rearranges axis 0 (the batch) to the stored tensors."""
         ...
 
     def stored_bytes(self) -> int:
-        """Bytes of the stored tokens, everything included; room for tokens to come is not."""
+        """Return the bytes of the stored tokens, all overhead included, spare room excluded."""
         ...
 
     def stored_elements(self) -> int:
-        """Numbers that those bytes stand for."""
+        """Return the number of vector elements that `stored_bytes` represents."""
         ...
 
 
@@ -53,7 +53,7 @@ Layer = TypeVar("Layer", bound="StoredLayer[Any]")
 
 
 class _Form(NamedTuple):
-    """What all tokens of a layer have in common; the names are those of messages."""
+    """The properties that all tokens of a layer share; error messages use the field names."""
 
     batch: int
     kv_heads: int
@@ -64,36 +64,36 @@ class _Form(NamedTuple):
 
 
 class StoredLayer(CacheLayerMixin, Generic[Store]):
-    """A layer over a store of keys and one of values, which the first tokens make."""
+    """A layer with a store for keys and a store for values, created by the first tokens."""
 
-    # of the base class, where they are tensors
+    # attributes of the base class, where both are tensors
     keys: Store
     values: Store
     _form: _Form
 
     def __deepcopy__(self: Layer, memo: dict[int, Any]) -> Layer:
-        """An independent copy: stores are copied, what never changes is shared."""
+        """Make an independent copy: stores are copied, immutable objects are shared."""
         memo |= {id(shared): shared for shared in self._shared()}
         copied = memo[id(self)] = type(self).__new__(type(self))
         copied.__dict__ |= {name: copy.deepcopy(x, memo) for name, x in vars(self).items()}
         return copied
 
     def __copy__(self: Layer) -> Layer:
-        """An independent copy: two layers never share a store."""
+        """Make an independent copy: two layers never share a store."""
         return copy.deepcopy(self)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make empty stores for tokens of this form."""
+        """Make empty stores for tokens of this shape, dtype and device."""
         self._form = _form(key_states, value_states)
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = self._empty_stores(key_states, value_states)
         self.is_initialized = True
 
     def admit(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Look at new tokens [batch, kv_heads, tokens, D] before anything is done with them.
+        """Check new tokens [batch, kv_heads, tokens, D] and prepare the stores for them.
 
-        Stores are made if there are none, or nothing is in them, and brought back to the device of
-        the tokens if they were moved away.
+        Stores are created if there are none or they are empty, and moved back to the device of the
+        tokens if they were offloaded.
 
         Raises
         ------
@@ -116,16 +116,19 @@ class StoredLayer(CacheLayerMixin, Generic[Store]):
         self.prefetch()
 
     def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
-        """Tokens that a forward of `query_length` tokens attends to, and the first one's index."""
+        """Return the number of tokens that `query_length` new tokens attend to, and an offset of 0.
+
+        The offset is the index of the first token attended to.
+        """
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-        """Stored tokens."""
+        """Return the number of stored tokens."""
         return self.keys.tokens if self.is_initialized else 0
 
     def reset(self) -> None:
-        """Forget everything; tokens of any form may come next."""
-        # None of the base class; nobody looks at them before the next tokens have made stores
+        """Remove all tokens; the next tokens may have another shape, dtype or device."""
+        # None, which the base class does not allow; nothing reads the stores until they are remade
         self.keys = self.values = None  # type: ignore[assignment]
         self.is_initialized = False
 
@@ -138,19 +141,19 @@ class StoredLayer(CacheLayerMixin, Generic[Store]):
         self.map_batch(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some sequences of the batch, in this order.
+        """Keep the sequences of the batch that `indices` select, in the order of `indices`.
 
         Raises
         ------
         ValueError
-            When the indices, or the truth values, are not a vector.
+            When `indices` (integers or booleans) is not a vector.
         """
         if indices.ndim != 1:
             raise ValueError(f"indices have {indices.ndim} axes; must have one")
         self.map_batch(lambda x: x[indices.to(x.device)])
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function that rearranges axis 0 to what is stored, if anything is."""
+        """Apply a function that rearranges axis 0 (the batch) to the stores, if there are any."""
         if self.is_initialized:
             batch = function(torch.empty(self._form.batch, 0)).shape[0]
             for store in self._stores():
@@ -158,19 +161,19 @@ class StoredLayer(CacheLayerMixin, Generic[Store]):
             self._form = self._form._replace(batch=batch)
 
     def stored_bytes(self) -> int:
-        """Bytes of keys and values, everything included."""
+        """Return the bytes of keys and values, all overhead included."""
         return sum(store.stored_bytes() for store in self._stores())
 
     def stored_elements(self) -> int:
-        """Numbers that those bytes stand for."""
+        """Return the number of vector elements that `stored_bytes` represents."""
         return sum(store.stored_elements() for store in self._stores())
 
     def _empty_stores(self, key_states: Tensor, value_states: Tensor) -> tuple[Store, Store]:
-        """Stores for keys and values of this form."""
+        """Return empty stores for keys and values of this shape, dtype and device."""
         raise NotImplementedError
 
     def _shared(self) -> tuple[object, ...]:
-        """What copies of this layer have in common with it, because it never changes."""
+        """Return the immutable objects that copies of this layer share with it."""
         raise NotImplementedError
 
     def _stores(self) -> tuple[Store, ...]:
@@ -178,20 +181,20 @@ class StoredLayer(CacheLayerMixin, Generic[Store]):
 
 
 class StoredCache(Cache):
-    """A whole model's cache of such layers. A copy of any kind is an independent one."""
+    """A whole model's cache of `StoredLayer` layers. Shallow copies are independent too."""
 
     def __copy__(self) -> StoredCache:
-        """An independent copy: two caches never share a layer."""
+        """Make an independent copy: two caches never share a layer."""
         return copy.deepcopy(self)
 
 
 def _form(key_states: Tensor, value_states: Tensor) -> _Form:
-    """What keys and values [batch, kv_heads, tokens, D] have in common.
+    """Return the shape, dtype and device of keys and values [batch, kv_heads, tokens, D].
 
     Raises
     ------
     ValueError
-        When they do not fit each other.
+        When keys and values do not fit each other.
     """
     keys, values = key_states.shape, value_states.shape
     if len(keys) != 4 or keys[:3] != values[:3] or len(values) != 4:

@@ -1,8 +1,8 @@
-"""The KV memory as bytes: what host software writes before a job and reads back after it.
+"""The KV memory as bytes: host software writes them before a job and reads them back after it.
 
-An image holds the bytes from the layout's `base` to its `end`. Written by the golden model after a
-prefill, or by the hardware token by token, it is the same wherever a record lies; what lies between
-and behind records nobody has written.
+An image holds the bytes from the layout's `base` to its `end`. The golden model writes an image
+after a prefill, the hardware token by token; the bytes of all records are the same. Bytes between
+and behind records are never written.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class MemoryImage:
 
     Parameters
     ----------
-    layout : what lies where
-    data : uint8 [layout.bytes], taken as it is; zeros when None
+    layout : addresses of all regions
+    data : uint8 [layout.bytes], used without a copy; zeros when None
 
     Attributes
     ----------
@@ -42,7 +42,13 @@ class MemoryImage:
             )
 
     def store(self, layer: int, head: int, side: Side, vectors: TieredView) -> None:
-        """Write all vectors of one KV head of what a cache holds (sequence 0)."""
+        """Write all vectors of one KV head of a cache layer's sequence 0.
+
+        Parameters
+        ----------
+        layer, head, side : place in the layout
+        vectors : the keys, or the values, of the cache layer
+        """
         for name in ("sinks", "body", "window"):
             part = getattr(vectors, name)
             planes = part.planes().map_tokens(lambda x, axis: x[0, head])
@@ -51,17 +57,17 @@ class MemoryImage:
     def write(
         self, layer: int, head: int, side: Side, tier: str, planes: Planes, tokens: int
     ) -> None:
-        """Write the vectors of one tier, chronological, digits [n, P, D].
+        """Write the vectors of one tier, digits [n, P, D], in chronological order.
 
         Parameters
         ----------
         tier : "sinks", "body" or "window"
-        tokens : tokens of the context: says which slots a window's tokens are in
+        tokens : number of tokens of the context, which determines the slots of the window's tokens
 
         Raises
         ------
         ValueError
-            When there are more or fewer vectors than the tier has of that context.
+            When the number of vectors is not that of the tier in a context of `tokens` tokens.
         """
         region, slots = self._slots(layer, head, side, tier, tokens)
         if planes.tokens != len(slots):
@@ -73,9 +79,9 @@ class MemoryImage:
             self._records(region)[slots] = data
 
     def read(self, layer: int, head: int, side: Side, tokens: int) -> Planes:
-        """All vectors of one KV head while `tokens` tokens are stored, chronological.
+        """Read all vectors of one KV head in a context of `tokens` tokens: digits [tokens, P, D].
 
-        Trits are [tokens, P, D]; sinks, body and window one after the other.
+        Sinks, body and window follow each other, in chronological order.
         """
         parts = []
         for tier in ("sinks", "body", "window"):
@@ -87,14 +93,14 @@ class MemoryImage:
         return Planes.join(parts)
 
     def _records(self, region: Region) -> Tensor:
-        """A region's records, uint8 [slots, record bytes], a view."""
+        """Return a view of a region's records, uint8 [slots, record bytes]."""
         start = region.base - self.layout.base
         return self.data[start : start + region.bytes].view(region.slots, region.record_bytes)
 
     def _slots(
         self, layer: int, head: int, side: Side, tier: str, tokens: int
     ) -> tuple[Region, Tensor]:
-        """A tier's region, and the slots of its tokens in their order."""
+        """Return a tier's region, and the slots of the tier's tokens in chronological order."""
         if not 1 <= tokens <= self.layout.tokens:
             raise ValueError(f"tokens: {tokens} is not allowed; must be 1..{self.layout.tokens}")
         vectors = self.layout.heads[layer][head].of(side)

@@ -1,9 +1,9 @@
-"""Vectors to packed bytes and back in one pass, for the cache of a CPU.
+"""Vectors to packed bytes and back in one pass, for a cache on a CPU.
 
-The same function as `golden.quantizer.quantize` followed by `golden.packer.pack`, to the bit, for
-balanced codes with an absmean scale. A decode step quantizes one token at a time, so as a chain of
-tensor operations it would spend its time on starting them: three hundred a token and layer, and
-with feedback some for each element. Here Numba compiles plain loops over integers.
+For balanced codes with an absmean scale, this module computes `golden.quantizer.quantize` followed
+by `golden.packer.pack`, to the bit. A decode step quantizes one token at a time; as tensor
+operations it would mostly pay their start-up cost, with three hundred operations per token and
+layer, and with feedback several more per element. Numba compiles plain loops over integers instead.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ __all__ = ["PackedQuantizer"]
 
 
 class Rounding(NamedTuple):
-    """How vectors are rounded and packed.
+    """Parameters of rounding and packing.
 
-    limit : largest magnitude of an element
+    limit : largest allowed magnitude of an element
     constant, shift : a vector's scale is ``sum(|x|) * constant * 2**-shift``, see
         `golden.quantizer.absmean_constant`
     fraction_bits, largest_word : format of a scale word
-    error_max : errors that are fed back are clamped to ``-error_max .. error_max - 1``, their sums
-        to twice that range
-    factors, shifts : of feedback, int8 [kv_heads, D, D] and int64 [kv_heads, D]; empty without
+    error_max : errors for feedback are clamped to ``-error_max .. error_max - 1``, their sums to
+        twice that range
+    factors, shifts : feedback matrices int8 [kv_heads, D, D] and int64 [kv_heads, D]; empty when
+        rounding has no feedback
     bytes_of_groups : uint8 [3**group], the byte of each group of trits
-    group : trits in a byte
+    group : trits per byte
     """
 
     limit: int
@@ -51,7 +52,7 @@ class Rounding(NamedTuple):
 
 
 class PackedQuantizer:
-    """Writes and reads balanced codes of one number of digits in the buffers of a plane store.
+    """Writes and reads balanced codes of `digits` digits in the buffers of a plane store.
 
     Parameters
     ----------
@@ -83,11 +84,11 @@ class PackedQuantizer:
         )
 
     def __deepcopy__(self, memo: dict[int, object]) -> PackedQuantizer:
-        """The same one: it never changes."""
+        """Return this object, which is immutable."""
         return self
 
     def write(self, vectors: Tensor, data: np.ndarray, words: np.ndarray, start: int) -> None:
-        """Quantize and pack.
+        """Quantize vectors and pack them into the buffers.
 
         Parameters
         ----------
@@ -100,7 +101,7 @@ class PackedQuantizer:
         TypeError
             When the vectors are not int64.
         ValueError
-            For elements that are too large, as `quantize` does.
+            When an element is too large, as in `quantize`.
         """
         if vectors.dtype != torch.int64:
             raise TypeError(f"vectors are {vectors.dtype}, must be torch.int64")
@@ -114,7 +115,7 @@ class PackedQuantizer:
     def read(
         self, data: np.ndarray, words: np.ndarray, start: int, stop: int, head_dim: int
     ) -> Tensor:
-        """What tokens from `start` to `stop` stand for: int64 [batch, kv_heads, T, D]."""
+        """Dequantize tokens `start` to `stop` of the buffers: int64 [batch, kv_heads, T, D]."""
         vectors = torch.empty(*data.shape[:2], stop - start, head_dim, dtype=torch.int64)
         fraction_bits = self._rounding.fraction_bits
         _read(data, words, start, fraction_bits, self._trits_of_bytes, vectors.numpy())
@@ -148,13 +149,13 @@ _ROUNDING = Fields(
     start=int,
 )
 def _write(vectors, rounding, data, words, start):
-    """See `PackedQuantizer.write`; stops at an element that is too large, whose place it returns.
+    """Do the work of `PackedQuantizer.write`.
 
-    The place is that in the flat vectors, or -1.
+    Return -1, or stop at an element that is too large and return its index in the flat vectors.
     """
     batch, heads, tokens, dim = vectors.shape
     digits, plane_bytes = data.shape[2], data.shape[4]
-    groups = np.empty((digits, plane_bytes), np.int64)  # index of each byte's trits
+    groups = np.empty((digits, plane_bytes), np.int64)  # index into bytes_of_groups of each byte
     powers = 3 ** np.arange(rounding.group)
     sums = np.empty(dim, np.int64)  # what feedback adds to each element
     for b in range(batch):
@@ -178,12 +179,12 @@ def _write(vectors, rounding, data, words, start):
 
 @loop_part
 def _scale_word(total, rounding):
-    """The word of the scale of a vector whose magnitudes have a sum."""
+    """Return the scale word of a vector whose magnitudes sum to `total`."""
     numerator = total * rounding.constant
     dropped = -rounding.fraction_bits - 1
     while numerator >> (dropped + rounding.fraction_bits + 1):
         dropped += 1
-    # a mantissa that rounds up to 2 * one carries into the exponent by itself
+    # a mantissa that rounds up to 2**(fraction_bits + 1) carries into the exponent by itself
     half = 1 << dropped >> 1 if dropped > 0 else 0
     mantissa = (numerator + half) >> dropped if dropped > 0 else numerator << -dropped
     exponent = dropped - rounding.shift
@@ -193,20 +194,20 @@ def _scale_word(total, rounding):
 
 @loop_part
 def _step(word, fraction_bits):
-    """The scale of a stored word, an integer."""
+    """Return the integer scale of a stored word."""
     one = 1 << fraction_bits
     return (one + (word & (one - 1))) << (word >> fraction_bits)
 
 
 @loop_part
 def _round(x, h, step, rounding, powers, sums, groups):
-    """Round x [D] of KV head h to trits, the digits of multiples of `step`, grouped into bytes.
+    """Round x [D] of KV head h to multiples of `step`; group the trits of the multiples into bytes.
 
     Parameters
     ----------
-    powers : int64 [group], of three
+    powers : int64 [group], powers of three
     sums : int64 [D], overwritten: what feedback adds to each element
-    groups : int64 [digits, plane_bytes], the result: index of each byte's trits
+    groups : int64 [digits, plane_bytes], the result: index into `bytes_of_groups` of each byte
     """
     digits, group, error_max = groups.shape[0], rounding.group, rounding.error_max
     fed = rounding.factors.size > 0
@@ -243,7 +244,7 @@ def _round(x, h, step, rounding, powers, sums, groups):
     vectors=Array(np.int64, "batch", "kv_heads", "tokens", "dim", written=True),
 )
 def _read(data, words, start, fraction_bits, trits_of_bytes, vectors):
-    """See `PackedQuantizer.read`."""
+    """Do the work of `PackedQuantizer.read`."""
     batch, heads, tokens, dim = vectors.shape
     digits, group = data.shape[2], trits_of_bytes.shape[1]
     for b in range(batch):

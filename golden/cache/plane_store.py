@@ -1,4 +1,4 @@
-"""Packed vectors of one number of digits: an append-only store, and what it held at one time."""
+"""An append-only store of packed vectors with equal numbers of digits, and a view of the store."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ _LEAST_ROOM = 4
 
 
 class PlaneView(NamedTuple):
-    """What a `PlaneStore` holds at one time: a store never changes what a view shows.
+    """The contents of a `PlaneStore` at one time; the store never changes what a view shows.
 
     Attributes
     ----------
     config, kind, digits : format and code of the vectors
-    data : uint8 [batch, kv_heads, planes, capacity, plane_bytes], with room before and behind
+    data : uint8 [batch, kv_heads, planes, capacity, plane_bytes], with unused room before the first
+        and behind the last token
     words : scale words, integers [batch, kv_heads, scales, capacity, 1]
-    first, tokens : place of the first token in the buffers, and how many there are
+    first, tokens : index of the first token in the buffers, and number of tokens
     """
 
     config: EngineConfig
@@ -63,12 +64,12 @@ class PlaneView(NamedTuple):
         )
 
     def buffers(self) -> tuple[np.ndarray, np.ndarray]:
-        """Bytes and scale words as arrays, for compiled loops.
+        """Return bytes and scale words as arrays, for compiled loops.
 
         Raises
         ------
         ValueError
-            When they are not on a CPU.
+            When the buffers are not on a CPU.
         """
         if not self.data.is_cpu:
             raise ValueError(f"stored on {self.data.device}, must be on a CPU")
@@ -76,24 +77,24 @@ class PlaneView(NamedTuple):
 
 
 class PlaneStore:
-    """Packed vectors of all KV heads of a layer: append-only bytes with room to grow.
+    """Stores packed vectors of all KV heads of a layer: append-only bytes with room to grow.
 
     Bytes are kept plane by plane, ``[batch, kv_heads, plane, token, byte]``, so that one plane of
-    consecutive tokens is consecutive in memory. Room for more is a 64th of what is stored.
+    consecutive tokens is consecutive in memory. Spare room is 1/64 of the stored tokens.
 
     Parameters
     ----------
     config : packing, scale format and head dimension
     kind, digits : the code of the stored vectors
-    batch, kv_heads : leading axes of everything stored
-    device : where the bytes live
+    batch, kv_heads : leading axes of the buffers
+    device : device of the buffers
     scale, ratio, feedback : how vectors are quantized; see `golden.quantizer.quantize`
-    most : tokens that will ever be stored, where that is known
+    most : largest number of tokens that will ever be stored, where known
 
     Attributes
     ----------
-    tokens : stored tokens
-    behind : tokens that were dropped and can be taken back, the newest of them
+    tokens : number of stored tokens
+    behind : number of dropped tokens, the newest ones, that `take_back` can restore
     """
 
     def __init__(
@@ -114,8 +115,8 @@ class PlaneStore:
         self.digits = digits
         self.tokens = 0
         self.behind = 0
-        self._first = 0  # place of the first token in the buffers
-        self._shown = 0  # places before this one may be in views though nothing is stored there
+        self._first = 0  # index of the first token in the buffers
+        self._shown = 0  # places below this index may be in views though nothing is stored there
         self._most = most
         self._rounding = scale, ratio, feedback
         self._packed_quantizer = (
@@ -124,7 +125,7 @@ class PlaneStore:
             else None
         )
         scales = 1 if kind == "balanced" else digits
-        with torch.inference_mode(False):  # buffers are written to in any mode
+        with torch.inference_mode(False):  # so that the buffers can be written in any mode
             self._data = torch.zeros(
                 (batch, kv_heads, digits, 0, plane_bytes(config.packing, config.head_dim)),
                 dtype=torch.uint8,
@@ -138,32 +139,32 @@ class PlaneStore:
             )
 
     def __copy__(self) -> PlaneStore:
-        """An independent copy: two stores never share bytes that one of them writes."""
+        """Make an independent copy: two stores never share bytes that one of them writes."""
         return copy.deepcopy(self)
 
     @property
     def device(self) -> torch.device:
-        """Where the bytes live."""
+        """Device of the buffers."""
         return self._data.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PlaneStore:
-        """Move the bytes; returns this store, as a cache layer's offloading expects."""
+        """Move the buffers; return this store, as a cache layer's offloading expects."""
         self._map(lambda x: x.to(device, non_blocking=non_blocking))
         return self
 
     def view(self) -> PlaneView:
-        """What is stored now."""
+        """Return a view of the stored tokens."""
         return PlaneView(
             self.config, self.kind, self.digits, self._data, self._words, self._first, self.tokens
         )
 
     def append(self, planes: Planes) -> None:
-        """Pack planes [batch, kv_heads, tokens, digits, D] behind what is stored.
+        """Pack planes [batch, kv_heads, tokens, digits, D] and append them.
 
         Raises
         ------
         ValueError
-            When they are not planes of this store's code, batch and heads.
+            When the planes do not have this store's batch, heads, digits and head dimension.
         """
         batch, kv_heads, _, _, _ = self._data.shape
         expected = batch, kv_heads, planes.tokens, self.digits, self.config.head_dim
@@ -172,13 +173,13 @@ class PlaneStore:
         start = self._make_room(planes.tokens)
         stop = start + planes.tokens
         words = join_scale(self.config, planes.fraction, planes.exponent)
-        words = words[..., : self._words.shape[-3]]  # a balanced code: the unit plane's only
+        words = words[..., : self._words.shape[-3]]  # balanced codes: only the unit plane has one
         self._data[..., start:stop, :] = pack(self.config.packing, planes.digits).transpose(-3, -2)
         self._words[..., start:stop, :] = words.transpose(-2, -1)[..., None].to(self._words.dtype)
         self.tokens += planes.tokens
 
     def append_vectors(self, vectors: Tensor) -> np.ndarray:
-        """Quantize int64 vectors [batch, kv_heads, tokens, D] and pack them behind.
+        """Quantize int64 vectors [batch, kv_heads, tokens, D], pack and append them.
 
         Returns
         -------
@@ -206,16 +207,16 @@ class PlaneStore:
             self._packed_quantizer.write(vectors, self._data.numpy(), words, start)
             self.tokens += tokens
         exponents = words[..., start : start + tokens, 0] >> self.config.scale_fraction_bits
-        one = exponents.shape[2] == 1  # in a decode step a maximum of one takes time
+        one = exponents.shape[2] == 1  # no maximum over one scale: it takes time in a decode step
         return (exponents[:, :, 0] if one else exponents.max(2)).astype(np.uint8)
 
     def vectors(self, start: int, stop: int) -> Tensor:
-        """What tokens from `start` to `stop` stand for: int64 [batch, kv_heads, tokens, D].
+        """Dequantize tokens from `start` to `stop`: int64 [batch, kv_heads, tokens, D].
 
         Raises
         ------
         ValueError
-            When not all of them are stored.
+            When not all of these tokens are stored.
         """
         if not 0 <= start <= stop <= self.tokens:
             raise ValueError(f"tokens {start} to {stop}; allowed are those of {self.tokens}")
@@ -231,17 +232,18 @@ class PlaneStore:
         return self.view().planes(start, stop)
 
     def crop(self, tokens: int) -> None:
-        """Forget all but the first `tokens` tokens."""
+        """Remove all but the first `tokens` tokens."""
         if tokens < self.tokens:
             self._shown = max(self._shown, self._first + self.tokens)
             self.tokens = tokens
 
     def drop(self, tokens: int, keep: int = 0) -> None:
-        """Forget the first `tokens` tokens, and give back room when most of it is unused.
+        """Remove the first `tokens` tokens, and release room when much of it is unused.
 
         Parameters
         ----------
-        keep : how many of them, the newest, can be taken back until the next time
+        keep : number of removed tokens, the newest ones, that `take_back` can restore until the
+            next append or drop
         """
         self._first += tokens
         self.tokens -= tokens
@@ -251,12 +253,12 @@ class PlaneStore:
             self._resize(needed)
 
     def take_back(self, tokens: int) -> None:
-        """Store the newest tokens that were dropped again.
+        """Restore the newest `tokens` tokens that were dropped.
 
         Raises
         ------
         ValueError
-            When there are fewer.
+            When fewer dropped tokens were kept.
         """
         if tokens > self.behind:
             raise ValueError(f"tokens: {tokens} is not allowed; must be at most {self.behind}")
@@ -265,22 +267,22 @@ class PlaneStore:
         self.behind -= tokens
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function that rearranges axis 0 to what is stored."""
+        """Apply a function that rearranges axis 0 (the batch) to the buffers."""
         self._map(function)
 
     def stored_bytes(self) -> int:
-        """Bytes of the stored tokens; room for tokens to come is not counted."""
+        """Return the bytes of the stored tokens; spare room is not counted."""
         return sum(
             x[..., : self.tokens, :].numel() * x.element_size() for x in (self._data, self._words)
         )
 
     def stored_elements(self) -> int:
-        """Numbers that those bytes stand for."""
+        """Return the number of vector elements that `stored_bytes` represents."""
         batch, kv_heads = self._data.shape[:2]
         return batch * kv_heads * self.tokens * self.config.head_dim
 
     def _make_room(self, tokens: int) -> int:
-        """Place for tokens to come, at the end of the buffers' used part."""
+        """Make room for `tokens` more tokens; return the index of the first in the buffers."""
         if tokens:
             self.behind = 0
         capacity, needed = self._data.shape[-2], self.tokens + tokens
@@ -291,7 +293,7 @@ class PlaneStore:
         return self._first + self.tokens
 
     def _resize(self, capacity: int) -> None:
-        """Copy what is stored to the front of new buffers for `capacity` tokens."""
+        """Copy the stored and the kept tokens to the front of new buffers for `capacity` tokens."""
         used = slice(self._first - self.behind, self._first + self.tokens)
         room = capacity - self.tokens - self.behind
         self._map(lambda x: torch.nn.functional.pad(x[..., used, :], (0, 0, 0, room)))

@@ -1,4 +1,4 @@
-"""Elements of keys and values that did not fit the 16 bits that calibration chose."""
+"""Saturation: elements of keys and values beyond the 16-bit range that calibration chose."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Saturation", "saturated_words", "saturation"]
 
 
 class Saturation(NamedTuple):
-    """How many elements of a cache saturated, and of how many that it holds.
+    """Counts of a cache's saturated elements and of all its elements.
 
-    elements : elements beyond the largest or the smallest 16-bit integer
-    stored : elements of all keys and values
+    elements : number of elements beyond the largest or the smallest 16-bit integer
+    stored : number of elements of all stored keys and values
     """
 
     elements: int
@@ -23,7 +23,7 @@ class Saturation(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Saturated elements as a share of the stored ones; zero of an empty cache."""
+        """Saturated elements as a share of the stored elements; zero for an empty cache."""
         return self.elements / self.stored if self.stored else 0.0
 
     def __str__(self) -> str:
@@ -31,7 +31,7 @@ class Saturation(NamedTuple):
 
 
 def saturated_words(elements: int, share: float) -> str:
-    """A line for saturated elements and their share of all."""
+    """Return a message line about saturated elements and their share of all elements."""
     return (
         f"{elements:,} elements of keys and values ({100 * share:.2g} %) saturated: they did not "
         "fit the 16 bits that calibration chose; calibrate on text like this one"
@@ -39,7 +39,7 @@ def saturated_words(elements: int, share: float) -> str:
 
 
 def saturation(cache: Cache) -> Saturation:
-    """Count over the layers of a cache; layers of formats without such integers have none."""
+    """Count saturated elements over all layers; formats without 16-bit integers have none."""
     layers = [layer for layer in cache.layers if isinstance(layer, StoredLayer)]
     return Saturation(
         sum(getattr(layer, "saturated", 0) for layer in layers),
