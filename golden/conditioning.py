@@ -1,12 +1,17 @@
 """Conditioning: centring and rotation of keys, rotation of queries and values, in integers.
 
-Keys and values become 16-bit integers under one static power of two per layer and tensor, which
-calibration finds. From there on everything is exact: keys are centred with one static integer
-vector c per KV head (the softmax does not see that every score of a query is lower by the same
-``q.c``), then keys and values are rotated by an unnormalised Hadamard transform, which grows them
-by log2 n bits. Queries are rotated too, which keeps dot products up to the factor n; attention
-outputs, which are weighted sums of values, are rotated back. The factors n and the static exponents
-are powers of two (n divides D as one) and go into the exponents of queries and outputs.
+Keys and values become 16-bit integers under one static power of two per layer and side, which
+calibration finds. All later steps are exact:
+
+- Keys are centred with one static integer vector c per KV head. This lowers every score of a query
+  by the same ``q.c``, which the softmax cancels.
+- Keys and values are rotated by an unnormalised Hadamard transform of size n, the largest power of
+  two that divides D. The transform adds log2 n bits.
+- Queries are rotated too, which keeps dot products up to the factor n.
+- Attention outputs, which are weighted sums of values, are rotated back.
+
+The factors n and the static exponents are powers of two, so they go into the exponents of queries
+and outputs.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ __all__ = ["Conditioning", "to_integers"]
 
 
 def to_integers(x: Tensor, exponent: int) -> tuple[Tensor, int]:
-    """``round(x * 2**-exponent)`` to 16 bits, symmetric: int64, and how many elements saturated.
+    """Round ``x * 2**-exponent`` to 16 bits, symmetric; return int64 and the saturation count.
 
     Raises
     ------
@@ -34,7 +39,7 @@ def to_integers(x: Tensor, exponent: int) -> tuple[Tensor, int]:
         When an element is not finite.
     """
     exact = np.ascontiguousarray(x.double().numpy(force=True))
-    integers = np.empty(exact.shape, np.int64)  # a tensor costs more to make than a token to round
+    integers = np.empty(exact.shape, np.int64)  # creating a tensor costs more than rounding a token
     saturated = _round(exact.reshape(-1), 2.0**-exponent, integers.reshape(-1))
     if saturated < 0:
         raise ValueError("x holds an element that is not finite")
@@ -47,7 +52,7 @@ def to_integers(x: Tensor, exponent: int) -> tuple[Tensor, int]:
     integers=Array(np.int64, "elements", written=True),
 )
 def _round(x, factor, integers):
-    """Rounds half to even; returns how many saturated, or -1 when an element is not finite."""
+    """Round half to even; return the saturation count, or -1 when an element is not finite."""
     saturated = 0
     for i in range(x.shape[0]):
         if not np.isfinite(x[i]):
@@ -62,13 +67,14 @@ def _round(x, factor, integers):
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What happens to queries, keys and values of one layer before they are quantized.
+    """Conditions queries, keys and values of one layer before they are quantized.
 
     rotate : apply the Hadamard rotation
     key_centre : int64 [kv_heads, D] in units of ``2**key_exponent``, 16-bit, subtracted from
-        post-RoPE keys; None leaves keys as they are
-    key_exponent, value_exponent : a key is ``integer * 2**key_exponent``, a value likewise
-    key_feedback, value_feedback : matrices for rounding with feedback; None where there are none
+        post-RoPE keys; None subtracts nothing
+    key_exponent, value_exponent : unit exponents: a key is ``integer * 2**key_exponent``, a value
+        ``integer * 2**value_exponent``
+    key_feedback, value_feedback : matrices for rounding with feedback, or None
     """
 
     rotate: bool
@@ -80,52 +86,65 @@ class Conditioning:
 
     @property
     def kv_heads(self) -> int | None:
-        """KV heads of centres and feedback; None where there are neither."""
+        """Number of KV heads of centres and feedback; None where there are neither."""
         feedback = [x.shift for x in (self.key_feedback, self.value_feedback) if x is not None]
         static = [*feedback, *([] if self.key_centre is None else [self.key_centre])]
         return static[0].shape[0] if static else None
 
     def centred(self, integers: Tensor) -> Tensor:
-        """Integers of keys [batch, kv_heads, tokens, D] without their centres."""
+        """Subtract the centres from integer keys [batch, kv_heads, tokens, D]."""
         if self.key_centre is None:
             return integers
         return integers - self.key_centre[:, None, :]
 
     def condition_keys(self, keys: Tensor) -> tuple[Tensor, int]:
-        """Integers of keys [batch, kv_heads, tokens, D], centred and rotated; saturated elements.
+        """Convert keys [batch, kv_heads, tokens, D] to integers, centred and rotated.
 
-        Magnitudes are at most ``conditioned_max`` of the configuration.
+        Returns
+        -------
+        The integers, at most ``conditioned_max`` of the configuration in magnitude, and the number
+        of saturated elements
         """
         integers, saturated = to_integers(keys, self.key_exponent)
         return self.rotated(self.centred(integers)), saturated
 
     def condition_values(self, values: Tensor) -> tuple[Tensor, int]:
-        """Integers of values [batch, kv_heads, tokens, D], rotated; saturated elements."""
+        """Convert values [batch, kv_heads, tokens, D] to integers, rotated.
+
+        Returns
+        -------
+        The integers, and the number of saturated elements
+        """
         integers, saturated = to_integers(values, self.value_exponent)
         return self.rotated(integers), saturated
 
     def scale_queries(self, queries: Tensor) -> Tensor:
-        """Queries float [..., D] times ``2**key_exponent`` and 1/n, float64, not rotated yet."""
+        """Multiply queries [..., D] by ``2**key_exponent / n``; return float64, not rotated yet."""
         return queries.double() * (2.0**self.key_exponent / self._growth(queries))
 
     def condition_queries(self, queries: Tensor) -> Tensor:
-        """Queries float64 [..., D] whose dot products with conditioned keys are the real ones."""
+        """Scale and rotate queries, so that dot products with conditioned keys are the real ones.
+
+        Returns
+        -------
+        float64 [..., D]
+        """
         return self.rotated(self.scale_queries(queries))
 
     def rotated_back(self, outputs: Tensor) -> Tensor:
-        """Weighted sums of conditioned values as sums of the values before, float64 [..., D]."""
+        """Undo the rotation in weighted sums of conditioned values, float64 [..., D]."""
         return inverse_hadamard(outputs) if self.rotate else outputs
 
     def real_outputs(self, outputs: Tensor) -> Tensor:
-        """Outputs in the integers' unit, rotated back, as real ones, float64 [..., D]."""
+        """Convert rotated-back outputs from units of value integers to real numbers, float64."""
         return outputs * 2.0**self.value_exponent
 
     def restore_outputs(self, outputs: Tensor) -> Tensor:
-        """Real outputs of weighted sums of conditioned values, float64 [..., D]."""
+        """Convert weighted sums of conditioned values to real outputs, float64 [..., D]."""
         return self.real_outputs(self.rotated_back(outputs))
 
     def rotated(self, x: Tensor) -> Tensor:
-        """Vectors [..., D] as the layer rotates them, in the type in which they come."""
+        """Rotate vectors [..., D] if this layer rotates; the dtype stays the same."""
         return hadamard(x) if self.rotate else x
 
     def _growth(self, x: Tensor) -> int:

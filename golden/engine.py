@@ -1,4 +1,4 @@
-"""Golden engine: integer-exact decode attention, the composition of the golden blocks."""
+"""Golden engine: integer-exact decode attention, composed of the golden blocks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Attention:
 
 
 def value_exponent(values: Planes, visible: Tensor) -> Tensor:
-    """Largest scale exponent of the visible values, int64 [..., I]; 0 where none is visible."""
+    """Return the largest scale exponent of visible values, int64 [..., I]; 0 if none is visible."""
     largest = torch.where(values.unit, values.exponent, 0).amax(-1)
     return torch.where(visible, largest[..., None, :], 0).amax(-1)
 
@@ -55,23 +55,23 @@ def attend(
     other_keys: SecondVersion[Planes] | None = None,
     other_values: SecondVersion[Planes] | None = None,
 ) -> Attention:
-    """Attention of I queries per head over T tokens, every bit as docs/contract.md says.
+    """Compute attention of I queries per head over T tokens, to the bit as docs/contract.md says.
 
     Parameters
     ----------
     queries : values [..., G, I, D]
-    keys, values : Planes [..., T, P, D]; P may differ between the two
-    visible : bool [..., I, T], rows that are true for a prefix of one common set of tokens (causal
+    keys, values : Planes [..., T, P, D]; P may differ between keys and values
+    visible : bool [..., I, T]; each row is true for a prefix of one common set of tokens (causal
         attention, with or without padded tokens); all tokens when None. Blocks are counted over the
-        common set, so padding changes no bit. A row without any token gives zeros.
-    exponent : int64 [..., I], the contract's `value_exponent`, at least every scale exponent that a
-        query meets; the largest of those of the visible values when None
+        common set, so padding changes no bit. A query that sees no token gets zeros.
+    exponent : int64 [..., I], the contract's `value_exponent`, not below any scale exponent of a
+        value that the query sees; the largest exponent of the visible values when None
     other_keys, other_values : second versions of some tokens, or None
 
     Raises
     ------
     ValueError
-        For second versions without an exponent, which must count what has been overwritten too.
+        For second versions without `exponent`, which must count overwritten scales too.
     """
     if other_values is not None and exponent is None:
         raise ValueError("exponent: None is not allowed where tokens have second versions")
@@ -92,7 +92,7 @@ def attend(
     weights = softmax.weights.flatten(-2)
     added = _added(config, weights, values, other_values, exponent)
     accumulators = accumulate(added, softmax.shifts)
-    # a row that sees nothing has a zero denominator; its accumulators are zero, so is its output
+    # a query that sees nothing has a zero denominator; its accumulators and outputs are zero
     outputs = normalizer(config, accumulators, softmax.sums.clamp(min=1))
     return Attention(
         outputs,
@@ -104,7 +104,10 @@ def attend(
 def _scores(
     config: EngineConfig, queries: Queries, keys: Planes, other: SecondVersion[Planes] | None
 ) -> tuple[Tensor, Tensor]:
-    """Scores [..., G, I, T] of every query with every key as it sees it, and which saturated."""
+    """Return scores [..., G, I, T] with the version of each key that a query sees, and saturation.
+
+    Saturation is bool [..., G, I, T].
+    """
     sums = key_lanes(keys.digits, queries.values)
     scores, saturated = plane_scaler(config, sums, keys, queries.exponent)
     if other is not None:
@@ -121,11 +124,11 @@ def _added(
     other: SecondVersion[Planes] | None,
     exponent: Tensor,
 ) -> Tensor:
-    """What each block adds to the accumulators, [..., N, G, I, D], each value as it is seen.
+    """Return what each block adds to the accumulators, [..., N, G, I, D], second versions included.
 
     Parameters
     ----------
-    weights : [..., G, I, N * B]; those of second versions are zero afterwards
+    weights : [..., G, I, N * B]; weights of second versions are set to zero in place
     """
     if other is None:
         return _block_sums(config, weights, values, exponent)
@@ -139,7 +142,12 @@ def _added(
 
 
 def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent: Tensor) -> Tensor:
-    """What each block adds to the accumulators, [..., N, G, I, D], from weights [..., G, I, T]."""
+    """Return what each block adds to the accumulators, [..., N, G, I, D].
+
+    Parameters
+    ----------
+    weights : [..., G, I, T]
+    """
     padding = -values.tokens % config.block
     weights = _pad_axis(weights, -1, 0, values.tokens + padding - weights.shape[-1])
     values = values.map_tokens(lambda x, axis: _pad_axis(x, axis, 0, padding))
@@ -151,9 +159,9 @@ def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent:
 
 
 def _real_tokens_first(visible: Tensor) -> Tensor | None:
-    """Order of tokens int64 [..., T] that has padding behind real tokens; None where it is.
+    """Return the order of tokens int64 [..., T] that moves padding behind real tokens.
 
-    Blocks count real tokens only.
+    None where padding is there already. Blocks count real tokens only.
     """
     used = visible.any(-2)
     if not (used[..., 1:] & ~used[..., :-1]).any():
@@ -162,14 +170,18 @@ def _real_tokens_first(visible: Tensor) -> Tensor | None:
 
 
 def _ordered(x: Tensor, order: Tensor, axis: int = -1, before: int = 0) -> Tensor:
-    """Put the tokens along a negative `axis` in an order, with `before` axes of `x` between."""
+    """Reorder the tokens along a negative `axis` of `x`.
+
+    The axes of `order` without the last are the leading axes of `x`; `before` further axes of `x`
+    follow before the token axis.
+    """
     behind = -axis - 1
     shape = (*order.shape[:-1], *[1] * before, order.shape[-1], *[1] * behind)
     return x.gather(axis, order.reshape(shape).expand(x.shape))
 
 
 def _ordered_version(other: SecondVersion[Planes], order: Tensor) -> SecondVersion[Planes]:
-    """Second versions in an order: of all tokens, those that have none are seen by no query."""
+    """Extend second versions to all tokens, then reorder; no query sees the added ones."""
     missing = other.start, order.shape[-1] - other.span.stop
 
     def all_tokens(x: Tensor, axis: int) -> Tensor:
@@ -185,5 +197,5 @@ def _ordered_version(other: SecondVersion[Planes], order: Tensor) -> SecondVersi
 
 
 def _pad_axis(x: Tensor, axis: int, before: int, behind: int) -> Tensor:
-    """Put so many zeros before and behind what is along a negative `axis`."""
+    """Pad a negative `axis` with `before` zeros in front and `behind` zeros at the end."""
     return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (before, behind))

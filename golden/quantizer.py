@@ -1,20 +1,21 @@
 """Golden quantizer: integer vectors to ternary planes, as docs/contract.md ("Quantizer") says.
 
-``balanced`` code of N digits: one scale s; the digits are found from the most significant plane
-down by comparing what is left with half the plane's weight 3**c s and subtracting. That rounds to
-the nearest code point s * k, |k| <= (3**N - 1) / 2. Dropping the k lowest planes leaves the nearest
-code of N - k digits under 3**k s.
+A ``balanced`` code of N digits has one scale s. Digits are found from the most significant plane
+down: the remainder is compared with half the plane's weight 3**c s, and the digit times the weight
+is subtracted. This rounds to the nearest code point s * k, |k| <= (3**N - 1) / 2. Dropping the k
+lowest planes leaves the nearest code of N - k digits under 3**k s.
 
-``residual`` code of N digits: N scales; each plane rounds what the planes before have left to
--s_c, 0 or s_c. This is the code of the KVTQ paper.
+A ``residual`` code of N digits has N scales. Each plane rounds the remainder of the planes before
+it to -s_c, 0 or s_c. This is the code of the KVTQ paper.
 
-A scale is chosen per vector (or per residual), then *encoded*, and digits are computed against the
-encoded scale, so what a reader multiplies by is what the writer rounded with. Negating a vector
-negates its digits. A vector of zeros gets the smallest scale and digits of zero. A vector too large
-for the largest scale saturates its digits.
+A scale is chosen per vector (or per remainder), then *encoded*. Digits are computed against the
+encoded scale, so a reader multiplies by the same scale that the writer rounded with. Negating a
+vector negates its digits. A vector of zeros gets the smallest scale and digits of zero. A vector
+too large for the largest scale saturates its digits.
 
-Hardware computes the scale choice ``absmean`` for both codes and ``max`` for the residual one;
-``max`` for balanced codes (it divides by 3**N) and ``lsq`` (it tries several) are for comparison::
+Hardware computes the scale choice ``absmean`` for both codes, and ``max`` for residual codes only.
+The other choices, ``max`` for balanced codes (which divides by 3**N) and ``lsq`` (which tries
+several scales), are for comparison::
 
     >>> from golden.dequantizer import dequantize
     >>> from kvtq_hw.contract.config import load_config
@@ -54,33 +55,33 @@ __all__ = [
 #: Fraction bits of an absmean constant.
 ABSMEAN_BITS = 8
 
-#: Scale over mean absolute value of least squared error on Gaussian vectors, which rotated vectors
-#: resemble, for codes of 1..5 digits; the optimum is flat. A test finds them again.
+#: Ratio of scale to mean absolute value with the least squared error on Gaussian vectors, which
+#: rotated vectors resemble, for codes of 1..5 digits. The optimum is flat. A test recomputes them.
 BALANCED_RATIOS = (1.52, 0.67, 0.268, 0.105, 0.041)
-#: The same for codes that are rounded with feedback, by what is left of model quality
-#: (docs/short-code.md): a code of one digit is best when more of its digits are zero.
+#: The same ratios for codes rounded with feedback, chosen by model quality (docs/short-code.md):
+#: a code of one digit is best when more of its digits are zero.
 FEEDBACK_RATIOS = {
     "key": (2.0, 0.7, 0.28, 0.105, 0.041),
     "value": (2.1, 0.7, 0.28, 0.105, 0.041),
 }
-#: The same for each plane of a residual code, relative to what the planes before have left. The
-#: fourth is best spent on the few elements that the first three have clipped.
+#: The same ratios for each plane of a residual code, relative to the remainder of the planes
+#: before. The fourth plane is best spent on the few elements that the first three have clipped.
 RESIDUAL_RATIOS = (1.53, 1.37, 1.57, 8.5, 1.42)
-# Scales tried by `lsq` beside the one that clips nothing: tenths of largest element over code.
+# Scales tried by `lsq` beside the one that clips nothing: tenths of largest element / largest code.
 _CLIP_TENTHS = (10, 9, 8, 7, 6, 5, 4, 3)
 
 
 def absmean_constant(config: EngineConfig, ratio: float) -> int:
-    """The integer c of ``scale = c * sum |z| / 2**(ceil(log2 D) + 8)`` nearest to a ratio.
+    """Return the integer c of ``scale = c * sum |z| / 2**(ceil(log2 D) + 8)`` nearest to `ratio`.
 
-    The ratio is that of the scale to the mean absolute value. Where D is no power of two, c makes
-    up for the shift that takes the place of the division.
+    The ratio is scale / mean absolute value. Where D is no power of two, c corrects for the shift
+    that replaces the division by D.
     """
     return round(ratio * (1 << absmean_shift(config)) / config.head_dim)
 
 
 def absmean_shift(config: EngineConfig) -> int:
-    """Fraction bits of an absmean constant times a sum of magnitudes."""
+    """Return the fraction bits of the product of an absmean constant and a sum of magnitudes."""
     return ABSMEAN_BITS + (config.head_dim - 1).bit_length()
 
 
@@ -94,17 +95,18 @@ def quantize(
     ratio: float | None = None,
     feedback: Feedback | None = None,
 ) -> Planes:
-    """Quantize vectors, all at once.
+    """Quantize integer vectors to ternary planes.
 
     Parameters
     ----------
     x : int64 [..., T, D], at most ``2 * conditioned_max`` in magnitude
     digits : number of planes N, 1..max_planes
-    scale : ``max`` is the smallest scale that clips nothing, for a residual code the paper's: the
-        largest element; ``absmean`` takes a constant times the mean absolute value; ``lsq`` the
-        scale with the least squared error among a few
-    ratio : of the ``absmean`` scale of a balanced code to the mean; the usual one when None
-    feedback : matrices of the KV heads, axis -3 of x, by which a balanced code is rounded
+    scale : ``max`` takes the smallest scale that clips nothing or, for a residual code, the
+        paper's scale, the largest element; ``absmean`` takes a constant times the mean absolute
+        value; ``lsq`` takes the scale with the least squared error among several candidates
+    ratio : ratio of the ``absmean`` scale of a balanced code to the mean absolute value; that of
+        `BALANCED_RATIOS` when None
+    feedback : feedback matrices of the KV heads (axis -3 of x) for a balanced code
 
     Returns
     -------
@@ -115,7 +117,8 @@ def quantize(
     TypeError
         When the vectors are not int64.
     ValueError
-        For an unknown kind or choice, digits beyond `max_planes`, or elements that are too large.
+        For an unknown kind or scale choice, digits outside 1..max_planes, elements that are too
+        large, or feedback for a residual code.
     """
     if kind not in ("balanced", "residual"):
         raise ValueError(f"kind: {kind!r} is unknown; allowed are balanced, residual")
@@ -165,7 +168,7 @@ def quantize(
 
 
 def balanced_digits(code: Tensor, digits: int) -> Tensor:
-    """Balanced ternary digits of integers in +-(3**N - 1) / 2: [..., D] to int8 [..., N, D]."""
+    """Split integers [..., D] in +-(3**N - 1) / 2 into balanced ternary digits int8 [..., N, D]."""
     planes = []
     for _ in range(digits):
         trit = (code + 1).remainder(3) - 1
@@ -183,11 +186,11 @@ def _choose_scale(
     *,
     clip_free: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Encoded scale (fraction, exponent), int64 [...], of each vector x [..., D].
+    """Return the encoded scale (fraction, exponent), int64 [...], of each vector x [..., D].
 
-    `clip_free` makes ``max`` the smallest scale under which no element is more than half a step off
-    the code. Rounding to nearest instead would clip the largest elements of up to a third, which
-    from four digits on costs more than all other rounding.
+    With `clip_free`, ``max`` is the smallest scale under which no element is more than half a step
+    from a code point. Rounding the scale to nearest instead would clip up to a third off the
+    largest elements, which from four digits on costs more than all other rounding.
     """
     if choice == "absmean":
         total = x.abs().sum(-1) * absmean_constant(config, absmean_ratio)
@@ -211,10 +214,10 @@ def _choose_scale(
 
 
 def _compare_and_subtract(x: Tensor, step: Tensor, digits: int) -> Tensor:
-    """Digits of x [..., D] under a step [...]: int8 [..., N, D], unit plane first.
+    """Compute the digits of x [..., D] under a step s [...]: int8 [..., N, D], unit plane first.
 
-    From the most significant digit down: +1 where 2r > 3**c s, -1 where 2r < -3**c s, and
-    ``r -= digit * 3**c s``.
+    The remainder r starts as x. From the most significant digit down, the digit is +1 where
+    2r > 3**c s and -1 where 2r < -3**c s, then ``r -= digit * 3**c s``.
     """
     rest, planes = x, []
     for position in reversed(range(digits)):
@@ -228,10 +231,11 @@ def _compare_and_subtract(x: Tensor, step: Tensor, digits: int) -> Tensor:
 def _round_with_feedback(
     config: EngineConfig, x: Tensor, step: Tensor, digits: int, feedback: Feedback
 ) -> Tensor:
-    """Digits of x [..., heads, T, D] under steps [..., heads, T]: int8 [..., heads, T, N, D].
+    """Round x [..., heads, T, D] under steps [..., heads, T] to int8 digits [..., heads, T, N, D].
 
-    Element after element: rounded is ``sat(x_k + a_k)``, and the error that it hands on is
-    ``err_k = rshift_round(sat(x_k - s * code_k), shift_k)``, ``a_j = sat(a_j + factors_kj err_k)``.
+    Elements are rounded one after the other. Element k rounds ``sat(x_k + a_k)``. Its error
+    ``err_k = rshift_round(sat(x_k - s * code_k), shift_k)`` is then fed to all later elements j:
+    ``a_j = sat(a_j + factors_kj err_k)``.
     """
     elements = x.movedim(-1, 0).contiguous()
     weights = 3 ** torch.arange(digits, device=x.device)
@@ -251,7 +255,7 @@ def _round_with_feedback(
 
 
 def _squared_error(x: Tensor, step: Tensor, digits: int) -> Tensor:
-    """Sum of squared errors of each vector rounded with a step: [...]."""
+    """Return the sum of squared errors [...] of each vector x [..., D] rounded with its step."""
     weights = 3 ** torch.arange(digits, device=x.device)
     code = (_compare_and_subtract(x, step, digits) * weights[:, None]).sum(-2)
     return (x - step[..., None] * code).square().sum(-1)

@@ -1,1 +1,1 @@
-"""Attention over the quantized cache: transformers' attention function and its backends."""
+"""Attention over the quantized cache: an attention function for transformers and its backends."""

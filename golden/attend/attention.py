@@ -1,7 +1,7 @@
-"""The attention function that transformers calls, over a `TernaryCache`.
+"""The attention function over a `TernaryCache` that transformers calls.
 
-Importing this module registers it under the name `ATTENTION`, together with the mask function
-without which a prefill would not be causal. A model uses it after
+Importing this module registers the function under the name `ATTENTION`, together with a mask
+function; without the mask function a prefill would not be causal. A model uses both after
 ``model.set_attn_implementation(ATTENTION)``.
 """
 
@@ -23,7 +23,8 @@ __all__ = ["ATTENTION", "ternary_attention"]
 
 ATTENTION = "kvtq_ternary"
 
-# Arguments by which some models change the attention itself. Ignoring one would be silently wrong.
+# Arguments by which some models change the attention itself. Ignoring such an argument would give
+# wrong outputs silently.
 _UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
 
 
@@ -38,27 +39,27 @@ def ternary_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of `query` [batch, heads, I, D] over everything in the cache layer.
+    """Compute the attention of `query` [batch, heads, I, D] over all tokens of a cache layer.
 
-    A compiled model leaves its graph for it: the integers are not worth tracing.
+    A compiled model leaves its graph for this function: integer operations are not worth tracing.
 
     Parameters
     ----------
-    key, value : the pass through the cache layer, as its `update` returned it
+    key, value : the pass that the cache layer's `update` returned
     attention_mask : bool [batch, 1, I, T], true where a query sees a token; None for causal
         attention of the newest I tokens
     scaling : factor on the scores, 1 / sqrt(D) when None
 
     Returns
     -------
-    The outputs [batch, I, heads, D] in the type of the query, and no weights.
+    The outputs [batch, I, heads, D] in the dtype of the query, and None for the weights.
 
     Raises
     ------
     TypeError
         When the model did not run with a `TernaryCache`.
     ValueError
-        For attention variants and masks that the engine does not compute.
+        When the engine does not compute this attention variant or mask.
     """
     if not isinstance(key, CachePass):
         raise TypeError(
@@ -90,7 +91,7 @@ def ternary_attention(
 
 
 def _check_queries(query: Tensor, stored: CachePass) -> None:
-    """Refuse queries that are not of this pass, or of another model."""
+    """Raise `ValueError` for queries that do not belong to this pass or to this model."""
     config = stored.config
     expected = stored.batch, stored.kv_heads * config.query_group, config.head_dim
     if (query.shape[0], query.shape[1], query.shape[3]) != expected:
@@ -106,7 +107,13 @@ def _check_queries(query: Tensor, stored: CachePass) -> None:
 
 
 def _visible(mask: Tensor | None, queries: int, tokens: int, device: torch.device) -> Tensor | None:
-    """The tokens each query sees, bool [batch, 1, I, T]; None where every query sees all."""
+    """Return which tokens each query sees, bool [batch, 1, I, T]; None where all queries see all.
+
+    Raises
+    ------
+    ValueError
+        When the engine does not compute this mask.
+    """
     if mask is None:
         if queries == 1:
             return None

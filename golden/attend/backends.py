@@ -1,7 +1,8 @@
-"""Who computes attention: the integer golden model, the float reference, or something beside them.
+"""Attention backends: the integer golden model, the float reference, and combinations.
 
-A backend gets an `AttentionJob`, one layer's attention in one forward pass.
-The hardware simulator is one too; `CheckedBackend` runs two and compares every output bit.
+A backend computes an `AttentionJob`, which is one layer's attention in one forward pass. The
+hardware simulator is a backend too. `CheckedBackend` runs two backends and compares every output
+bit.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ __all__ = [
     "rotated_back",
 ]
 
-# Golden attention holds a few int64 tensors of [batch, heads, queries, tokens, runs]: a larger
-# prefill is computed in pieces of queries.
+# Golden attention holds a few int64 tensors [batch, heads, queries, tokens, runs]. Where they would
+# have more elements than this, queries are processed in pieces.
 _CHUNK_ELEMENTS = 1 << 21
 
 
@@ -42,15 +43,15 @@ class IntegerBackend(Protocol):
     """A backend whose outputs are those of docs/contract.md, to the bit."""
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Integer outputs with their exponents."""
+        """Return integer outputs with their exponents."""
         ...
 
 
 class GoldenBackend:
-    """The integer golden model."""
+    """Computes attention with the integer golden model."""
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Integer attention over the layer's planes, the queries in pieces where they are many."""
+        """Compute integer attention over the layer's planes, many queries in pieces."""
         config = job.cache.config
         keys, values = job.cache.keys.planes().merged(), job.cache.values.planes().merged()
         queries, visible = job.queries, job.visible
@@ -83,10 +84,10 @@ class GoldenBackend:
 
 
 class FloatBackend:
-    """Float64 attention over the dequantized planes, with the queries as they came."""
+    """Computes float64 attention over the dequantized planes, with unrounded queries."""
 
     def attend(self, job: AttentionJob) -> Tensor:
-        """Float attention over the layer's planes."""
+        """Compute float64 attention over the layer's planes."""
         config = job.cache.config
 
         def real(planes: Planes) -> Tensor:
@@ -104,23 +105,23 @@ class FloatBackend:
 
 @dataclass(frozen=True)
 class SplitBackend:
-    """One backend for decode steps, another for everything else (prefill, batches)."""
+    """Uses one backend for decode steps and another for all other jobs (prefill, batches)."""
 
     prefill: AttentionBackend
     decode: AttentionBackend
 
     def attend(self, job: AttentionJob) -> Attention | Tensor:
-        """Compute the job with the backend it is for."""
+        """Compute the job with the backend for its kind."""
         return (self.decode if job.is_decode_step else self.prefill).attend(job)
 
 
 class MeasuredBackend:
-    """Runs a backend, and beside it another one whose distance to the first it measures.
+    """Runs two backends on every job and measures the error of the second against the first.
 
     Attributes
     ----------
     largest_error : largest absolute difference of an output element, in the model's own units
-    outputs_compared : number of output elements compared
+    outputs_compared : number of output elements compared so far
     """
 
     def __init__(self, reference: AttentionBackend, measured: AttentionBackend) -> None:
@@ -139,7 +140,7 @@ class MeasuredBackend:
         return math.sqrt(self._squared_error / self._squared_output)
 
     def attend(self, job: AttentionJob) -> Attention | Tensor:
-        """Compute the job twice; the reference's result counts."""
+        """Compute the job with both backends; return the reference's result."""
         result = self._reference.attend(job)
         real = job.cache.conditioning.real_outputs
         reference = real(to_float(result))
@@ -152,21 +153,21 @@ class MeasuredBackend:
 
 
 class MismatchError(Exception):
-    """Two backends that must agree to the bit do not. The inputs are saved for replay."""
+    """Raised when two backends differ that must agree to the bit; the inputs are saved."""
 
 
 class CheckedBackend:
-    """Runs a backend, and beside it a reference that it must equal in every output bit.
+    """Runs a tested backend and a reference, and requires equality of every output bit.
 
     Parameters
     ----------
-    reference, tested : the result of `tested` is handed on
-    folder : where the inputs of a mismatch are saved
+    reference, tested : the two backends; jobs return the result of `tested`
+    folder : folder in which the inputs of a mismatch are saved
 
     Attributes
     ----------
-    outputs_compared : output elements compared so far
-    mismatches : output elements that differed
+    outputs_compared : number of output elements compared so far
+    mismatches : number of output elements that differed
     """
 
     def __init__(self, reference: IntegerBackend, tested: IntegerBackend, folder: Path) -> None:
@@ -177,13 +178,13 @@ class CheckedBackend:
         self.mismatches = 0
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Compute the job twice.
+        """Compute the job with both backends; return the result of the tested backend.
 
         Raises
         ------
         MismatchError
-            With layer, head, token and dimension of the first difference and the file that holds
-            the inputs and both outputs.
+            When the outputs differ. The message names layer, head, token and dimension of the first
+            difference and the file with the inputs and both outputs.
         """
         expected = self._reference.attend(job)
         found = self._tested.attend(job)
@@ -204,7 +205,7 @@ class CheckedBackend:
     def _report(
         self, job: AttentionJob, expected: Attention, found: Attention, wrong: Tensor
     ) -> str:
-        """Save the job and say where the first difference is."""
+        """Save the job; return a message that locates the first difference."""
         index = tuple(wrong.nonzero()[0].tolist())
         sequence, kv_head, member, query, dimension = index
         group = wrong.shape[2]
@@ -224,12 +225,12 @@ class CheckedBackend:
 
 
 def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attention) -> None:
-    """Save what a job was computed from, and two results, as a safetensors file.
+    """Save the inputs of a job, and two results, as a safetensors file.
 
     Tensors are named ``queries.values``, ``queries.exponent``, ``keys.digits``, ``keys.unit``,
     ``keys.fraction``, ``keys.exponent``, the same for ``values``, ``value_exponent``,
-    ``expected.values``, ``expected.exponent``, ``found.values`` and ``found.exponent``; the
-    metadata hold the layer and the configuration.
+    ``expected.values``, ``expected.exponent``, ``found.values``, ``found.exponent``, and
+    ``visible`` where not all tokens are visible. The metadata hold the layer and the configuration.
     """
     tensors = {"queries.values": job.queries.values, "queries.exponent": job.queries.exponent}
     tensors["value_exponent"] = job.value_exponent
@@ -246,14 +247,14 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
 
 
 def rotated_back(job: AttentionJob, attention: Attention) -> Attention:
-    """The core's outputs as they leave the hardware."""
+    """Rotate the engine's outputs back, as the hardware does before outputs leave it."""
     config, rotate = job.cache.config, job.cache.conditioning.rotate
     values, exponent = output_rotator(config, attention.values, attention.exponent, rotate)
     return Attention(values, exponent, attention.saturated)
 
 
 def to_float(result: Attention | Tensor) -> Tensor:
-    """Outputs of any backend as float64."""
+    """Convert the outputs of any backend to float64."""
     return result if isinstance(result, Tensor) else result.to_float()
 
 

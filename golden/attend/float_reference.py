@@ -20,13 +20,13 @@ def attend(
     other_keys: SecondVersion[Tensor] | None = None,
     other_values: SecondVersion[Tensor] | None = None,
 ) -> Tensor:
-    """``softmax(q k' / sqrt(D)) v`` of I queries per head over T tokens.
+    """Compute ``softmax(q k' / sqrt(D)) v`` of I queries per head over T tokens.
 
     Parameters
     ----------
     queries : float64 [..., G, I, D]
     keys, values : float64 [..., T, D], dequantized planes
-    visible : bool [..., I, T]; all tokens when None. A row without any token gives zeros.
+    visible : bool [..., I, T]; all tokens when None. A query that sees no token gets zeros.
     other_keys, other_values : second versions of some tokens, float64 [..., M, D], or None
 
     Returns

@@ -1,14 +1,14 @@
-"""Single-precision attention of one query straight from the packed bytes.
+"""Single-precision attention of one query, computed directly on the packed bytes.
 
-A decode step reads every cached vector once, and building vectors to use them once is most of its
-cost. Here nothing is unpacked. All work goes through tables float32
-[batch, kv_heads, quads, places, 256, 4], an entry for every value of the byte at every place of a
-plane, of four query heads (a quad) beside each other:
+A decode step reads every cached vector once; unpacking the vectors would be most of its cost. This
+module unpacks nothing. All work goes through tables float32
+[batch, kv_heads, quads, places, 256, 4]: one entry per place of a byte in a plane, per value of
+the byte, and per query head of a quad (four query heads):
 
-- For the keys an entry is the sum of the query's elements that the byte's trits select, so a
-  product takes one addition per byte instead of one per trit.
-- For the values it is the other way round: a token's weight is added at the entry of each of its
-  bytes, and in the end the trits of an entry say to which elements its sum goes.
+- For the keys, an entry is the sum of the query's elements that the byte's trits select. A dot
+  product then takes one addition per byte instead of one per trit.
+- For the values, the direction is reversed. A token's weight is added to the entry of each of the
+  token's bytes. At the end, the trits of each entry select the output elements that get its sum.
 
 Numba compiles the loops.
 """
@@ -37,14 +37,14 @@ _TABLES = Array(np.float32, "batch", "kv_heads", "quads", "places", 256, _LANES,
 
 
 class PackedRun(NamedTuple):
-    """The planes of a part of the cache that are under one scale, for all tokens of that part.
+    """One run (planes under one scale) of all tokens of a part of the cache.
 
     data : uint8 [batch, kv_heads, planes, capacity, places], packed planes
     words : integers [batch, kv_heads, scales, capacity, 1], scale words
-    low, high : the planes are ``low .. high - 1``, of weights 1, 3, 9, ...
-    scale : index of their scale
-    first, tokens : place of the first token in the buffers, and how many tokens there are
-    fraction_bits : of a scale word
+    low, high : the run's planes are ``low .. high - 1``, with weights 1, 3, 9, ...
+    scale : index of the run's scale
+    first, tokens : index of the first token in the buffers, and number of tokens
+    fraction_bits : fraction bits of a scale word
     start : index of the first token in the context
     """
 
@@ -60,9 +60,9 @@ class PackedRun(NamedTuple):
 
 
 def attend_one(job: AttentionJob) -> Tensor:
-    """Float attention of a job's one query over all tokens: float64 [batch, kv_heads, G, 1, D].
+    """Compute attention of a job's one query over all tokens: float64 [batch, kv_heads, G, 1, D].
 
-    Exact digits and scales, products and sums in float32. The cache must be on a CPU.
+    Digits and scales are exact; products and sums are float32. The cache must be on a CPU.
     """
     cache, queries = job.cache, job.real_queries.detach()
     packing, tokens = cache.config.packing, cache.tokens
@@ -92,7 +92,7 @@ def attend_one(job: AttentionJob) -> Tensor:
 
 
 def _runs(stored: TieredView) -> Iterator[PackedRun]:
-    """The runs of all parts, in the order of their tokens."""
+    """Yield the runs of all parts, in the order of their tokens."""
     start = 0
     for part in stored.parts:
         if part.tokens:
@@ -104,7 +104,7 @@ def _runs(stored: TieredView) -> Iterator[PackedRun]:
 
 
 def _planes_of_scales(part: PlaneView) -> list[tuple[int, int, int]]:
-    """First plane, end and scale of what is under one scale."""
+    """Return first plane, end plane and scale index of each run of a part."""
     if part.kind == "balanced":
         return [(0, part.digits, 0)]
     return [(plane, plane + 1, plane) for plane in range(part.digits)]
@@ -121,10 +121,10 @@ def _planes_of_scales(part: PlaneView) -> list[tuple[int, int, int]]:
     tables=_TABLES,
 )
 def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
-    """Fill tables [batch, kv_heads, quads, places, 256, 4] with what bytes select of queries.
+    """Fill tables [batch, kv_heads, quads, places, 256, 4] with sums of selected query elements.
 
     ``tables[b, h, g // 4, place, byte, g % 4]`` is the sum of the elements of query
-    ``queries[b, h, g, 0]``, times a factor, that the trits of the byte at that place select.
+    ``queries[b, h, g, 0]`` that the trits of the byte at that place select, times a factor.
     """
     batch, heads, group, _, dim = queries.shape
     quads, places = tables.shape[2:4]
@@ -146,9 +146,9 @@ def _fill_tables(queries, factor, digits, bytes_of_groups, tables):
 
 @loop_part
 def _sum_groups(elements, sums):
-    """Fill sums [3**n, 4] with what each group of n trits selects of elements [n, 4].
+    """Fill sums [3**n, 4] with the sum of elements [n, 4] that each group of n trits selects.
 
-    Three sums follow from each sum of one trit less: with -q, with 0 and with +q.
+    Each sum over one trit fewer gives three sums: with -q, with 0 and with +q added.
     """
     sums[0] = 0
     count = 1
@@ -195,10 +195,10 @@ _RUN_RULES = (
     scores=Array(np.float32, "batch", "kv_heads", "quads", _LANES, "context", written=True),
 )
 def _add_scores(run, tables, scores):
-    """Read tables [batch, kv_heads, quads, places, 256, 4] at the bytes of a run of keys.
+    """Add a run of keys to scores [batch, kv_heads, quads, 4, T].
 
-    Added to scores [batch, kv_heads, quads, 4, T] is, for each token and plane, the sum of the
-    entries of the plane's bytes times the plane's weight and scale.
+    Each plane of a token adds the sum of the entries that its bytes have in tables
+    [batch, kv_heads, quads, places, 256, 4], times the plane's weight and scale.
     """
     batch, heads, quads, places = tables.shape[:4]
     for b in range(batch):
@@ -234,10 +234,10 @@ def _add_scores(run, tables, scores):
     tables=_TABLES,
 )
 def _scatter_weights(run, weights, tables):
-    """Add to tables [batch, kv_heads, quads, places, 256, 4] at the bytes of a run of values.
+    """Add a run of values to tables [batch, kv_heads, quads, places, 256, 4].
 
-    Each plane of a token adds the token's weight, of weights [batch, kv_heads, quads, 4, T], times
-    the plane's weight and scale, to the entries of its bytes.
+    Each plane of a token adds the token's softmax weight (weights [batch, kv_heads, quads, 4, T]),
+    times the plane's weight and scale, to the entries of its bytes.
     """
     batch, heads, quads, places = tables.shape[:4]
     for b in range(batch):
@@ -273,7 +273,7 @@ def _scatter_weights(run, weights, tables):
     outputs=Array(np.float64, "batch", "kv_heads", "members", 1, "dim", written=True),
 )
 def _empty_tables(tables, digits, bytes_of_groups, outputs):
-    """Sum up tables [batch, kv_heads, quads, places, 256, 4] into elements of outputs.
+    """Reduce tables [batch, kv_heads, quads, places, 256, 4] to the elements of outputs.
 
     Element k of ``outputs[b, h, g, 0]`` is the sum of ``tables[b, h, g // 4, k // digits, :,
     g % 4]``, each entry times trit ``k % digits`` of its byte.
@@ -299,10 +299,11 @@ def _empty_tables(tables, digits, bytes_of_groups, outputs):
 
 @loop_part
 def _split_groups(sums, elements):
-    """Fill elements [n, 4] with sums [3**n, 4] of groups of n trits, each times its trits.
+    """Fill elements [n, 4] with the sums [3**n, 4] of groups of n trits, weighted by the trits.
 
-    Trit by trit, from the lowest: groups with +1 minus groups with -1; then the three groups of
-    every combination of the higher trits count as one, so the sums are used up.
+    Trits are processed from the lowest up. An element is the sum over groups with +1 minus the sum
+    over groups with -1. The three groups that differ only in this trit are then added into one, so
+    `sums` is overwritten.
     """
     count = sums.shape[0]
     for digit in range(elements.shape[0]):
@@ -321,6 +322,6 @@ _ZERO = np.float32(0)
 
 @loop_part
 def _scale(word, fraction_bits):
-    """The scale of a stored word, float32."""
+    """Return the scale of a stored word, float32."""
     one = 1 << fraction_bits
     return np.float32((one + (word & (one - 1))) << (word >> fraction_bits))

@@ -1,4 +1,4 @@
-"""Single-precision attention: the float reference's function at half its cost."""
+"""Single-precision attention: computes what the float reference computes, at half the cost."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def attend(
     other_keys: SecondVersion[Tensor] | None = None,
     other_values: SecondVersion[Tensor] | None = None,
 ) -> Tensor:
-    """Softmax attention in float32.
+    """Compute softmax attention in float32.
 
     Parameters
     ----------
-    queries : float32 [batch, kv_heads, G, I, D], with the factor on the scores
+    queries : float32 [batch, kv_heads, G, I, D], multiplied by the factor on the scores
     keys, values : float32 [batch, kv_heads, T, D]
-    visible : bool [batch, 1, I, T]; all tokens when None. A row without any token gives zeros.
+    visible : bool [batch, 1, I, T]; all tokens when None. A query that sees no token gets zeros.
     other_keys, other_values : second versions of some tokens, float32 [batch, kv_heads, M, D]
 
     Returns
@@ -57,10 +57,10 @@ def attend(
 
 
 class SinglePrecisionBackend:
-    """Float32 attention over the dequantized planes: the float reference at half its cost."""
+    """Computes float32 attention over the dequantized planes at half the float reference's cost."""
 
     def attend(self, job: AttentionJob) -> Tensor:
-        """Float attention over the layer's planes, float64 [batch, kv_heads, G, I, D]."""
+        """Compute float32 attention over the layer's planes: float64 [batch, kv_heads, G, I, D]."""
         rotated_back = job.cache.conditioning.rotated_back
         on_cpu = job.real_queries.device.type == "cpu"
         if on_cpu and job.recent is None and job.real_queries.shape[-2] == 1:

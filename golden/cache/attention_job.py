@@ -39,7 +39,7 @@ class Revision:
 
     While a layer keeps its revision, tokens were only appended to it. A reader that copied the
     planes elsewhere then needs to copy only the tokens after those that were settled at the time
-    of the copy. Every other change gives the layer a new revision; copying the layer does not.
+    of the copy. Every other change gives the layer a new revision, and so does copying the layer.
     Revisions are equal when they are the same object.
     """
 

@@ -1,7 +1,8 @@
 """A KV cache for transformers that holds packed ternary planes and nothing else.
 
-`TernaryCache` is given to a model as ``past_key_values``. Its layers return a `CachePass`, from
-which the attention function of `golden.attend.attention` reads planes instead of keys and values::
+A model gets a `TernaryCache` as ``past_key_values``. The cache's layers return a `CachePass`, and
+the attention function of `golden.attend.attention` reads planes from it instead of keys and
+values::
 
     >>> from transformers import LlamaConfig, LlamaForCausalLM
     >>> from golden.attend.attention import ATTENTION
@@ -22,8 +23,9 @@ which the attention function of `golden.attend.attention` reads planes instead o
 
 Centres, exponents and feedback of a real model come from `golden.llm.calibration`.
 
-Storage is append-only: a token is quantized when it arrives and, where the code has a window of
-recent tokens in more digits, once more when it leaves that window, from those digits.
+Storage is append-only. A token is quantized when it arrives. Where the code has a window of recent
+tokens in the digits of the tier, a token that leaves the window is quantized once more, from these
+digits to the body's.
 """
 
 from __future__ import annotations
@@ -52,14 +54,14 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
 
     Parameters
     ----------
-    config, code : the format of what is stored
-    conditioning : what happens to keys and values before
-    backend : who computes the attention of this layer; copies of the layer share it
+    config, code : the format of the stored vectors
+    conditioning : conditioning of keys and values before they are quantized
+    backend : computes the attention of this layer; copies of the layer share it
 
     Attributes
     ----------
-    saturated : elements so far that did not fit the 16 bits that calibration chose
-    revision : names what is stored; see `golden.cache.attention_job.Revision`
+    saturated : number of elements so far that did not fit the 16 bits that calibration chose
+    revision : identifies the stored contents; see `golden.cache.attention_job.Revision`
     """
 
     is_croppable = True
@@ -80,12 +82,13 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         self.saturated = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make empty stores for tokens of this form.
+        """Make empty stores for tokens of this shape, dtype and device.
 
         Raises
         ------
         ValueError
-            When the configuration has another head dimension, or the calibration other KV heads.
+            When the configuration has another head dimension, or the calibration another number of
+            KV heads.
         """
         for name, states in (("keys", key_states), ("values", value_states)):
             if states.shape[-1] != self.config.head_dim:
@@ -107,14 +110,14 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[CachePass, CachePass]:
-        """Append tokens [batch, kv_heads, tokens, D]; returns the pass for keys and for values.
+        """Append tokens [batch, kv_heads, tokens, D]; return the pass twice, for keys and values.
 
         Raises
         ------
         UserError
             When the context grows beyond `max_context`.
         ValueError
-            When keys and values do not fit each other, or do not fit what is stored.
+            When keys and values do not fit each other, or do not fit the stored ones.
         """
         new_tokens = key_states.shape[-2]
         self.admit(key_states, value_states)
@@ -150,17 +153,17 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         return result, result
 
     def get_max_length(self) -> int:
-        """Most tokens that can be stored."""
+        """Return the largest number of tokens that can be stored."""
         return self.config.max_context
 
     def reset(self) -> None:
-        """Forget everything; tokens of any batch may come next."""
+        """Remove all tokens; the next tokens may have another batch size."""
         super().reset()
         self.saturated = 0
         self.revision = Revision()
 
     def check_crop(self, tokens_to_remove: int) -> None:
-        """Refuse what `crop` cannot do; see there."""
+        """Raise the errors of `crop` without changing anything."""
         if tokens_to_remove > 0:
             raise ValueError(
                 f"tokens_to_remove: {tokens_to_remove} is not allowed; must be zero or negative"
@@ -170,15 +173,16 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
             self.keys.check_crop(kept)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens, and what they did to the value exponent.
+        """Remove the last ``-tokens_to_remove`` tokens and their effect on the value exponent.
 
-        The layer is afterwards what it was before they came.
+        Afterwards the layer is as it was before these tokens were appended.
 
         Raises
         ------
         ValueError
-            For a positive number, as the layers of transformers do; and where tokens would have to
-            be in the window again that left it before the newest update, and are in fewer digits.
+            When `tokens_to_remove` is positive, as in the layers of transformers; and when tokens
+            that left the window before the newest update, and so are in the body's digits, would
+            have to be in the window again.
         """
         self.check_crop(tokens_to_remove)
         if tokens_to_remove == 0 or not self.is_initialized:
@@ -193,7 +197,7 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         self.revision = Revision()
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Rearrange what is stored, and the value exponents with it."""
+        """Apply a function that rearranges axis 0 (the batch) to vectors and value exponents."""
         super().map_batch(function)
         if self.is_initialized:
             self._exponents.map_batch(function)
@@ -226,7 +230,7 @@ class TernaryCache(StoredCache):
 
     Parameters
     ----------
-    code : one for all layers, or a table with one for each
+    code : one code for all layers, or a table with one code per layer
     conditioning : one entry per layer
     """
 
@@ -246,24 +250,24 @@ class TernaryCache(StoredCache):
         )
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last ``-tokens_to_remove`` tokens in all layers, or in none.
+        """Remove the last ``-tokens_to_remove`` tokens from all layers, or from none.
 
         Raises
         ------
         ValueError
-            Where `TernaryCacheLayer.crop` does.
+            When `TernaryCacheLayer.crop` raises it for a layer.
         """
         for layer in self.layers:
             layer.check_crop(tokens_to_remove)
         super().crop(tokens_to_remove)
 
     def bits_per_element(self) -> float:
-        """Stored bits per cached number: everything that is stored for a token is counted.
+        """Return the true bits: stored bits per cached element, with all that is stored per token.
 
         Raises
         ------
         ValueError
-            When nothing is stored.
+            When the cache is empty.
         """
         elements = sum(layer.stored_elements() for layer in self.layers)
         if not elements:

@@ -1,4 +1,4 @@
-"""The keys, or the values, of a layer in three parts: sinks, body, window of recent tokens."""
+"""A store of a layer's keys, or values, in three parts: sinks, body, window of recent tokens."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["TieredStore", "TieredView", "Written"]
 
 
 class TieredView(NamedTuple):
-    """What a `TieredStore` holds at one time: a store never changes what a view shows."""
+    """The contents of a `TieredStore` at one time; the store never changes what a view shows."""
 
     sinks: PlaneView
     body: PlaneView
@@ -31,17 +31,17 @@ class TieredView(NamedTuple):
 
     @property
     def parts(self) -> tuple[PlaneView, PlaneView, PlaneView]:
-        """All three, in the order of their tokens."""
+        """Sinks, body and window: the order of their tokens."""
         return self.sinks, self.body, self.window
 
     @property
     def tokens(self) -> int:
-        """Stored tokens."""
+        """Number of stored tokens."""
         return self.sinks.tokens + self.body.tokens + self.window.tokens
 
     @property
     def settled(self) -> int:
-        """Tokens whose planes do not change when more are appended: sinks and body."""
+        """Number of tokens whose planes do not change with later appends: sinks and body."""
         return self.sinks.tokens + self.body.tokens
 
     def planes(self, start: int = 0) -> Planes:
@@ -54,7 +54,7 @@ class TieredView(NamedTuple):
         return Planes.join(filled or [parts[1]])
 
     def depths(self, start: int = 0) -> Tensor:
-        """Number of planes of each token from `start` on, int64 [tokens]."""
+        """Return the number of planes of each token from `start` on, int64 [tokens]."""
         digits = torch.tensor([part.digits for part in self.parts])
         counts = torch.tensor([part.tokens for part in self.parts])
         return digits.repeat_interleave(counts)[start:]
@@ -62,12 +62,13 @@ class TieredView(NamedTuple):
 
 @dataclass(frozen=True)
 class Written:
-    """What appending T tokens wrote.
+    """The scale exponents and the window of one append of T tokens.
 
-    came : uint8 [batch, kv_heads, T], largest scale exponent of each token as it came
-    left : uint8 [batch, kv_heads, T], that of the token that it made leave the window; 0 if none
-    window : of several tokens, the window with them, before any left it; None where it is one,
-        which sees what is stored afterwards, or the code has no window
+    came : uint8 [batch, kv_heads, T], largest scale exponent of each token as first stored
+    left : uint8 [batch, kv_heads, T], largest body scale exponent of the token that each token
+        pushed out of the window; 0 if none
+    window : the window with all T tokens, before any token left; None for one token, which sees
+        what is stored afterwards, and for a code without a window
     """
 
     came: np.ndarray
@@ -76,20 +77,20 @@ class Written:
 
 
 class TieredStore:
-    """The keys, or the values, of a layer in three parts, chronological: sinks, body, window.
+    """Stores a layer's keys, or values, in three parts, chronological: sinks, body, window.
 
-    Sinks (the first tokens) and window (the newest) are in the tier's digits, the body is in the
-    short code. What leaves the window is requantized from its digits, all that is left of it by
-    then; the newest of what the newest append made leave, at most a window, are kept in those
-    digits too, so that forgetting what came last brings back what was there before. Without a
-    window tokens are quantized once.
+    Sinks (the first tokens) and window (the newest tokens) are in the tier's digits; the body is in
+    the short code. A token that leaves the window is requantized from the tier's digits, because
+    its original vector is no longer stored. Tokens that the newest append pushed out of the window,
+    at most a window's length of them, are kept in the tier's digits too, so that removing the last
+    tokens restores the earlier state exactly. Without a window every token is quantized once.
 
     Parameters
     ----------
     config, code : format and tiers
     side : "key" or "value", for the number of digits
     feedback : matrices for rounding the body; None rounds each element on its own
-    batch, kv_heads, device : of everything stored
+    batch, kv_heads, device : leading axes and device of the stored vectors
     """
 
     def __init__(
@@ -114,31 +115,31 @@ class TieredStore:
         self.window = PlaneStore(config, "balanced", tier_digits, *shape)
 
     def __copy__(self) -> TieredStore:
-        """An independent copy."""
+        """Make an independent copy."""
         return copy.deepcopy(self)
 
     @property
     def tokens(self) -> int:
-        """Stored tokens."""
+        """Number of stored tokens."""
         return self.sinks.tokens + self.body.tokens + self.window.tokens
 
     @property
     def device(self) -> torch.device:
-        """Where the bytes live."""
+        """Device of the buffers."""
         return self.body.device
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TieredStore:
-        """Move the bytes; returns this store, as a cache layer's offloading expects."""
+        """Move the buffers; return this store, as a cache layer's offloading expects."""
         for part in self._parts:
             part.to(device, non_blocking)
         return self
 
     def view(self) -> TieredView:
-        """What is stored now."""
+        """Return a view of the stored tokens."""
         return TieredView(self.sinks.view(), self.body.view(), self.window.view())
 
     def append(self, vectors: Tensor) -> Written:
-        """Quantize int64 vectors [batch, kv_heads, tokens, D] behind what is stored."""
+        """Quantize int64 vectors [batch, kv_heads, tokens, D] and append them."""
         tokens = vectors.shape[-2]
         spread = self._tiers.spread(self.tokens + tokens)
         sinks = spread.sinks - self.sinks.tokens
@@ -155,7 +156,8 @@ class TieredStore:
             leaving = spread.body - self.body.tokens
             if leaving:
                 gone = self.body.append_vectors(self.window.vectors(0, leaving))
-                # the newest token makes the last one leave, the one before it the last but one ...
+                # the newest token pushes out the last leaving token, the one before it the last
+                # but one, and so on
                 left[..., tokens - leaving :] = gone
                 self.window.drop(leaving, keep=self._tiers.window)
         return Written(came, left, before)
@@ -165,12 +167,12 @@ class TieredStore:
         return self.view().planes(start)
 
     def check_crop(self, tokens: int) -> None:
-        """Refuse to forget all but the first `tokens` tokens where that cannot be done exactly.
+        """Raise where keeping only the first `tokens` tokens cannot restore the earlier state.
 
         Raises
         ------
         ValueError
-            When tokens would be in the window again that have left it before the newest append.
+            When tokens that left the window before the newest append would be in the window again.
         """
         window, back = self._after_crop(tokens)
         if window and back > self.window.behind:
@@ -181,12 +183,12 @@ class TieredStore:
             )
 
     def crop(self, tokens: int) -> None:
-        """Forget all but the first `tokens` tokens: the store is what it was when they had come.
+        """Remove all but the first `tokens` tokens: the store is as it was right after these.
 
         Raises
         ------
         ValueError
-            Where `check_crop` does.
+            When `check_crop` raises it.
         """
         self.check_crop(tokens)
         window, back = self._after_crop(tokens)
@@ -197,20 +199,23 @@ class TieredStore:
         self.body.crop(tokens - self.sinks.tokens - window)
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function that rearranges axis 0 to what is stored."""
+        """Apply a function that rearranges axis 0 (the batch) to all three parts."""
         for part in self._parts:
             part.map_batch(function)
 
     def stored_bytes(self) -> int:
-        """Bytes of the stored tokens; room for tokens to come is not counted."""
+        """Return the bytes of the stored tokens; spare room is not counted."""
         return sum(part.stored_bytes() for part in self._parts)
 
     def stored_elements(self) -> int:
-        """Numbers that those bytes stand for."""
+        """Return the number of vector elements that `stored_bytes` represents."""
         return sum(part.stored_elements() for part in self._parts)
 
     def _after_crop(self, tokens: int) -> tuple[int, int]:
-        """Tokens in the window of a context of so many, and how many of them are in the body."""
+        """Return the window's token count in a context of `tokens` tokens, and the body's surplus.
+
+        The surplus is the number of these window tokens that are in the body now.
+        """
         spread = self._tiers.spread(tokens)
         return spread.window, self.body.tokens - spread.body
 

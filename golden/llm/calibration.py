@@ -1,12 +1,12 @@
-"""Calibration: what is static in the cache of a model, measured on some text.
+"""Calibration: the static constants of a model's cache, measured on some text.
 
-Measured are the mean keys, the range of keys and values, and the matrices by which rounding feeds
-back (`golden.feedback`): which directions of a key's error change attention outputs, and which
-directions of a value's error the output projection lets through.
+Calibration measures the mean keys, the range of keys and values, and the feedback matrices
+(`golden.feedback`). Feedback matrices describe which directions of a key's error change attention
+outputs, and which directions of a value's error pass the output projection.
 
-The text is not one that anything is evaluated on: unless one is given, the model writes it itself
-(`golden.llm.sampling`). What was measured is kept in a safetensors file whose metadata name the
-model, the hash of its weights and the tokens, and it is refused for any other model.
+The calibration text is never an evaluation text. Unless a text is given, the model writes the text
+itself (`golden.llm.sampling`). The result is kept in a safetensors file. The file's metadata name
+the model, the hash of its weights and the tokens; the file is refused for any other model.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ _TENSORS = (
 KEY_DAMPING = 0.03
 VALUE_DAMPING = 0.03
 
-# Tokens of one forward pass: the importance of a query takes memory in their square.
+# Tokens per forward pass: the importance of queries takes memory quadratic in this number.
 _SEGMENT = 1024
-# Tokens at the start that collect attention: they are kept in more digits than the others.
+# Tokens at the start of a text, which attract attention and are stored in more digits.
 _FIRST_TOKENS = 4
 
-# Bits between the largest element that calibration has seen and the largest that 16 bits hold.
+# Spare bits between the largest element seen in calibration and the largest 16-bit integer.
 _HEAD_ROOM = 1
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Statistics of one model.
+    """Static constants of one model's cache.
 
     key_centres : float32 [layers, kv_heads, D], mean post-RoPE key
     key_exponents, value_exponents : int64 [layers]; keys and values become 16-bit integers in units
-        of ``2**exponent``, with a bit of room above the largest element that was seen
+        of ``2**exponent``, with one spare bit above the largest element seen
     key_feedback, value_feedback : int8 [layers, kv_heads, D, D]; see `golden.feedback.Feedback`
     key_shifts, value_shifts : int64 [layers, kv_heads, D]
-    model_name : what the model was loaded as
-    model_fingerprint : SHA-256 of its weights
-    tokens : length of the text that was measured
-    text_digest : SHA-256 of its token ids
+    model_name : name under which the model was loaded
+    model_fingerprint : SHA-256 of the model's weights
+    tokens : number of tokens of the calibration text
+    text_digest : SHA-256 of the token ids of the calibration text
     """
 
     key_centres: Tensor
@@ -97,7 +97,7 @@ class Calibration:
     text_digest: str
 
     def conditioning(self) -> list[Conditioning]:
-        """Rotation, centring and feedback of every layer."""
+        """Return the conditioning of each layer: rotation, centring and feedback."""
         exponents = zip(self.key_exponents.tolist(), self.value_exponents.tolist(), strict=True)
         return [
             Conditioning(
@@ -119,13 +119,13 @@ def calibrate(
 
     Parameters
     ----------
-    text : its first tokens are used; sampled from the model when None
+    text : text whose first `tokens` tokens are used; sampled from the model when None
 
     Raises
     ------
     UserError
-        When the text has fewer tokens than asked for, the model does not run on a ternary cache, or
-        it computes what is not finite.
+        When the text has fewer than `tokens` tokens, the model does not run on a ternary cache, or
+        the model computes numbers that are not finite.
     """
     language_model.check_supported()
     if text is None:
@@ -169,8 +169,14 @@ def calibrate(
 
 
 def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Tensor]:
-    """The first `tokens` tokens of a text, in pieces."""
-    # a tokenizer gives at least one token for ten characters of English: no need to read it all
+    """Return the first `tokens` tokens of a text, in pieces of `_SEGMENT` tokens.
+
+    Raises
+    ------
+    UserError
+        When the text has fewer tokens.
+    """
+    # a tokenizer gives at least one token per ten characters of English: no need to read all
     ids = language_model.tokenizer(text[: 10 * tokens + 1000], return_tensors="pt").input_ids[0]
     if len(ids) < tokens:
         raise UserError(
@@ -180,7 +186,7 @@ def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Te
 
 
 class _LayerStatistics:
-    """What calibration sums up of one layer, piece by piece of the text."""
+    """Accumulates the calibration statistics of one layer over the pieces of the text."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -189,7 +195,7 @@ class _LayerStatistics:
         self.value_hessian = torch.tensor(0.0, dtype=torch.float64)
 
     def add(self, inputs: LayerInputs) -> None:
-        """Add up what the layer's attention gets of a piece."""
+        """Add the attention inputs of one piece to the statistics."""
         query, key, value = (x.float() for x in (inputs.queries, inputs.keys, inputs.values))
         kv_heads, tokens, dim = key.shape
         grouped = query.unflatten(0, (kv_heads, -1))
@@ -210,11 +216,12 @@ class _LayerStatistics:
 
 
 def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) -> Tensor:
-    """How much an error in a score of a query changes the attention output, float [kv_heads, G, T].
+    """Return how much an error in a query's scores changes the output, float [kv_heads, G, T].
 
-    An error d in the score of token j moves the output o by ``p_j (v_j - o) d`` to first order, and
-    what the output projection lets through of it has the square norm ``p_j**2 |v_j - o|**2 d**2``,
-    summed here over the tokens behind the first few, which are no short code's business.
+    To first order, an error d in the score of token j moves the attention output o by
+    ``p_j (v_j - o) d``. Behind the output projection this change has the squared norm
+    ``p_j**2 |v_j - o|**2 d**2``. The result is the sum over all tokens except the first few, which
+    the short code never stores.
     """
     tokens, dim = keys.shape[-2:]
     scores = queries @ keys[:, None].mT / math.sqrt(dim)
@@ -231,9 +238,9 @@ def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) 
 
 
 def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
-    """The weights that an attention module applies to each head's output: [heads, out, D].
+    """Return the output projection of an attention module, per head: [heads, out, D].
 
-    The identity where the module has none under a known name.
+    The result is the identity where the module has no projection under a known name.
     """
     for name in ("o_proj", "out_proj", "dense", "c_proj"):
         layer = getattr(module, name, None)
@@ -249,12 +256,12 @@ def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
 
 
 def _vector_exponent(largest: Tensor) -> int:
-    """Smallest exponent whose 16-bit integers hold twice the largest element."""
+    """Return the smallest unit exponent whose 16-bit integers hold twice the largest element."""
     return int(torch.frexp(largest.double() / VECTOR_MAX).exponent) + _HEAD_ROOM
 
 
 def save_calibration(calibration: Calibration, path: Path) -> None:
-    """Write a calibration file, whole or not at all; raises `UserError`."""
+    """Write a calibration file, whole or not at all; raise `UserError` on failure."""
     metadata = {
         "format": _FORMAT,
         "model_name": calibration.model_name,
@@ -272,7 +279,7 @@ def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
     Raises
     ------
     UserError
-        When there is no such file, it is not a calibration, or it belongs to another model.
+        When the file does not exist, is no calibration, or belongs to another model.
     """
     place = f"{_WHAT} {str(path)!r}"
     metadata = read_metadata(path, _WHAT)
@@ -304,7 +311,7 @@ def load_calibration(path: Path, language_model: LanguageModel) -> Calibration:
 
 
 class _Metadata(Schema):
-    """The texts in a calibration file's header."""
+    """The metadata strings in a calibration file's header."""
 
     model_name: str
     model_fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -313,10 +320,10 @@ class _Metadata(Schema):
 
 
 def _expected(language_model: LanguageModel) -> dict[str, Expected]:
-    """The tensors of a model's calibration."""
+    """Return the tensors that a calibration file of this model must have."""
     layers, dim = language_model.layers, language_model.head_dim
     heads = (layers, language_model.kv_heads, dim)
-    # those of float32, for the largest element of a tensor is one
+    # the range of float32 exponents, because the largest element is a float32
     exponents = Expected(torch.int64, (layers,), -170, 120)
     factors = Expected(torch.int8, (*heads, dim), -FACTOR_MAX, FACTOR_MAX)
     shifts = Expected(torch.int64, heads, 0, MAX_SHIFT)
@@ -332,7 +339,7 @@ def _expected(language_model: LanguageModel) -> dict[str, Expected]:
 
 
 def load_or_calibrate(language_model: LanguageModel) -> Calibration:
-    """The default calibration of a model, measured once and kept in the user's cache folder."""
+    """Return a model's default calibration, measured once and kept in the user's cache folder."""
     folder = cache_folder() / "calibration"
     name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}"
     path = folder / f"{name}.safetensors"
