@@ -1,8 +1,8 @@
-"""Golden accelerator: a KV head's life in integers, from the host's vectors to the host's outputs.
+"""Golden accelerator: one KV head in integers, from the host's vectors to the host's outputs.
 
-What the hardware does in one job: condition and quantize the new key and value, store them, and
-requantize the token that leaves the window; then attend with the host's queries and rotate the
-outputs back. It is the composition of the golden blocks, for one KV head without a model around it.
+One hardware job conditions and quantizes the new key and value, stores them, and requantizes the
+token that leaves the window. It then attends with the host's queries and rotates the outputs back.
+This module composes the golden blocks for one KV head without a model around it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["KvHead"]
 
 
 class KvHead:
-    """One KV head: what is stored of it, and its value exponent.
+    """Stores keys and values of one KV head and attends to them.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ class KvHead:
 
     Attributes
     ----------
-    keys, values : the stored vectors, batch and KV heads being one
-    value_exponent : largest exponent of any value scale that was written
+    keys, values : the stored vectors; the batch and KV-head axes have size one
+    value_exponent : largest exponent of all value scales written so far
     """
 
     def __init__(self, config: EngineConfig, code: CacheCode, conditioning: Conditioning) -> None:
@@ -53,7 +53,7 @@ class KvHead:
         self.value_exponent = 0
 
     def append(self, key: Tensor, value: Tensor) -> None:
-        """Store a token: int64 [D] each, 16-bit, -2**15 read as -VECTOR_MAX."""
+        """Store a token: key and value int64 [D] of 16 bits; -2**15 is read as -VECTOR_MAX."""
         condition = self._conditioning
         key, value = (x.clamp(min=-VECTOR_MAX)[None, None, None] for x in (key, value))
         if condition.key_centre is not None:
@@ -64,7 +64,7 @@ class KvHead:
         self.value_exponent = max(self.value_exponent, largest)
 
     def store(self, image: MemoryImage, layer: int, head: int) -> None:
-        """Write everything that is stored into an image, as this KV head."""
+        """Write all stored vectors into an image, at the place of KV head `head` of `layer`."""
         stores: dict[Side, TieredStore] = {"key": self.keys, "value": self.values}
         for side, vectors in stores.items():
             for tier in ("sinks", "body", "window"):
@@ -72,11 +72,11 @@ class KvHead:
                 image.write(layer, head, side, tier, part, vectors.tokens)
 
     def attend(self, queries: Tensor, exponents: Tensor) -> Attention:
-        """Attention of the host's queries, int64 [G, D] with exponents [G], over all tokens.
+        """Compute attention of the host's queries, int64 [G, D] and exponents [G], over all tokens.
 
         Returns
         -------
-        Attention : values [G, 1, D] and exponent [1], as they leave the hardware
+        Attention : values [G, 1, D] and exponent [1], as the hardware outputs them
         """
         rotate = self._conditioning.rotate
         symmetric = queries.clamp(min=-VECTOR_MAX)

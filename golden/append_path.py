@@ -1,7 +1,7 @@
-"""Golden append path: what becomes of new vectors before they are quantized, and their records.
+"""Golden append path: conditioning of new 16-bit vectors, and their records after quantization.
 
-Hardware's twin starts from 16-bit integers; `golden.conditioning` makes those from a model's
-numbers and then does the same.
+Like the RTL block, this module starts from 16-bit integers. `golden.conditioning` converts a
+model's floating-point vectors to such integers and then does the same.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["condition", "records"]
 
 
 def condition(vectors: Tensor, centre: Tensor | None, rotate: bool) -> Tensor:
-    """16-bit vectors [..., D], centred and rotated: int64, ready for `golden.quantizer`.
+    """Centre and rotate 16-bit vectors [..., D]: int64, ready for `golden.quantizer`.
 
-    -2**15 is read as -VECTOR_MAX in vectors and centre [..., D].
+    In vectors and centre [..., D], -2**15 is read as -VECTOR_MAX.
     """
     vectors = vectors.long().clamp(min=-VECTOR_MAX)
     if centre is not None:
@@ -28,11 +28,11 @@ def condition(vectors: Tensor, centre: Tensor | None, rotate: bool) -> Tensor:
 
 
 def records(config: EngineConfig, planes: Planes, unit_first: bool) -> tuple[Tensor, Tensor]:
-    """Records of vectors with the same code, and the largest exponent of each one's scales.
+    """Pack vectors with the same code into records.
 
     Returns
     -------
-    uint8 [..., T, bytes], int64 [..., T]
+    The records uint8 [..., T, bytes], and the largest scale exponent of each vector, int64 [..., T]
     """
     exponents = planes.exponent.masked_fill(~planes.unit, 0).amax(-1)
     return pack_record(config, planes, unit_first), exponents

@@ -1,8 +1,8 @@
-"""The door to every loop that Numba compiles: arguments are checked before they go in.
+"""Compiles loops with Numba, and checks the arguments of a compiled loop before every call.
 
-A compiled loop trusts its arguments: where an index leaves an array it reads or writes whatever
-lies there in the process. So `compiled` declares for each argument of a loop what it must be, and
-for all of them together which indices the loop makes of them, and looks before every call::
+A compiled loop does not check indices: an index outside an array reads or writes other memory of
+the process. So `compiled` declares the type and shape that each argument of a loop must have, and
+rules that keep all indices of the loop inside the arrays. Every call is checked first::
 
     @compiled("0 <= start <= capacity - tokens", data=Array(np.uint8, "capacity", written=True),
               x=Array(np.uint8, "tokens"), start=int)
@@ -10,7 +10,8 @@ for all of them together which indices the loop makes of them, and looks before 
         for t in range(x.shape[0]):
             data[start + t] = x[t]
 
-Nothing else in the project imports Numba (`tests/test_house.py`), so there is no other way in.
+No other module of the project imports Numba (`tests/test_house.py`), so no loop can avoid the
+check.
 """
 
 from __future__ import annotations
@@ -26,22 +27,23 @@ from numpy.typing import DTypeLike
 
 __all__ = ["Array", "Fields", "compiled", "loop_part"]
 
-numba.config.SLP_VECTORIZE = 1  # makes operations on a few neighbours one vector operation
+numba.config.SLP_VECTORIZE = 1  # merges equal operations on neighbours into a vector operation
 
 Loop = Callable[..., Any]
 
 
 class Array:
-    """What an array argument must be.
+    """Declares an array argument.
 
     Parameters
     ----------
-    dtype : its type, or the types that it may have
-    axes : a name, or a size, for each axis; a name stands for one size in all arguments of a loop
-    written : the loop writes to it, so that it must be writeable
+    dtype : allowed dtype, or dtypes
+    axes : a name or a size for each axis; a name stands for one size in all arguments of a loop
+    written : the loop writes to the array, so the array must be writeable
     strided : the loop takes any layout; otherwise the array must be C-contiguous
-    optional : it may be empty instead, whatever its axes
-    below : a number, or an axis of any argument, that all its numbers are indices below
+    optional : the array may also be empty, with any axes
+    below : exclusive upper limit of all elements, which are indices: a number, or the name of an
+        axis of any argument
     """
 
     def __init__(
@@ -61,14 +63,14 @@ class Array:
         self.below = below
 
     def check(self, name: str, value: object, sizes: dict[str | int, int]) -> None:
-        """Compare an argument with what it must be, and note the sizes of its axes.
+        """Check an argument against this declaration, and record the sizes of its axes.
 
         Raises
         ------
         TypeError
-            When it is no array, or one of another type.
+            When the argument is no array, or has another dtype.
         ValueError
-            When its shape does not fit, or its layout.
+            When the shape or the layout of the argument does not fit.
         """
         if not isinstance(value, np.ndarray) or value.dtype not in self.dtypes:
             found = value.dtype if isinstance(value, np.ndarray) else type(value).__name__
@@ -95,17 +97,17 @@ Part = Array | type[int] | type[float]
 
 
 class Fields:
-    """What an argument must be that is a named tuple: each of its fields on its own.
+    """Declares a named-tuple argument, field by field.
 
     Parameters
     ----------
-    kind : its type
-    fields : what each field must be; rules and axes name fields as they name arguments
+    kind : type of the named tuple
+    fields : declaration of each field; rules and axes name fields like arguments
 
     Raises
     ------
     TypeError
-        When these are not the fields of the type.
+        When `fields` are not the fields of `kind`.
     """
 
     def __init__(self, kind: type[NamedTuple], **fields: Part) -> None:
@@ -122,15 +124,15 @@ def compiled(*rules: str, **arguments: Part | Fields) -> Callable[[Loop], Loop]:
     Parameters
     ----------
     rules : Python expressions over names of axes and arguments (and `np`) that must be true
-    arguments : what each argument of the loop must be; integers must fit 64 bits
+    arguments : declaration of each argument of the loop; integers must fit 64 bits
 
     Raises
     ------
     TypeError
-        When the declaration does not name the arguments of the loop, or gives one name to two
-        arguments, fields or an axis; when called, for an argument of another type.
+        At declaration, when the names are not those of the loop's arguments, or when a name is used
+        twice among arguments, fields and axes. At a call, for an argument of another type.
     ValueError
-        When called, for arrays that do not fit, or where a rule is not kept.
+        At a call, for arrays that do not fit, or when a rule is false.
     """
 
     def decorate(function: Loop) -> Loop:
@@ -147,17 +149,17 @@ def compiled(*rules: str, **arguments: Part | Fields) -> Callable[[Loop], Loop]:
 
 
 def loop_part(function: Loop) -> Loop:
-    """Make a function that compiled loops call, and nobody else: it becomes a part of them."""
+    """Compile a function that only compiled loops call, and that becomes a part of them."""
     return numba.njit(function)
 
 
 class _Declared:
-    """What a loop's arguments must be, in two forms: a quick one, and one that says what is wrong.
+    """Checks a loop's arguments in two forms: a quick check, and a slow one with error messages.
 
     Parameters
     ----------
     title : name of the loop in messages
-    arguments : what each must be, in their order
+    arguments : declaration of each argument, in the order of the loop's parameters
     rules : see `compiled`
     """
 
@@ -169,7 +171,7 @@ class _Declared:
     ) -> None:
         self.title = title
         self.arguments = arguments
-        self.parts: dict[str, Part] = {}  # the same with fields in the place of their tuples
+        self.parts: dict[str, Part] = {}  # arguments, with fields in place of named tuples
         for name, argument in arguments.items():
             parts = argument.fields if isinstance(argument, Fields) else {name: argument}
             twice = [part for part in parts if part in self.parts]
@@ -191,16 +193,16 @@ class _Declared:
         self.rules = [*indices, *rules]
 
     def entrance(self, loop: Loop) -> Loop:
-        """Make a function that calls the loop if its arguments fit, and else says what does not.
+        """Return a function that calls the loop if its arguments fit, and raises an error if not.
 
-        A decode step enters some twenty loops per layer, and going through the declaration every
-        time would take as long as their work. So the declaration is written down as the straight
-        lines of one function, as the standard library does for dataclasses.
+        A decode step enters some twenty loops per layer, and interpreting the declaration at every
+        call would take as long as the loops. So the declaration is turned into the source code of
+        one function without loops, as the standard library does for dataclasses.
         """
 
         def refused(*given: Any) -> Any:
             self.check(*given)
-            return loop(*given)  # bool for int, or a subclass: what is exact is only quicker
+            return loop(*given)  # valid after all: a bool for an int, or a subclass
 
         call = f"({', '.join(self.arguments)})"
         lines = [f"def entrance{call}:"]
@@ -211,7 +213,7 @@ class _Declared:
                 lines.append(f" if type({name}) is not _{name}_kind: return _refused{call}")
                 lines.append(f" {', '.join(argument.fields)}, = {name}")
         known: set[str | int] = set()
-        last = sorted(  # the axes of what may be empty must be known from elsewhere
+        last = sorted(  # optional arrays last: their axes must be known from other arguments
             self.parts.items(), key=lambda item: isinstance(item[1], Array) and item[1].optional
         )
         for name, part in last:
@@ -226,7 +228,7 @@ class _Declared:
         return scope["entrance"]
 
     def check(self, *given: Any) -> None:
-        """Refuse arguments that do not fit, in words.
+        """Raise an error with a message for arguments that do not fit.
 
         Raises
         ------
@@ -260,7 +262,7 @@ class _Declared:
 
 
 def _array_lines(name: str, array: Array, known: set[str | int], refuse: str) -> list[str]:
-    """Lines of an entrance that look at one array, and name the axes that are not known yet."""
+    """Return the source lines that check one array and bind the axes that are not known yet."""
     wrong = [f"type({name}) is not _array", f"{name}.dtype not in _{name}_types"]
     lines = [f" if {' or '.join(wrong)}: {refuse}"]
     wrong = [f"{name}.ndim != {len(array.axes)}"]

@@ -1,4 +1,4 @@
-"""Golden dequantizer: the integer vectors that ternary planes stand for."""
+"""Golden dequantizer: ternary planes to integer vectors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["dequantize"]
 
 
 def dequantize(config: EngineConfig, planes: Planes) -> Tensor:
-    """The integer vectors that planes stand for, int64 [..., T, D]."""
+    """Return the integer vectors that planes represent, int64 [..., T, D]."""
     scale = decode_scale(config, planes.fraction, planes.exponent)
     run = planes.run_index()
     first = torch.zeros_like(scale).scatter_add_(-1, run, torch.where(planes.unit, scale, 0))

@@ -1,15 +1,16 @@
-"""Rounding with feedback: what earlier elements' errors add to an element before it is rounded.
+"""Rounding with feedback: errors of earlier elements are added to an element before rounding.
 
-What counts is not the error e of a key but that of its scores, e' H e with H = E[q q'] of the
-queries that read it, and for a value what the output projection makes of it, H = W_o' W_o. With
-H = (U + I) D (U + I)', U strictly upper triangular and D diagonal, the error e' H e is a weighted
-sum of squares of ``e_k + sum_{j<k} e_j U_jk``: rounding element k after adding the second term to
-it makes each square as small as rounding can (LDLQ of QuIP, arXiv 2307.13304, there on weights).
+Feedback does not minimize the error e of a vector, but its effect e' H e. For a key this is the
+error of the scores, with H = E[q q'] over the queries that read the key. For a value it is the
+error behind the output projection, with H = W_o' W_o. With H = (U + I) D (U + I)', U strictly upper
+triangular and D diagonal, e' H e is a weighted sum of squares of ``e_k + sum_{j<k} e_j U_jk``.
+Adding the second term to element k before rounding makes each square as small as rounding can
+(LDLQ of QuIP, arXiv 2307.13304, where it rounds weights).
 
-Hardware adds without multiplying: each row of U is rounded to numbers of two ternary digits under
-one power of two, found once, with the calibration. An element's error is shifted once and then,
-digit by digit, added to, subtracted from or kept from the sums of all later elements: the array
-that reads the cache can write it.
+Hardware needs no multiplier for this: calibration rounds each row of U to numbers of two ternary
+digits under one power of two. An element's error is shifted once. Then, digit by digit, it is added
+to, subtracted from or left out of the sums of all later elements, so the array that reads the cache
+can also write it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = [
 FEEDBACK_DIGITS = 2
 FACTOR_MAX = (3**FEEDBACK_DIGITS - 1) // 2
 
-#: Largest shift of a row; a row whose best is larger is as good as zero.
+#: Largest shift of a row; a row whose best shift is larger is as good as zero.
 MAX_SHIFT = 7
 
 
@@ -59,7 +60,7 @@ class Feedback:
 
 
 def triangular_factor(hessian: Tensor, damping: float) -> Tensor:
-    """U of ``H + damping * mean(diag H) * I = (U + I) D (U + I)'``, float64 [..., D, D]."""
+    """Return U of ``H + damping * mean(diag H) * I = (U + I) D (U + I)'``, float64 [..., D, D]."""
     hessian = hessian.double()
     mean = hessian.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
     identity = torch.eye(hessian.shape[-1], dtype=hessian.dtype, device=hessian.device)
@@ -70,7 +71,10 @@ def triangular_factor(hessian: Tensor, damping: float) -> Tensor:
 
 
 def feedback_from_hessian(hessian: Tensor, damping: float) -> Feedback:
-    """Feedback for H [kv_heads, D, D]: in each row the power of two with the least error."""
+    """Make feedback matrices from H [kv_heads, D, D]; each row gets the best power of two.
+
+    The best power of two gives the least squared error of the row.
+    """
     factor = triangular_factor(hessian, damping)
     shifts = torch.arange(MAX_SHIFT + 1, device=factor.device)
     scales = torch.ldexp(torch.ones_like(shifts, dtype=factor.dtype), -shifts)

@@ -9,10 +9,10 @@ __all__ = ["exact_matmul", "rshift_round", "saturate"]
 
 
 def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Matrix product of integer tensors, exact: int64.
+    """Multiply integer matrices exactly: int64.
 
-    Float products are many times faster, and exact where no partial sum needs more bits than a
-    float's mantissa has. A sum is at most (inner dimension) x (largest of a) x (largest of b).
+    Float products are many times faster, and exact where no partial sum needs more bits than the
+    mantissa has. A partial sum is at most (inner dimension) x (largest of a) x (largest of b).
     """
     if not a.numel() or not b.numel():
         return a.long() @ b.long()
@@ -25,19 +25,22 @@ def exact_matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _largest(x: Tensor) -> int:
-    """Return the largest magnitude, also of int8's -128, which `abs` leaves negative."""
+    """Return the largest magnitude, correct for int8's -128 too, which `abs` leaves negative."""
     low, high = x.aminmax()
     return max(-int(low), int(high))
 
 
 def rshift_round(x: Tensor, n: Tensor | int) -> Tensor:
-    """(x + 2**(n-1)) >> n: divide by 2**n, round half up; x itself for n = 0. Needs 0 <= n < 63."""
+    """Divide by 2**n, rounding half up: (x + 2**(n-1)) >> n; x itself for n = 0.
+
+    Needs 0 <= n < 63.
+    """
     shift = torch.as_tensor(n, dtype=torch.int64)
     half = (torch.ones_like(shift) << shift) >> 1
     return (x + half) >> shift
 
 
 def saturate(x: Tensor, bits: int) -> Tensor:
-    """Clamp to the range of a two's complement number of `bits` bits."""
+    """Clamp to the range of two's complement numbers of `bits` bits."""
     limit = 1 << (bits - 1)
     return x.clamp(-limit, limit - 1)

@@ -1,11 +1,11 @@
 """Golden Hadamard: the signed Walsh-Hadamard transform of a head vector, exact in integers.
 
-``y = H (s * x)``, n the largest power of two that divides D, H the Walsh-Hadamard matrix of size n
-(elements +1 and -1) in natural order, applied to D / n consecutive blocks, and s a fixed vector of
-signs. Nothing is divided, so integers stay integers and grow by log2 n bits; ``inverse_hadamard``
-divides by n. Dot products between transformed vectors are n times those of the vectors themselves.
-After it, a vector's elements look Gaussian, outlier channels are gone, and one scale serves all
-elements.
+The transform is ``y = H (s * x)``. Here n is the largest power of two that divides D, H is the
+Walsh-Hadamard matrix of size n (elements +1 and -1) in natural order, applied to D / n consecutive
+blocks, and s is a fixed vector of signs. Nothing is divided, so integers stay integers and grow by
+log2 n bits; `inverse_hadamard` divides by n. Dot products of transformed vectors are n times those
+of the original vectors. The elements of a transformed vector look Gaussian and outlier channels are
+gone, so one scale serves all elements.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["hadamard", "hadamard_signs", "inverse_hadamard", "transposed_hadamar
 
 @cache
 def hadamard_signs(head_dim: int) -> Tensor:
-    """The fixed signs s, +1 or -1: float64 [D], from a maximal 9-bit LFSR (x**9 + x**5 + 1).
+    """Return the fixed signs s, +1 or -1: float64 [D], from a maximal 9-bit LFSR (x**9 + x**5 + 1).
 
-    Without them a constant vector would end up in one element.
+    Without signs, the transform of a constant vector would have a single nonzero element per block.
     """
     state, signs = 1, []
     for _ in range(head_dim):
@@ -35,13 +35,13 @@ def hadamard_signs(head_dim: int) -> Tensor:
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """Transform [..., D] in the type it comes in, integer or float; floats in double precision."""
+    """Transform [..., D], integers exactly and floats in double precision; keep the dtype."""
     dim = x.shape[-1]
     return _transformed(x, _factors(dim), _ones(dim))
 
 
 def transposed_hadamard(y: Tensor) -> Tensor:
-    """``s * (H y)``, int64 [..., D]: n times what `inverse_hadamard` gives, and so exact."""
+    """Return ``s * (H y)``, int64 [..., D]: n times `inverse_hadamard`, and therefore exact."""
     dim = y.shape[-1]
     return _transformed(y, _ones(dim), _factors(dim))
 
@@ -54,7 +54,7 @@ def inverse_hadamard(y: Tensor) -> Tensor:
 
 def _transformed(x: Tensor, before: np.ndarray, after: np.ndarray) -> Tensor:
     source = x if x.dtype in (torch.int64, torch.float64) else x.double()
-    # tensors cost more to make than a token to rotate
+    # creating a tensor costs more than rotating a token
     result = np.array(source.numpy(force=True), order="C")
     _transform(result.reshape(-1, len(before)), before, after)
     return torch.from_numpy(result).to(x)
@@ -76,13 +76,14 @@ def _ones(dim: int) -> np.ndarray:
     after=Array(np.float64, "dim"),
 )
 def _transform(vectors, before, after):
-    """In place: factors, the Walsh-Hadamard transform of every block of n elements, factors.
+    """Multiply by `before`, transform each block of n elements, multiply by `after`, all in place.
 
-    n is the largest power of two that divides the dimension.
+    Here n is the largest power of two that divides the dimension.
 
-    log2(n) passes of butterflies, each over one bit of the index, from the lowest up. Sums are made
-    in a fixed order, so a vector's result does not depend on its companions, as that of a matrix
-    product may. As tensor operations, starting them costs more than a token's additions.
+    A block takes log2(n) passes of butterflies, one pass per bit of the index, from the lowest up.
+    The order of additions is fixed, so the result of a vector does not depend on the other vectors,
+    unlike in a matrix product. With tensor operations, start-up would cost more than the additions
+    of a token.
     """
     dim = vectors.shape[1]
     size = dim & -dim

@@ -1,4 +1,4 @@
-"""Golden key lanes: sums of the digits of keys times integer queries."""
+"""Golden key lanes: dot products of key digits and integer queries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["key_lanes"]
 
 
 def key_lanes(digits: Tensor, queries: Tensor) -> Tensor:
-    """Sum over d of queries[g, i, d] * digits[t, p, d], exact.
+    """Sum queries[g, i, d] * digits[t, p, d] over d, exactly.
 
     Parameters
     ----------

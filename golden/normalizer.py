@@ -1,4 +1,4 @@
-"""Golden normalizer: accumulators over the softmax denominator."""
+"""Golden normalizer: divides accumulators by the softmax denominator."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ __all__ = ["normalizer"]
 
 
 def normalizer(config: EngineConfig, accumulators: Tensor, sums: Tensor) -> Tensor:
-    """``sat(round(acc * floor(2**(R+k) / sum) * 2**-(R + k - Fo)))``, k = floor(log2(sum)).
+    """Divide accumulators by softmax denominators.
+
+    Computes ``sat(round(acc * floor(2**(R+k) / sum) * 2**-(R + k - Fo)))``, k = floor(log2(sum)).
 
     Parameters
     ----------
     accumulators : int64 [..., D]
-    sums : int64 [...], at least 1
+    sums : int64 [...], softmax denominators, at least 1
 
     Returns
     -------
-    int64 [..., D], Fo = output_fraction_bits fraction bits of the job's value exponent
+    int64 [..., D], with Fo = output_fraction_bits fraction bits relative to the job's value
+    exponent
     """
     powers = torch.arange(1, config.sum_of_weights_bits + 1, device=sums.device)
     magnitude = (sums[..., None] >> powers).ne(0).sum(-1)

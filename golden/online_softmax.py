@@ -1,7 +1,7 @@
 """Golden online softmax: base 2, over blocks of tokens, with an integer running maximum.
 
-The maximum rises with the scores, and by one where the sum of weights has reached a limit: so the
-sum, and what is accumulated with the weights, stay bounded.
+The maximum rises with the scores. It also rises by one where the sum of weights has reached a
+limit, so the sum and the weighted accumulators stay bounded.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class BlockWeights:
     """Weights of N blocks of B tokens, for I queries of G heads.
 
     weights : int64 [..., G, I, N, B], W fraction bits, relative to the maximum after their block
-    shifts : int64 [..., G, I, N], right shift of all accumulated before a block; 0 for block 0
+    shifts : int64 [..., G, I, N], right shift of the accumulators before each block; 0 for block 0
     sums : int64 [..., G, I], the softmax denominator
     """
 
@@ -34,14 +34,14 @@ class BlockWeights:
 
 
 def exp2_table(config: EngineConfig) -> Tensor:
-    """2**(W - f / 2**F) rounded half up, for f = 0 .. 2**F - 1."""
+    """Return the table of 2**(W - f / 2**F), rounded half up, for f = 0 .. 2**F - 1."""
     size = 1 << config.score_fraction_bits
     one = 1 << config.weight_bits
     return torch.tensor([int(one * 2 ** (-f / size) + 0.5) for f in range(size)])
 
 
 def online_softmax(config: EngineConfig, scores: Tensor, visible: Tensor) -> BlockWeights:
-    """Softmax weights as the hardware meets them: block by block, in token order.
+    """Compute softmax weights as the hardware does: block by block, in token order.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def online_softmax(config: EngineConfig, scores: Tensor, visible: Tensor) -> Blo
         shifts[..., block] = (raised - maximum).clamp(max=config.accumulator_bits)
         maximum = raised
         below = torch.where(here, (maximum[..., None] << fraction) - blocks[..., block, :], 0)
-        # a weight of one shifted by more than W + 1 rounds to zero
+        # a weight of one (2**W) shifted by more than W + 1 bits rounds to zero
         shift = (below >> fraction).clamp(max=config.weight_bits + 2)
         weights[..., block, :] = rshift_round(table[below & ((1 << fraction) - 1)], shift) * here
         sums = (sums >> shifts[..., block]) + weights[..., block, :].sum(-1)

@@ -1,7 +1,7 @@
-"""Golden output rotator: attention outputs, rotated back as the values were rotated.
+"""Golden output rotator: undoes the rotation of the values in attention outputs.
 
-``s * (H out)`` on blocks of n elements undoes the rotation up to the factor n, a power of two that
-goes into the exponent: sums and differences of integers, nothing is rounded.
+On blocks of n elements, ``s * (H out)`` undoes the rotation up to the factor n, a power of two that
+goes into the exponent. The transform only adds and subtracts integers; nothing is rounded.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ __all__ = ["output_rotator"]
 def output_rotator(
     config: EngineConfig, values: Tensor, exponent: Tensor, rotate: bool
 ) -> tuple[Tensor, Tensor]:
-    """Outputs in the domain of the values as they came: true output = values * 2**exponent.
+    """Rotate outputs back to the domain of unrotated values: true output = values * 2**exponent.
 
     Parameters
     ----------
     values : int64 [..., D], outputs of the normalizer, or of `golden.engine.attend`
-    exponent : int64 [...], of the true outputs before
-    rotate : whether the values were rotated
+    exponent : int64 [...], exponent of these outputs
+    rotate : whether the cached values were rotated
 
     Returns
     -------
-    Values, at most n times as large, and their exponent
+    Rotated outputs, at most n times as large, and their exponent
     """
     if not rotate:
         return values, exponent

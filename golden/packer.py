@@ -1,12 +1,12 @@
 """Golden packer: trits to bytes.
 
 ``5in8`` is the trit block of ASTC's integer sequence encoding (Khronos Data Format Specification,
-"Integer Sequence Encoding") with zero bits a value: five digits t0..t4 in 0..2 become one byte. Its
-decoder is some twenty gates where a base-3 byte needs a divider, at the price of 243 byte values
-that are not in numerical order. A trit is stored as the digit 0, 1 or 2 for 0, +1 or -1: both bits
-of a digit are then the (positive, negative) flags of the trit, and a byte of zeros is five zeros.
+"Integer Sequence Encoding") with zero bits per value: five digits t0..t4 in 0..2 become one byte.
+The decoder takes some twenty gates, while a base-3 byte would need a divider. In return, the 243
+byte values are not in numerical order. Trits 0, +1 and -1 are stored as digits 0, 1 and 2. The two
+bits of a digit are then the (positive, negative) flags of the trit, and a zero byte is five zeros.
 
-``2bit`` stores a trit as (nonzero, negative) in two bits, four a byte, the first one lowest.
+``2bit`` stores a trit as (nonzero, negative) in two bits, four trits per byte, the first lowest.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ __all__ = ["encode_table", "pack"]
 
 @cache
 def encode_table(packing: Packing) -> Tensor:
-    """Byte of every group of n trits: uint8 [3**n], index ``sum_j (trit_j + 1) * 3**j``.
+    """Return the byte of every group of n trits: uint8 [3**n], index ``sum_j (trit_j + 1) * 3**j``.
 
-    Where several bytes decode to the same trits (256 bytes, 243 groups) it is the smallest.
+    Where several bytes decode to the same trits (256 bytes, 243 groups), the smallest byte is used.
     """
     decoded = decode_table(packing).long()
     digits = decoded.shape[-1]

@@ -1,4 +1,4 @@
-"""Golden plane scaler: plane sums of a key times its scales, to a log2-domain score."""
+"""Golden plane scaler: multiplies plane sums of a key by its scales, giving a log2-domain score."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["plane_scaler"]
 def plane_scaler(
     config: EngineConfig, sums: Tensor, keys: Planes, query_exponent: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Scale plane sums run by run, round and saturate into fixed-point scores.
+    """Scale plane sums run by run, then round and saturate to fixed-point scores.
 
     A run with plane sums s_c contributes ``sat(round(sum_c 3**c s_c * (2**M + f) * 2**-r))`` with
-    ``r = query_exponent - e``; the score is the saturated sum of the contributions.
+    ``r = query_exponent - e``. The score is the saturated sum of the contributions.
 
     Parameters
     ----------
     sums : int64 [..., G, I, T, P] from `golden.key_lanes`
-    keys : the planes with their scales, batch axes [...]
+    keys : planes of the keys with their scales, batch axes [...]
     query_exponent : int64 [..., G, I]
 
     Returns
     -------
     scores : int64 [..., G, I, T], F fraction bits
-    saturated : bool [..., G, I, T], a contribution or the score was clamped
+    saturated : bool [..., G, I, T], true where a contribution or the score was clamped
     """
     runs = keys.run_index()[..., None, None, :, :].expand(sums.shape)
     weighted = sums * keys.run_weight()[..., None, None, :, :]
     run_sums = torch.zeros_like(sums).scatter_add_(-1, runs, weighted)
 
-    # scales move from the unit planes to the index of their runs; runs that do not exist stay zero
+    # move scales from the unit planes to the index of their runs; absent runs stay zero
     def by_run(field: Tensor) -> Tensor:
         moved = torch.zeros_like(field)
         moved.scatter_add_(-1, keys.run_index(), torch.where(keys.unit, field, 0))

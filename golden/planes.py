@@ -1,4 +1,4 @@
-"""Vectors as ternary planes: what the KV cache holds, unpacked."""
+"""Vectors as ternary planes: the unpacked contents of the KV cache."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ __all__ = ["Planes"]
 
 @dataclass(frozen=True)
 class Planes:
-    """T vectors per batch entry, each up to P planes of D digits, grouped into runs.
+    """T vectors per batch entry, each with up to P planes of D digits, grouped into runs.
 
-    A vector is the sum over its runs of ``scale * sum_c 3**c * plane_c``. Planes are stored with
-    the unit plane (c = 0) of a run first. Absent planes are all zero with ``unit`` false and come
-    last, so that vectors with different numbers of planes share one tensor.
+    A vector is the sum over its runs of ``scale * sum_c 3**c * plane_c``. The unit plane (c = 0) of
+    a run is stored first. Absent planes are all zero with ``unit`` false and come last, so vectors
+    with different numbers of planes share one tensor.
 
-    A digit is a trit. Where a vector's runs are `merged` into one "plane" each, the digits are the
-    runs' sums, up to 121; in an integer cache format they are the integers themselves.
+    A digit is a trit. Where each run of a vector is `merged` into one "plane", the digits are the
+    sums ``sum_c 3**c * plane_c``, up to 121 in magnitude. In an integer cache format the digits are
+    the integers themselves.
 
     Attributes
     ----------
     digits : int8 [..., T, P, D]; trits in {-1, 0, +1}, or integers
-    unit : bool [..., T, P]; the plane opens a run. Plane 0 always does.
-    fraction, exponent : int64 [..., T, P]; the run's scale, meaningful where `unit` is true.
+    unit : bool [..., T, P]; true where the plane opens a run, as plane 0 always does
+    fraction, exponent : int64 [..., T, P]; the run's scale, meaningful where `unit` is true
     """
 
     digits: Tensor
@@ -50,11 +51,11 @@ class Planes:
         return self.digits.shape[-3]
 
     def run_index(self) -> Tensor:
-        """Index of each plane's run within its vector, int64 [..., T, P]."""
+        """Return the index of each plane's run within its vector, int64 [..., T, P]."""
         return self.unit.long().cumsum(-1) - 1
 
     def run_weight(self) -> Tensor:
-        """Weight 3**c of each plane within its run, int64 [..., T, P]."""
+        """Return the weight 3**c of each plane within its run, int64 [..., T, P]."""
         position = torch.arange(self.unit.shape[-1], device=self.unit.device).expand(
             self.unit.shape
         )
@@ -62,10 +63,9 @@ class Planes:
         return 3 ** (position - start)
 
     def merged(self) -> Planes:
-        """The same vectors with one "plane" a run, of integers ``sum_c 3**c * plane_c``.
+        """Return the same vectors with one "plane" per run, of integers ``sum_c 3**c * plane_c``.
 
-        Sums over planes are linear, so the engine's results from merged planes are the same, with
-        fewer of them to go through.
+        Sums over planes are linear, so the engine computes the same results from fewer planes.
         """
         if bool(self.unit.all()):
             return self
@@ -84,7 +84,7 @@ class Planes:
 
     @staticmethod
     def join(parts: Sequence[Planes]) -> Planes:
-        """Vectors of several parts one after the other, absent planes added where needed."""
+        """Concatenate the vectors of several parts, adding absent planes where needed."""
         depth = max(part.unit.shape[-1] for part in parts)
 
         def padded(x: Tensor, trailing: int) -> Tensor:
@@ -99,7 +99,7 @@ class Planes:
         )
 
     def map_tokens(self, function: Callable[[Tensor, int], Tensor]) -> Planes:
-        """Apply ``function(tensor, token_axis)`` to each tensor: slicing, gathering, padding."""
+        """Apply ``function(tensor, token_axis)``, such as slicing or padding, to each tensor."""
         return Planes(
             function(self.digits, -3),
             function(self.unit, -2),

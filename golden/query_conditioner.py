@@ -1,8 +1,8 @@
-"""Golden query conditioner: 16-bit queries, rotated and rounded to what the lanes take.
+"""Golden query conditioner: rotates 16-bit queries and rounds them to the lanes' width.
 
-With ``z = H (s * q)`` where keys are rotated, ``z = q`` where they are not, each query's
-``shift = max(0, bitlen(max_d |z[d]|) - (query_bits - 1))`` is the smallest that makes it fit:
-``q'[d] = rshift_round(z[d], shift)`` clamped to +-query_max, and its exponent falls by the shift.
+Let ``z = H (s * q)`` where keys are rotated, and ``z = q`` where they are not. The smallest shift
+that makes a query fit is ``shift = max(0, bitlen(max_d |z[d]|) - (query_bits - 1))``. The result is
+``q'[d] = rshift_round(z[d], shift)``, clamped to +-query_max; the exponent decreases by the shift.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ __all__ = ["query_conditioner"]
 
 
 def query_conditioner(config: EngineConfig, queries: Queries, rotate: bool) -> Queries:
-    """Condition queries as `golden.queries.quantize_queries` makes them.
+    """Condition queries from `golden.queries.quantize_queries`.
 
     Returns
     -------
-    Queries with magnitudes up to ``query_max``, exponents in the range of `query_exponent`
+    Queries with magnitudes up to ``query_max`` and exponents in the range of `query_exponent`
     """
     z = hadamard(queries.values) if rotate else queries.values
     length = torch.frexp(z.abs().amax(-1).double()).exponent.long()  # bits of the largest magnitude

@@ -1,7 +1,7 @@
-"""Golden record packer: a vector's planes to the bytes of its record in memory.
+"""Golden record packer: planes of a vector to the bytes of its record in memory.
 
-A record is run after run: the scale word, little endian, then the planes as the engine takes them,
-of values the unit plane first, of keys last.
+A record holds its runs one after the other. A run is the scale word, little endian, and then the
+planes in the order in which the engine takes them: the unit plane first for values, last for keys.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["pack_record"]
 
 
 def pack_record(config: EngineConfig, planes: Planes, unit_first: bool) -> Tensor:
-    """Records of vectors with the same number of planes in the same runs.
+    """Pack vectors with the same number of planes in the same runs into records.
 
     Parameters
     ----------

@@ -22,9 +22,9 @@ def unpack_records(
 
     Parameters
     ----------
-    digits : planes of each record
-    residual : each plane is a run of its own; otherwise all planes are one
-    side : order of the planes of a run
+    digits : number of planes per record
+    residual : each plane is a run of its own; otherwise all planes are one run
+    side : "key" or "value", which determines the order of the planes of a run
 
     Raises
     ------
@@ -45,7 +45,7 @@ def unpack_records(
         planes = planes.flip(-2)
     trits = unpack(config.packing, planes, config.head_dim)
 
-    # the scale belongs to the unit plane, which `Planes` has first within a run
+    # the scale belongs to the unit plane, which is first within a run of `Planes`
     behind = (0, digits // runs - 1)
     pad = torch.nn.functional.pad
     unit = pad(torch.ones_like(fraction, dtype=torch.bool)[..., None], behind)

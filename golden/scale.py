@@ -1,6 +1,6 @@
-"""Scale format: positive integers as (2**M + f) * 2**e, M = 0 being powers of two.
+"""Scale format: positive integers (2**M + f) * 2**e; with M = 0, powers of two.
 
-The unit is that of the integer vectors that are quantized; no stored scale has a fraction.
+A scale has the unit of the integer vectors to be quantized; every stored scale is an integer.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ __all__ = ["decode_scale", "encode_scale", "join_scale", "split_scale"]
 def encode_scale(
     config: EngineConfig, numerator: Tensor, shift: int = 0, *, round_up: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Nearest representable scale to ``numerator * 2**-shift``, ties up.
+    """Return the representable scale nearest to ``numerator * 2**-shift``, ties up.
 
-    The leading one gives the exponent, the M bits behind it the fraction, rounded. Below the
-    smallest scale (zero included) it is the smallest, 2**M; above the largest it is the largest.
+    The leading one gives the exponent; the M bits behind it, rounded, give the fraction. Numbers
+    below the smallest scale 2**M, zero included, give the smallest; numbers above the largest scale
+    give the largest.
 
     Parameters
     ----------
     numerator : int64 [...], 0 <= numerator < 2**53
     shift : fraction bits of the numerator
-    round_up : take the next representable scale that is not smaller instead of the nearest
+    round_up : return the smallest representable scale that is not below the number instead
 
     Returns
     -------
@@ -51,17 +52,17 @@ def encode_scale(
 
 
 def decode_scale(config: EngineConfig, fraction: Tensor, exponent: Tensor) -> Tensor:
-    """The scale of encoded fields, int64 [...]."""
+    """Return the scale of encoded fields, int64 [...]."""
     return ((1 << config.scale_fraction_bits) + fraction) << exponent
 
 
 def join_scale(config: EngineConfig, fraction: Tensor, exponent: Tensor) -> Tensor:
-    """The stored word, ``fraction | exponent << M``, int64 [...]."""
+    """Return the stored word, ``fraction | exponent << M``, int64 [...]."""
     return fraction | exponent << config.scale_fraction_bits
 
 
 def split_scale(config: EngineConfig, word: Tensor) -> tuple[Tensor, Tensor]:
-    """Fraction and exponent fields of stored words, int64 [...]."""
+    """Return the fraction and exponent fields of stored words, int64 [...]."""
     word = word.long()
     mask = (1 << config.scale_fraction_bits) - 1
     return word & mask, word >> config.scale_fraction_bits

@@ -1,7 +1,7 @@
-"""Golden scheduler: what a job's descriptor asks of each block.
+"""Golden scheduler: the commands that each block gets for a job's descriptor.
 
-As docs/contract.md ("Memory", "Tiers") and docs/registers.md say. When the blocks are asked is no
-matter of it.
+The commands follow docs/contract.md ("Memory", "Tiers") and docs/registers.md. This model does not
+cover timing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Job = Mapping[str, Any]
 
 
 def job_problem(config: EngineConfig, job: Job) -> JobStatus:
-    """The status with which a descriptor is refused, OK if it is not."""
+    """Return the status with which a descriptor is refused; OK if the descriptor is valid."""
     if job["tokens"] == 0:
         return JobStatus.NO_TOKENS
     if job["tokens"] > config.max_context:
@@ -40,12 +40,12 @@ def job_problem(config: EngineConfig, job: Job) -> JobStatus:
 
 
 def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
-    """What each block is told of a job, by its stream: the payloads in their order.
+    """Return the payloads that each block gets for a job, by stream, in their order.
 
     Parameters
     ----------
-    job : a descriptor that is right
-    appends_before : how many jobs before it append
+    job : a valid descriptor
+    appends_before : number of earlier jobs that append
     """
     parts: dict[str, list[dict[str, Any]]] = {}
     for side in SIDES:
@@ -87,7 +87,10 @@ def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def _records(job: Job) -> list[tuple[str, int, bool]]:
-    """Region, slot, and whether it has been quantized before, of each record that is written."""
+    """Return region, slot and `leaving` of each record that a job writes.
+
+    `leaving` is true for a record of a token that leaves the window, quantized once before.
+    """
     if not job["append"]:
         return []
     if job["window_tokens"]:
@@ -100,7 +103,7 @@ def _records(job: Job) -> list[tuple[str, int, bool]]:
 
 
 def _newest_slot(job: Job) -> int:
-    """Slot of the window in which the newest token is, and in which the one that leaves was."""
+    """Return the window slot of the newest token, which is also that of the token that leaves."""
     return (job["window_start"] - 1) % job["window_tokens"]
 
 

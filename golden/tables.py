@@ -1,7 +1,7 @@
-"""Golden tables: the words in which heads' centres and feedback matrices are loaded.
+"""Golden tables: the words that load the head constants (centres and feedback matrices).
 
-A feedback matrix is strictly upper triangular: of row k only the words that hold elements from
-k + 1 on are stored, `feedback_words` of `feedback_lanes` factors in all, row after row.
+A feedback matrix is strictly upper triangular. Row k starts at the word that holds element k + 1.
+A matrix takes `feedback_words` words of `feedback_lanes` factors, row after row.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["factor_words", "load_words"]
 
 
 def factor_words(config: EngineConfig, factors: Tensor) -> Tensor:
-    """Factors [..., D, D] as they are stored: [..., feedback_words, feedback_lanes]."""
+    """Arrange factors [..., D, D] in memory words: [..., feedback_words, feedback_lanes]."""
     lanes = config.feedback_lanes
     words = factors.unflatten(-1, (4, lanes))
     rows = [words[..., k - 1, k // lanes :, :] for k in range(1, config.head_dim)]
@@ -32,13 +32,16 @@ def load_words(
     value_feedback: Feedback | None,
     first_head: int = 0,
 ) -> Iterator[list[int]]:
-    """What loads the tables of consecutive heads: packets of 32-bit words, a header first in each.
+    """Yield the packets that load the head constants of consecutive heads.
+
+    A packet is a list of 32-bit words, the first of which is a header. Constants that are None are
+    not loaded.
 
     Parameters
     ----------
-    centres : int64 [heads, D]
-    key_feedback, value_feedback : of as many heads; what is None is not loaded
-    first_head : number of the first of them
+    centres : int64 [heads, D], or None
+    key_feedback, value_feedback : feedback matrices of the same heads, or None
+    first_head : number of the first head
     """
     contents = [centres]
     for feedback in (key_feedback, value_feedback):
@@ -59,7 +62,10 @@ def load_words(
 
 
 def _chunks(words: list[list[int]], width: int) -> Iterator[int]:
-    """Memory words, each of several numbers, the first one lowest, in 32-bit words likewise."""
+    """Yield memory words as 32-bit words, the lowest first.
+
+    Each element of `words` holds the numbers of one memory word, the first number lowest.
+    """
     mask = (1 << width) - 1
     for numbers in words:
         word = sum((number & mask) << width * n for n, number in enumerate(numbers))

@@ -1,4 +1,4 @@
-"""Safetensors files: written whole, and read only if every tensor is what it must be."""
+"""Safetensors files: written whole, and read only if every tensor is as expected."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ __all__ = ["Expected", "read_metadata", "read_tensors", "write_tensors"]
 
 @dataclass(frozen=True)
 class Expected:
-    """What a tensor of a file must be.
+    """Declares dtype, shape and range of a tensor in a file.
 
-    dtype : its type
-    shape : sizes, or names of sizes: those of one name are equal in all tensors of the file
+    dtype : dtype of the tensor
+    shape : sizes, or names of sizes; equal names mean equal sizes in all tensors of the file
     low, high : range of every element; None for any finite number
     """
 
@@ -33,7 +33,7 @@ class Expected:
 
 
 def read_metadata(path: Path, what: str) -> dict[str, str]:
-    """Return the texts in a file's header.
+    """Return the metadata strings in a file's header.
 
     Raises
     ------
@@ -48,13 +48,13 @@ def read_metadata(path: Path, what: str) -> dict[str, str]:
 
 
 def read_tensors(path: Path, what: str, expected: Mapping[str, Expected]) -> dict[str, Tensor]:
-    """Return the tensors of a file, which must have these and no others.
+    """Return the tensors of a file, which must have exactly the expected tensors.
 
     Raises
     ------
     UserError
-        When the file cannot be read, or a tensor is missing, of another type or shape, or has an
-        element out of its range.
+        When the file cannot be read, a tensor is missing or unexpected, a dtype or shape differs,
+        or an element is out of range.
     """
     place = f"{what} {str(path)!r}"
     try:
@@ -71,7 +71,7 @@ def read_tensors(path: Path, what: str, expected: Mapping[str, Expected]) -> dic
                 found[name] = file.get_tensor(name)
                 _check_elements(f"{place}: {name}", found[name], one)
     except (OSError, SafetensorError, ValueError, KeyError, AttributeError) as error:
-        # the last three come from types of elements that PyTorch does not have
+        # the last three errors come from dtypes that PyTorch does not have
         raise _failure(path, what, error) from None
     return found
 
@@ -79,13 +79,13 @@ def read_tensors(path: Path, what: str, expected: Mapping[str, Expected]) -> dic
 def write_tensors(
     path: Path, what: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file, whole or not at all; raises `UserError`."""
+    """Write a safetensors file, whole or not at all; raise `UserError` on failure."""
     data = save({name: tensor.contiguous() for name, tensor in tensors.items()}, dict(metadata))
     write_bytes(path, data, what)
 
 
 def _check_shape(place: str, shape: list[int], expected: Expected, sizes: dict[str, int]) -> None:
-    """Compare a shape with what is expected, and learn the sizes that it names."""
+    """Compare a shape with the expected one, and record the sizes of its names."""
     fits = len(shape) == len(expected.shape)
     for size, wanted in zip(shape, expected.shape, strict=False):
         number = sizes.setdefault(wanted, size) if isinstance(wanted, str) else wanted

@@ -1,4 +1,4 @@
-"""Golden unpacker: bytes to trits. The formats are described in `golden.packer`."""
+"""Golden unpacker: bytes to trits. `golden.packer` describes the formats."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["decode_5in8", "decode_table", "unpack"]
 
 
 def decode_5in8(byte: int) -> tuple[int, int, int, int, int]:
-    """Digits t0..t4 in 0..2 of one byte, step by step as the Khronos specification writes it.
+    """Decode one byte to digits t0..t4 in 0..2, step by step as in the Khronos specification.
 
-    Every byte decodes; 13 of the 256 repeat a group that a smaller byte has.
+    Every byte decodes; 13 of the 256 bytes decode to the digits of a smaller byte.
     """
 
     def bits(value: int, high: int, low: int) -> int:
@@ -44,7 +44,7 @@ def decode_5in8(byte: int) -> tuple[int, int, int, int, int]:
 
 @cache
 def decode_table(packing: Packing) -> Tensor:
-    """Trits of every byte: int8 [256, n], n trits a byte."""
+    """Return the digit table: the trits of every byte, int8 [256, n], n trits per byte."""
     if packing == "5in8":
         trit_of_digit = (0, 1, -1)
         rows = [[trit_of_digit[digit] for digit in decode_5in8(byte)] for byte in range(256)]

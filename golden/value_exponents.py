@@ -1,8 +1,8 @@
-"""Golden value exponents: the largest exponent of any value scale that was written, a KV head.
+"""Golden value exponents: the largest exponent of all value scales written, per KV head.
 
-Padding does not count, and which tokens are padding is not known when they are written but when
-their attention is computed. So a cache keeps the exponents of each token until its attention has
-told, and from then on the running maximum alone.
+Padding does not count. Which tokens are padding is unknown when they are written and known when
+their attention is computed. So a cache keeps the exponents of each token until its attention
+reports padding, and only the running maximum afterwards.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = ["ExponentHistory", "ValueExponents", "WrittenExponents"]
 
 
 class ValueExponents:
-    """The running maximum of docs/contract.md, which goes back when tokens are forgotten.
+    """The running maximum of docs/contract.md, restored when tokens are removed.
 
-    It rises a few times in a long context, so every rise is kept with the token that brought it.
+    The maximum rises only a few times in a long context, so every rise is kept with its token.
 
     Parameters
     ----------
-    batch, kv_heads : axes of everything here
+    batch, kv_heads : leading axes of all arrays
     """
 
     def __init__(self, batch: int, kv_heads: int) -> None:
@@ -36,16 +36,17 @@ class ValueExponents:
         return self._rises[-1][1]
 
     def write(self, exponents: np.ndarray, tokens: int) -> np.ndarray:
-        """Go on over the newest tokens.
+        """Update the maximum with the newest tokens.
 
         Parameters
         ----------
-        exponents : uint8 [batch, kv_heads, n], the largest that each of the newest tokens wrote
-        tokens : how many there are with them
+        exponents : uint8 [batch, kv_heads, n], the largest exponent that each of the newest n
+            tokens wrote
+        tokens : number of all tokens, including the newest
 
         Returns
         -------
-        uint8 [batch, kv_heads, n], the maximum when each of the newest n tokens had come
+        uint8 [batch, kv_heads, n], the maximum up to and including each of the newest n tokens
         """
         running = running_maximum(self.largest, exponents)
         if (running[..., -1:] > self.largest).any():
@@ -56,23 +57,24 @@ class ValueExponents:
         return running
 
     def crop(self, tokens: int) -> None:
-        """Forget all but the first `tokens` tokens."""
+        """Remove all but the first `tokens` tokens."""
         while self._rises[-1][0] > tokens:
             self._rises.pop()
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function that rearranges axis 0 to what is kept."""
+        """Apply a function that rearranges axis 0 (the batch) to all arrays."""
         self._rises = [(tokens, mapped(function, maximum)) for tokens, maximum in self._rises]
 
 
 class WrittenExponents(NamedTuple):
-    """What the newest tokens wrote, and the maximum before them.
+    """The exponents that the newest n tokens wrote, and the maximum before them.
 
-    before : uint8 [batch, kv_heads, 1], the maximum over the tokens in front of these
-    came : uint8 [batch, kv_heads, n], largest exponent of each token as it came
-    left : uint8 [batch, kv_heads, n], that of the token that it made leave the window; 0 if none
-    tokens : how many there are with them
-    window : tokens in the window: token t makes token t - window leave it
+    before : uint8 [batch, kv_heads, 1], the maximum over the tokens before the newest
+    came : uint8 [batch, kv_heads, n], largest exponent of each token as first stored
+    left : uint8 [batch, kv_heads, n], largest body exponent of the token that each token pushed out
+        of the window; 0 if none
+    tokens : number of all tokens, including the newest
+    window : tokens in the window: token t pushes token t - window out
     """
 
     before: np.ndarray
@@ -82,11 +84,11 @@ class WrittenExponents(NamedTuple):
     window: int
 
     def counted(self, visible: Tensor | None) -> np.ndarray:
-        """Largest exponent that each token wrote, of tokens that any query sees.
+        """Return the largest exponent that each token wrote for tokens that any query sees.
 
         Parameters
         ----------
-        visible : bool [batch, 1, I, tokens], as in an attention job; all are seen when None
+        visible : bool [batch, 1, I, tokens], as in an attention job; all tokens when None
 
         Returns
         -------
@@ -96,27 +98,29 @@ class WrittenExponents(NamedTuple):
             return np.maximum(self.came, self.left)
         used = visible.any(-2).numpy(force=True)
         first = self.tokens - self.came.shape[-1]
-        # at first there are fewer tokens than a window in front of the new ones
+        # early in a context, fewer tokens than a window precede the new ones
         known = np.pad(used, ((0, 0), (0, 0), (self.window, 0)))
         came = self.came * used[..., first : self.tokens]
         return np.maximum(came, self.left * known[..., first : self.tokens])
 
     def running(self, visible: Tensor | None) -> np.ndarray:
-        """The maximum when each of the tokens had come, uint8 [batch, kv_heads, n]."""
+        """Return the maximum up to and including each token, uint8 [batch, kv_heads, n]."""
         return running_maximum(self.before, self.counted(visible))
 
 
 class ExponentHistory:
-    """The exponents of a cache layer: maxima where padding is known, and what came since.
+    """The value exponents of a cache layer.
+
+    Tokens whose padding is known only have a running maximum; newer tokens have their exponents.
 
     Parameters
     ----------
-    batch, kv_heads : axes of everything here
+    batch, kv_heads : leading axes of all arrays
     window : tokens in the window of the layer's code
 
     Attributes
     ----------
-    newest : what tokens wrote whose padding is not known yet, never changed, but replaced
+    newest : exponents of the tokens whose padding is not known yet; never changed, only replaced
     """
 
     def __init__(self, batch: int, kv_heads: int, window: int) -> None:
@@ -134,12 +138,12 @@ class ExponentHistory:
         self._replace(came, left, tokens)
 
     def settle(self, written: WrittenExponents, visible: Tensor | None) -> None:
-        """Say which of the tokens any query sees, once their attention knows it.
+        """Record which of the newest tokens a query sees, once their attention knows this.
 
         Parameters
         ----------
-        written : the newest exponents when the tokens came; others have been settled, or forgotten,
-            and change nothing
+        written : the value of `newest` when the tokens were appended; a value that `newest` no
+            longer has was settled or removed, and changes nothing
         visible : see `WrittenExponents.counted`
         """
         if written is self.newest:
@@ -147,14 +151,14 @@ class ExponentHistory:
             self._replace(written.came[..., :0], written.left[..., :0], written.tokens)
 
     def crop(self, tokens: int) -> None:
-        """Forget all but the first `tokens` tokens."""
+        """Remove all but the first `tokens` tokens."""
         newest = self.newest
         kept = max(newest.came.shape[-1] - (newest.tokens - tokens), 0)
         self._known.crop(tokens)
         self._replace(newest.came[..., :kept], newest.left[..., :kept], tokens)
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function that rearranges axis 0 to what is kept."""
+        """Apply a function that rearranges axis 0 (the batch) to all arrays."""
         newest = self.newest
         self._known.map_batch(function)
         came, left = (mapped(function, x) for x in (newest.came, newest.left))
@@ -165,10 +169,10 @@ class ExponentHistory:
 
 
 def running_maximum(before: np.ndarray, exponents: np.ndarray) -> np.ndarray:
-    """Maxima of everything before and of exponents up to each, [batch, kv_heads, n]."""
+    """Return the running maxima of `exponents` from `before` on, [batch, kv_heads, n]."""
     return np.maximum.accumulate(np.concatenate((before, exponents), -1), -1)[..., 1:]
 
 
 def mapped(function: Callable[[Tensor], Tensor], x: np.ndarray) -> np.ndarray:
-    """An array of its own with what a function of tensors makes of `x`."""
+    """Apply a function of tensors to an array; return an array."""
     return function(torch.from_numpy(x)).numpy(force=True)

@@ -1,4 +1,4 @@
-"""Golden value lanes: sums of the digits of values times weights, rescaled block by block."""
+"""Golden value lanes: sums of value digits times weights, rescaled block by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["accumulate", "block_sums", "value_lanes"]
 
 
 def value_lanes(digits: Tensor, plane_weights: Tensor, shifts: Tensor) -> Tensor:
-    """Accumulate ``acc = (acc >> shift_n) + sum over block n of weight * digit``, block by block.
+    """Accumulate ``acc = (acc >> shift_n) + sum over block n of weight * digit`` over all blocks.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def value_lanes(digits: Tensor, plane_weights: Tensor, shifts: Tensor) -> Tensor
 
 
 def block_sums(digits: Tensor, plane_weights: Tensor) -> Tensor:
-    """Sum each block's weight * digit for the accumulators: int64 [..., N, G, I, D]."""
+    """Sum weight * digit over each block: int64 [..., N, G, I, D]."""
     planes = digits.flatten(-3, -2)  # [..., N, B*P, D]
     weights = plane_weights.flatten(-2, -1)  # [..., G, I, N, B*P]
     by_block = weights.movedim(-2, -4).flatten(-3, -2)  # [..., N, G*I, B*P]
@@ -35,7 +35,7 @@ def block_sums(digits: Tensor, plane_weights: Tensor) -> Tensor:
 
 
 def accumulate(added: Tensor, shifts: Tensor) -> Tensor:
-    """Add up blocks' sums [..., N, G, I, D] to accumulators [..., G, I, D], rescaled per block."""
+    """Accumulate block sums [..., N, G, I, D] to [..., G, I, D], rescaling before each block."""
     accumulators = torch.zeros_like(added[..., 0, :, :, :])
     for block in range(shifts.shape[-1]):
         shift = shifts[..., block, None]

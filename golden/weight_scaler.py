@@ -1,4 +1,4 @@
-"""Golden weight scaler: softmax weight times value scale, for every plane."""
+"""Golden weight scaler: multiplies softmax weights by the value scale and weight of each plane."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ __all__ = ["weight_scaler"]
 def weight_scaler(
     config: EngineConfig, weights: Tensor, values: Planes, value_exponent: Tensor
 ) -> Tensor:
-    """Weight of each plane: ``3**c * round(p * (2**M + f) * 2**-(M + value_exponent - e))``.
+    """Compute each plane's weight, ``3**c * round(p * (2**M + f) * 2**-(M + value_exponent - e))``.
 
     Parameters
     ----------
-    weights : int64 [..., G, I, T], p with W fraction bits
-    values : the planes with their scales, batch axes [...]
+    weights : int64 [..., G, I, T], softmax weights p with W fraction bits
+    values : planes of the values with their scales, batch axes [...]
     value_exponent : int64 [..., I], at least every exponent e of a visible value
 
     Returns
     -------
-    int64 [..., G, I, T, P]; zero for absent planes' digits does not matter, they are zero
+    int64 [..., G, I, T, P]; arbitrary for absent planes, whose digits are zero
     """
     run_start = torch.where(
         values.unit, torch.arange(values.unit.shape[-1], device=values.unit.device), 0
@@ -34,7 +34,7 @@ def weight_scaler(
     mantissa = (1 << config.scale_fraction_bits) + values.fraction.gather(-1, run_start)
     exponent = values.exponent.gather(-1, run_start)
     product = weights[..., None] * mantissa[..., None, None, :, :]
-    # invisible tokens may lie above value_exponent: their weight is zero, so is any shift of it
+    # exponents of invisible tokens may exceed value_exponent; their weights are zero at any shift
     below = (value_exponent[..., None, :, None, None] - exponent[..., None, None, :, :]).clamp(
         min=0
     )
