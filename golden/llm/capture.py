@@ -1,8 +1,8 @@
-"""Capture: the attention of chosen layers, KV heads and steps of a real decode, saved for replay.
+"""Capture: saves the attention of chosen layers, KV heads and steps of a real decode for replay.
 
-A captured file holds one KV head's job as the engine's core takes it: queries, planes of keys and
-values, the value exponent, and what the golden model makes of them, before outputs are rotated
-back. All are integers; nothing else is needed to run the same attention in a simulator.
+A captured file holds one KV head's job in the form that the engine takes: queries, planes of keys
+and values, the value exponent, and the golden model's outputs before they are rotated back. All are
+integers. A simulator needs nothing else to run the same attention.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _FIELDS = ("digits", "unit", "fraction", "exponent")
 class Captured:
     """One KV head's attention of one decode step.
 
-    config : of the engine
-    layer, head, step : where it comes from; step 0 is the first new token that is attended for
+    config : configuration of the engine
+    layer, head, step : origin of the attention; step 0 is the first decode step
     queries : values [G, 1, D], exponent [G, 1]
     keys, values : Planes [T, P, D]
-    key_depths, value_depths : planes of each token, int64 [T]
-    value_exponent : the contract's
-    expected : the golden core's outputs, int64 [G, D]
+    key_depths, value_depths : number of planes of each token, int64 [T]
+    value_exponent : the contract's `value_exponent`
+    expected : outputs of the golden engine, int64 [G, D]
     """
 
     config: EngineConfig
@@ -60,13 +60,13 @@ class Captured:
     expected: Tensor
 
     def golden(self) -> Tensor:
-        """The outputs, computed again: int64 [G, D]."""
+        """Compute the outputs again with the golden engine: int64 [G, D]."""
         exponent = torch.tensor([self.value_exponent])
         found = attend(self.config, self.queries, self.keys, self.values, exponent=exponent)
         return found.values[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all; raises `UserError`."""
+        """Write a safetensors file, whole or not at all; raise `UserError` on failure."""
         tensors = {
             "queries.values": self.queries.values,
             "queries.exponent": self.queries.exponent,
@@ -82,7 +82,7 @@ class Captured:
 
 
 class _Place(Schema):
-    """Where a job comes from, as the header has it."""
+    """The origin of a job, as stored in the file's header."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -98,8 +98,8 @@ def load_captured(path: Path) -> Captured:
     Raises
     ------
     UserError
-        When it cannot be read, is something else, or holds what no engine of its configuration
-        could be given.
+        When the file cannot be read, is no captured attention, or holds a job that is invalid for
+        an engine of its configuration.
     """
     place = f"{_WHAT} {str(path)!r}"
     metadata = read_metadata(path, _WHAT)
@@ -132,7 +132,7 @@ def load_captured(path: Path) -> Captured:
 
 
 def _expected(config: EngineConfig) -> dict[str, Expected]:
-    """The tensors of a job for an engine: G query heads, T tokens, P planes of D elements."""
+    """Return the tensors that a job's file must have: G query heads, T tokens, P planes."""
     group, dim = config.query_group, config.head_dim
     exponent = 1 << (config.query_exponent_bits - 1)
     depths = Expected(torch.int64, ("T",), 1, config.max_planes)
@@ -162,7 +162,7 @@ def _expected(config: EngineConfig) -> dict[str, Expected]:
 
 
 def _check(captured: Captured) -> None:
-    """Raise `ValueError` where tensors that are each well formed do not belong together."""
+    """Raise `ValueError` when tensors do not fit each other, though each is well formed."""
     config = captured.config
     if len(captured.key_depths) > config.max_context:
         raise ValueError(
@@ -194,10 +194,10 @@ def _check(captured: Captured) -> None:
 
 @dataclass
 class CaptureBackend:
-    """The golden model, which keeps the decode steps that were asked for.
+    """Computes attention with the golden model and keeps chosen decode steps.
 
-    layers, heads, steps : what to keep, of every combination
-    captured : what has been kept, in the order in which it came
+    layers, heads, steps : which jobs to keep: all combinations
+    captured : the kept jobs, in the order of computation
     """
 
     layers: Sequence[int]
@@ -208,7 +208,7 @@ class CaptureBackend:
     _seen: dict[int, int] = field(default_factory=dict)
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Compute the job; keep what was asked for of a decode step."""
+        """Compute the job; if it is a chosen decode step, keep the chosen KV heads."""
         if job.is_decode_step:
             step = self._seen.get(job.layer_index, 0)
             self._seen[job.layer_index] = step + 1

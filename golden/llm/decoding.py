@@ -24,9 +24,9 @@ __all__ = ["Decoded", "OnToken", "decode", "decode_unquantized", "make_cache", "
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a greedy decoding run gave.
+    """The result of a greedy decoding run.
 
-    prompt_tokens, tokens : token ids of the prompt, and the new ones
+    prompt_tokens, tokens : token ids of the prompt, and of the new tokens
     text : the new tokens as text
     seconds : wall time of the decode steps, from the first new token to the last
     """
@@ -38,17 +38,17 @@ class Decoded:
 
     @property
     def steps(self) -> int:
-        """Decode steps: the first new token comes out of the prefill."""
+        """Number of decode steps; the prefill gives the first new token."""
         return len(self.tokens) - 1
 
     @property
     def tokens_per_second(self) -> float:
-        """Decode steps per second; zero without any."""
+        """Decode steps per second; zero without decode steps."""
         return self.steps / self.seconds if self.steps else 0.0
 
     @property
     def context(self) -> int:
-        """Tokens in the cache at the end: the last new token is not in it."""
+        """Number of tokens in the cache at the end; the last new token is not in the cache."""
         return len(self.prompt_tokens) + self.steps
 
 
@@ -62,12 +62,15 @@ def make_cache(
     calibration: Calibration,
     backend: AttentionBackend,
 ) -> TernaryCache:
-    """An empty cache for the calibrated model: one code for all layers, or one for each."""
+    """Make an empty cache for the calibrated model, with one code for all layers or per layer."""
     return TernaryCache(config, code, calibration.conditioning(), backend)
 
 
 def needed_context(language_model: LanguageModel, prompt: str, max_new_tokens: int) -> int:
-    """Tokens in the cache at the end of a run: the last new token is never read."""
+    """Return the number of tokens in the cache at the end of a run.
+
+    The last new token is never read, so it is not in the cache.
+    """
     return len(language_model.tokenizer(prompt).input_ids) + max_new_tokens - 1
 
 
@@ -78,7 +81,7 @@ def decode(
     cache: TernaryCache,
     on_token: OnToken | None = None,
 ) -> Decoded:
-    """Continue a prompt greedily, prefill and decode steps both through the ternary cache.
+    """Continue a prompt greedily, with prefill and decode steps through the ternary cache.
 
     Raises
     ------
@@ -138,7 +141,7 @@ def _generate(
 
 
 class _Streamer(BaseStreamer):
-    """Collects the tokens of one sequence, with the time of the first new one and the last."""
+    """Collects the tokens of one sequence, and the times of the first and the last new token."""
 
     def __init__(self, language_model: LanguageModel, on_token: OnToken | None) -> None:
         self._tokenizer = language_model.tokenizer
@@ -160,10 +163,10 @@ class _Streamer(BaseStreamer):
             self._on_token(self.decoded())
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: the base class requires this method."""
 
     def decoded(self) -> Decoded:
-        """Everything so far."""
+        """Return the result so far."""
         text = self._tokenizer.decode(self._tokens, skip_special_tokens=True)
         seconds = self._last_time - self._first_time
         return Decoded(self._prompt or (), tuple(self._tokens), text, seconds)

@@ -1,10 +1,10 @@
-"""Which models run on a ternary cache: found from the configuration, before any weight is read.
+"""Check whether a model runs on a ternary cache, from its configuration, before reading weights.
 
-A cache of the engine's kind needs plain attention: one softmax over the whole context in every
-layer, with keys and values of one size that are cached as attention reads them. Whether a model has
-that is not asked of its name. The model is built from its configuration without memory for weights
-(on PyTorch's meta device) and run on three tokens with an attention function and a mask function
-that write down what each layer asks for.
+A ternary cache needs plain attention: one softmax over the whole context in every layer, with keys
+and values of one size that are cached as attention reads them. The check does not go by the model's
+name. It builds the model from its configuration without memory for weights (on PyTorch's meta
+device) and runs it on three tokens, with an attention function and a mask function that record the
+arguments of each layer.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ __all__ = ["HeadShape", "check_supported", "head_shape", "quiet_transformers"]
 
 _TRIED = "kvtq_tried"
 _TOKENS = 3
-# More than any model has: one without weights takes time for each.
+# More layers than any model has. Even without weights, every layer takes time to build.
 _MOST_LAYERS = 1024
 _PLAIN = "full_attention"
 
-# Arguments by which models change the attention itself, and what each means.
+# Arguments by which models change the attention itself, and the meaning of each.
 _VARIANTS = {
     "sliding_window": "attention to a sliding window of {} tokens",
     "softcap": "soft-capped scores (cap {})",
@@ -50,7 +50,7 @@ _VARIANTS = {
 
 
 class HeadShape(NamedTuple):
-    """KV heads of a layer, query heads that share one, and elements of a head vector."""
+    """Numbers of KV heads per layer, query heads per KV head, and elements per head vector."""
 
     kv_heads: int
     query_group: int
@@ -58,7 +58,7 @@ class HeadShape(NamedTuple):
 
 
 def head_shape(config: PreTrainedConfig) -> HeadShape:
-    """The shape of the attention heads that a model's configuration names."""
+    """Return the shape of the attention heads in a model's configuration."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
@@ -67,16 +67,16 @@ def head_shape(config: PreTrainedConfig) -> HeadShape:
 
 
 def check_supported(name: str, config: PreTrainedConfig) -> None:
-    """Check that a model of this configuration runs on a ternary cache; reads no weights.
+    """Check that a model of this configuration runs on a ternary cache, without reading weights.
 
     Parameters
     ----------
-    name : what the message calls the model
+    name : name of the model in the message
 
     Raises
     ------
     UserError
-        One line with the reason: another kind of attention, or layers without any.
+        With the reason in one line: another kind of attention, or layers without attention.
     """
     reason = _reason(config)
     if reason is not None:
@@ -87,7 +87,7 @@ def check_supported(name: str, config: PreTrainedConfig) -> None:
 
 
 def _reason(config: PreTrainedConfig) -> str | None:
-    """Say why a model does not run on a ternary cache; None where it does."""
+    """Return why a model does not run on a ternary cache; None if the model does."""
     said = _said_reason(config)
     if said is not None:
         return said
@@ -100,14 +100,14 @@ def _reason(config: PreTrainedConfig) -> str | None:
         return trial.reason(head_shape(config), _layers(config))
     if trial.failure is not None:
         return f"its code cannot be followed without weights: {trial.failure}"
-    # a flag of transformers' models that generation has to know of
+    # transformers sets this flag on models that need special care in generation
     if getattr(model, "_is_stateful", False):
         return "it keeps a recurrent state instead of keys and values"
     return "its attention code does not go through transformers' attention interface"
 
 
 def _said_reason(config: PreTrainedConfig) -> str | None:
-    """Say why a model does not run on a ternary cache, as far as its configuration tells."""
+    """Return why a model does not run on a ternary cache, as far as its configuration tells."""
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
@@ -120,7 +120,7 @@ def _said_reason(config: PreTrainedConfig) -> str | None:
 
 
 def _layers(config: PreTrainedConfig) -> int:
-    """Layers that a configuration names."""
+    """Return the number of layers in a configuration."""
     return getattr(config.get_text_config(), "num_hidden_layers", 0)
 
 
@@ -130,7 +130,7 @@ def _in_words(error: Exception) -> str:
 
 @dataclass
 class _Call:
-    """What one layer asked of the attention function."""
+    """The arguments of one layer's call of the attention function."""
 
     layer: int
     variant: str | None
@@ -141,16 +141,21 @@ class _Call:
 
 @dataclass
 class _Trial:
-    """A run of a model without weights: its calls of the attention function, in their order.
+    """A run of a model without weights: its calls of the attention function, in order.
 
-    failure : what ended the run early, in words
+    failure : message of the error that ended the run early
     """
 
     calls: list[_Call] = field(default_factory=list)
     failure: str | None = None
 
     def reason(self, shape: HeadShape, layers: int) -> str | None:
-        """Why a ternary cache cannot serve the calls: of so many layers, with heads of a shape."""
+        """Return why a ternary cache cannot serve the calls; None if it can.
+
+        Parameters
+        ----------
+        shape, layers : heads and number of layers in the model's configuration
+        """
         times = Counter(call.layer for call in self.calls)
         for call in self.calls:
             query, key, value = call.shapes
@@ -180,8 +185,8 @@ class _Trial:
 
 
 def _tried(model: PreTrainedModel) -> _Trial:
-    """Run a model without weights, with a mask and without, until its attention is called."""
-    # some models look for padding among the tokens where there is no mask, others into the mask
+    """Run a model without weights, with a mask and then without, until its attention is called."""
+    # some models look for padding in the tokens when there is no mask, others look into the mask
     for masked in (True, False):
         trial = _Trial()
         try:
@@ -194,9 +199,9 @@ def _tried(model: PreTrainedModel) -> _Trial:
 
 
 def _build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a configuration, without memory for weights."""
+    """Build the model of a configuration without memory for weights."""
     with quiet_transformers(), torch.device("meta"):
-        # in 16 bits: experts' matrix products have no other type on the meta device
+        # bfloat16, because matrix products of experts have no other dtype on the meta device
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
             copy.deepcopy(config), dtype=torch.bfloat16, trust_remote_code=False
         )
@@ -204,9 +209,9 @@ def _build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def _run_on_meta(model: PreTrainedModel, trial: _Trial, masked: bool) -> None:
-    """Run a model without weights on a few tokens; what its layers ask for goes into the trial.
+    """Run a model without weights on a few tokens, and record its attention calls in the trial.
 
-    masked : give it a mask that hides no token, or none
+    masked : give the model a mask that hides no token, instead of no mask
     """
     cache = DynamicCache()
     local_masks: dict[int, tuple[Tensor, int]] = {}
@@ -244,7 +249,7 @@ def _run_on_meta(model: PreTrainedModel, trial: _Trial, masked: bool) -> None:
         return outputs.transpose(1, 2).contiguous(), None
 
     def mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
-        """No mask where a query sees all tokens before it; else one that is known again."""
+        """Return None where a query sees all tokens before it; else a recognizable mask."""
         if local_size is None:
             return None
         made = torch.ones(1, 1, _TOKENS, _TOKENS, dtype=torch.bool)

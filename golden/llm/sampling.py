@@ -1,8 +1,8 @@
-"""Text that a model writes itself: what it is calibrated on unless a text is given.
+"""Text that a model writes itself, for calibration when no text is given.
 
-Sampled at temperature one, a model's own text has the statistics of what it has learned, whatever
-that is, and exists for every model. It beats a text of one kind, such as documentation
-(docs/short-code.md), and is never the text that anything is evaluated on.
+Text sampled at temperature one has the statistics that the model has learned, and exists for every
+model. It is a better calibration text than text of one kind, such as documentation
+(docs/short-code.md), and it is never an evaluation text.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ __all__ = ["sample_tokens"]
 def sample_tokens(
     language_model: LanguageModel, tokens: int, length: int, seed: int = 0
 ) -> list[Tensor]:
-    """Sequences of `length` tokens that a model continues from one random token each.
+    """Sample sequences of `length` tokens from a model, each from one random first token.
 
-    The first token is drawn from all but the special ones, the others from the model's
-    predictions; a special one, such as the end of a text, is continued as any other. The same on
-    every run with one build of PyTorch.
+    The first token is drawn from all tokens but the special ones, the others from the model's
+    predictions. A special token, such as the end of a text, is continued like any other token. The
+    result is the same on every run with one build of PyTorch.
 
     Parameters
     ----------
-    tokens : number of all tokens; the last sequence may be shorter
-    length : at most the model's positions are used
+    tokens : total number of tokens; the last sequence may be shorter
+    length : tokens per sequence, limited to the model's positions
 
     Returns
     -------
-    int64 [length] each
+    Sequences int64 [length]
 
     Raises
     ------
     UserError
-        When the model predicts what is not finite.
+        When a prediction of the model is not finite.
     """
     length = min(length, language_model.max_positions, tokens)
     rows = -(-tokens // length)

@@ -1,4 +1,4 @@
-"""Watching: a model runs so that a function sees what the attention of every layer gets."""
+"""Watching: runs a model so that a function gets the inputs of every layer's attention."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _WATCHED = "kvtq_watched"
 
 
 class LayerInputs(NamedTuple):
-    """What the attention of one layer gets of one sequence of T tokens.
+    """The inputs of one layer's attention for one sequence of T tokens.
 
-    module : the layer's attention, which calls for it
+    module : the layer's attention module
     queries : [heads, T, D], not scaled
     keys, values : [kv_heads, T, D]
     scaling : factor on the scores
@@ -44,7 +44,7 @@ class LayerInputs(NamedTuple):
 def watched(
     language_model: LanguageModel, watch: Callable[[LayerInputs], Tensor | None]
 ) -> Iterator[None]:
-    """Run a model on single sequences so that `watch` is called by every layer's attention.
+    """Make every layer's attention call `watch` while the model runs on single sequences.
 
     Parameters
     ----------

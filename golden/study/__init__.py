@@ -1,1 +1,1 @@
-"""Studies of quality: cache formats, perplexity, retrieval, and codes under a budget."""
+"""Quality studies: cache formats, perplexity, retrieval, and choosing codes under a budget."""

@@ -1,14 +1,16 @@
-"""Digits per layer, for keys and for values, under a budget: where a digit is worth most.
+"""Allocates digits per layer, for keys and for values, under a budget: where a digit helps most.
 
-Every tensor of the body (a layer's keys or its values) costs the same for a digit, one plane per
-token, so a budget in bits or in cycles is a number of digits in all. What a tensor loses by few
-digits is estimated to second order: an error e_j of token j's vector, with g_j the gradient of the
-negative log-likelihood with respect to that vector, costs a divergence of ``(g_j . e_j)**2 / 2`` in
-expectation, if the text is drawn from the model's own predictions (the curvature of the divergence
-is then the covariance of the gradients). One backward pass a sequence gives g_j for all tensors,
-the quantizer gives e_j for every number of digits. Token by token, because vectors with large
-gradients are often small ones. Losses are taken as adding up, and the best choice for their sum is
-then found exactly, by dynamic programming over the number of digits spent.
+A digit costs the same in every tensor of the body (a layer's keys or its values), one plane per
+token. A budget in bits or in cycles is therefore a total number of digits.
+
+The loss of a tensor with few digits is estimated to second order. Let e_j be the error of token j's
+vector, and g_j the gradient of the negative log-likelihood with respect to this vector. The error
+costs a divergence of ``(g_j . e_j)**2 / 2`` in expectation, if the text is drawn from the model's
+own predictions, because the curvature of the divergence is then the covariance of the gradients.
+One backward pass per sequence gives g_j for all tensors; the quantizer gives e_j for every number
+of digits. The product is formed token by token, because vectors with large gradients are often
+small. Losses of tensors are assumed to add up. Dynamic programming over the number of digits spent
+then finds the allocation with the least sum exactly.
 """
 
 from __future__ import annotations
@@ -41,29 +43,29 @@ __all__ = [
     "measure_sensitivity",
 ]
 
-# Digits whose loss is measured. Every further one divides the step by three and the squared error,
-# which the divergence follows, by nine.
+# Largest number of digits whose loss is measured. Every further digit divides the step by three and
+# the squared error, to which the divergence is proportional, by nine.
 _MEASURED = 3
 _GAIN_OF_A_DIGIT = 9.0
-# Tokens of one backward pass, which takes memory in their square.
+# Tokens per backward pass, which takes memory quadratic in this number.
 _SEQUENCE = 512
-# Another text than the one of the calibration, whose seed is 0.
+# Seed of the sampled text; calibration uses seed 0, so the texts differ.
 _SEED = 1
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What each tensor loses by being short.
+    """The loss of each tensor for each number of digits.
 
-    keys, values : float64 [layers, MAX_DIGITS], divergence in nats a position with 1 .. 5 digits in
-        the body of this layer's keys (values) alone; that of five counts as 0
+    keys, values : float64 [layers, MAX_DIGITS], divergence in nats per position when only the body
+        of this layer's keys (values) has 1 .. 5 digits; the divergence with five counts as 0
     """
 
     keys: Tensor
     values: Tensor
 
     def losses(self) -> Tensor:
-        """All tensors, a layer's keys before its values: [2 * layers, MAX_DIGITS]."""
+        """Return all losses [2 * layers, MAX_DIGITS], keys before values per layer."""
         return torch.stack([self.keys, self.values], 1).flatten(0, 1)
 
 
@@ -79,9 +81,9 @@ def measure_sensitivity(
 
     Parameters
     ----------
-    code : tiers and options; its digits do not count
-    tokens : not those calibrated on
-    on_tokens : called after each sequence with the number of its tokens
+    code : tiers and options; the digits are ignored
+    tokens : number of tokens of the text, which is not the calibration text
+    on_tokens : called after each sequence with the sequence's number of tokens
     """
     losses = torch.zeros(2, language_model.layers, MAX_DIGITS, dtype=torch.float64)
     conditioning = calibration.conditioning()
@@ -109,9 +111,9 @@ def measure_sensitivity(
 
 @dataclass(frozen=True)
 class _LayerPass:
-    """A layer's keys and values [kv_heads, T, D], and the gradients with respect to them.
+    """A layer's keys and values [kv_heads, T, D], and the gradients with respect to both.
 
-    The gradients are those of the body: as read by queries that see the token in no tier.
+    Gradients count only queries that see the token in no tier.
     """
 
     keys: Tensor
@@ -120,7 +122,7 @@ class _LayerPass:
 
 
 def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> list[_LayerPass]:
-    """Run a text [T] forwards and backwards."""
+    """Run a text [T] forwards and backwards; return each layer's vectors and gradients."""
     position = torch.arange(len(ids))
     causal = position[:, None] >= position
     tiers = code.tiers
@@ -129,7 +131,7 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
     moves: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(inputs: LayerInputs) -> Tensor:
-        """Attention to keys and values that are moved, by zero, where they are in the body."""
+        """Compute attention with a shift of zero added to keys and values in the body."""
         key, value = inputs.keys, inputs.values
         key_move, value_move = (torch.zeros_like(x, requires_grad=True) for x in (key, value))
         states[inputs.layer] = key.detach(), value.detach()
@@ -156,9 +158,10 @@ def _errors(
     vectors: Tensor,
     conditioning: Conditioning,
 ) -> Tensor:
-    """What the body's code with 1 .. 3 digits adds to vectors [heads, T, D]: [digits, heads, T, D].
+    """Return the body's rounding errors of vectors [heads, T, D] with 1 .. 3 digits.
 
-    In the model's own units and its own, unrotated domain; keys with their centre.
+    The errors [digits, heads, T, D] are in the model's own units and for unrotated vectors; keys
+    include their centres.
     """
     return torch.stack(
         [
@@ -171,16 +174,16 @@ def _errors(
 def digits_for_bits(
     config: EngineConfig, code: CacheCode, layers: int, bits: float, tokens: int
 ) -> int:
-    """Return the most digits of all tensors together within a budget of true bits per element.
+    """Return the largest total of digits of all tensors within a budget of true bits per element.
 
     Parameters
     ----------
-    bits : budget per cached number at a context of `tokens` tokens, scales and tiers included
+    bits : budget per cached element at a context of `tokens` tokens, scales and tiers included
 
     Raises
     ------
     UserError
-        When one digit each is too much, or the tiers alone are.
+        When one digit per tensor, or the tiers alone, exceed the budget.
     """
     plane, scale = plane_bytes(config.packing, config.head_dim), scale_bytes(config)
     vectors = 2 * layers
@@ -200,7 +203,7 @@ def digits_for_bits(
 def digits_for_cycles(
     config: EngineConfig, code: CacheCode, layers: int, kv_heads: int, cycles: int, tokens: int
 ) -> int:
-    """Return the most digits of all tensors within a budget of plane slices per decode step.
+    """Return the largest total of digits of all tensors within a budget of slices per decode step.
 
     Parameters
     ----------
@@ -209,8 +212,8 @@ def digits_for_cycles(
     Raises
     ------
     UserError
-        When one digit each is too much, or the engine takes several planes per slice: digits of
-        different tensors are then no longer worth the same.
+        When one digit per tensor exceeds the budget, or when the engine takes several planes per
+        slice, because digits of different tensors then no longer cost the same.
     """
     if max(config.key_planes_per_cycle, config.value_planes_per_cycle) > 1:
         raise UserError(
@@ -230,18 +233,18 @@ def digits_for_cycles(
 
 
 def _within(config: EngineConfig, vectors: int, budget: float, per_digit: int) -> int:
-    """Digits of all tensors within a budget; where all tokens are in tiers, digits cost nothing."""
+    """Return the total of digits within a budget; digits are free if the body has no tokens."""
     most = vectors * min(MAX_DIGITS, config.max_planes)
     return most if per_digit == 0 else min(most, int(budget // per_digit))
 
 
 def allocate(losses: Tensor, digits: int) -> list[int]:
-    """Digits of each tensor with the least sum of losses, at most `digits` in all: exact.
+    """Return the digits of each tensor, at most `digits` in total, with the least sum of losses.
 
     Parameters
     ----------
-    losses : [n, N], loss of a tensor with 1 .. N digits
-    digits : at least n
+    losses : [n, N], loss of each of n tensors with 1 .. N digits
+    digits : largest total, at least n
 
     Raises
     ------
@@ -252,7 +255,7 @@ def allocate(losses: Tensor, digits: int) -> list[int]:
     if digits < count:
         raise ValueError(f"digits: {digits} is not allowed; {count} tensors need at least {count}")
     spare = min(digits - count, count * (most - 1))
-    # best[s]: least loss of the tensors so far with s digits beyond one each
+    # best[s]: least loss of the tensors so far with s digits beyond one per tensor
     best = torch.zeros(spare + 1, dtype=torch.float64)
     chosen = []
     for row in losses.double():
@@ -270,6 +273,6 @@ def allocate(losses: Tensor, digits: int) -> list[int]:
 
 
 def code_table(name: str, code: CacheCode, digits: Sequence[int]) -> CodeTable:
-    """The table of digits [2 * layers], a layer's keys before its values."""
+    """Make a code table from digits [2 * layers], keys before values per layer."""
     pairs = zip(digits[::2], digits[1::2], strict=True)
     return CodeTable(name, tuple(code.with_digits(*pair) for pair in pairs))

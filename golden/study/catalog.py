@@ -1,4 +1,4 @@
-"""The catalogue of cache formats: from a spelled code to something that makes caches."""
+"""The catalogue of cache formats: parses a spelled code into a format that makes caches."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BASELINE_EXAMPLES = tuple(example for family in (*_FAMILIES, kvtq) for example i
 
 
 def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> CacheFormat:
-    """Read a spelled code: a baseline, or what `CacheCode.parse` takes.
+    """Parse a spelled code: a baseline, or a ternary code as for `CacheCode.parse`.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> 
     Raises
     ------
     UserError
-        When nothing is spelled like that.
+        When no format has this spelling.
     """
     for family in _FAMILIES:
         baseline = family.parse(text, inputs)
@@ -56,12 +56,12 @@ def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> 
 
 
 def is_ternary(text: str) -> bool:
-    """Whether a spelled code, right or wrong, asks for a ternary cache."""
+    """Return whether a spelled code, valid or not, asks for a ternary cache."""
     return text.startswith(("balanced:", "residual:", kvtq.PREFIX)) or text.endswith(".toml")
 
 
 def ternary_code(text: str) -> CacheCode | CodeTable:
-    """The ternary code that is spelled, by ``kvtq:`` too; raises `UserError` where none is."""
+    """Parse a ternary code, also one spelled ``kvtq:``; raise `UserError` for anything else."""
     published = text.startswith(kvtq.PREFIX)
     try:
         return read_code("residual:" + text.removeprefix(kvtq.PREFIX) if published else text)
@@ -84,22 +84,22 @@ class TernaryFormat:
 
     @property
     def arithmetic(self) -> str:
-        """Whether the backend follows the integer contract."""
+        """``integer`` if the backend follows the integer contract, else ``float``."""
         return "integer" if isinstance(self.backend, GoldenBackend) else "float"
 
     def make_cache(self) -> TernaryCache:
-        """An empty cache."""
+        """Make an empty cache."""
         return TernaryCache(self.config, self.code, self.conditioning, self.backend)
 
     def stored(self, cache: Cache) -> tuple[int, int]:
-        """Packed planes and scales of all layers."""
+        """Count packed planes and scales of all layers."""
         return stored_by_layers(cache)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Those of attention and of the cache."""
+        """Return the modules of attention and of the cache."""
         return ("golden.attend.attention", "golden.cache.ternary_cache")
 
     def identity(self) -> str:
-        """Configuration and calibration."""
+        """Return the digests of configuration and calibration."""
         return f"{self.config.digest()} {calibration_digest(self.calibration)}"

@@ -1,4 +1,4 @@
-"""What storing in a code adds to keys and values: the rounding errors of its body."""
+"""Rounding errors of keys and values stored in the body of a code."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def coding_errors(
     vectors: Tensor,
     conditioning: Conditioning,
 ) -> Tensor:
-    """Errors of vectors [heads, T, D] stored in the body's digits, float64 [heads, T, D].
+    """Return the errors of vectors [heads, T, D] in the body's digits, float64 [heads, T, D].
 
-    In the model's own units and its own, unrotated domain; keys with their centre. Sinks and window
-    play no part.
+    The errors are in the model's own units and for unrotated vectors; keys include their centres.
+    Sinks and window are ignored.
     """
     if side == "key":
         exponent, feedback = conditioning.key_exponent, conditioning.key_feedback

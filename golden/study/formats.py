@@ -1,8 +1,8 @@
 """Cache formats: everything that can hold a model's keys and values while quality is measured.
 
-A format is spelled in one string: a ternary code (``balanced:3/2``), or a baseline of
-`golden.study.baselines` (``int4``, ``kivi:2``). It makes empty caches for transformers and says
-what they store.
+One string spells a format: a ternary code (``balanced:3/2``), or a baseline of
+`golden.study.baselines` (``int4``, ``kivi:2``). A format makes empty caches for transformers and
+reports how many bytes a cache stores.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class CacheFormat(Protocol):
     name : the canonical spelling
     attention : name of the attention implementation that reads the cache
     arithmetic : ``integer`` where attention follows docs/contract.md, ``float`` otherwise
-    longest_chunk : most tokens of one forward pass for which every query sees what it would have
-        seen token by token; None for any number
-    modules : names of the modules that decide what the format computes, beside those of
+    longest_chunk : largest number of tokens per forward pass for which every query sees the same as
+        token by token; None for any number
+    modules : names of the modules that determine the format's results, beside those of
         `golden.study.quality`
     """
 
@@ -47,25 +47,25 @@ class CacheFormat(Protocol):
     def modules(self) -> tuple[str, ...]: ...
 
     def make_cache(self) -> Cache:
-        """An empty cache."""
+        """Make an empty cache."""
         ...
 
     def stored(self, cache: Cache) -> tuple[int, int]:
-        """Bytes that a cache of this format stores, and numbers that they stand for."""
+        """Return the bytes that a cache of this format stores, and the elements they represent."""
         ...
 
     def identity(self) -> str:
-        """What beside the name and the sources decides a result: configuration, calibration."""
+        """Return what else determines a result beside name and sources, such as calibration."""
         ...
 
 
 @dataclass(frozen=True)
 class FormatInputs:
-    """What formats are made from.
+    """The inputs for making formats.
 
-    language_model : the model that is measured
+    language_model : the measured model
     config : engine configuration of ternary codes
-    calibration : measures the model when a format first asks for it
+    calibration : calibrates the model when a format first needs a calibration
     """
 
     language_model: LanguageModel
@@ -74,7 +74,7 @@ class FormatInputs:
 
 
 def stored_by_layers(cache: Cache) -> tuple[int, int]:
-    """Sums of `stored_bytes` and `stored_elements` over layers that have these methods."""
+    """Sum `stored_bytes` and `stored_elements` over layers that have these methods."""
     layers = cache.layers
     return (
         sum(layer.stored_bytes() for layer in layers),
@@ -83,7 +83,7 @@ def stored_by_layers(cache: Cache) -> tuple[int, int]:
 
 
 def calibration_digest(calibration: Calibration) -> str:
-    """Hexadecimal SHA-256 of everything a calibration holds."""
+    """Return the hexadecimal SHA-256 of all fields of a calibration."""
     digest = hashlib.sha256()
     for name, value in sorted(vars(calibration).items()):
         data = value.numpy().tobytes() if hasattr(value, "numpy") else repr(value).encode()

@@ -1,4 +1,4 @@
-"""A captured attention with something in its place: the same vectors as integers, or no zeros."""
+"""Variants of a captured attention: the same vectors as integers, or digits without zeros."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _GUARD = 8
 
 
 def as_integers(captured: Captured, cache_format: str) -> Captured:
-    """The attention of a job over what its cache holds, in an integer cache format.
+    """Convert the cached vectors of a job to an integer cache format, and recompute its attention.
 
     Each vector is quantized by its largest element, ``s >= max|v| / (2**(b-1) - 1)`` and
-    ``q = round(v / s)``, ties away from zero. Queries stay as they are.
+    ``q = round(v / s)``, ties away from zero. Queries stay unchanged.
 
     Parameters
     ----------
-    captured : of a ternary engine
+    captured : a job of a ternary engine
     cache_format : "int8" or "int4"
     """
     config = EngineConfig.model_validate(
@@ -50,14 +50,15 @@ def as_integers(captured: Captured, cache_format: str) -> Captured:
 
 
 def without_zeros(captured: Captured, tensor: str) -> Captured:
-    """The job with a digit of +1 or -1, drawn by a fixed seed, in the place of each zero.
+    """Replace each zero digit of a job by +1 or -1, drawn with a fixed seed.
 
-    What the lanes take more than with the job itself is what zeros are worth. Other keys make other
-    weights: behind the keys' lanes nothing compares. Other values change nothing before their own.
+    The extra energy of the lanes, compared with the original job, is what zeros save. Other keys
+    give other weights, so blocks behind the key lanes are not comparable. Other values change
+    nothing before the value lanes.
 
     Parameters
     ----------
-    tensor : "keys" or "values", whose zeros are replaced
+    tensor : "keys" or "values", the side whose zeros are replaced
     """
     generator = torch.Generator().manual_seed(0)
     of_keys = tensor == "keys"
@@ -97,5 +98,5 @@ def _integers(ternary: EngineConfig, config: EngineConfig, planes: Planes) -> Pl
 
 
 def _rounded(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """Nearest integers of quotients by positive numbers, ties away from zero."""
+    """Divide by positive numbers and round to nearest integers, ties away from zero."""
     return numerator.sign() * ((2 * numerator.abs() + denominator) // (2 * denominator))

@@ -1,12 +1,13 @@
-"""How far a cache code moves attention scores, and a warning where that is far out of the ordinary.
+"""Errors of attention scores under a cache code, and a warning when they are unusually large.
 
-Keys whose size lies in directions that no query reads, as a large bias makes them (Qwen 2 has
-some), are rounded as coarsely as their size demands: the rotation spreads the error over all
-directions, those that queries read included. Nothing saturates, and nothing else shows it.
+Keys may be large in directions that no query reads, for example because of a large bias (Qwen 2 has
+some). Such keys are rounded as coarsely as their size demands, and the rotation spreads the error
+over all directions, including directions that queries read. Nothing saturates, and nothing else
+reveals the problem.
 
-Measured on the first tokens of Python's documentation are the errors of scores in nats (root mean
-square, weighted by attention, without what is common to a query's scores, which the softmax does
-not see), for each layer and KV head.
+The errors of scores, in nats per layer and KV head, are measured on the first tokens of Python's
+documentation. They are root mean squares, weighted by attention, without the error common to all
+scores of a query, which the softmax cancels.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from kvtq_hw.contract.errors import warn
 __all__ = ["key_warning", "score_errors", "warn_of_keys"]
 
 _TOKENS = 128
-# Queries with fewer tokens before them have nothing to attend to wrongly.
+# Queries with fewer tokens before them are skipped: their attention has little to get wrong.
 _FIRST_QUERY = 8
 
-#: Errors of scores, in nats, for a relative rounding error of one: of SmolLM2-135M's worst head at
-#: most (2.2 to 3.7, with 1 to 5 balanced and 4 residual digits).
+#: Usual error of scores, in nats per unit of relative rounding error: an upper limit for the worst
+#: head of SmolLM2-135M (2.2 to 3.7, with 1 to 5 balanced and 4 residual digits).
 _USUAL = 4.0
-#: How many times the usual is far out of the ordinary. Worst heads in the same codes: the seven
-#: families of tests/test_families.py, random weights, at most 1.7; a Qwen 2 of those with biases of
-#: 10, 30, 100 and 600 on two key channels 1.3 to 2.1, 2.9 to 4.8, 4 to 13 and 6 to 58; SmolLM2-135M
-#: with a bias of 100 on the pair of channels of the first and the last layer that queries read
-#: least 2.7 to 8.3 (1.5 with one digit, which rounds coarsely everywhere).
+#: Multiple of the usual error from which a warning is given. Worst heads in the same codes: the
+#: seven families of tests/test_families.py, random weights, at most 1.7; a Qwen 2 of these with
+#: biases of 10, 30, 100 and 600 on two key channels 1.3 to 2.1, 2.9 to 4.8, 4 to 13 and 6 to 58;
+#: SmolLM2-135M with a bias of 100 on the pair of channels of the first and the last layer that
+#: queries read least 2.7 to 8.3 (1.5 with one digit, which rounds coarsely everywhere).
 _FAR = 2.5
 
 
@@ -50,14 +51,14 @@ def score_errors(
     config: EngineConfig,
     code: CacheCode | CodeTable,
 ) -> Tensor:
-    """Errors of attention scores by the keys of a code's body, nats, float64 [layers, kv_heads].
+    """Return the errors of attention scores, in nats, with body keys: float64 [layers, kv_heads].
+
+    An error is the standard deviation of a query's score errors under the query's attention, as the
+    root mean square over queries and heads.
 
     Parameters
     ----------
     conditioning : one entry per layer
-
-    Root mean square over queries and heads of the standard deviation of a query's score errors
-    under its attention.
     """
     ids = language_model.tokenizer(documentation_text()[: 20 * _TOKENS]).input_ids[:_TOKENS]
     layers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -82,7 +83,7 @@ def key_warning(
     config: EngineConfig,
     code: CacheCode | CodeTable,
 ) -> str | None:
-    """One line where a code moves scores far more than it ordinarily does; None elsewhere."""
+    """Return a one-line warning if a code moves scores far more than usual, else None."""
     errors = score_errors(language_model, conditioning, config, code)
     codes = code.for_layers(language_model.layers)
     rounding = torch.tensor([[_rounding_error(config, of_layer)] for of_layer in codes])
@@ -106,7 +107,7 @@ def warn_of_keys(
     config: EngineConfig,
     code: CacheCode | CodeTable,
 ) -> None:
-    """Warn of what `key_warning` says, if anything."""
+    """Give the warning of `key_warning`, if there is one."""
     line = key_warning(language_model, conditioning, config, code)
     if line is not None:
         warn(f"model {language_model.name!r}, {line}")
@@ -119,7 +120,13 @@ def _layer_errors(
     keys: Tensor,
     conditioning: Conditioning,
 ) -> Tensor:
-    """`score_errors` of a layer: scaled queries [heads, T, D] and keys [kv_heads, T, D]."""
+    """Return `score_errors` of a layer.
+
+    Parameters
+    ----------
+    queries : scaled queries [heads, T, D]
+    keys : [kv_heads, T, D]
+    """
     errors = coding_errors(config, code, "key", keys, conditioning)
     grouped = queries.double().unflatten(0, (len(keys), -1))
     scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, errors))
@@ -131,7 +138,7 @@ def _layer_errors(
 
 
 def _rounding_error(config: EngineConfig, code: CacheCode) -> float:
-    """Relative rms error of normally distributed keys in the code's body, without feedback."""
+    """Return the relative rms error of Gaussian keys in the code's body, without feedback."""
     generator = torch.Generator().manual_seed(0)
     keys = torch.randn(1, 64, config.head_dim, generator=generator)
     plain = Conditioning(rotate=True, key_centre=None, key_exponent=-12, value_exponent=-12)

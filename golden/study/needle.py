@@ -1,10 +1,10 @@
 """Needles in a haystack: numbers hidden in a long context, and asked for at its end.
 
-A haystack is a piece of text of `context` tokens in which sentences such as "The secret number of
-Paris is 4821." are spread evenly, one for each of eight cities, at depths 1/16, 3/16, ... 15/16.
-When it is in the cache, every city is asked for on a copy of the cache: "The secret number of Paris
-is". A needle is retrieved when every token of the number is the model's most likely one with the
-right tokens before it, which is the case exactly when greedy decoding answers with the number.
+A haystack is a text of `context` tokens in which sentences such as "The secret number of Paris is
+4821." are spread evenly, one for each of eight cities, at depths 1/16, 3/16, ... 15/16. When the
+haystack is in the cache, each city is asked for on a copy of the cache: "The secret number of Paris
+is". A needle is retrieved when every token of its number is the model's most likely token after the
+right tokens before it. This is equivalent to greedy decoding answering with the number.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ NEEDLES = len(_CITIES)
 
 @dataclass(frozen=True)
 class Haystack:
-    """One haystack.
+    """One haystack with its questions and answers.
 
     tokens : int64 [context]
     questions, answers : token ids of each needle's question and number
@@ -44,13 +44,13 @@ class Haystack:
 
 
 def make_haystack(language_model: LanguageModel, segment: Tensor, seed: int) -> Haystack:
-    """Hide numbers in a segment [context], whose last tokens make room for them.
+    """Hide numbers in a segment [context]; the segment's last tokens are dropped to make room.
 
     Raises
     ------
     UserError
-        When the needles do not leave half of the context to the text, or questions and answers
-        do not fit the model's positions behind it.
+        When the needles leave less than half of the context to the text, or questions and answers
+        behind the context exceed the model's positions.
     """
     generator = random.Random(seed)
 
@@ -96,7 +96,7 @@ def retrieve(
     chunk: int = DEFAULT_CHUNK,
     on_tokens: OnTokens | None = None,
 ) -> list[bool]:
-    """Whether each needle is retrieved; without a format, by the unquantized model."""
+    """Return whether each needle is retrieved, by the unquantized model when the format is None."""
     model = language_model.model
     if cache_format is None:
         cache, attention = DynamicCache(), "sdpa"

@@ -1,13 +1,13 @@
 """Model quality through the cache: perplexity, divergence from the unquantized model, agreement.
 
-A text is cut into consecutive segments of `context` tokens, each evaluated on its own from an empty
-cache, without a beginning-of-text token. A segment is fed teacher-forced, in chunks: every forward
-pass appends its tokens to the cache, and their attention reads the cache and nothing else, so each
-of the ``context - 1`` predicted positions sees keys and values as the format stores them, its own
-token's included. Formats with tiers show every query the state it would have met token by token;
-chunks are therefore a matter of speed and memory, not of the result.
+A text is cut into consecutive segments of `context` tokens. Each segment is evaluated on its own
+from an empty cache, without a beginning-of-text token. A segment is fed teacher-forced, in chunks:
+every forward pass appends its tokens to the cache, and the attention of these tokens reads only the
+cache. So each of the ``context - 1`` predicted positions sees keys and values as the format stores
+them, including those of its own token. Formats with tiers show every query the same state as token
+by token. Chunks therefore change speed and memory, but not the result.
 
-Everything is compared with the same model on its own, unquantized cache: the *reference*.
+All results are compared with the same model on its own, unquantized cache: the *reference*.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ class SegmentScore:
 
     tokens : predicted positions, one fewer than the segment has tokens
     nll : negative log-likelihood of the right tokens, nats
-    kld : Kullback-Leibler divergence of the prediction from the reference's, nats
+    kld : Kullback-Leibler divergence from the reference's predictions, nats
     same_top1 : positions whose most likely token is the reference's
-    stored_bytes, stored_elements : the cache after the whole segment, everything included
+    stored_bytes, stored_elements : size of the cache after the whole segment, all overhead included
     saturated : elements of keys and values that did not fit the 16 bits of the calibration
     """
 
@@ -76,13 +76,13 @@ class SegmentScore:
 
 @dataclass(frozen=True)
 class Quality:
-    """What a format leaves of a model.
+    """Quality of a model with its cache in some format.
 
     perplexity : exp of the mean negative log-likelihood
-    perplexity_ratio : relative to the reference on the same segments
-    kld : mean Kullback-Leibler divergence from the reference a position, nats
+    perplexity_ratio : perplexity relative to the reference's on the same segments
+    kld : mean Kullback-Leibler divergence from the reference, nats per position
     top1_agreement : share of positions with the reference's most likely token
-    bits_per_element : stored bits per cached number at the full context
+    bits_per_element : stored bits per cached element at the full context
     tokens : predicted positions
     saturated, saturated_share : elements of keys and values that did not fit the 16 bits of the
         calibration, and their share of all
@@ -100,11 +100,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Reference:
-    """The unquantized model on one segment.
+    """Predictions and score of the unquantized model on one segment.
 
     tokens : int64 [T], the segment
     log_probabilities : float32 [T - 1, vocabulary], predictions of tokens 1 .. T - 1
-    score : its own sums; divergence zero, agreement everywhere
+    score : sums of the reference itself; divergence is zero, agreement is total
     """
 
     tokens: Tensor
@@ -113,7 +113,7 @@ class Reference:
 
 
 def documentation_text() -> str:
-    """English text that comes with every Python: the topics of its documentation, by name."""
+    """Return English text that comes with every Python: its documentation's topics, by name."""
     from pydoc_data.topics import topics
 
     return "\n".join(topics[name] for name in sorted(topics))
@@ -122,7 +122,7 @@ def documentation_text() -> str:
 def cut_segments(
     language_model: LanguageModel, text: str, context: int, segments: int
 ) -> list[Tensor]:
-    """The first `segments` consecutive pieces of `context` tokens, int64 [context] each.
+    """Cut the first `segments` consecutive pieces of `context` tokens, int64 [context] each.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def evaluate_reference(
     chunk: int = DEFAULT_CHUNK,
     on_tokens: OnTokens | None = None,
 ) -> Reference:
-    """Predictions of the unquantized model, [T - 1, vocabulary] floats: 200 MB for 1024 x 49152."""
+    """Predict a segment with the unquantized model: 200 MB for 1024 tokens, vocabulary 49152."""
     cache = DynamicCache()
     with language_model.attending_with("sdpa"):
         parts = [
@@ -178,14 +178,14 @@ def evaluate_reference(
 
 
 def save_reference(file: Path, reference: Reference) -> None:
-    """Keep predictions in a file, whole or not at all; raises `UserError`."""
+    """Write predictions to a file, whole or not at all; raise `UserError` on failure."""
     data = reference.log_probabilities.contiguous()
     metadata = {"sha256": _sha256(data)}
     write_bytes(file, serialized({"log_probabilities": data}, metadata), "predictions")
 
 
 def load_reference(file: Path, tokens: Tensor, score: SegmentScore) -> Reference | None:
-    """The predictions that `save_reference` kept; None where they are not there, or damaged."""
+    """Read the predictions that `save_reference` wrote; None if the file is absent or damaged."""
     try:
         with safe_open(file, "pt") as kept:
             data = kept.get_tensor("log_probabilities")
@@ -236,9 +236,9 @@ def feed(
 ) -> Iterator[tuple[int, Tensor]]:
     """Append tokens [T] to a cache, chunk by chunk.
 
-    Yields the index of a chunk's first token and the logits [n, vocabulary] that predict the tokens
-    after each of its tokens; the segment's last token, which predicts nothing in it, is fed too, so
-    that the cache ends with all T tokens, but has no logits.
+    Yields the index of a chunk's first token and the logits [n, vocabulary] that predict the token
+    after each token of the chunk. The segment's last token predicts no token of the segment; it is
+    fed without logits, so that the cache ends with all T tokens.
     """
     for start in range(0, tokens.numel(), chunk):
         piece = tokens[None, start : start + chunk]
@@ -253,7 +253,7 @@ def feed(
 
 
 def summarize(scores: Iterable[SegmentScore], references: Iterable[SegmentScore]) -> Quality:
-    """Quality over segments, from the scores of a format and of the reference on each of them."""
+    """Summarize quality over segments from the scores of a format and of the reference."""
     scores, references = list(scores), list(references)
     tokens = sum(score.tokens for score in scores)
     nll = sum(score.nll for score in scores) / tokens
@@ -276,17 +276,17 @@ def summarize(scores: Iterable[SegmentScore], references: Iterable[SegmentScore]
 
 
 def _exp(x: float) -> float:
-    """The exponential, infinite where a float has no room for it."""
+    """Return the exponential, infinity on overflow."""
     return math.exp(x) if x < math.log(sys.float_info.max) else math.inf
 
 
 def _nll(log_probabilities: Tensor, tokens: Tensor) -> float:
-    """Negative log-likelihood of tokens [n] under log-probabilities [n, vocabulary], summed."""
+    """Sum the negative log-likelihood of tokens [n] under log-probabilities [n, vocabulary]."""
     return -log_probabilities.gather(-1, tokens[:, None]).double().sum().item()
 
 
 def _pieces(text: str, characters: int) -> Iterator[str]:
-    """Beginnings of a text, longer and longer: what is not needed need not be tokenized."""
+    """Yield longer and longer beginnings of a text, to avoid tokenizing more than needed."""
     while characters < len(text):
         yield text[:characters]
         characters *= 4

@@ -1,7 +1,7 @@
-"""What zeros are worth: how many digits are zero, and how many whole slices of a plane.
+"""Zeros in planes: the shares of digits that are zero and of slices that are all zeros.
 
-A zero digit adds nothing, so its lane's select gate need not switch. A slice (the digits that the
-lanes take in one cycle) that is all zeros could be skipped whole, if something told the engine so.
+A zero digit adds nothing, so the select gate of its lane need not switch. The engine could skip a
+slice of zeros (the digits that the lanes take in one cycle) if the slice were marked.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ __all__ = ["ZeroShare", "cache_of_text", "zero_shares"]
 
 @dataclass(frozen=True)
 class ZeroShare:
-    """Zeros in one plane of a layer's keys or values, all KV heads, tokens of the body.
+    """Zeros in one plane of a layer's keys or values: body tokens of all KV heads.
 
-    layer, tensor, plane : "key" or "value"; plane 0 is the least significant of a balanced code
+    layer, tensor, plane : index of the layer, "key" or "value", and index of the plane; plane 0 is
+        the least significant plane of a balanced code
     digits : share of digits that are zero
-    slices : share of slices that are all zeros, by their number of lanes
+    slices : share of slices that are all zeros, by the number of lanes
     """
 
     layer: int
@@ -70,7 +71,7 @@ def zero_shares(cache: TernaryCache, lanes: tuple[int, ...]) -> list[ZeroShare]:
 def cache_of_text(
     language_model: LanguageModel, config: EngineConfig, code: CacheCode | CodeTable, tokens: int
 ) -> TernaryCache:
-    """A cache that holds the first tokens of Python's documentation, as a prefill leaves them."""
+    """Return a cache after a prefill with the first tokens of Python's documentation."""
     calibration = load_or_calibrate(language_model)
     cache = make_cache(config, code, calibration, SinglePrecisionBackend())
     [text] = cut_segments(language_model, documentation_text(), tokens, 1)

@@ -1,5 +1,5 @@
-"""Baselines: what else a KV cache is quantized with, written from the papers.
+"""Baselines: other quantized formats of a KV cache, written from the papers.
 
-One file a family. Each parses its own spelling, and everything goes through the same measurement
-as the ternary codes (`golden.study.quality`), with everything it stores counted.
+Each family has one file, which parses the family's spelling. Baselines go through the same
+measurement as the ternary codes (`golden.study.quality`), with all stored bytes counted.
 """

@@ -1,4 +1,4 @@
-"""Packing of unsigned integers of a few bits into bytes, with nothing in between."""
+"""Packing of unsigned integers of a few bits into bytes, without unused bits between integers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["pack_bits", "unpack_bits"]
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Pack integers 0 .. 2**bits - 1 along the last axis, the first one lowest.
+    """Pack integers 0 .. 2**bits - 1 along the last axis, the first integer lowest.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(data: Tensor, bits: int, count: int) -> Tensor:
-    """The `count` integers that `pack_bits` packed: uint8 [..., count]."""
+    """Unpack the `count` integers that `pack_bits` packed: uint8 [..., count]."""
     group, group_bytes = _group(bits)
     padded = torch.nn.functional.pad(data, (0, -data.shape[-1] % group_bytes))
     octets = padded.unflatten(-1, (-1, group_bytes)).long()
@@ -51,6 +51,6 @@ def unpack_bits(data: Tensor, bits: int, count: int) -> Tensor:
 
 
 def _group(bits: int) -> tuple[int, int]:
-    """Smallest number of codes that fill whole bytes, and how many bytes."""
+    """Return the smallest number of codes that fill whole bytes, and the number of bytes."""
     group = 8 // math.gcd(bits, 8)
     return group, group * bits // 8

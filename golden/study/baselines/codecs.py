@@ -1,8 +1,8 @@
 """Number formats of the baselines: vectors to stored tensors and back.
 
-A codec's stored tensors have the axes [batch, kv_heads, tokens or groups of tokens, ...], so that a
-store appends along axis 2 whatever the codec. Scales and zero points are stored in fp16, and codes
-are rounded against the stored ones. All arithmetic is float32.
+The stored tensors of every codec have the axes [batch, kv_heads, tokens or groups of tokens, ...],
+so a store always appends along axis 2. Scales and zero points are stored in fp16, and codes are
+rounded against the stored scales and zero points. All arithmetic is float32.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ class Codec(Protocol):
     def tokens_per_entry(self) -> int: ...
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Stored tensors of vectors float32 [batch, kv_heads, tokens, D]."""
+        """Encode vectors float32 [batch, kv_heads, tokens, D] to stored tensors."""
         ...
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
-        """The vectors that stored tensors stand for, float32 [batch, kv_heads, tokens, D]."""
+        """Decode stored tensors to vectors float32 [batch, kv_heads, tokens, D]."""
         ...
 
 
 @dataclass(frozen=True)
 class FloatCodec:
-    """Floating point numbers of a type."""
+    """Floating-point numbers of one dtype."""
 
     dtype: torch.dtype
     tokens_per_entry: int = 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Rounded to the type."""
+        """Round to the dtype."""
         return (x.to(self.dtype),)
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
-        """Exact."""
+        """Convert to float32, exactly."""
         return stored[0].float()
 
 
@@ -65,7 +65,7 @@ class TokenCodec:
         otherwise ``x ~ low + scale * n`` with ``0 <= n < 2**bits``, ``low = min x`` and
         ``scale = (max x - min x) / (2**bits - 1)``
     group : elements that share a scale; None for the whole vector
-    clip : take the range with the least squared error among a few smaller ones about its middle
+    clip : use the range with the least squared error among a few smaller ranges with equal middle
     feedback : U, float32 [kv_heads, D, D], strictly upper triangular: element k is rounded after
         adding ``sum_{j<k} (x_j - xhat_j) U_jk``, as `golden.feedback` has it; None adds nothing
     """
@@ -78,7 +78,7 @@ class TokenCodec:
     tokens_per_entry: int = 1
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Packed codes and scales, and zero points where the format has them."""
+        """Encode to packed codes and scales, and zero points where the format has them."""
         parameters = self._parameters(x, 1.0)
         if self.clip:
             least = self._squared_errors(x, parameters)
@@ -92,7 +92,7 @@ class TokenCodec:
         return pack_bits(codes, self.bits), *parameters
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
-        """Integers times scale, plus zero point."""
+        """Decode: integers times scale, plus zero point."""
         codes = unpack_bits(stored[0], self.bits, head_dim).float()
         scale, low = self._per_element(stored[1:], head_dim)
         return codes * scale + low
@@ -103,7 +103,7 @@ class TokenCodec:
         return (1 << self.bits - 1) - 1
 
     def _parameters(self, x: Tensor, ratio: float) -> tuple[Tensor, ...]:
-        """Scale, and zero point if there is one, for a share of the range: fp16 [..., groups]."""
+        """Return scale, and zero point if any, for `ratio` of the range: fp16 [..., groups]."""
         groups = x.unflatten(-1, (-1, self.group or x.shape[-1]))
         if self.symmetric:
             return ((ratio * groups.abs().amax(-1) / self._largest).clamp(min=_TINY).half(),)
@@ -111,13 +111,13 @@ class TokenCodec:
         return scale[..., 0], low[..., 0]
 
     def _squared_errors(self, x: Tensor, parameters: tuple[Tensor, ...]) -> Tensor:
-        """Squared error of each group rounded without feedback, [..., groups]."""
+        """Return the squared error of each group rounded without feedback, [..., groups]."""
         scale, low = self._per_element(parameters, x.shape[-1])
         errors = x - (self._codes(x, scale, low, None) * scale + low)
         return errors.square().unflatten(-1, (-1, self.group or x.shape[-1])).sum(-1)
 
     def _per_element(self, parameters: tuple[Tensor, ...], dim: int) -> tuple[Tensor, Tensor]:
-        """Scale and value of code zero of each element, float32 [..., D]."""
+        """Return the scale, and the value of code zero, of each element: float32 [..., D]."""
         repeats = self.group or dim
         scale = parameters[0].float().repeat_interleave(repeats, -1)
         if self.symmetric:
@@ -125,7 +125,7 @@ class TokenCodec:
         return scale, parameters[1].float().repeat_interleave(repeats, -1)
 
     def _codes(self, x: Tensor, scale: Tensor, low: Tensor, feedback: Tensor | None) -> Tensor:
-        """Codes int64 [..., D] from 0 on."""
+        """Round to codes int64 [..., D], which start at 0."""
         top = 2 * self._largest if self.symmetric else (1 << self.bits) - 1
         if feedback is None:
             return ((x - low) / scale).round().clamp(0, top).long()
@@ -140,17 +140,18 @@ class TokenCodec:
 
 @dataclass(frozen=True)
 class ChannelCodec:
-    """Asymmetric integers, a scale and zero point for each channel of `tokens_per_entry` tokens.
+    """Asymmetric integers with a scale and zero point per channel and group of tokens.
 
-    An element is ``low + scale * n`` with ``0 <= n < 2**bits``, low and scale those of its channel
-    among the tokens of its group. The number of tokens must be a multiple of the group.
+    A group has `tokens_per_entry` tokens; the number of tokens must be a multiple of it. An element
+    is ``low + scale * n`` with ``0 <= n < 2**bits``; low and scale belong to the element's channel
+    in its group.
     """
 
     bits: int
     tokens_per_entry: int
 
     def encode(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Packed codes [..., groups, tokens, bytes], scales and zero points [..., groups, D]."""
+        """Encode to codes [..., groups, tokens, bytes], scales and zero points [..., groups, D]."""
         channels = x.unflatten(2, (-1, self.tokens_per_entry)).mT
         scale, low = _asymmetric_parameters(channels, self.bits)
         exact = (channels - low.float()) / scale.float()
@@ -158,14 +159,17 @@ class ChannelCodec:
         return pack_bits(codes.mT, self.bits), scale[..., 0], low[..., 0]
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
-        """Integers times the channel's scale, plus its zero point."""
+        """Decode: integers times the channel's scale, plus the channel's zero point."""
         packed, scale, low = stored
         codes = unpack_bits(packed, self.bits, head_dim).float()
         return (codes * scale.float()[..., None, :] + low.float()[..., None, :]).flatten(2, 3)
 
 
 def _asymmetric_parameters(groups: Tensor, bits: int, ratio: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Scale and lowest level, fp16 [..., 1], for the middle of the range of groups [..., n]."""
+    """Return scale and lowest level, fp16 [..., 1], for the middle `ratio` of the groups' range.
+
+    Groups are [..., n].
+    """
     low, high = groups.amin(-1, keepdim=True), groups.amax(-1, keepdim=True)
     low, high = low + (1 - ratio) / 2 * (high - low), high - (1 - ratio) / 2 * (high - low)
     low = low.half()

@@ -18,7 +18,7 @@ _TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
-    """The format that a text spells, if it is of this family."""
+    """Parse a spelled format; return None if it is not of this family."""
     head, _ = split(text, ()) if text.split(",")[0] in _TYPES else ("", {})
     if head not in _TYPES:
         return None

@@ -1,4 +1,4 @@
-"""A baseline as a `golden.study.formats.CacheFormat`."""
+"""Baselines as implementations of `golden.study.formats.CacheFormat`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["BaselineFormat"]
 
 @dataclass(frozen=True)
 class BaselineFormat:
-    """Rules for each layer, the module that made them, and their calibration, if they have one."""
+    """A baseline: rules for each layer, the module that made the rules, and any calibration."""
 
     name: str
     family: str
@@ -26,18 +26,18 @@ class BaselineFormat:
     longest_chunk: int | None = None
 
     def make_cache(self) -> BaselineCache:
-        """An empty cache."""
+        """Make an empty cache."""
         return BaselineCache(self.rules)
 
     def stored(self, cache: Cache) -> tuple[int, int]:
-        """Codes, scales, zero points, tokens in the long format, padding."""
+        """Count codes, scales, zero points, tokens in the long format and padding."""
         return stored_by_layers(cache)
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """The family's module."""
+        """Return the family's module."""
         return (self.family,)
 
     def identity(self) -> str:
-        """The calibration where there is one."""
+        """Return the calibration's digest, or "none" without a calibration."""
         return calibration_digest(self.calibration) if self.calibration else "none"

@@ -1,13 +1,13 @@
 """Integers per token: ``int8``, ``int4``, ``int3``, ``int2`` with settings.
 
-A key or value vector is rounded to integers of that many bits under one fp16 scale, which its
-largest element gives. Settings:
+The name gives the number of bits. A key or value vector is rounded to integers under one fp16
+scale, which the largest element of the vector determines. Settings:
 
 - ``asymmetric``: a zero point beside the scale, all ``2**bits`` levels in use
 - ``clip``: the scale with the least squared error of the vector among a few smaller ones
 - ``group=N``: a scale (and zero point) for every N elements instead of the whole vector
-- ``conditioned``: centring and rotation exactly as the ternary codes have them
-- ``feedback``: rounding with feedback, by the matrices of the ternary codes; needs ``conditioned``
+- ``conditioned``: centring and rotation exactly as for the ternary codes
+- ``feedback``: rounding with the feedback matrices of the ternary codes; needs ``conditioned``
 - ``sinks=N``, ``window=N``: the first and the newest N tokens in 8-bit integers; a token that
   leaves the window is rounded again from its 8-bit version
 """
@@ -36,7 +36,7 @@ _SETTINGS = ("asymmetric", "clip", "group=", "conditioned", "feedback", "sinks="
 
 
 def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
-    """The format that a text spells, if it is of this family."""
+    """Parse a spelled format; return None if it is not of this family."""
     match = re.match(r"int([2348])(?=,|$)", text)
     if match is None:
         return None
@@ -46,7 +46,7 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     divides(text, group, inputs.language_model.head_dim)
     tiers = Tiers(*(integer(text, settings, name, 0, 1) for name in ("sinks", "window")))
     short = TokenCodec(bits, "asymmetric" not in settings, group, "clip" in settings)
-    # without a window every token is rounded when it comes, and nothing is held in between
+    # without tiers every token is rounded when it is appended, and no long version is kept
     long: Codec = TokenCodec(8, True) if tiers != NO_TIERS else FloatCodec(torch.float32)
 
     def rule(feedback: Feedback | None) -> TierRule:
@@ -76,5 +76,5 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
 
 
 def _matrices(feedback: Feedback) -> Tensor:
-    """U of every KV head, float32 [kv_heads, D, D]."""
+    """Return U of every KV head, float32 [kv_heads, D, D]."""
     return torch.ldexp(feedback.factors.float(), -feedback.shift[..., :, None])

@@ -1,10 +1,10 @@
 """KIVI (Liu et al., "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache", ICML 2024).
 
-``kivi:2`` and ``kivi:4``, asymmetric integers of that many bits. Keys are quantized per channel,
-in groups of G consecutive tokens; values per token, in groups of G channels. The newest tokens stay
-in fp16, as the paper's Algorithm 1 has it with its residual length R: values the newest R of them;
-keys all since the last multiple of R, so 0 to R - 1 of them. Settings ``group=G`` and ``window=R``,
-both 32 by default; R is a multiple of G.
+``kivi:2`` and ``kivi:4`` are asymmetric integers of 2 and 4 bits. Keys are quantized per channel in
+groups of G consecutive tokens, values per token in groups of G channels. The newest tokens stay in
+fp16, as in the paper's Algorithm 1 with residual length R: for values the newest R tokens, for keys
+all tokens since the last multiple of R (0 to R - 1 tokens). The settings are ``group=G`` and
+``window=R``, both 32 by default; R is a multiple of G.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EXAMPLES = ("kivi:2", "kivi:4,group=32,window=128")
 
 
 def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
-    """The format that a text spells, if it is of this family."""
+    """Parse a spelled format; return None if it is not of this family."""
     if not text.startswith("kivi:"):
         return None
     head, settings = split(text, ("group=", "window="))

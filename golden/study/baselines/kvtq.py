@@ -1,8 +1,8 @@
-"""KVTQ as published: residual ternary planes, each under its own largest element, nothing else.
+"""KVTQ as published: residual ternary planes with the largest element as scale, nothing else.
 
-``kvtq:4/3`` has four planes for a key and three for a value, as the paper's main setting does. No
-rotation, no centring, no tiers. Planes and scales are stored as those of our own codes are, which
-is less than the paper's 16 bits a scale.
+``kvtq:4/3`` has four planes per key and three per value, like the paper's main setting. The format
+has no rotation, no centring and no tiers. Planes and scales are stored as in this project's own
+codes, which take less than the paper's 16 bits per scale.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ PREFIX = "kvtq:"
 
 
 def unconditioned(calibration: Calibration) -> list[Conditioning]:
-    """Conditioning that leaves keys and values as they are, up to their static number range."""
+    """Return conditioning that only converts keys and values to their static integer range."""
     return [replace(entry, rotate=False, key_centre=None) for entry in calibration.conditioning()]

@@ -1,7 +1,7 @@
 """A cache layer of the baselines, and the attention function that reads it.
 
-Importing this module registers the function under the name `BASELINE_ATTENTION`. It computes in
-float32 what any attention computes, over vectors as their formats give them back.
+Importing this module registers the function under the name `BASELINE_ATTENTION`. The function
+computes standard attention in float32 over the decoded vectors.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class TierRule:
 
 @dataclass(frozen=True)
 class LayerRules:
-    """How a layer stores keys and values; None takes them as they come."""
+    """How a layer stores keys and values; without conditioning, vectors are stored as they are."""
 
     keys: TierRule
     values: TierRule
@@ -55,10 +55,10 @@ class LayerRules:
 
 @dataclass(frozen=True)
 class BaselinePass:
-    """What a layer holds after an update, as the attention function gets it.
+    """The contents of a layer after an update, as input of the attention function.
 
-    keys, values : everything stored
-    conditioning : what was done to them before; None for nothing
+    keys, values : all stored vectors
+    conditioning : conditioning of the stored vectors; None for unconditioned vectors
     """
 
     keys: VersionedVectors
@@ -66,11 +66,11 @@ class BaselinePass:
     conditioning: Conditioning | None
 
     def attend(self, queries: Tensor, visible: Tensor | None) -> Tensor:
-        """Attention of the newest chunk.
+        """Compute the attention of the newest chunk.
 
         Parameters
         ----------
-        queries : float32 [batch, heads, I, D], with the factor on the scores
+        queries : float32 [batch, heads, I, D], multiplied by the factor on the scores
         visible : bool [batch, 1, I, T]; the newest I tokens' causal attention when None
 
         Returns
@@ -94,7 +94,7 @@ class BaselinePass:
 
 
 class BaselineLayer(StoredLayer[TieredVectors]):
-    """One layer: keys and values under a rule each, conditioned or as they come."""
+    """One layer: keys and values with one rule each, conditioned or not."""
 
     def __init__(self, rules: LayerRules) -> None:
         super().__init__()
@@ -104,12 +104,12 @@ class BaselineLayer(StoredLayer[TieredVectors]):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[BaselinePass, BaselinePass]:
-        """Append tokens [batch, kv_heads, tokens, D]; returns the pass for keys and for values.
+        """Append tokens [batch, kv_heads, tokens, D]; return the pass twice, for keys and values.
 
         Raises
         ------
         ValueError
-            When keys and values do not fit each other, or do not fit what is stored.
+            When keys and values do not fit each other, or do not fit the stored ones.
         """
         self.admit(key_states, value_states)
         condition = self._rules.conditioning
@@ -123,16 +123,16 @@ class BaselineLayer(StoredLayer[TieredVectors]):
         return result, result
 
     def get_max_length(self) -> int:
-        """No limit."""
+        """Return -1: there is no limit."""
         return -1
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: what has turned short, and whole groups of tokens, cannot be taken back.
+        """Refuse to remove tokens: short tokens and groups of tokens cannot be restored.
 
         Raises
         ------
         ValueError
-            Unless nothing is to be removed.
+            When any token is to be removed.
         """
         if tokens_to_remove:
             raise ValueError(
@@ -173,7 +173,7 @@ class BaselineCache(StoredCache):
 
 
 def unit(exponent: int) -> float:
-    """What one of the integers of conditioned vectors is worth, so that scales fit fp16."""
+    """Return the real value of integer 1 in conditioned vectors; in real units, scales fit fp16."""
     return 2.0**exponent
 
 
@@ -187,9 +187,9 @@ def baseline_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of `query` [batch, heads, I, D] over a layer, [batch, I, heads, D].
+    """Compute attention of `query` [batch, heads, I, D] over a layer: [batch, I, heads, D].
 
-    A compiled model leaves its graph for it.
+    A compiled model leaves its graph for this function.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""How baselines are spelled: ``name``, ``name:argument``, and settings behind commas."""
+"""Spelling of baselines: ``name`` or ``name:argument``, then settings separated by commas."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Settings = dict[str, str | None]
 
 
 def split(text: str, allowed: Collection[str]) -> tuple[str, Settings]:
-    """What stands before the first comma, and the settings behind it.
+    """Split a text into the part before the first comma and the settings behind it.
 
     Parameters
     ----------
-    allowed : settings; ``key=`` takes a value, ``key`` does not
+    allowed : allowed settings; ``key=`` takes a value, ``key`` does not
 
     Raises
     ------
     UserError
-        For a setting that is unknown, comes twice, or has a value where it takes none.
+        For a setting that is unknown, is repeated, or has a value but takes none.
     """
     head, *rest = text.split(",")
     settings: Settings = {}
@@ -42,12 +42,12 @@ def split(text: str, allowed: Collection[str]) -> tuple[str, Settings]:
 
 
 def integer(text: str, settings: Settings, key: str, default: int, least: int) -> int:
-    """A setting's whole number, at least `least`.
+    """Return a setting's integer, at least `least`.
 
     Raises
     ------
     UserError
-        For anything else.
+        When the setting is no integer or is below `least`.
     """
     value = settings.get(key)
     if value is None:
@@ -65,7 +65,7 @@ def divides(text: str, group: int | None, head_dim: int) -> None:
     Raises
     ------
     UserError
-        When they do not.
+        When the head dimension is not a multiple of the group.
     """
     if group is not None and head_dim % group:
         raise UserError(

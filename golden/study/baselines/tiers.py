@@ -1,8 +1,8 @@
-"""Vectors in two formats: a short one for most tokens, a long one for the first and the newest.
+"""Vectors in two formats: a short format for most tokens, a long one for the first and the newest.
 
-Tokens are appended in chunks, and each query of a chunk must see what it would have seen had they
-come one by one. So a store keeps both versions of the tokens that turn short during a chunk until
-the next chunk comes (`golden.second_version`).
+Tokens are appended in chunks, and each query of a chunk must see the same as if the tokens were
+appended one by one. So a store keeps both versions of the tokens that turn short during a chunk
+until the next chunk is appended (`golden.second_version`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["TieredVectors", "VersionedVectors", "WholeChunks", "never"]
 
 
 def never(tokens: int) -> int:
-    """No token ever turns short."""
+    """Return zero: no token ever turns short."""
     return 0
 
 
@@ -32,20 +32,20 @@ class WholeChunks:
     chunk: int
 
     def __call__(self, tokens: int) -> int:
-        """Short ones of so many tokens."""
+        """Return how many of `tokens` tokens are short."""
         return tokens - tokens % self.chunk
 
 
 @dataclass(frozen=True)
 class VersionedVectors:
-    """What a `TieredVectors` holds after a chunk: nothing that comes later changes it.
+    """The contents of a `TieredVectors` after a chunk; later chunks do not change it.
 
-    short_codec, long_codec, head_dim : how tensors are read
+    short_codec, long_codec, head_dim : how the stored tensors are decoded
     short : the short tokens; None while there are none
-    long : sinks, then what was not short before the chunk
-    sinks : tokens that stay long
-    settled : tokens that were short before the chunk
-    turned : of each of the chunk's tokens, how many are short for it, int64 [n]
+    long : sinks, then the tokens that were not short before the chunk
+    sinks : number of first tokens, which stay long
+    settled : number of tokens that were short before the chunk
+    turned : number of tokens that are short for each token of the chunk, int64 [n]
     """
 
     short_codec: Codec
@@ -58,9 +58,9 @@ class VersionedVectors:
     turned: Tensor
 
     def read(self) -> tuple[Tensor, SecondVersion[Tensor] | None]:
-        """Decode all tokens [batch, kv_heads, T, D] as they were before the chunk.
+        """Decode all tokens [batch, kv_heads, T, D] in the versions from before the chunk.
 
-        The second version is that of the tokens which turned short during it; None where none did.
+        The second version has the tokens that turned short during the chunk; None without any.
         """
         longs = self.long_codec.decode(self.long, self.head_dim)
         batch, heads = longs.shape[:2]
@@ -84,12 +84,12 @@ class TieredVectors:
 
     Parameters
     ----------
-    short, long : formats; the long one has an entry for each token
-    sinks : first tokens, which stay long
-    short_tokens : how many tokens behind the sinks are short once there are n tokens in all;
-        grows with n by whole entries of the short format
-    head_dim : elements of a vector
-    device : where the tensors will be
+    short, long : codecs; the long one has an entry for each token
+    sinks : number of first tokens, which stay long
+    short_tokens : function that returns how many tokens behind the sinks are short when there are
+        n tokens in total; grows with n by whole entries of the short codec
+    head_dim : elements per vector
+    device : device of the tensors
     """
 
     def __init__(
@@ -109,15 +109,15 @@ class TieredVectors:
         self.device = device
         self.tokens = 0
         self._short: tuple[Tensor, ...] | None = None
-        self._long: tuple[Tensor, ...] | None = None  # sinks, then what follows the short tokens
+        self._long: tuple[Tensor, ...] | None = None  # sinks, then tokens after the settled ones
         self._settled = 0  # short tokens whose long version is gone
 
     def __copy__(self) -> TieredVectors:
-        """An independent copy."""
+        """Make an independent copy."""
         return copy.deepcopy(self)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> TieredVectors:
-        """Move the tensors; returns this store, as a cache layer's offloading expects."""
+        """Move the tensors; return this store, as a cache layer's offloading expects."""
         self._map(lambda y: y.to(device, non_blocking=non_blocking))
         self.device = torch.device(device)
         return self
@@ -145,28 +145,28 @@ class TieredVectors:
         )
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Apply a function that rearranges axis 0 to what is stored."""
+        """Apply a function that rearranges axis 0 (the batch) to the stored tensors."""
         self._map(function)
 
     def stored_bytes(self) -> int:
-        """Bytes of all tokens: codes, scales, zero points, padding; each in one version."""
+        """Return the bytes of all tokens, one version each, with scales, zero points and padding."""
         tensors = (*(self._short or ()), *(self._long_once() or ()))
         return sum(y.numel() * y.element_size() for y in tensors)
 
     def stored_elements(self) -> int:
-        """Numbers that those bytes stand for."""
+        """Return the number of vector elements that `stored_bytes` represents."""
         if self._long is None:
             return 0
         batch, heads = self._long[0].shape[:2]
         return batch * heads * self.tokens * self._head_dim
 
     def _settle(self) -> None:
-        """Drop the long versions of short tokens: the last chunk's attention is done."""
+        """Drop the long versions of short tokens, because the last chunk's attention is done."""
         self._long = self._long_once()
         self._settled = self._short_tokens(self.tokens)
 
     def _long_once(self) -> tuple[Tensor, ...] | None:
-        """What is stored long, without the tokens that are stored short too."""
+        """Return the long tokens without those that are also stored short."""
         turned = self._short_tokens(self.tokens) - self._settled
         if not turned or self._long is None:
             return self._long

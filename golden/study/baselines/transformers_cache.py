@@ -1,11 +1,11 @@
 """transformers' own `QuantizedCache`: ``transformers:4`` and ``transformers:2``.
 
-The backend is quanto (package `optimum-quanto`), with the library's defaults: groups of 64, the
-newest up to 128 tokens as they came. When those are 128, the library dequantizes the whole cache
-and quantizes it again together with them. It returns tensors in the model's type, which the model's
-own attention reads. A forward pass sees its own tokens unquantized, so chunks are as long as the
-window: every query then sees what it would have seen token by token, except that the library
-quantizes the very first forward pass of a sequence at once.
+The backend is quanto (package `optimum-quanto`), with the library's defaults: groups of 64, and up
+to 128 newest tokens unquantized. When there are 128 unquantized tokens, the library dequantizes the
+whole cache and quantizes it again together with these tokens. The library returns tensors in the
+model's dtype, which the model's own attention reads. A forward pass sees its own tokens
+unquantized, so chunks are as long as the window: every query then sees the same as token by token,
+except that the library quantizes the very first forward pass of a sequence at once.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class TransformersFormat:
     longest_chunk: int | None = WINDOW
 
     def make_cache(self) -> QuantizedCache:
-        """An empty cache."""
+        """Make an empty cache."""
         return QuantizedCache("quanto", self.model_config, nbits=self.bits, residual_length=WINDOW)
 
     def stored(self, cache: Cache) -> tuple[int, int]:
-        """All tensors that layers hold, and the numbers that they stand for."""
+        """Return the bytes of all tensors in the layers, and the elements they represent."""
         text_config = self.model_config.get_text_config()
         heads = getattr(text_config, "num_key_value_heads", None) or text_config.num_attention_heads
         head_dim = getattr(text_config, "head_dim", None) or (
@@ -54,16 +54,16 @@ class TransformersFormat:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """This one."""
+        """Return this module."""
         return (__name__,)
 
     def identity(self) -> str:
-        """Nothing: the library's version is that of the distribution."""
+        """Return an empty identity: the distribution determines the library's version."""
         return ""
 
 
 def parse(text: str, inputs: FormatInputs) -> TransformersFormat | None:
-    """The format that a text spells, if it is of this family."""
+    """Parse a spelled format; return None if it is not of this family."""
     if not text.startswith("transformers:"):
         return None
     match = re.fullmatch(r"transformers:([24])", text)
@@ -78,7 +78,7 @@ def parse(text: str, inputs: FormatInputs) -> TransformersFormat | None:
 
 
 def resident_bytes(held: object) -> int:
-    """Bytes of all tensors in dictionaries, sequences and tensor subclasses."""
+    """Return the bytes of all tensors in dictionaries, sequences and tensor subclasses."""
     if isinstance(held, dict):
         return sum(resident_bytes(value) for value in held.values())
     if isinstance(held, list | tuple):
