@@ -35,7 +35,7 @@ class Attention:
     saturated: Tensor
 
     def to_float(self) -> Tensor:
-        """The outputs as float64 [..., G, I, D]."""
+        """Return the outputs as float64 [..., G, I, D]."""
         return torch.ldexp(self.values.double(), self.exponent[..., None, :, None])
 
 

@@ -97,7 +97,7 @@ class TernaryFormat:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Return the modules of attention and of the cache."""
+        """The modules of attention and of the cache."""
         return ("golden.attend.attention", "golden.cache.ternary_cache")
 
     def identity(self) -> str:

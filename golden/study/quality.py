@@ -155,7 +155,10 @@ def evaluate_reference(
     chunk: int = DEFAULT_CHUNK,
     on_tokens: OnTokens | None = None,
 ) -> Reference:
-    """Predict a segment with the unquantized model: 200 MB for 1024 tokens, vocabulary 49152."""
+    """Predict a segment with the unquantized model.
+
+    Predictions are [T - 1, vocabulary] floats: 200 MB for 1024 x 49152.
+    """
     cache = DynamicCache()
     with language_model.attending_with("sdpa"):
         parts = [

@@ -92,7 +92,7 @@ class TokenCodec:
         return pack_bits(codes, self.bits), *parameters
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
-        """Decode: integers times scale, plus zero point."""
+        """Multiply integers by their scale and add the zero point, if any."""
         codes = unpack_bits(stored[0], self.bits, head_dim).float()
         scale, low = self._per_element(stored[1:], head_dim)
         return codes * scale + low
@@ -159,7 +159,7 @@ class ChannelCodec:
         return pack_bits(codes.mT, self.bits), scale[..., 0], low[..., 0]
 
     def decode(self, stored: tuple[Tensor, ...], head_dim: int) -> Tensor:
-        """Decode: integers times the channel's scale, plus the channel's zero point."""
+        """Multiply integers by the channel's scale and add the channel's zero point."""
         packed, scale, low = stored
         codes = unpack_bits(packed, self.bits, head_dim).float()
         return (codes * scale.float()[..., None, :] + low.float()[..., None, :]).flatten(2, 3)

@@ -35,7 +35,7 @@ class BaselineFormat:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Return the family's module."""
+        """The family's module."""
         return (self.family,)
 
     def identity(self) -> str:

@@ -149,7 +149,7 @@ class TieredVectors:
         self._map(function)
 
     def stored_bytes(self) -> int:
-        """Return the bytes of all tokens, one version each, with scales, zero points and padding."""
+        """Return the bytes of all tokens in one version: codes, scales, zero points, padding."""
         tensors = (*(self._short or ()), *(self._long_once() or ()))
         return sum(y.numel() * y.element_size() for y in tensors)
 

@@ -54,7 +54,7 @@ class TransformersFormat:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Return this module."""
+        """This module."""
         return (__name__,)
 
     def identity(self) -> str:
