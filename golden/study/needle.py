@@ -116,7 +116,7 @@ def retrieve(
             if on_tokens is not None:
                 on_tokens(piece.numel())
         cache.reorder_cache(torch.zeros(NEEDLES, dtype=torch.int64))
-        # what is behind a shorter question is seen by nothing that counts
+        # no position that counts sees the padding behind a shorter question
         found = model(batch, past_key_values=cache, use_cache=True).logits.argmax(-1)
     return [
         row[len(question) - 1 :][: len(answer)].tolist() == list(answer)
