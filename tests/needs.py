@@ -18,6 +18,7 @@ __all__ = ["NEEDS", "missing", "required"]
 NEEDS = {
     "simulators": "Verilator and Icarus Verilog",
     "model": "the wheel of SmolLM2",
+    "gemma": "the wheels of Gemma 3 270M",
     "liberty": "the full Liberty file of sky130_fd_sc_hd, named by KVTQ_SKY130_LIBERTY",
     "opensta": "OpenSTA",
 }

@@ -231,11 +231,11 @@ def test_keys_that_are_not_finite_are_one_line():
 
 def test_a_model_without_a_place_for_the_cache_is_refused_before_it_writes_a_text():
     language_model = tiny_model()
-    language_model.model.config.layer_types = ["full_attention", "sliding_attention"]
+    language_model.model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(UserError) as caught:
         calibrate(language_model, None, tokens=1 << 40)
     assert str(caught.value) == (
         "model 'tiny' (llama) does not run on a ternary cache: it has layers of kind "
-        "full_attention, sliding_attention; allowed are decoders whose layers all attend to the "
-        "whole context by one softmax"
+        "full_attention, linear_attention; allowed are decoders whose layers all attend to the "
+        "whole context or to a sliding window by one softmax"
     )

@@ -6,12 +6,25 @@ import pytest
 import torch
 from tiny_model import prompt, tiny_model
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
+from transformers.masking_utils import (
+    bidirectional_mask_function,
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sliding_window_bidirectional_mask_function,
+    sliding_window_causal_mask_function,
+)
+from transformers.models.mistral.modeling_mistral import MistralAttention
 
 from golden.attend.attention import ATTENTION
 from golden.attend.backends import GoldenBackend
 from golden.llm.calibration import calibrate
 from golden.llm.decoding import decode, decode_unquantized, make_cache
-from golden.llm.model_support import check_supported, head_shape
+from golden.llm.model_support import (
+    _hidden_by,
+    check_supported,
+    head_shape,
+    layer_attention,
+)
 from golden.llm.models import LanguageModel
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.errors import UserError
@@ -77,7 +90,7 @@ REFUSED = {
         lambda: of(
             "qwen2", DECODER, use_sliding_window=True, sliding_window=16, max_window_layers=1
         ),
-        "it has layers of kind full_attention, sliding_attention",
+        "layer 1 has attention to a sliding window of 16 tokens",
     ),
     "qwen3_moe, window": (
         lambda: of("qwen3_moe", DECODER, use_sliding_window=True, sliding_window=16, **EXPERTS),
@@ -85,7 +98,7 @@ REFUSED = {
     ),
     "gemma3": (
         lambda: of("gemma3_text", DECODER, head_dim=8, sliding_window=16, layer_types=None),
-        "it has layers of kind sliding_attention",
+        "layer 0 has attention to a sliding window of 16 tokens",
     ),
     "gemma2, all layers full": (
         lambda: of("gemma2", DECODER, head_dim=8, layer_types=FULL),
@@ -95,7 +108,7 @@ REFUSED = {
         lambda: of(
             "gpt_oss", DECODER, head_dim=8, layer_types=FULL, num_local_experts=4, **EXPERTS
         ),
-        "layer 0 has learned attention sinks",
+        "layer 0 has learned sinks",
     ),
     "llama4": (
         lambda: of(
@@ -114,6 +127,27 @@ REFUSED = {
     "glm4_moe_lite": (
         lambda: of("glm4_moe_lite", LATENT, v_head_dim=12),
         "layer 0 does not attend to keys and values as they are cached",
+    ),
+    "gemma4": (
+        lambda: of("gemma4_text", DECODER),
+        "its configuration has no one shape of heads for all layers: "
+        "AmbiguousGlobalPerLayerAttributeError: 'head_dim' is a per-layer attribute and may vary "
+        "across layers. Access it via the individual layer configs instead (e.g. "
+        "config.per_layer_config[i].head_dim). To read the global config value from conf",
+    ),
+    "gemma3n": (
+        lambda: of(
+            "gemma3n_text",
+            DECODER,
+            num_kv_shared_layers=0,
+            activation_sparsity_pattern=[0.95, 0.0],
+        ),
+        "its code cannot be followed without weights to layer 1: RuntimeError: Tensor.item() "
+        "cannot be called on meta tensors",
+    ),
+    "mistral, no window": (
+        lambda: of("mistral", DECODER, sliding_window=0),
+        "layer 0 has attention to 0 tokens",
     ),
     "diffllama": (
         lambda: of("diffllama", DECODER),
@@ -203,8 +237,180 @@ def test_refused_in_one_true_line(name):
         check_supported("it", config)
     assert str(caught.value) == (
         f"model 'it' ({config.model_type}) does not run on a ternary cache: {reason}; allowed are "
-        "decoders whose layers all attend to the whole context by one softmax"
+        "decoders whose layers all attend to the whole context or to a sliding window by one "
+        "softmax"
     )
+
+
+FOUR = {**DECODER, "num_hidden_layers": 4}
+MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+#: All ways in which configurations name windows, and the window of each layer.
+WINDOWS = {
+    "mistral": (lambda: of("mistral", DECODER, sliding_window=16), (16, 16)),
+    "ministral3": (lambda: of("ministral3", DECODER, head_dim=8, sliding_window=16), (16, 16)),
+    "mixtral": (
+        lambda: of("mixtral", DECODER, sliding_window=16, num_local_experts=4),
+        (16, 16),
+    ),
+    "phi3": (lambda: of("phi3", DECODER, sliding_window=16), (16, 16)),
+    "phimoe": (
+        lambda: of("phimoe", DECODER, sliding_window=16, num_local_experts=4, **EXPERTS),
+        (16, 16),
+    ),
+    "starcoder2": (lambda: of("starcoder2", DECODER, sliding_window=16), (16, 16)),
+    "qwen2, upper layers": (
+        lambda: of("qwen2", FOUR, use_sliding_window=True, sliding_window=16, max_window_layers=1),
+        (None, 16, 16, 16),
+    ),
+    "qwen2, not in use": (
+        lambda: of("qwen2", DECODER, use_sliding_window=False, sliding_window=16),
+        (None, None),
+    ),
+    "qwen3, upper layers": (
+        lambda: of(
+            "qwen3",
+            FOUR,
+            head_dim=8,
+            use_sliding_window=True,
+            sliding_window=16,
+            max_window_layers=3,
+        ),
+        (None, None, None, 16),
+    ),
+    "qwen3_moe": (
+        lambda: of("qwen3_moe", DECODER, use_sliding_window=True, sliding_window=16, **EXPERTS),
+        (16, 16),
+    ),
+    "gemma3, by layer": (
+        lambda: of("gemma3_text", FOUR, head_dim=8, sliding_window=16, layer_types=MIXED),
+        (16, None, 16, None),
+    ),
+    "gemma3, by pattern": (
+        lambda: of("gemma3_text", FOUR, head_dim=8, sliding_window=16, sliding_window_pattern=3),
+        (16, 16, None, 16),
+    ),
+    "gemma3, with pictures": (
+        lambda: of(
+            "gemma3",
+            {},
+            text_config={**FOUR, "head_dim": 8, "sliding_window": 16, "layer_types": MIXED},
+            vision_config={
+                "hidden_size": 32,
+                "intermediate_size": 32,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+            },
+        ),
+        (16, None, 16, None),
+    ),
+    "cohere2": (
+        lambda: of("cohere2", FOUR, sliding_window=16, sliding_window_pattern=2),
+        (16, None, 16, None),
+    ),
+    "exaone4": (
+        lambda: of("exaone4", FOUR, sliding_window=16, sliding_window_pattern=2),
+        (16, None, 16, None),
+    ),
+    "olmo3": (lambda: of("olmo3", FOUR, sliding_window=16), (16, 16, 16, None)),
+    "ministral": (
+        lambda: of("ministral", FOUR, head_dim=8, sliding_window=16, layer_types=MIXED),
+        (16, None, 16, None),
+    ),
+    "smollm3": (
+        lambda: of(
+            "smollm3",
+            FOUR,
+            use_sliding_window=True,
+            sliding_window=16,
+            no_rope_layers=[1, 0, 1, 0],
+            layer_types=None,
+        ),
+        (None, 16, None, 16),
+    ),
+    "gpt_oss": (
+        lambda: of(
+            "gpt_oss", DECODER, head_dim=8, sliding_window=16, num_local_experts=4, **EXPERTS
+        ),
+        (16, None),
+    ),
+    # a window of one token, and one longer than any engine's context
+    "mistral, one token": (lambda: of("mistral", DECODER, sliding_window=1), (1, 1)),
+    "mistral, long": (lambda: of("mistral", DECODER, sliding_window=1 << 22), (1 << 22, 1 << 22)),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_are_what_the_model_does(name):
+    make, windows = WINDOWS[name]
+    config = make()
+    layers = layer_attention("it", config)
+    assert tuple(layer.window for layer in layers) == windows
+    assert {layer.learned_sinks for layer in layers} == {name == "gpt_oss"}
+
+
+@pytest.mark.parametrize("window", [1, 5, 16])
+def test_a_window_is_as_long_as_its_number_says(window):
+    """One layer's own attention: the newest `window` tokens, no other, change the last output."""
+    torch.manual_seed(1)
+    config = of("mistral", DECODER, sliding_window=window, num_hidden_layers=1)
+    assert layer_attention("it", config) == ((window, False),)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    ids = torch.randint(2, 128, (1, 20), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        before = model(ids).logits[0, -1]
+        seen = []
+        for place in range(20):
+            changed = ids.clone()
+            changed[0, place] = 1
+            seen.append(not torch.equal(model(changed).logits[0, -1], before))
+    assert seen == [place >= 20 - window for place in range(20)]
+
+
+def test_learned_sinks_are_told_by_layer():
+    config = of("flint", FOUR, head_dim=8, sliding_window=16)
+    assert layer_attention("it", config) == (
+        (None, True),
+        (None, True),
+        (16, True),
+        (None, True),
+    )
+
+
+def other_mask(function):
+    """The reason for which a mask is refused; transformers' own masks make it."""
+    return _hidden_by(function, 16)
+
+
+def test_masks_that_are_no_window():
+    assert other_mask(causal_mask_function) is None
+    assert other_mask(sliding_window_causal_mask_function(16)) == 16
+    chunks = chunked_causal_mask_function(16, torch.zeros(1, dtype=torch.int64))
+    assert other_mask(chunks) == "attention to chunks of 16 tokens"
+    for function in (
+        sliding_window_causal_mask_function(17),
+        sliding_window_causal_mask_function(15),
+        sliding_window_bidirectional_mask_function(16),
+        bidirectional_mask_function,
+        chunked_causal_mask_function(16, torch.ones(1, dtype=torch.int64)),
+        lambda batch, head, query, token: (token <= query) & (token != 32),
+    ):
+        assert other_mask(function) == "a mask of its own"
+    assert _hidden_by(sliding_window_causal_mask_function(16), None) == "a mask of its own"
+    assert _hidden_by(causal_mask_function, "16") == "attention to '16' tokens"
+
+
+def test_a_window_in_words_and_in_the_mask_must_agree(monkeypatch):
+    """A model whose argument says another window than its mask hides tokens in one kernel only."""
+    config = of("mistral", DECODER, sliding_window=16)
+    forward = MistralAttention.forward
+
+    def says_otherwise(self, *args, **kwargs):
+        self.config.sliding_window = 17
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(MistralAttention, "forward", says_otherwise)
+    with pytest.raises(UserError, match="17 tokens by one of its arguments, and by its mask one"):
+        layer_attention("it", config)
 
 
 ACCEPTED = {

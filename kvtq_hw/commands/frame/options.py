@@ -13,6 +13,7 @@ from kvtq_hw.contract.codes import CacheCode, CodeTable, read_code
 from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import check_destination, check_folder, json_text, write_text
+from kvtq_hw.contract.model_wheels import WHEEL_MODELS
 
 __all__ = [
     "DEFAULT_CODE",
@@ -230,7 +231,8 @@ model_option = click.option(
     default="smollm2",
     show_default=True,
     metavar="NAME|PATH",
-    help="smollm2, a .gguf file, a model folder, or a name on the Hugging Face hub.",
+    help=f"{', '.join(WHEEL_MODELS)} (see `kvtq-hw models`), a .gguf file, a model folder, or a "
+    "name on the Hugging Face hub.",
 )
 
 #: `--json FILE`, passed to the command as `json_file`; `write_json` writes it.
