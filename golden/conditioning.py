@@ -95,7 +95,7 @@ class Conditioning:
         """Subtract the centres from integer keys [batch, kv_heads, tokens, D]."""
         if self.key_centre is None:
             return integers
-        return integers - self.key_centre[:, None, :]
+        return integers - self.key_centre[:, None, :].to(integers.device)
 
     def condition_keys(self, keys: Tensor) -> tuple[Tensor, int]:
         """Convert keys [batch, kv_heads, tokens, D] to integers, centred and rotated.

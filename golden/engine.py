@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from golden.fixed_point import power_of_two
 from golden.key_lanes import key_lanes
 from golden.normalizer import normalizer
 from golden.online_softmax import online_softmax
@@ -36,7 +37,7 @@ class Attention:
 
     def to_float(self) -> Tensor:
         """Return the outputs as float64 [..., G, I, D]."""
-        return torch.ldexp(self.values.double(), self.exponent[..., None, :, None])
+        return self.values.double() * power_of_two(self.exponent[..., None, :, None])
 
 
 def value_exponent(values: Planes, visible: Tensor) -> Tensor:

@@ -239,8 +239,9 @@ def _round_with_feedback(
     """
     elements = x.movedim(-1, 0).contiguous()
     weights = 3 ** torch.arange(digits, device=x.device)
-    rows = feedback.factors.long()[..., None].movedim(-3, 0)  # [D, heads, D, 1]
-    shift = feedback.shift[..., None].movedim(-2, 0)  # [D, heads, 1]
+    factors, shift = feedback.factors.to(x.device), feedback.shift.to(x.device)
+    rows = factors.long()[..., None].movedim(-3, 0)  # [D, heads, D, 1]
+    shift = shift[..., None].movedim(-2, 0)  # [D, heads, 1]
     sums = torch.zeros_like(x).movedim(-1, -2).contiguous()  # [..., heads, D, T]
     planes = []
     for k, element in enumerate(elements):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from golden.fixed_point import power_of_two
 from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
 
 __all__ = ["Queries", "quantize_queries"]
@@ -47,7 +48,7 @@ def quantize_queries(config: EngineConfig, queries: Tensor) -> Queries:
     largest = scaled.abs().amax(-1)
     # frexp: largest / VECTOR_MAX = m * 2**x with 0.5 <= m < 1, so 2**x is the next power of two
     exponent = torch.frexp(largest / VECTOR_MAX).exponent.long()
-    values = torch.ldexp(scaled, -exponent[..., None]).round().long()
+    values = (scaled * power_of_two(-exponent[..., None])).round().long()
     values = values.clamp(-VECTOR_MAX, VECTOR_MAX)
     field = -config.score_fraction_bits - exponent
     limit = (1 << (config.query_exponent_bits - 1)) - 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.fixed_point import exact_matmul
+from golden.fixed_point import exact_matmul, power_of_two
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,8 @@ from golden.fixed_point import exact_matmul
         (-127, 32767),
         # more bits than the mantissa of a double has
         (-128, (1 << 46) - 1),
+        # more than the mantissa has, in the shorter factor too
+        (127, -(1 << 45) - 1),
     ],
 )
 def test_integer_products_are_exact(element: int, largest: int) -> None:
@@ -42,3 +44,27 @@ def test_matmul_is_exact(largest: int, shape: tuple[int, ...]) -> None:
         [inner * largest**2 + (largest - 1) * largest, inner * largest**2 + 1 - largest]
     )
     assert torch.equal(exact_matmul(a, b), expected.expand(*shape[:-1], 2))
+
+
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_are_exact_where_float32_products_are_not(precision: str) -> None:
+    """A user who lets PyTorch round the factors of float32 products gets the same integers."""
+    a = torch.tensor([[(1 << 14) + 1] * 3])
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert exact_matmul(a, torch.ones(3, 1, dtype=torch.int8)).item() == 3 * ((1 << 14) + 1)
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_products_beyond_64_bits_wrap_around() -> None:
+    a = torch.tensor([[1 << 62, -(1 << 40) - 3, 7]])
+    b = torch.tensor([[5], [(1 << 41) - 1], [-(1 << 63)]])
+    assert torch.equal(exact_matmul(a, b), a @ b)
+
+
+def test_powers_of_two() -> None:
+    exponents = torch.arange(-1022, 1024)
+    assert power_of_two(exponents).tolist() == [2.0**n for n in range(-1022, 1024)]
+    assert power_of_two(torch.tensor([-5000, 5000])).tolist() == [2.0**-1022, 2.0**1023]

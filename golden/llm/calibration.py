@@ -139,7 +139,7 @@ def calibrate(
 
     with watched(language_model, add), torch.no_grad():
         for piece in pieces:
-            language_model.model(piece[None], use_cache=False)
+            language_model.model(language_model.placed(piece)[None], use_cache=False)
     for index, layer in enumerate(layers):
         if layer.tokens == 0:
             raise UserError(
@@ -186,7 +186,7 @@ def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Te
 
 
 class _LayerStatistics:
-    """Accumulates the calibration statistics of one layer over the pieces of the text."""
+    """Accumulates the calibration statistics of one layer over the pieces, on the CPU."""
 
     def __init__(self) -> None:
         self.tokens = 0
@@ -199,20 +199,20 @@ class _LayerStatistics:
         query, key, value = (x.float() for x in (inputs.queries, inputs.keys, inputs.values))
         kv_heads, tokens, dim = key.shape
         grouped = query.unflatten(0, (kv_heads, -1))
-        projection = _output_projection(inputs.module, query.shape[0], dim).unflatten(
-            0, (kv_heads, -1)
-        )
+        projection = _output_projection(inputs.module, query.shape[0], dim)
+        projection = projection.to(key.device).unflatten(0, (kv_heads, -1))
         through = projection.mT @ projection  # [kv_heads, G, D, D]
         importance = _importance(grouped, key, value, through)
         rotated = hadamard(grouped)
         self.tokens += tokens
-        self.key_sum = self.key_sum + key.double().sum(-2)
+        self.key_sum = self.key_sum + key.double().sum(-2).cpu()
         weighted = (importance[..., None] * rotated).flatten(1, 2)
-        self.key_hessian = self.key_hessian + (weighted.mT @ rotated.flatten(1, 2)).double()
-        rotation = hadamard(torch.eye(dim))
-        self.value_hessian = (rotation.T @ through.mean(1) @ rotation).double()
-        self.largest_key = torch.maximum(self.largest_key, key.abs().max())
-        self.largest_value = torch.maximum(self.largest_value, value.abs().max())
+        hessian = (weighted.mT @ rotated.flatten(1, 2)).double()
+        self.key_hessian = self.key_hessian + hessian.cpu()
+        rotation = hadamard(torch.eye(dim, device=key.device))
+        self.value_hessian = (rotation.T @ through.mean(1) @ rotation).double().cpu()
+        self.largest_key = torch.maximum(self.largest_key, key.abs().max().cpu())
+        self.largest_value = torch.maximum(self.largest_value, value.abs().max().cpu())
 
 
 def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) -> Tensor:
@@ -225,7 +225,7 @@ def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) 
     """
     tokens, dim = keys.shape[-2:]
     scores = queries @ keys[:, None].mT / math.sqrt(dim)
-    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=keys.device).tril()
     weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
     outputs = weights @ values[:, None]
     seen_values, seen_outputs = values[:, None] @ through, outputs @ through

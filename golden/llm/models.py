@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -89,6 +90,10 @@ class LanguageModel:
         """Longest context of the model; the longest of any engine if the model names none."""
         config = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or _LONGEST_CONTEXT
+
+    def placed(self, tokens: Tensor) -> Tensor:
+        """Return tokens on the model's device."""
+        return tokens.to(self.model.device)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -48,9 +48,10 @@ def sample_tokens(
     columns, cache = [newest], None
     with torch.inference_mode():
         while len(columns) < length:
-            found = language_model.model(newest, past_key_values=cache, use_cache=True)
+            placed = language_model.placed(newest)
+            found = language_model.model(placed, past_key_values=cache, use_cache=True)
             cache = found.past_key_values
-            logits = found.logits[:, -1].float()
+            logits = found.logits[:, -1].float().cpu()  # as the generator of random numbers is
             if not logits.isfinite().all():
                 raise UserError(
                     f"model {language_model.name!r}: its logits are not finite at token "

@@ -99,7 +99,7 @@ def measure_sensitivity(
             ):
                 gradient = of_layer.gradients[index].double()
                 moved = (gradient * errors).sum(-1).square().sum((-2, -1))  # [digits]
-                losses[index, layer, : len(moved)] += moved / 2
+                losses[index, layer, : len(moved)] += (moved / 2).cpu()
         if on_tokens is not None:
             on_tokens(len(ids))
     losses /= tokens
@@ -123,7 +123,8 @@ class _LayerPass:
 
 def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> list[_LayerPass]:
     """Run a text [T] forwards and backwards; return each layer's vectors and gradients."""
-    position = torch.arange(len(ids))
+    ids = language_model.placed(ids)
+    position = torch.arange(len(ids), device=ids.device)
     causal = position[:, None] >= position
     tiers = code.tiers
     body = (position[:, None] - position >= max(tiers.window, 1)) & (position >= tiers.sinks)
@@ -132,15 +133,15 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
 
     def attend(inputs: LayerInputs) -> Tensor:
         """Compute attention with a shift of zero added to keys and values in the body."""
-        key, value = inputs.keys, inputs.values
+        query, key, value = (x.float() for x in (inputs.queries, inputs.keys, inputs.values))
         key_move, value_move = (torch.zeros_like(x, requires_grad=True) for x in (key, value))
         states[inputs.layer] = key.detach(), value.detach()
         moves[inputs.layer] = key_move, value_move
-        grouped = inputs.queries.unflatten(0, (key.shape[0], -1)) * inputs.scaling
+        grouped = query.unflatten(0, (key.shape[0], -1)) * inputs.scaling
         scores = grouped @ key[:, None].mT + (grouped @ key_move[:, None].mT) * body
         weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
         outputs = weights @ value[:, None] + (weights * body) @ value_move[:, None]
-        return outputs.flatten(0, 1)
+        return outputs.flatten(0, 1).to(inputs.queries.dtype)
 
     with watched(language_model, attend), torch.enable_grad():
         logits = language_model.model(ids[None], use_cache=False).logits[0, :-1].float()

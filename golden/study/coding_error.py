@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from golden.cache.tiered_store import TieredStore
@@ -43,4 +42,4 @@ def coding_errors(
     store.append(integers)
     moved = (dequantize(config, store.planes()) - integers)[0].double()
     unrotated = inverse_hadamard(moved) if conditioning.rotate else moved
-    return torch.ldexp(unrotated, torch.tensor(exponent))
+    return unrotated * 2.0**exponent

@@ -64,17 +64,17 @@ def score_errors(
     layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def keep(inputs: LayerInputs) -> None:
-        layers[inputs.layer] = inputs.queries * inputs.scaling, inputs.keys
+        layers[inputs.layer] = inputs.queries.float() * inputs.scaling, inputs.keys
 
     with watched(language_model, keep), torch.no_grad():
-        language_model.model(torch.tensor(ids)[None], use_cache=False)
+        language_model.model(language_model.placed(torch.tensor(ids))[None], use_cache=False)
     codes = code.for_layers(language_model.layers)
     return torch.stack(
         [
             _layer_errors(config, of_layer, *layers[layer], entry)
             for layer, (of_layer, entry) in enumerate(zip(codes, conditioning, strict=True))
         ]
-    )
+    ).cpu()
 
 
 def key_warning(
@@ -130,7 +130,7 @@ def _layer_errors(
     errors = coding_errors(config, code, "key", keys, conditioning)
     grouped = queries.double().unflatten(0, (len(keys), -1))
     scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, errors))
-    causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
+    causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
     common = (weights * moved).sum(-1, keepdim=True)
     variance = (weights * (moved - common).square()).sum(-1)  # [kv_heads, G, T]

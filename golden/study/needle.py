@@ -111,13 +111,14 @@ def retrieve(
     for row, question, answer in zip(batch, haystack.questions, haystack.answers, strict=True):
         row[: len(question) + len(answer)] = torch.tensor(question + answer)
     with language_model.attending_with(attention), torch.inference_mode():
-        for piece in haystack.tokens[None].split(chunk, 1):
+        for piece in language_model.placed(haystack.tokens)[None].split(chunk, 1):
             model(piece, past_key_values=cache, use_cache=True, logits_to_keep=1)
             if on_tokens is not None:
                 on_tokens(piece.numel())
         cache.reorder_cache(torch.zeros(NEEDLES, dtype=torch.int64))
         # no position that counts sees the padding behind a shorter question
-        found = model(batch, past_key_values=cache, use_cache=True).logits.argmax(-1)
+        placed = language_model.placed(batch)
+        found = model(placed, past_key_values=cache, use_cache=True).logits.argmax(-1)
     return [
         row[len(question) - 1 :][: len(answer)].tolist() == list(answer)
         for row, question, answer in zip(found, haystack.questions, haystack.answers, strict=True)

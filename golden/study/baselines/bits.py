@@ -35,8 +35,9 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
     group, group_bytes = _group(bits)
     count = codes.shape[-1]
     padded = torch.nn.functional.pad(codes.long(), (0, -count % group)).unflatten(-1, (-1, group))
-    words = (padded << bits * torch.arange(group)).sum(-1, keepdim=True)
-    packed = (words >> 8 * torch.arange(group_bytes)) & 0xFF
+    places, octets = (torch.arange(n, device=codes.device) for n in (group, group_bytes))
+    words = (padded << bits * places).sum(-1, keepdim=True)
+    packed = (words >> 8 * octets) & 0xFF
     return packed.flatten(-2)[..., : -(-count * bits // 8)].to(torch.uint8)
 
 
@@ -44,9 +45,9 @@ def unpack_bits(data: Tensor, bits: int, count: int) -> Tensor:
     """Unpack the `count` integers that `pack_bits` packed: uint8 [..., count]."""
     group, group_bytes = _group(bits)
     padded = torch.nn.functional.pad(data, (0, -data.shape[-1] % group_bytes))
-    octets = padded.unflatten(-1, (-1, group_bytes)).long()
-    words = (octets << 8 * torch.arange(group_bytes)).sum(-1, keepdim=True)
-    codes = (words >> bits * torch.arange(group)) & ((1 << bits) - 1)
+    places, octets = (torch.arange(n, device=data.device) for n in (group, group_bytes))
+    words = padded.unflatten(-1, (-1, group_bytes)).long() << 8 * octets
+    codes = (words.sum(-1, keepdim=True) >> bits * places) & ((1 << bits) - 1)
     return codes.flatten(-2)[..., :count].to(torch.uint8)
 
 

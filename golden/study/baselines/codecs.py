@@ -129,6 +129,7 @@ class TokenCodec:
         top = 2 * self._largest if self.symmetric else (1 << self.bits) - 1
         if feedback is None:
             return ((x - low) / scale).round().clamp(0, top).long()
+        feedback = feedback.to(x.device)
         codes, carried = torch.empty_like(x), torch.zeros_like(x)
         for k in range(x.shape[-1]):
             wanted = x[..., k] + carried[..., k]
