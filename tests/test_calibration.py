@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from tiny_model import prompt, save_tiny_model, tiny_model
+from tiny_model import prompt, save_tiny_model, tiny_model, with_beginning
 from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -152,6 +152,26 @@ def test_a_text_that_is_too_short():
         UserError, match=r"^calibration text has 80 tokens; allowed are texts of at"
     ):
         calibrate(tiny_model(), TEXT, tokens=81)
+
+
+def test_each_piece_of_a_text_begins_as_the_model_wants_it(monkeypatch):
+    monkeypatch.setattr(module, "_SEGMENT", 20)
+    language_model = with_beginning(tiny_model())
+    pieces = module._tokenized(language_model, TEXT, 50)
+    assert [len(piece) for piece in pieces] == [20, 20, 10]
+    assert {int(piece[0]) for piece in pieces} == {127}
+    ids = language_model.tokenizer(TEXT, add_special_tokens=False).input_ids
+    assert torch.cat([piece[1:] for piece in pieces]).tolist() == ids[:47]
+    assert calibrate(language_model, TEXT, tokens=50).tokens == 50
+    # a piece of nothing but its first token is left out
+    assert calibrate(language_model, TEXT, tokens=41).tokens == 40
+
+
+def test_calibrations_with_and_without_a_first_token_are_kept_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "DEFAULT_TOKENS", 60)
+    plain, begun = (load_or_calibrate(of) for of in (tiny_model(), with_beginning(tiny_model())))
+    assert not torch.equal(plain.key_centres, begun.key_centres)
 
 
 def test_without_a_text_the_model_writes_one():

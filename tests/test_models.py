@@ -16,6 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from tiny_model import prompt, save_tiny_model, tiny_model
+from transformers import AutoTokenizer
 
 from golden.llm.models import LanguageModel, load_model
 from kvtq_hw.contract.codes import CacheCode, CodeTable
@@ -73,6 +74,11 @@ def test_without_a_configuration_one_is_fitted():
     assert fitted == load_config("smollm2").replace(
         name="fitted", head_dim=24, lanes=24, query_group=3, table_heads=4
     )
+    lanes = [
+        tiny_model(head_dim=dim).engine_config(64).lanes
+        for dim in (8, 64, 72, 80, 96, 112, 128, 192, 256)
+    ]
+    assert lanes == [8, 64, 36, 40, 48, 56, 64, 64, 64]
     chosen = load_config("tiny")
     assert tiny_model().fitted(chosen, codes, 64) is chosen
     # 256 positions: a prompt beyond them has an error of its own
@@ -256,7 +262,12 @@ def test_an_interruption_while_a_model_is_read_stays_one(folder, monkeypatch):
         load_model(str(folder))
 
 
-def make_gguf(file: Path, architecture: str = "llama", merges: Sequence[str] = ("a b",)) -> Path:
+def make_gguf(
+    file: Path,
+    architecture: str = "llama",
+    merges: Sequence[str] = ("a b",),
+    begins: bool | None = None,
+) -> Path:
     """A GGUF file of a model, two layers deep; without tensors, which come last."""
     writer = gguf.GGUFWriter(file, architecture)
     writer.add_block_count(2)
@@ -270,11 +281,26 @@ def make_gguf(file: Path, architecture: str = "llama", merges: Sequence[str] = (
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(["a", "b", "ab", "c"])
     writer.add_token_merges(list(merges))
+    writer.add_bos_token_id(2)
+    if begins is not None:
+        writer.add_add_bos_token(begins)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return file
+
+
+@pytest.mark.parametrize("begins", [True, False, None])
+def test_a_tokenizer_begins_texts_as_its_gguf_says(tmp_path, begins):
+    """Models whose flag is lost on the way would be evaluated without their first token."""
+    file = make_gguf(tmp_path / "model.gguf", begins=begins)
+    first = AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)
+    first.save_pretrained(tmp_path / "saved")  # as beside a wheel
+    for tokenizer in (first, AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        language_model = LanguageModel("it", tiny_model().model, tokenizer)
+        assert tokenizer("c").input_ids == ([2, 3] if begins else [3])
+        assert language_model.beginning == ((2,) if begins else ())
 
 
 def test_a_broken_gguf(tmp_path):

@@ -56,6 +56,13 @@ def test_needles_are_where_they_are_said_to_be():
     assert make_haystack(language_model, segment, seed=4).answers != haystack.answers
 
 
+def test_a_haystack_begins_as_its_segment_does():
+    segment = torch.full((1000,), 70)
+    segment[0] = 127
+    haystack = make_haystack(spelling_model(), segment, seed=3)
+    assert (haystack.tokens == 127).nonzero().tolist() == [[0]]
+
+
 def test_a_context_that_is_too_short():
     with pytest.raises(UserError, match=r"^context: 400 is too short to hide 8 needles of \d+ tok"):
         make_haystack(spelling_model(), torch.full((400,), 70), seed=0)

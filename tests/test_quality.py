@@ -7,17 +7,19 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import prompt, tiny_model
+from tiny_model import prompt, tiny_model, with_beginning
 
 from golden.attend.backends import FloatBackend, GoldenBackend
 from golden.attend.single_precision import SinglePrecisionBackend
 from golden.llm.calibration import calibrate
+from golden.llm.models import load_model
 from golden.study.catalog import parse_format
 from golden.study.formats import CacheFormat, FormatInputs
 from golden.study.quality import (
     Quality,
     SegmentScore,
     cut_segments,
+    documentation_text,
     evaluate_reference,
     evaluate_segment,
     feed,
@@ -64,6 +66,8 @@ def test_a_long_text_is_not_tokenized_to_its_end():
     calls = []
 
     class Counting:
+        bos_token_id = None
+
         def __call__(self, text: str, **options: object):
             calls.append(len(text))
             return LANGUAGE_MODEL.tokenizer(text, **options)
@@ -73,6 +77,39 @@ def test_a_long_text_is_not_tokenized_to_its_end():
     segments = cut_segments(counting, text, 40, 2)
     assert torch.cat(segments).tolist() == LANGUAGE_MODEL.tokenizer(text).input_ids[:80]
     assert calls == [1800]
+
+
+def test_each_segment_begins_as_the_model_wants_it():
+    """The first token counts as one of the segment's; the others continue the text."""
+    language_model = with_beginning(LANGUAGE_MODEL)
+    segments = cut_segments(language_model, TEXT, 30, 3)
+    assert {len(segment) for segment in segments} == {30}
+    assert {int(segment[0]) for segment in segments} == {127}
+    ids = language_model.tokenizer(TEXT, add_special_tokens=False).input_ids
+    assert torch.cat([segment[1:] for segment in segments]).tolist() == ids[: 3 * 29]
+    with pytest.raises(UserError) as caught:
+        cut_segments(language_model, TEXT, 101, 3)
+    assert str(caught.value) == "text has 200 tokens; 3 segments of 101 need 300"
+
+
+def test_smollm2s_segments_have_no_first_token_of_their_own(smollm2_wheel):
+    """To the token, what was measured before any model had one."""
+    language_model = load_model("smollm2")
+    assert language_model.beginning == ()
+    segments = cut_segments(language_model, documentation_text(), 256, 4)
+    ids = language_model.tokenizer(documentation_text()[:20000], add_special_tokens=False).input_ids
+    assert torch.cat(segments).tolist() == ids[:1024]
+
+
+def test_gemma_begins_texts(gemma_wheels):
+    """Without its first token it predicts badly: 68 instead of 37 on WikiText-2."""
+    language_model = load_model("gemma3-270m", ternary=False)
+    [segment] = cut_segments(language_model, documentation_text(), 64, 1)
+    assert language_model.beginning == (2,)
+    assert segment[0] == 2
+    reference = evaluate_reference(language_model, segment)
+    bare = evaluate_reference(language_model, segment[1:])
+    assert reference.score.nll < bare.score.nll
 
 
 @pytest.mark.parametrize("context", [1, 257])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_model import tiny_model
+from tiny_model import tiny_model, with_beginning
 
 from golden.llm.sampling import sample_tokens
 
@@ -33,6 +33,18 @@ def test_first_tokens_are_ordinary():
     sequences = sample_tokens(language_model, 4000, 2)
     firsts = {int(sequence[0]) for sequence in sequences}
     assert firsts == set(range(2, 128))  # all but <pad> and <unk>
+
+
+def test_a_model_with_a_first_token_begins_with_it():
+    """The second token is drawn from the model's predictions, as every other."""
+    language_model = with_beginning(tiny_model())
+    sequences = torch.stack(sample_tokens(language_model, 4000, 2))
+    assert set(sequences[:, 0].tolist()) == {127}
+    with torch.inference_mode():
+        predicted = language_model.model(torch.tensor([[127]])).logits[0, 0].float().softmax(-1)
+    top = predicted.argmax()
+    share = (sequences[:, 1] == top).double().mean()
+    assert abs(share - predicted[top]) < 4 * (predicted[top] * (1 - predicted[top]) / 2000).sqrt()
 
 
 def test_tokens_follow_the_predictions():

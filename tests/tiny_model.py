@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from golden.llm.models import LanguageModel
@@ -38,6 +38,25 @@ def tiny_model(seed: int = 0, *, head_dim: int = 8, query_group: int = 2) -> Lan
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", padding_side="left"
     )
     return LanguageModel("tiny", model, fast)
+
+
+def with_beginning(language_model: LanguageModel) -> LanguageModel:
+    """The tiny model with a tokenizer that puts <bos>, number 127, before a text."""
+    fast = language_model.tokenizer
+    tokenizer = Tokenizer.from_str(
+        fast.backend_tokenizer.to_str().replace(f'"{WORDS[-1]}":', '"<bos>":')
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", 127)]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        padding_side="left",
+    )
+    return LanguageModel(language_model.name, language_model.model, fast)
 
 
 def prompt(length: int, seed: int = 0) -> str:

@@ -163,13 +163,15 @@ def calibrate(
         torch.stack([feedback.shift for feedback in values]),
         language_model.name,
         language_model.fingerprint,
-        tokens,
+        sum(map(len, pieces)),
         hashlib.sha256(torch.cat(pieces).numpy().tobytes()).hexdigest(),
     )
 
 
 def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Tensor]:
-    """Return the first `tokens` tokens of a text, in pieces of `_SEGMENT` tokens.
+    """Return pieces of `_SEGMENT` tokens from the start of a text, `tokens` tokens in all.
+
+    A piece begins with the model's beginning-of-text token if it has one.
 
     Raises
     ------
@@ -177,12 +179,15 @@ def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Te
         When the text has fewer tokens.
     """
     # a tokenizer gives at least one token per ten characters of English: no need to read all
-    ids = language_model.tokenizer(text[: 10 * tokens + 1000], return_tensors="pt").input_ids[0]
-    if len(ids) < tokens:
+    ids = language_model.tokenizer(text[: 10 * tokens + 1000], add_special_tokens=False).input_ids
+    beginning = torch.tensor(language_model.beginning).long()
+    needed = tokens - len(beginning) * -(-tokens // _SEGMENT)
+    if len(ids) < needed:
         raise UserError(
-            f"calibration text has {len(ids)} tokens; allowed are texts of at least {tokens}"
+            f"calibration text has {len(ids)} tokens; allowed are texts of at least {needed}"
         )
-    return list(ids[:tokens].split(_SEGMENT))
+    pieces = torch.tensor(ids[:needed]).split(_SEGMENT - len(beginning))
+    return [torch.cat([beginning, piece]) for piece in pieces]
 
 
 class _LayerStatistics:
@@ -341,7 +346,8 @@ def _expected(language_model: LanguageModel) -> dict[str, Expected]:
 def load_or_calibrate(language_model: LanguageModel) -> Calibration:
     """Return a model's default calibration, measured once and kept in the user's cache folder."""
     folder = cache_folder() / "calibration"
-    name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}"
+    begun = "-begun" if language_model.beginning else ""
+    name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}{begun}"
     path = folder / f"{name}.safetensors"
     if path.is_file():
         try:

@@ -50,6 +50,7 @@ _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
 # Longest context of any engine configuration (kvtq_hw/contract/config.py).
 _LONGEST_CONTEXT = 1 << 20
 _MOST_TABLES = 1024
+_MOST_LANES = 64
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,17 @@ class LanguageModel:
     def head_dim(self) -> int:
         """Number of elements of a head vector."""
         return self.heads.head_dim
+
+    @cached_property
+    def beginning(self) -> tuple[int, ...]:
+        """The beginning-of-text token that the tokenizer puts before a text, or no token.
+
+        A model that was trained with this token predicts badly without it.
+        """
+        token = self.tokenizer.bos_token_id
+        if token is None or self.tokenizer("a").input_ids[:1] != [token]:
+            return ()
+        return (token,)
 
     @property
     def max_positions(self) -> int:
@@ -147,8 +159,12 @@ class LanguageModel:
     def engine_config(self, context: int) -> EngineConfig:
         """Return a configuration with the widths of `smollm2` for this model and `context` tokens.
 
-        The configuration has one lane per element of a plane, and head constants for the heads of
-        all layers where an engine may have as many.
+        The configuration has as many lanes as the largest divisor of the head dimension up to 64; a
+        plane of 256 elements takes four cycles. More lanes would not help: 64 lanes take 13 packed
+        bytes per cycle, nearly all of the 16 that the memory port of `smollm2` brings. They would
+        cost area in proportion (2,447 um^2 per lane and query head in sky130, docs/estimates.md)
+        and a deeper tree of adders. The configuration has head constants for the heads of all
+        layers where an engine may have as many.
 
         Raises
         ------
@@ -158,7 +174,7 @@ class LanguageModel:
         base = load_config("smollm2")
         shape = {
             "head_dim": self.head_dim,
-            "lanes": self.head_dim,
+            "lanes": _lanes(self.head_dim),
             "query_group": self.query_group,
             "max_context": max(base.max_context, 1 << (context - 1).bit_length()),
             "table_heads": min(self.layers * self.kv_heads, _MOST_TABLES),
@@ -242,6 +258,11 @@ class LanguageModel:
         config = self.engine_config(context) if config is None else config
         self.check_fits(config, codes, context, tables=tables)
         return config
+
+
+def _lanes(head_dim: int) -> int:
+    """Return the largest divisor of a head dimension that is at most 64."""
+    return next(lanes for lanes in range(_MOST_LANES, 0, -1) if head_dim % lanes == 0)
 
 
 def load_model(source: str, *, ternary: bool = True) -> LanguageModel:

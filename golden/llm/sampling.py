@@ -19,11 +19,12 @@ __all__ = ["sample_tokens"]
 def sample_tokens(
     language_model: LanguageModel, tokens: int, length: int, seed: int = 0
 ) -> list[Tensor]:
-    """Sample sequences of `length` tokens from a model, each from one random first token.
+    """Sample sequences of `length` tokens from a model, each from its first token.
 
-    The first token is drawn from all tokens but the special ones, the others from the model's
-    predictions. A special token, such as the end of a text, is continued like any other token. The
-    result is the same on every run with one build of PyTorch.
+    The first token is the beginning-of-text token where the model has one; else it is drawn from
+    all tokens but the special ones. The other tokens are drawn from the model's predictions. A
+    special token, such as the end of a text, is continued like any other token. The result is the
+    same on every run with one build of PyTorch.
 
     Parameters
     ----------
@@ -43,8 +44,9 @@ def sample_tokens(
     rows = -(-tokens // length)
     generator = torch.Generator().manual_seed(seed)
     special = set(language_model.tokenizer.all_special_ids)
-    ordinary = torch.tensor([i for i in range(len(language_model.tokenizer)) if i not in special])
-    newest = ordinary[torch.randint(len(ordinary), (rows, 1), generator=generator)]
+    ordinary = [i for i in range(len(language_model.tokenizer)) if i not in special]
+    firsts = torch.tensor(language_model.beginning or ordinary)
+    newest = firsts[torch.randint(len(firsts), (rows, 1), generator=generator)]
     columns, cache = [newest], None
     with torch.inference_mode():
         while len(columns) < length:

@@ -1,10 +1,11 @@
 """Needles in a haystack: numbers hidden in a long context, and asked for at its end.
 
-A haystack is a text of `context` tokens in which sentences such as "The secret number of Paris is
-4821." are spread evenly, one for each of eight cities, at depths 1/16, 3/16, ... 15/16. When the
-haystack is in the cache, each city is asked for on a copy of the cache: "The secret number of Paris
-is". A needle is retrieved when every token of its number is the model's most likely token after the
-right tokens before it. This is equivalent to greedy decoding answering with the number.
+A haystack is a segment of `golden.study.quality`, `context` tokens with the beginning-of-text token
+where the model has one, in which sentences such as "The secret number of Paris is 4821." are spread
+evenly, one for each of eight cities, at depths 1/16, 3/16, ... 15/16. When the haystack is in the
+cache, each city is asked for on a copy of the cache: "The secret number of Paris is". A needle is
+retrieved when every token of its number is the model's most likely token after the right tokens
+before it. This is equivalent to greedy decoding answering with the number.
 """
 
 from __future__ import annotations

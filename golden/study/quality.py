@@ -1,11 +1,14 @@
 """Model quality through the cache: perplexity, divergence from the unquantized model, agreement.
 
 A text is cut into consecutive segments of `context` tokens. Each segment is evaluated on its own
-from an empty cache, without a beginning-of-text token. A segment is fed teacher-forced, in chunks:
-every forward pass appends its tokens to the cache, and the attention of these tokens reads only the
-cache. So each of the ``context - 1`` predicted positions sees keys and values as the format stores
-them, including those of its own token. Formats with tiers show every query the same state as token
-by token. Chunks therefore change speed and memory, but not the result.
+from an empty cache. Where the model's tokenizer puts a beginning-of-text token before a text, this
+token is the first of each segment, and the segment's other tokens continue the text where the
+segment before ended: models that were trained with the token predict badly without it. Other models
+get none. A segment is fed teacher-forced, in chunks: every forward pass appends its tokens to the
+cache, and the attention of these tokens reads only the cache. So each of the ``context - 1``
+predicted positions sees keys and values as the format stores them, including those of its own
+token. Formats with tiers show every query the same state as token by token. Chunks therefore change
+speed and memory, but not the result.
 
 All results are compared with the same model on its own, unquantized cache: the *reference*.
 """
@@ -127,6 +130,9 @@ def cut_segments(
 ) -> list[Tensor]:
     """Cut the first `segments` consecutive pieces of `context` tokens, int64 [context] each.
 
+    A piece begins with the model's beginning-of-text token if it has one; the piece's other tokens
+    are the text's.
+
     Raises
     ------
     UserError
@@ -138,7 +144,8 @@ def cut_segments(
             f"context: {context} is not allowed; must be 2..{limit}, the positions of model "
             f"{language_model.name!r}"
         )
-    needed = context * segments
+    room = context - len(language_model.beginning)
+    needed = room * segments
     ids: list[int] = []
     for piece in _pieces(text, 10 * needed + 1000):
         ids = language_model.tokenizer(piece, add_special_tokens=False).input_ids
@@ -148,7 +155,8 @@ def cut_segments(
         raise UserError(
             f"text has {len(ids)} tokens; {segments} segments of {context} need {needed}"
         )
-    return list(torch.tensor(ids[:needed]).split(context))
+    pieces = torch.tensor(ids[:needed]).split(room)
+    return [torch.cat([torch.tensor(language_model.beginning).long(), piece]) for piece in pieces]
 
 
 def evaluate_reference(
