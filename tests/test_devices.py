@@ -1,23 +1,32 @@
-"""A model on another device and in another dtype: the same numbers, and no tensor left behind."""
+"""A model on another device and in another dtype: the same attention, no tensor left behind."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 import torch
 from pretend_device import GPU, WrongDevice, moved, pretended_gpu
-from tiny_model import prompt, tiny_model
+from tiny_model import prompt, save_tiny_model, tiny_model
+from torch import Tensor
+from transformers import AttentionInterface
 
+from golden.attend.attention import ATTENTION
 from golden.attend.backends import FloatBackend, GoldenBackend
 from golden.attend.single_precision import SinglePrecisionBackend
 from golden.llm.calibration import calibrate
-from golden.llm.models import LanguageModel
+from golden.llm.decoding import make_cache
+from golden.llm.devices import find_device, find_dtype
+from golden.llm.models import LanguageModel, load_model
 from golden.study.allocator import measure_sensitivity
 from golden.study.catalog import parse_format
 from golden.study.formats import CacheFormat, FormatInputs, calibration_digest
 from golden.study.key_error import score_errors
 from golden.study.needle import make_haystack, retrieve
 from golden.study.quality import cut_segments, evaluate_reference, evaluate_segment
+from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.errors import UserError
 
 ON_CPU = tiny_model()
 ON_GPU = LanguageModel("tiny", moved(tiny_model().model), ON_CPU.tokenizer)
@@ -112,3 +121,118 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
             torch.rand(2, device=GPU, generator=torch.Generator())
         assert (there + torch.tensor(1)).tolist() == [[2.0, 2.0], [2.0, 2.0]]
         assert there.device == GPU and (there @ there).device == GPU
+
+
+# --- dtypes ---------------------------------------------------------------------------------------
+
+
+def attention(code: str, dtype: torch.dtype, states: list[Tensor]) -> Tensor:
+    """The outputs of a layer's attention for queries, keys and values in a dtype."""
+    queries, keys, values = (x.to(dtype) for x in states)
+    layer = make_cache(CONFIG, CacheCode.parse(code), CALIBRATION, GoldenBackend()).layers[0]
+    result, _ = layer.update(keys, values)
+    module = ON_CPU.model.model.layers[0].self_attn
+    return AttentionInterface()[ATTENTION](module, queries, result, result, None)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("code", ["balanced:2/2", "balanced:2/1,sinks=2,window=4,feedback"])
+def test_the_cache_s_attention_is_that_of_the_same_numbers_in_float32(code, dtype):
+    """Nothing is computed in the model's dtype: only the outputs are rounded to it."""
+    generator = torch.Generator().manual_seed(1)
+    states = [
+        torch.randn(1, heads, 12, 8, generator=generator).to(dtype).float() for heads in (4, 2, 2)
+    ]
+    expected = attention(code, torch.float32, states)
+    found = attention(code, dtype, states)
+    assert found.dtype == dtype
+    assert torch.equal(found, expected.to(dtype))
+
+
+def test_a_model_in_another_dtype(tmp_path):
+    folder = str(save_tiny_model(tmp_path))
+    models = {name: load_model(folder, dtype=name) for name in ("float32", "bfloat16", "float16")}
+    assert {str(x.model.dtype) for x in models.values()} == {f"torch.{name}" for name in models}
+    # results and calibrations are kept under the fingerprint
+    assert len({model.fingerprint for model in models.values()}) == 3
+    assert load_model(folder).fingerprint == models["float32"].fingerprint
+    weights = models["bfloat16"].model.lm_head.weight
+    assert torch.equal(weights, models["float32"].model.lm_head.weight.bfloat16())
+
+
+def test_eval_in_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("golden.llm.calibration.DEFAULT_TOKENS", 60)
+    save_tiny_model(tmp_path / "model")
+    (tmp_path / "text.txt").write_text(prompt(50, seed=9))
+    command = ["eval", "--model", "./model", "--text", "text.txt", "--context", "40"]
+    command += ["--segments", "1", "--code", "unquantized", "--code", "balanced:3/2"]
+    results = {}
+    for dtype in ("float32", "bfloat16"):
+        assert run([*command, "--dtype", dtype, "--json", f"{dtype}.json"]) == 0
+        results[dtype] = json.loads((tmp_path / f"{dtype}.json").read_text())
+        assert (results[dtype]["device"], results[dtype]["dtype"]) == ("cpu", dtype)
+    full, half = (results[dtype]["rows"] for dtype in ("float32", "bfloat16"))
+    assert [row["bits_per_element"] for row in full] == [32, full[1]["bits_per_element"]]
+    assert [row["bits_per_element"] for row in half] == [16, full[1]["bits_per_element"]]
+    assert half[1]["perplexity"] != full[1]["perplexity"]
+
+
+# --- what is not there ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["gpu", "CPU", "cpu:0", "cuda:", "cuda:x", "mps", "", "a" * 200])
+def test_unknown_devices(name):
+    with pytest.raises(UserError, match=r"^device: '.* is unknown; allowed here are cpu"):
+        find_device(name)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7", "cuda:" + "9" * 5000])
+def test_a_gpu_that_is_not_there(name, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(
+        UserError, match=r"^device: PyTorch \S+ finds no 'cuda.*; allowed here are cpu"
+    ):
+        find_device(name)
+
+
+def test_gpus_that_are_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [find_device(name) for name in ("cpu", "cuda", "cuda:1")] == [
+        torch.device("cpu"),
+        torch.device("cuda", 0),
+        torch.device("cuda", 1),
+    ]
+    with pytest.raises(
+        UserError, match=r"finds no 'cuda:2'; allowed here are cpu, cuda:0, cuda:1$"
+    ):
+        find_device("cuda:2")
+
+
+def test_unknown_dtypes():
+    with pytest.raises(UserError) as caught:
+        find_dtype("int8")
+    assert str(caught.value) == ("dtype: 'int8' is unknown; allowed are float32, bfloat16, float16")
+
+
+@pytest.mark.parametrize("command", ["eval", "calibrate", "allocate"])
+@pytest.mark.parametrize("option", [["--device", "cuda:99"], ["--dtype", "half"]])
+def test_a_command_refuses_them_in_one_line_before_it_reads_the_model(
+    command, option, capsys, tmp_path
+):
+    more = {"eval": [], "calibrate": ["-o", "x"], "allocate": ["--bits", "3", "-o", "x.toml"]}
+    assert run([command, "--model", str(tmp_path / "nothing"), *more[command], *option]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"kvtq-hw: error: {option[0][2:]}: ")
+    assert option[1] in line
+
+
+def test_a_gpu_without_enough_memory_is_one_line(monkeypatch, capsys, tmp_path):
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("golden.llm.models.load_model", full)
+    assert run(["calibrate", "-o", str(tmp_path / "x")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("kvtq-hw: error: not enough memory on the device; ")

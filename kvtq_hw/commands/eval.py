@@ -27,6 +27,7 @@ from kvtq_hw.commands.frame.options import (
     STANDARD_CODES,
     OutputFile,
     code_option,
+    device_options,
     fitted_option,
     json_option,
     model_option,
@@ -50,6 +51,7 @@ CODES: tuple[CacheCode | str, ...] = ("unquantized", *STANDARD_CODES[:2], "int4"
 
 @click.command()
 @model_option
+@device_options
 @code_option(
     "A ternary code or a baseline; give it several times for several rows.",
     CODES,
@@ -104,6 +106,8 @@ CODES: tuple[CacheCode | str, ...] = ("unquantized", *STANDARD_CODES[:2], "int4"
 )
 def command(
     model_name: str,
+    device: str,
+    dtype: str,
     codes: Sequence[str],
     text_file: Path | None,
     context: int,
@@ -130,7 +134,7 @@ def command(
     ternary = [ternary_code(code) for code in codes if is_ternary(code)]
     text = documentation_text() if text_file is None else read_text(text_file, "text")
     with console.status(f"Loading model {model_name}"):
-        model = load_model(model_name, ternary=bool(ternary))
+        model = load_model(model_name, ternary=bool(ternary), device=device, dtype=dtype)
     if ternary:
         config = model.fitted(preset, ternary, context)
     else:
@@ -145,6 +149,8 @@ def command(
     summary = {
         "model": model.name,
         "model_fingerprint": model.fingerprint,
+        "device": model.model.device.type,
+        "dtype": dtype,
         "text": "pydoc_data.topics" if text_file is None else text_file.name,
         "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
         "context": len(pieces[0]),

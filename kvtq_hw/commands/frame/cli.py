@@ -145,6 +145,10 @@ def _failed(error: BaseException, arguments: Sequence[str]) -> int:
             )
         case MemoryError():
             return _fail("not enough memory")
+        case RuntimeError() if type(error).__name__ == "OutOfMemoryError":  # of PyTorch
+            return _fail(
+                "not enough memory on the device; --dtype bfloat16 takes half of float32's"
+            )
         case OSError() if error.errno in _OF_THE_MACHINE:
             return _fail(f"{_place_of(error)}{error.strerror}")
     return _fail(f"unexpected {type(error).__name__}; {write_crash(error, arguments)}", 70)

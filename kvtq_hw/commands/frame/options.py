@@ -29,6 +29,7 @@ __all__ = [
     "code_option",
     "command_line",
     "context_option",
+    "device_options",
     "fitted_option",
     "json_option",
     "liberty_option",
@@ -234,6 +235,27 @@ model_option = click.option(
     help=f"{', '.join(WHEEL_MODELS)} (see `kvtq-hw models`), a .gguf file, a model folder, or a "
     "name on the Hugging Face hub.",
 )
+
+_device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="cpu|cuda|cuda:N",
+    help="Where the model computes.",
+)
+_dtype_option = click.option(
+    "--dtype",
+    default="float32",
+    show_default=True,
+    metavar="float32|bfloat16|float16",
+    help="Numbers that the model computes in.",
+)
+
+
+def device_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Make the options `--device` and `--dtype`, for `golden.llm.models.load_model`."""
+    return _device_option(_dtype_option(command))
+
 
 #: `--json FILE`, passed to the command as `json_file`; `write_json` writes it.
 json_option = click.option(
