@@ -41,6 +41,7 @@ class KvHead:
 
     def __init__(self, config: EngineConfig, code: CacheCode, conditioning: Conditioning) -> None:
         self._config = config
+        self._tiers = code.tiers
         self._conditioning = conditioning
         shape = 1, 1, torch.device("cpu")
         feedback = (
@@ -82,7 +83,8 @@ class KvHead:
         symmetric = queries.clamp(min=-VECTOR_MAX)
         host = Queries(symmetric[:, None], exponents[:, None])
         keys, values = (
-            part.planes().map_tokens(lambda x, axis: x[0, 0]) for part in (self.keys, self.values)
+            stored.view().in_order(self._tiers)[0].map_tokens(lambda x, axis: x[0, 0])
+            for stored in (self.keys, self.values)
         )
         attention = attend(
             self._config,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from golden.blocks import Blocks
 from golden.fixed_point import power_of_two
 from golden.key_lanes import key_lanes
 from golden.normalizer import normalizer
-from golden.online_softmax import online_softmax
+from golden.online_softmax import BlockScores, BlockWeights, softmax_of_blocks
 from golden.plane_scaler import plane_scaler
 from golden.planes import Planes
 from golden.queries import Queries
@@ -19,7 +22,7 @@ from golden.value_lanes import accumulate, block_sums
 from golden.weight_scaler import weight_scaler
 from kvtq_hw.contract.config import EngineConfig
 
-__all__ = ["Attention", "attend", "value_exponent"]
+__all__ = ["Attention", "Places", "attend", "value_exponent"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,32 @@ def value_exponent(values: Planes, visible: Tensor) -> Tensor:
     return torch.where(visible, largest[..., None, :], 0).amax(-1)
 
 
+class Places(NamedTuple):
+    """Places of the tokens in the engine's order, where this is not the order of their arrival.
+
+    stored : int64 [..., T]
+    second : int64 [..., M], of second versions
+    """
+
+    stored: Tensor
+    second: Tensor
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some tokens as some of the queries see them, arranged in blocks.
+
+    scores : int64 [..., G, I, n, b]
+    visible : bool [..., I, n, b]
+    values : Planes [..., n * b, P, D]
+    """
+
+    blocks: Blocks
+    scores: Tensor
+    visible: Tensor
+    values: Planes
+
+
 def attend(
     config: EngineConfig,
     queries: Queries,
@@ -55,6 +84,7 @@ def attend(
     exponent: Tensor | None = None,
     other_keys: SecondVersion[Planes] | None = None,
     other_values: SecondVersion[Planes] | None = None,
+    places: Places | None = None,
 ) -> Attention:
     """Compute attention of I queries per head over T tokens, to the bit as docs/contract.md says.
 
@@ -62,12 +92,13 @@ def attend(
     ----------
     queries : values [..., G, I, D]
     keys, values : Planes [..., T, P, D]; P may differ between keys and values
-    visible : bool [..., I, T]; each row is true for a prefix of one common set of tokens (causal
-        attention, with or without padded tokens); all tokens when None. Blocks are counted over the
-        common set, so padding changes no bit. A query that sees no token gets zeros.
+    visible : bool [..., I, T]; all tokens when None. A query that sees no token gets zeros.
     exponent : int64 [..., I], the contract's `value_exponent`, not below any scale exponent of a
         value that the query sees; the largest exponent of the visible values when None
     other_keys, other_values : second versions of some tokens, or None
+    places : order of the tokens in the engine. When None, tokens keep their order and each row of
+        `visible` must be true for a prefix of one common set of tokens (causal attention, with or
+        without padded tokens). Blocks are then counted over this set, so padding changes no bit.
 
     Raises
     ------
@@ -80,18 +111,30 @@ def attend(
     if visible is None:
         shape = (*keys.digits.shape[:-3], queries.values.shape[-2], keys.tokens)
         visible = torch.ones(shape, dtype=torch.bool, device=keys.digits.device)
-    scores, saturated = _scores(config, queries, keys, other_keys)
-    saturations = (saturated & visible[..., None, :, :]).sum()
-    order = _real_tokens_first(visible)
-    if order is not None:
-        scores, visible = _ordered(scores, order, before=2), _ordered(visible, order, before=1)
-        values = values.map_tokens(lambda x, axis: _ordered(x, order, axis))
-        other_values = None if other_values is None else _ordered_version(other_values, order)
     if exponent is None:
         exponent = value_exponent(values, visible)
-    softmax = online_softmax(config, scores, visible)
-    weights = softmax.weights.flatten(-2)
-    added = _added(config, weights, values, other_values, exponent)
+    if places is None:
+        stored = _real_tokens_first(visible)
+        second = stored[..., :0] if other_keys is None else stored[..., other_keys.span]
+        places = Places(stored, second)
+    saturations = torch.zeros((), dtype=torch.long, device=visible.device)
+    sources = [(keys, values, visible, places.stored)]
+    if other_keys is not None and other_values is not None:
+        first = visible.clone()
+        first[..., other_keys.span] &= ~other_keys.seen
+        others = other_keys.vectors.merged(), other_values.vectors.merged()
+        seen = visible[..., other_keys.span] & other_keys.seen
+        sources = [(keys, values, first, places.stored), (*others, seen, places.second)]
+    parts = []
+    for part_keys, part_values, part_visible, part_places in sources:
+        sums = key_lanes(part_keys.digits, queries.values)
+        scores, saturated = plane_scaler(config, sums, part_keys, queries.exponent)
+        saturations = saturations + (saturated & part_visible[..., None, :, :]).sum()
+        parts.append(_part(config, scores, part_values, part_visible, part_places))
+    softmax = softmax_of_blocks(
+        config, [BlockScores(part.blocks.first, part.scores, part.visible) for part in parts]
+    )
+    added = _added(config, parts, softmax, exponent)
     accumulators = accumulate(added, softmax.shifts)
     # a query that sees nothing has a zero denominator; its accumulators and outputs are zero
     outputs = normalizer(config, accumulators, softmax.sums.clamp(min=1))
@@ -102,101 +145,46 @@ def attend(
     )
 
 
-def _scores(
-    config: EngineConfig, queries: Queries, keys: Planes, other: SecondVersion[Planes] | None
-) -> tuple[Tensor, Tensor]:
-    """Return scores [..., G, I, T] with the version of each key that a query sees, and saturation.
-
-    Saturation is bool [..., G, I, T].
-    """
-    sums = key_lanes(keys.digits, queries.values)
-    scores, saturated = plane_scaler(config, sums, keys, queries.exponent)
-    if other is not None:
-        other_scores, other_saturated = _scores(config, queries, other.vectors.merged(), None)
-        other.replace(scores, other_scores)
-        other.replace(saturated, other_saturated)
-    return scores, saturated
+def _part(
+    config: EngineConfig, scores: Tensor, values: Planes, visible: Tensor, places: Tensor
+) -> _Part:
+    """Arrange scores [..., G, I, T], values and mask [..., I, T] of tokens in blocks."""
+    blocks = Blocks.of(places, config.block)
+    return _Part(
+        blocks,
+        blocks.arrange(scores, -1, between=2),
+        blocks.visible(visible),
+        values.map_tokens(lambda x, axis: blocks.arrange(x, axis).flatten(axis - 1, axis)),
+    )
 
 
 def _added(
-    config: EngineConfig,
-    weights: Tensor,
-    values: Planes,
-    other: SecondVersion[Planes] | None,
-    exponent: Tensor,
+    config: EngineConfig, parts: Sequence[_Part], softmax: BlockWeights, exponent: Tensor
 ) -> Tensor:
-    """Return what each block adds to the accumulators, [..., N, G, I, D], second versions included.
-
-    Parameters
-    ----------
-    weights : [..., G, I, N * B]; weights of second versions are set to zero in place
-    """
-    if other is None:
-        return _block_sums(config, weights, values, exponent)
-    apart = other.take(weights)
-    added = _block_sums(config, weights, values, exponent)
-    block, place = divmod(other.start, config.block)
-    vectors = other.vectors.merged().map_tokens(lambda x, axis: _pad_axis(x, axis, place, 0))
-    sums = _block_sums(config, _pad_axis(apart, -1, place, 0), vectors, exponent)
-    added[..., block : block + sums.shape[-4], :, :, :] += sums
+    """Return what each block adds to the accumulators, int64 [..., N, G, I, D]."""
+    count = softmax.shifts.shape[-1]
+    added = None
+    for part, weights in zip(parts, softmax.weights, strict=True):
+        plane_weights = weight_scaler(config, weights.flatten(-2), part.values, exponent)
+        shape = weights.shape[-2:]
+        sums = block_sums(
+            part.values.digits.unflatten(-3, shape), plane_weights.unflatten(-2, shape)
+        )
+        if added is None:
+            added = sums.new_zeros((*sums.shape[:-4], count, *sums.shape[-3:]))
+        added[..., part.blocks.span, :, :, :] += sums
+    if added is None:
+        raise ValueError("attention over no tokens")
     return added
 
 
-def _block_sums(config: EngineConfig, weights: Tensor, values: Planes, exponent: Tensor) -> Tensor:
-    """Return what each block adds to the accumulators, [..., N, G, I, D].
+def _real_tokens_first(visible: Tensor) -> Tensor:
+    """Return places of tokens in their order, int64 [T], with padding behind real tokens.
 
-    Parameters
-    ----------
-    weights : [..., G, I, T]
-    """
-    padding = -values.tokens % config.block
-    weights = _pad_axis(weights, -1, 0, values.tokens + padding - weights.shape[-1])
-    values = values.map_tokens(lambda x, axis: _pad_axis(x, axis, 0, padding))
-    plane_weights = weight_scaler(config, weights, values, exponent)
-    return block_sums(
-        values.digits.unflatten(-3, (-1, config.block)),
-        plane_weights.unflatten(-2, (-1, config.block)),
-    )
-
-
-def _real_tokens_first(visible: Tensor) -> Tensor | None:
-    """Return the order of tokens int64 [..., T] that moves padding behind real tokens.
-
-    None where padding is there already. Blocks count real tokens only.
+    The result is [..., T] where tokens that no query sees precede others.
     """
     used = visible.any(-2)
     if not (used[..., 1:] & ~used[..., :-1]).any():
-        return None
-    return (~used).long().argsort(dim=-1, stable=True)
-
-
-def _ordered(x: Tensor, order: Tensor, axis: int = -1, before: int = 0) -> Tensor:
-    """Reorder the tokens along a negative `axis` of `x`.
-
-    The axes of `order` without the last are the leading axes of `x`; `before` further axes of `x`
-    follow before the token axis.
-    """
-    behind = -axis - 1
-    shape = (*order.shape[:-1], *[1] * before, order.shape[-1], *[1] * behind)
-    return x.gather(axis, order.reshape(shape).expand(x.shape))
-
-
-def _ordered_version(other: SecondVersion[Planes], order: Tensor) -> SecondVersion[Planes]:
-    """Extend second versions to all tokens, then reorder; no query sees the added ones."""
-    missing = other.start, order.shape[-1] - other.span.stop
-
-    def all_tokens(x: Tensor, axis: int) -> Tensor:
-        return _pad_axis(x, axis, *missing)
-
-    vectors = other.vectors.merged().map_tokens(all_tokens)
-    seen = all_tokens(other.seen, -1)
-    return SecondVersion(
-        vectors.map_tokens(lambda x, axis: _ordered(x, order, axis)),
-        0,
-        _ordered(seen.expand(*order.shape[:-1], *seen.shape[-2:]), order, before=1),
-    )
-
-
-def _pad_axis(x: Tensor, axis: int, before: int, behind: int) -> Tensor:
-    """Pad a negative `axis` with `before` zeros in front and `behind` zeros at the end."""
-    return torch.nn.functional.pad(x, (0, 0) * (-axis - 1) + (before, behind))
+        return torch.arange(visible.shape[-1], device=visible.device)
+    order = (~used).long().argsort(dim=-1, stable=True)
+    return order.argsort(dim=-1)

@@ -33,7 +33,8 @@ def job_problem(config: EngineConfig, job: Job) -> JobStatus:
         # rounding with feedback is for balanced codes, which have an absmean scale
         and not (job["residual"] and job["feedback"])
         and (job["residual"] or job["absmean"])
-        and (window == 0 or job["window_start"] < window)
+        and (window == 0 or (job["window_start"] < window and job["window_slot"] < window))
+        and (job["body_tokens"] == 0 or job["body_slot"] < job["body_tokens"])
         and (not job["leaving"] or (job["append"] and window > 0 and job["body_tokens"] > 0))
     )
     return JobStatus.OK if right else JobStatus.BAD_CODE
@@ -57,7 +58,7 @@ def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
         fetch = {
             "key_window": job["key"]["window"],
             "value_window": job["value"]["window"],
-            "slot": _newest_slot(job),
+            "slot": job["window_slot"],
             "digits": job["tier_digits"],
             "appends": appends_before % 16,
         }
@@ -75,7 +76,7 @@ def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
         name: job[name]
         for name in (
             *("key", "value", "tier_digits", "key_digits", "value_digits", "residual"),
-            *("sink_tokens", "body_tokens", "window_tokens", "window_start"),
+            *("sink_tokens", "body_tokens", "window_tokens", "window_start", "body_slot"),
         )
     }
     attends = bool(job["attend"])
@@ -94,17 +95,12 @@ def _records(job: Job) -> list[tuple[str, int, bool]]:
     if not job["append"]:
         return []
     if job["window_tokens"]:
-        newest = ("window", _newest_slot(job), False)
+        newest = ("window", job["window_slot"], False)
     elif job["body_tokens"]:
-        newest = ("body", job["body_tokens"] - 1, False)
+        newest = ("body", job["body_slot"], False)
     else:
         newest = ("sinks", job["sink_tokens"] - 1, False)
-    return [newest, *[("body", job["body_tokens"] - 1, True)] * bool(job["leaving"])]
-
-
-def _newest_slot(job: Job) -> int:
-    """Return the window slot of the newest token, which is also that of the token that leaves."""
-    return (job["window_start"] - 1) % job["window_tokens"]
+    return [newest, *[("body", job["body_slot"], True)] * bool(job["leaving"])]
 
 
 def _task(job: Job, side: Side, region: str, slot: int, leaving: bool) -> dict[str, Any]:

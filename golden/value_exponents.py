@@ -88,7 +88,8 @@ class WrittenExponents(NamedTuple):
 
         Parameters
         ----------
-        visible : bool [batch, 1, I, tokens], as in an attention job; all tokens when None
+        visible : bool [batch, 1, I, T] of the newest T tokens, as in an attention job; all tokens
+            when None
 
         Returns
         -------
@@ -98,9 +99,11 @@ class WrittenExponents(NamedTuple):
             return np.maximum(self.came, self.left)
         used = visible.any(-2).numpy(force=True)
         first = self.tokens - self.came.shape[-1]
-        # early in a context, fewer tokens than a window precede the new ones
-        known = np.pad(used, ((0, 0), (0, 0), (self.window, 0)))
-        came = self.came * used[..., first : self.tokens]
+        # tokens that no query sees any more wrote their exponents long ago; early in a context,
+        # fewer tokens than a window precede the new ones
+        before = self.tokens - used.shape[-1] + self.window
+        known = np.pad(used, ((0, 0), (0, 0), (before, 0)), constant_values=True)
+        came = self.came * known[..., self.window + first :]
         return np.maximum(came, self.left * known[..., first : self.tokens])
 
     def running(self, visible: Tensor | None) -> np.ndarray:

@@ -19,7 +19,15 @@ _STATUS_BITS = 4
 _FLAGS = tuple(field.name for field in register_map()["job_flags"].fields)
 _REGIONS = ("sinks", "body", "window")
 _DIGITS = ("tier", "key", "value")
-_NUMBERS = ("tokens", "sink_tokens", "body_tokens", "window_tokens", "window_start")
+_NUMBERS = (
+    "tokens",
+    "sink_tokens",
+    "body_tokens",
+    "window_tokens",
+    "window_start",
+    "window_slot",
+    "body_slot",
+)
 
 
 def descriptor_layout(config: EngineConfig) -> data.StructLayout:

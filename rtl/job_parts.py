@@ -107,7 +107,7 @@ class JobParts:
         ]
         for field in ("tier_digits", "key_digits", "value_digits", "key", "value"):
             m.d.comb += read[field].eq(job[field])
-        for field in ("sink_tokens", "body_tokens", "window_tokens", "window_start"):
+        for field in ("sink_tokens", "body_tokens", "window_tokens", "window_start", "body_slot"):
             m.d.comb += read[field].eq(job[field])
 
     def offer_fetch(self, appends_before: Value) -> None:
@@ -122,7 +122,7 @@ class JobParts:
         self._m.d.comb += [
             fetch.key_window.eq(job.key.window),
             fetch.value_window.eq(job.value.window),
-            fetch.slot.eq(_newest_slot(job)),
+            fetch.slot.eq(job.window_slot),
             fetch.digits.eq(job.tier_digits),
             fetch.appends.eq(appends_before),
         ]
@@ -175,10 +175,10 @@ class JobParts:
             place.planes.eq(Mux(tier, job.tier_digits, side.digits)),
             place.residual.eq(~tier & job.residual),
             place.base.eq(side.regions.body),
-            place.slot.eq(job.body_tokens - 1),
+            place.slot.eq(job.body_slot),
         ]
         with m.If(~leaving & (job.window_tokens != 0)):
-            m.d.comb += [place.base.eq(side.regions.window), place.slot.eq(_newest_slot(job))]
+            m.d.comb += [place.base.eq(side.regions.window), place.slot.eq(job.window_slot)]
         with m.Elif(job.body_tokens == 0):  # no token leaves then
             m.d.comb += [place.base.eq(side.regions.sinks), place.slot.eq(job.sink_tokens - 1)]
 
@@ -206,8 +206,3 @@ def _in_tier(job: data.View, leaving: Value) -> Value:
     Those are records in the window, and records in the sinks of a job without a window.
     """
     return ~leaving & ((job.window_tokens != 0) | (job.body_tokens == 0))
-
-
-def _newest_slot(job: data.View) -> Value:
-    """Return the slot of the newest token in the window."""
-    return Mux(job.window_start == 0, job.window_tokens, job.window_start) - 1

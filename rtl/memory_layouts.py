@@ -58,11 +58,13 @@ def piece_layout(config: EngineConfig) -> data.StructLayout:
 def read_job_layout(config: EngineConfig) -> data.StructLayout:
     """Return the layout of a job for the reader: which records its attention reads.
 
-    key, value : addresses of the three regions (`kvtq_hw.contract.layout`), word-aligned
+    key, value : addresses of the three regions (`kvtq_hw.contract.layout`), in the sinks of
+        the first one that is read
     tier_digits : planes of records in sinks and window
     key_digits, value_digits, residual : format of the body
     sink_tokens, body_tokens, window_tokens : tokens of each tier, together at least 1
-    window_start : slot of the oldest token of the window; nonzero only in a full window
+    window_start : slot of the window that is read first; nonzero only in a full window
+    body_slot : slot of the body that the job's append writes, if it writes any
     appends : the job's newest records are in memory when this many appends are, modulo
         ``2**APPEND_BITS``
     """
@@ -82,6 +84,7 @@ def read_job_layout(config: EngineConfig) -> data.StructLayout:
             "body_tokens": tokens,
             "window_tokens": tokens,
             "window_start": tokens,
+            "body_slot": tokens,
             "appends": unsigned(APPEND_BITS),
         }
     )

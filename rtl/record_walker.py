@@ -31,8 +31,8 @@ class RecordWalker(wiring.Component):
     Attributes
     ----------
     jobs : stream In, `read_job_layout`; taken after the last piece
-    keys_appended, values_appended : In, the job's newest records are in memory. Pieces that end the
-        body or the job wait for these records.
+    keys_appended, values_appended : In, the job's newest records are in memory. Pieces of the
+        window, pieces of the body from `body_slot` on, and the job's last wait for these records.
     fenced : Out, a piece waits for them
     pieces : stream Out, `placed_piece_layout`
     """
@@ -67,6 +67,7 @@ class RecordWalker(wiring.Component):
         opening = Signal()  # of the job: no values before the second block of keys
         needed = Signal(range(config.block + 1))  # tokens until the block is complete
         ring_bytes = Signal.like(size.bytes)  # of the window's slots before its start
+        fresh = Signal.like(tier_tokens[0])  # tokens of the body from the appended record on
 
         address, tier = addresses[value], tiers[value]
         in_tier, in_job = tier_tokens[value], tokens[value]
@@ -84,7 +85,8 @@ class RecordWalker(wiring.Component):
         placed = self.pieces.payload
         piece = placed.piece
         piece_ends_job = in_job == records
-        fence = piece_ends_job | (in_body & (in_tier == records))
+        in_window = (tier == _WINDOW_END) | (tier == _WINDOW_START)
+        fence = piece_ends_job | in_window | (in_body & (in_tier - records < fresh))
         open_ = ~fence | Mux(value, self.values_appended, self.keys_appended)
         m.d.comb += [
             placed.address.eq(address),
@@ -119,7 +121,11 @@ class RecordWalker(wiring.Component):
                 with m.If(self.jobs.valid):
                     m.next = "START"
             with m.State("START"):
-                m.d.sync += [ring_bytes.eq(size.bytes), opening.eq(1)]
+                m.d.sync += [
+                    ring_bytes.eq(size.bytes),
+                    fresh.eq(job.body_tokens - job.body_slot),
+                    opening.eq(1),
+                ]
                 with m.If(size.done):
                     next_block(0)
             with m.State("TIER"):

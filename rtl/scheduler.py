@@ -226,6 +226,8 @@ class Scheduler(wiring.Component):
             job.residual & job.feedback,
             ~job.residual & ~job.absmean,
             (job.window_tokens != 0) & (job.window_start >= job.window_tokens),
+            (job.window_tokens != 0) & (job.window_slot >= job.window_tokens),
+            (job.body_tokens != 0) & (job.body_slot >= job.body_tokens),
             job.leaving & (~job.append | (job.window_tokens == 0) | (job.body_tokens == 0)),
         ]
         with m.If(job.tokens == 0):

@@ -179,7 +179,10 @@ def test_a_cache_of_another_kind_is_refused(language_model):
     ("options", "message"),
     [
         ({"softcap": 30.0}, r"^softcap: 30.0 is not supported; must be None$"),
-        ({"sliding_window": 4}, r"^sliding_window: 4 is not supported; must be None$"),
+        (
+            {"sliding_window": 4},
+            r"^sliding_window: 4 is not that of the cache, None; give",
+        ),
         ({"dropout": 0.1}, r"^dropout: 0.1 is not supported; must be 0$"),
     ],
 )

@@ -26,7 +26,7 @@ def test_a_table_gives_each_layer_its_code(tmp_path):
     table = read_code(write(tmp_path))
     assert isinstance(table, CodeTable)
     expected = tuple(CacheCode.parse(f"balanced:{digits},window=4") for digits in ("3/1", "2/2"))
-    assert table.for_layers(2) == expected
+    assert table.of_layers(2) == expected
     assert table.most_digits == 3
     assert read_code(write(tmp_path, table.to_toml())) == table
     other = read_code(write(tmp_path, TABLE.replace("[3, 2]", "[2, 3]")))
@@ -50,8 +50,8 @@ def test_a_table_for_another_model_is_refused(tmp_path):
     with pytest.raises(
         UserError, match=r"^code table 'table.toml' has 2 layers; the model has 30$"
     ):
-        table.for_layers(30)
-    assert CacheCode("balanced", 2, 1).for_layers(3) == (CacheCode("balanced", 2, 1),) * 3
+        table.of_layers(30)
+    assert CacheCode("balanced", 2, 1).of_layers(3) == (CacheCode("balanced", 2, 1),) * 3
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path) -> None:
     config.write_bytes(MARK + CONFIG.replace("\n", "\r\n").encode())
     table.write_bytes(MARK + TABLE.encode())
     assert load_config(config).lanes == 4
-    assert read_code(str(table)).for_layers(2)[0].key_digits == 3
+    assert read_code(str(table)).of_layers(2)[0].key_digits == 3
     (tmp_path / "text").write_bytes(MARK + b"a\r\nb\rc")
     assert read_text(tmp_path / "text", "text") == "a\nb\nc"
 

@@ -91,7 +91,7 @@ def test_slots_over_the_life_of_a_context(code: str) -> None:
             body.append(token)
         spread = cache_code.tiers.spread(token + 1)
         present = [t for t in ring if t is not None]
-        assert spread == (len(sinks), len(body), len(present))
+        assert spread[:3] == (len(sinks), len(body), len(present))
         if present:
             assert ring[spread.window_start] == min(present)
         contents = ((vectors.sinks, sinks), (vectors.body, body), (vectors.window, ring))

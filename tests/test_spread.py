@@ -17,7 +17,7 @@ from kvtq_hw.estimates.candidates import IntegerLayer
 
 TINY = load_config("tiny")
 COUNTS = st.integers(0, 12)
-TIERS = st.builds(Tiers, COUNTS, COUNTS)
+TIERS = st.builds(Tiers, COUNTS, COUNTS, st.none() | st.integers(1, 20))
 TOKENS = st.integers(0, 40)
 DIGITS = st.integers(1, 5)
 CODES = st.builds(
@@ -30,22 +30,45 @@ CONFIGS = st.sampled_from((TINY, WIDE, TINY.replace(max_planes=5, packing="2bit"
 every = settings(max_examples=200, deadline=None, derandomize=True)
 
 
-def parts(tiers: Tiers, tokens: int) -> list[str]:
-    """The part of each token, by moving tokens: a ring of the newest, the oldest goes to the body.
+def memory(tiers: Tiers, tokens: int) -> dict[tuple[str, int], int]:
+    """The token in each slot that attention may read, by moving tokens one after the other.
 
-    Nothing is counted here: each token comes, and the token that it pushes out of the window goes.
+    Nothing is counted here: each token comes, the token that it pushes out of the window takes the
+    body's next free slot, and a token that has left the sliding window frees its slot.
     """
-    place: list[str] = []
-    window: list[int] = []
+    held: dict[tuple[str, int], int] = {}
+    window: list[int] = []  # slots, oldest first
     for token in range(tokens):
-        if len([name for name in place if name == "sinks"]) < tiers.sinks:
-            place.append("sinks")
+        if tiers.sliding is not None and token >= tiers.sliding:
+            gone = next(slot for slot, old in held.items() if old == token - tiers.sliding)
+            del held[gone]
+            if gone[0] == "window":
+                window.remove(gone[1])
+        if token < tiers.sinks:
+            held["sinks", token] = token
             continue
-        place.append("window")
-        window.append(token)
-        while len(window) > tiers.window:
-            place[window.pop(0)] = "body"
-    return place
+        moving = [] if tiers.window else [token]
+        if tiers.window:
+            slot = free(held, "window", tiers.window)
+            if slot is None:
+                slot = window.pop(0)
+                moving = [held.pop(("window", slot))]
+            held["window", slot] = token
+            window.append(slot)
+        for old in moving:
+            held["body", free(held, "body", tokens) or 0] = old
+    return held
+
+
+def free(held: dict[tuple[str, int], int], part: str, slots: int) -> int | None:
+    """The first slot of a part that holds no token."""
+    return next((slot for slot in range(slots) if (part, slot) not in held), None)
+
+
+def parts(tiers: Tiers, tokens: int) -> list[str]:
+    """The part of each stored token, in the order of the tokens."""
+    held = {token: part for (part, _), token in memory(tiers, tokens).items()}
+    return [held[token] for token in sorted(held)]
 
 
 @every
@@ -53,21 +76,42 @@ def parts(tiers: Tiers, tokens: int) -> list[str]:
 def test_spread_counts_the_tokens_of_each_part(tiers, tokens):
     found = parts(tiers, tokens)
     spread = tiers.spread(tokens)
-    assert spread._asdict() == {name: found.count(name) for name in ("sinks", "body", "window")}
+    assert spread[:3] == tuple(found.count(name) for name in ("sinks", "body", "window"))
     assert tiers.body(tokens) == spread.body
     assert found == ["sinks"] * spread.sinks + ["body"] * spread.body + ["window"] * spread.window
+    assert spread.tokens == min(tokens, tiers.sliding or tokens)
 
 
 @every
 @given(TIERS, TOKENS)
-def test_the_window_starts_where_the_ring_has_its_oldest_token(tiers, tokens):
-    ring: list[int | None] = [None] * tiers.window
-    for token in range(tiers.sinks, tokens):
-        if ring:
-            ring[(token - tiers.sinks) % tiers.window] = token
-    held = [token for token in ring if token is not None]
-    start = tiers.spread(tokens).window_start
-    assert (ring[start] == min(held)) if held else start == 0
+def test_slots(tiers, tokens):
+    """Attention finds every visible token in its slot, and no other; a short context in order."""
+    held, spread = memory(tiers, tokens), tiers.spread(tokens)
+    for (part, slot), token in held.items():
+        assert slot == {"sinks": int, "body": tiers.body_slot, "window": tiers.window_slot}[part](
+            token
+        )
+    order = [held["sinks", spread.first_sink + n] for n in range(spread.sinks)]
+    order += [held["body", n] for n in range(spread.body)]
+    order += [
+        held["window", (spread.window_start + n) % tiers.window] for n in range(spread.window)
+    ]
+    assert sorted(order) == sorted(held.values()) == list(range(spread.forgotten, tokens))
+    if tokens <= (tiers.sliding or tokens):
+        assert order == list(range(tokens))
+
+
+@every
+@given(TIERS, TOKENS.filter(bool))
+def test_slots_that_the_newest_token_changes(tiers, tokens):
+    held, before = memory(tiers, tokens), memory(tiers, tokens - 1)
+    spread = tiers.spread(tokens)
+    changed = {place: token for place, token in held.items() if before.get(place) != token}
+    entered = {slot: token for (part, slot), token in changed.items() if part == "body"}
+    if ("window", tokens - 1) in {(part, token) for (part, _), token in changed.items()}:
+        assert changed["window", spread.window_slot] == tokens - 1
+    assert list(entered) in ([], [spread.body_slot])
+    assert tiers.leaving(tokens) == (bool(entered) and tokens - 1 not in entered.values())
 
 
 @every
@@ -86,7 +130,7 @@ def test_negative_tiers_are_refused(counts):
 
 
 def test_no_tiers():
-    assert NO_TIERS.spread(7) == (0, 7, 0)
+    assert NO_TIERS.spread(7)[:3] == (0, 7, 0)
 
 
 # --- who asks -------------------------------------------------------------------------------------

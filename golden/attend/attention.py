@@ -17,6 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from golden.attend.backends import to_float
 from golden.cache.attention_job import AttentionJob, CachePass
+from golden.causal import causal_mask
 from kvtq_hw.contract.errors import UserError
 
 __all__ = ["ATTENTION", "ternary_attention"]
@@ -25,7 +26,7 @@ ATTENTION = "kvtq_ternary"
 
 # Arguments by which some models change the attention itself. Ignoring such an argument would give
 # wrong outputs silently.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "sliding_window")
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 
 
 @torch.compiler.disable
@@ -47,7 +48,7 @@ def ternary_attention(
     ----------
     key, value : the pass that the cache layer's `update` returned
     attention_mask : bool [batch, 1, I, T], true where a query sees a token; None for causal
-        attention of the newest I tokens
+        attention of the newest I tokens, in a layer with a sliding window to its tokens
     scaling : factor on the scores, 1 / sqrt(D) when None
 
     Returns
@@ -78,7 +79,8 @@ def ternary_attention(
     factor = 1.0 if scaling is None else scaling * math.sqrt(config.head_dim)
     if factor != 1.0:
         queries = queries * factor
-    visible = _visible(attention_mask, query.shape[-2], key.tokens, query.device)
+    _check_window(kwargs.get("sliding_window"), key)
+    visible = _visible(attention_mask, query.shape[-2], key)
     if key.code.tiers.sinks and visible is not None and not visible.any(-2).all():
         raise UserError(
             f"code: {str(key.code)!r} has sinks, which a batch with padded sequences cannot have; "
@@ -106,7 +108,17 @@ def _check_queries(query: Tensor, stored: CachePass) -> None:
         )
 
 
-def _visible(mask: Tensor | None, queries: int, tokens: int, device: torch.device) -> Tensor | None:
+def _check_window(window: int | None, stored: CachePass) -> None:
+    """Raise `ValueError` if the model's layer has another sliding window than its cache."""
+    kept = stored.code.tiers.sliding
+    if window is not None and window != kept:
+        raise ValueError(
+            f"sliding_window: {window} is not that of the cache, {kept}; give the cache the "
+            "model's windows"
+        )
+
+
+def _visible(mask: Tensor | None, queries: int, stored: CachePass) -> Tensor | None:
     """Return which tokens each query sees, bool [batch, 1, I, T]; None where all queries see all.
 
     Raises
@@ -114,17 +126,25 @@ def _visible(mask: Tensor | None, queries: int, tokens: int, device: torch.devic
     ValueError
         When the engine does not compute this mask.
     """
+    tokens, window = stored.stored, stored.code.tiers.sliding
+    device = stored.keys.body.data.device
     if mask is None:
         if queries == 1:
             return None
-        causal = torch.ones(queries, tokens, dtype=torch.bool, device=device)
-        return causal.tril(tokens - queries)[None, None]
+        return causal_mask(queries, tokens, window, device)[None, None]
     if mask.dtype != torch.bool or mask.shape[1:] != (1, queries, tokens):
         raise ValueError(
             f"attention_mask: {mask.dtype} {tuple(mask.shape)} is not supported; must be bool "
             f"[batch, 1, {queries}, {tokens}]"
         )
     used = mask.any(-2, keepdim=True)
+    if window is not None:
+        if not torch.equal(mask, used & causal_mask(queries, tokens, window, device)):
+            raise ValueError(
+                f"attention_mask: rows are not the newest {window} tokens up to their query, "
+                "padding excepted"
+            )
+        return None if queries == 1 and bool(mask.all()) else mask
     rank = used.cumsum(-1)
     if not torch.equal(mask, used & (rank <= mask.sum(-1, keepdim=True))):
         raise ValueError("attention_mask: rows are not prefixes of one set of tokens")

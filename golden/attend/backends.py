@@ -55,13 +55,15 @@ class GoldenBackend:
         config = job.cache.config
         keys, values = job.cache.keys.planes().merged(), job.cache.values.planes().merged()
         queries, visible = job.queries, job.visible
-        others = [version.map(Planes.merged) for version in job.recent or ()]
+        other_keys, other_values = (
+            (version.map(Planes.merged) for version in job.recent)
+            if job.recent is not None
+            else (None, None)
+        )
         runs = max(keys.unit.shape[-1], values.unit.shape[-1])
         per_query = math.prod(queries.values.shape[:-2]) * keys.tokens * runs
-        step = max(1, _CHUNK_ELEMENTS // per_query)
         parts = []
-        for start in range(0, queries.values.shape[-2], step):
-            piece = slice(start, start + step)
+        for piece, places in job.pieces(max(1, _CHUNK_ELEMENTS // per_query)):
             parts.append(
                 attend(
                     config,
@@ -70,7 +72,9 @@ class GoldenBackend:
                     values,
                     None if visible is None else _per_head(visible[..., piece, :], keys.digits),
                     job.value_exponent[..., piece],
-                    *(version.of_queries(piece) for version in others),
+                    other_keys and other_keys.of_queries(piece),
+                    other_values and other_values.of_queries(piece),
+                    places,
                 )
             )
         return rotated_back(

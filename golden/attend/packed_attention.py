@@ -65,7 +65,7 @@ def attend_one(job: AttentionJob) -> Tensor:
     Digits and scales are exact; products and sums are float32. The cache must be on a CPU.
     """
     cache, queries = job.cache, job.real_queries.detach()
-    packing, tokens = cache.config.packing, cache.tokens
+    packing, tokens = cache.config.packing, cache.stored
     batch, kv_heads, group, _, dim = queries.shape
     shape = batch, kv_heads, -(-group // _LANES)
     bytes_of_groups = encode_table(packing).numpy()

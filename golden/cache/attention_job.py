@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from golden.cache.plane_store import PlaneView
+from golden.cache.stream_order import same_places, window_places
 from golden.cache.tiered_store import TieredView
 from golden.conditioning import Conditioning
-from golden.engine import Attention
+from golden.engine import Attention, Places
 from golden.planes import Planes
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
@@ -52,7 +53,8 @@ class CachePass:
     ----------
     config, code, conditioning : the format of the stored vectors
     backend : computes the attention of this layer
-    keys, values : all stored vectors
+    keys, values : the vectors that any new token sees: all stored ones, or in a layer with a
+        sliding window the newest
     new_tokens : number of tokens of the update, T
     window : the windows of keys and values with all tokens of the update, before any token left;
         None for an update of one token, where every query sees what is stored, and for a code
@@ -82,13 +84,33 @@ class CachePass:
 
     @property
     def tokens(self) -> int:
-        """Stored tokens."""
+        """Number of tokens of the context, those that have left the sliding window included."""
         return self.keys.tokens
 
     @property
+    def stored(self) -> int:
+        """Number T of tokens in `keys` and `values`."""
+        return self.keys.stored
+
+    @property
     def settled(self) -> int:
-        """Number of leading tokens whose planes do not change when more tokens are appended."""
+        """Number of tokens, first in the engine's order, that stay as they are in later passes."""
+        if self.tokens >= (self.code.tiers.sliding or self.tokens + 1):
+            return 0
         return self.keys.settled
+
+    def places(self, context: int) -> Places | None:
+        """Return the tokens' places in the engine's order, for a query in a context of that length.
+
+        None where tokens keep the order of their arrival. Second versions are those of `recent`.
+        """
+        tiers = self.code.tiers
+        stored = self.keys.places(tiers, context)
+        if stored is None:
+            return None
+        count = 0 if self.window is None else self.window[0].tokens
+        token = torch.arange(self.tokens - count, self.tokens, device=stored.device)
+        return Places(stored, window_places(tiers, token))
 
     @property
     def batch(self) -> int:
@@ -109,7 +131,7 @@ class CachePass:
 
         Parameters
         ----------
-        visible : bool [batch, 1, I, tokens]; all tokens when None
+        visible : bool [batch, 1, I, T]; all tokens when None
         """
         running = torch.from_numpy(self.exponents.running(visible)).to(self.keys.body.data.device)
         return running[..., running.shape[-1] - self.new_tokens :].long()
@@ -125,13 +147,13 @@ class CachePass:
         Keys and values in their second versions, with `seen` bool [queries, M]; None where all
         queries see what is stored now.
         """
-        if self.window is None:
+        if self.window is None or not self.window[0].tokens:
             return None
         keys, values = (view.planes() for view in self.window)
         position = torch.arange(self.tokens - queries, self.tokens)[:, None]
         token = torch.arange(self.tokens - keys.tokens, self.tokens)
         seen = (token > position - self.code.tiers.window) & (token <= position)
-        start, seen = self.tokens - keys.tokens, seen.to(keys.digits.device)
+        start, seen = self.stored - keys.tokens, seen.to(keys.digits.device)
         return SecondVersion(keys, start, seen), SecondVersion(values, start, seen)
 
 
@@ -142,8 +164,8 @@ class AttentionJob:
     layer_index : index of the layer in the model
     scaled_queries : float64 [batch, kv_heads, G, I, D], scaled as `Conditioning` does, not rotated
     cache : contents of the layer's cache, including the tokens of this pass
-    visible : bool [batch, 1, I, T]; rows are prefixes of one set of tokens per sequence; all tokens
-        when None
+    visible : bool [batch, 1, I, T]; rows are prefixes of one set of tokens per sequence, in a layer
+        with a sliding window the newest tokens of these prefixes; all tokens when None
     """
 
     layer_index: int
@@ -177,6 +199,17 @@ class AttentionJob:
         """The contract's `value_exponent` of every query, int64 [batch, kv_heads, I]."""
         exponents = self.cache.value_exponent(self.visible)
         return exponents[..., exponents.shape[-1] - self.scaled_queries.shape[-2] :]
+
+    def pieces(self, most: int) -> list[tuple[slice, Places | None]]:
+        """Split the queries into pieces of at most `most` with the same places of tokens."""
+        tokens, count = self.cache.tokens, self.scaled_queries.shape[-2]
+        before = tokens - count
+        pieces = []
+        for first, last in same_places(self.cache.code.tiers, before + 1, tokens):
+            places = self.cache.places(first)
+            for start in range(first - before - 1, last - before, most):
+                pieces.append((slice(start, min(start + most, last - before)), places))
+        return pieces
 
     @property
     def is_decode_step(self) -> bool:

@@ -14,7 +14,7 @@ from golden.cache.tiered_store import TieredView
 from golden.planes import Planes
 from golden.record_packer import pack_record
 from golden.record_unpacker import unpack_records
-from kvtq_hw.contract.layout import MemoryLayout, Region, Side
+from kvtq_hw.contract.layout import SIDES, MemoryLayout, Region, Side
 
 __all__ = ["MemoryImage"]
 
@@ -78,8 +78,20 @@ class MemoryImage:
             data = pack_record(self.layout.config, planes, unit_first=side == "value")
             self._records(region)[slots] = data
 
+    def copy_forgotten(self, memory: Tensor, layer: int, head: int, tokens: int) -> None:
+        """Copy the sinks that have left the sliding window from a memory, uint8 [layout.bytes].
+
+        Hardware leaves their bytes as they are, and no image of a cache has them.
+        """
+        spread = self.layout.codes[layer].tiers.spread(tokens)
+        for side in SIDES:
+            region = self.layout.heads[layer][head].of(side).sinks
+            start = region.base - self.layout.base
+            gone = slice(start, start + spread.first_sink * region.record_bytes)
+            self.data[gone] = memory[gone]
+
     def read(self, layer: int, head: int, side: Side, tokens: int) -> Planes:
-        """Read all vectors of one KV head in a context of `tokens` tokens: digits [tokens, P, D].
+        """Read all vectors of one KV head in a context of `tokens` tokens: digits [n, P, D].
 
         Sinks, body and window follow each other, in chronological order.
         """
@@ -105,7 +117,12 @@ class MemoryImage:
             raise ValueError(f"tokens: {tokens} is not allowed; must be 1..{self.layout.tokens}")
         vectors = self.layout.heads[layer][head].of(side)
         spread = self.layout.codes[layer].tiers.spread(tokens)
-        first = {"sinks": 0, "body": spread.sinks, "window": spread.sinks + spread.body}[tier]
+        in_window = tokens - spread.window
+        first = {
+            "sinks": spread.first_sink,
+            "body": in_window - spread.body,
+            "window": in_window,
+        }[tier]
         count = getattr(spread, tier)
         places = [vectors.place(token, tokens)[1] for token in range(first, first + count)]
         return vectors.regions[tier], torch.tensor(places, dtype=torch.long)

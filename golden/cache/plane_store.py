@@ -63,6 +63,10 @@ class PlaneView(NamedTuple):
             torch.nn.functional.pad(exponent, (0, absent)),
         )
 
+    def without_first(self, tokens: int) -> PlaneView:
+        """Return the view without its first `tokens` tokens."""
+        return self._replace(first=self.first + tokens, tokens=self.tokens - tokens)
+
     def buffers(self) -> tuple[np.ndarray, np.ndarray]:
         """Return bytes and scale words as arrays, for compiled loops.
 

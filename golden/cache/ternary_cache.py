@@ -25,7 +25,7 @@ Centres, exponents and feedback of a real model come from `golden.llm.calibratio
 
 Storage is append-only. A token is quantized when it arrives. Where the code has a window of recent
 tokens in the digits of the tier, a token that leaves the window is quantized once more, from these
-digits to the body's.
+digits to the body's. A layer with a sliding window keeps the tokens in its sliding window only.
 """
 
 from __future__ import annotations
@@ -133,24 +133,40 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         self.saturated += saturated_keys + saturated_values
         vectors = (keys, values) if new_tokens == 1 else None
         keys, values = condition.rotated(condition.centred(keys)), condition.rotated(values)
-        window, written = self.keys.append(keys).window, self.values.append(values)
-        self._exponents.write(written.came, written.left)
+        stored_keys, stored_values = self.keys.append(keys), self.values.append(values)
+        self._exponents.write(stored_values.came, stored_values.left)
+        windows = stored_keys.window, stored_values.window
         exponents = self._exponents.newest
         result = CachePass(
             self.config,
             self.code,
             condition,
             self.backend,
-            self.keys.view(),
-            self.values.view(),
+            stored_keys.view,
+            stored_values.view,
             new_tokens,
-            None if window is None or written.window is None else (window, written.window),
+            None if windows[0] is None or windows[1] is None else (windows[0], windows[1]),
             vectors,
             exponents,
             partial(self._exponents.settle, exponents),
             self.revision,
         )
         return result, result
+
+    @property
+    def is_sliding(self) -> bool:
+        """Whether the layer has a sliding window; transformers chooses the layer's mask by this."""
+        return self.code.tiers.sliding is not None
+
+    def get_mask_sizes(self, query_length: int, *args: Any, **kwargs: Any) -> tuple[int, int]:
+        """Return the number of tokens that `query_length` new tokens attend to, and the first one.
+
+        The first one is an index in the context.
+        """
+        tokens = self.get_seq_length()
+        sliding = self.code.tiers.sliding
+        kept = tokens if sliding is None else min(tokens, sliding - 1)
+        return kept + query_length, tokens - kept
 
     def get_max_length(self) -> int:
         """Return the largest number of tokens that can be stored."""
@@ -232,6 +248,8 @@ class TernaryCache(StoredCache):
     ----------
     code : one code for all layers, or a table with one code per layer
     conditioning : one entry per layer
+    windows : sliding window of each layer in tokens, None in layers without; no layer has one when
+        None
     """
 
     def __init__(
@@ -240,8 +258,9 @@ class TernaryCache(StoredCache):
         code: CacheCode | CodeTable,
         conditioning: Sequence[Conditioning],
         backend: AttentionBackend,
+        windows: Sequence[int | None] | None = None,
     ) -> None:
-        codes = code.for_layers(len(conditioning))
+        codes = code.for_layers([None] * len(conditioning) if windows is None else windows)
         super().__init__(
             layers=[
                 TernaryCacheLayer(config, of_layer, entry, backend)

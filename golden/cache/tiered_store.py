@@ -1,4 +1,7 @@
-"""A store of a layer's keys, or values, in three parts: sinks, body, window of recent tokens."""
+"""A store of a layer's keys, or values, in three parts: sinks, body, window of recent tokens.
+
+In a layer with a sliding window, tokens that have left the sliding window are removed.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +15,32 @@ import torch
 from torch import Tensor
 
 from golden.cache.plane_store import PlaneStore, PlaneView
+from golden.cache.stream_order import body_places, window_places
 from golden.feedback import Feedback
 from golden.planes import Planes
 from golden.quantizer import FEEDBACK_RATIOS
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.layout import Side
+from kvtq_hw.contract.tiers import Tiers
 
 __all__ = ["TieredStore", "TieredView", "Written"]
 
 
 class TieredView(NamedTuple):
-    """The contents of a `TieredStore` at one time; the store never changes what a view shows."""
+    """The contents of a `TieredStore` at one time; the store never changes what a view shows.
+
+    Each part has its tokens in the order of their arrival, whatever their slots in memory.
+
+    Attributes
+    ----------
+    forgotten : number of tokens of the context before the first token of the view
+    """
 
     sinks: PlaneView
     body: PlaneView
     window: PlaneView
+    forgotten: int = 0
 
     @property
     def parts(self) -> tuple[PlaneView, PlaneView, PlaneView]:
@@ -35,17 +48,62 @@ class TieredView(NamedTuple):
         return self.sinks, self.body, self.window
 
     @property
-    def tokens(self) -> int:
-        """Number of stored tokens."""
+    def stored(self) -> int:
+        """Number of tokens in the view."""
         return self.sinks.tokens + self.body.tokens + self.window.tokens
 
     @property
+    def tokens(self) -> int:
+        """Number of tokens of the context."""
+        return self.forgotten + self.stored
+
+    @property
     def settled(self) -> int:
-        """Number of tokens whose planes do not change with later appends: sinks and body."""
+        """Number of stored tokens whose planes do not change with later appends: sinks and body."""
         return self.sinks.tokens + self.body.tokens
 
+    def newest(self, tokens: int) -> TieredView:
+        """Return the view of the newest `tokens` tokens, or of all if there are fewer."""
+        surplus = max(0, self.stored - tokens)
+        parts, left = [], surplus
+        for part in self.parts:
+            removed = min(left, part.tokens)
+            parts.append(part.without_first(removed))
+            left -= removed
+        return TieredView(parts[0], parts[1], parts[2], self.forgotten + surplus)
+
+    def places(self, tiers: Tiers, context: int) -> Tensor | None:
+        """Return the stored tokens' places in the engine's order, int64 [stored].
+
+        None where tokens keep the order of their arrival.
+
+        Parameters
+        ----------
+        context : number of tokens up to the query that reads them
+        """
+        if tiers.sliding is None or self.tokens <= tiers.sliding:
+            return None
+        token = torch.arange(self.forgotten, self.tokens, device=self.body.data.device)
+        behind, recent = token.split((self.settled, self.window.tokens))
+        return torch.cat((body_places(tiers, behind, context), window_places(tiers, recent)))
+
+    def in_order(self, tiers: Tiers) -> tuple[Planes, Tensor]:
+        """Return the vectors in the engine's order, as a query of the newest token reads them.
+
+        Returns
+        -------
+        Planes [batch, kv_heads, stored, planes, D], and the number of planes of each token, int64
+        [stored]
+        """
+        planes, depths = self.planes(), self.depths()
+        places = self.places(tiers, self.tokens)
+        if places is None:
+            return planes, depths
+        order = places.argsort()
+        return planes.map_tokens(lambda x, axis: x.index_select(axis, order)), depths[order.cpu()]
+
     def planes(self, start: int = 0) -> Planes:
-        """Unpack tokens from `start` on: Planes [batch, kv_heads, tokens, planes, D]."""
+        """Unpack stored tokens from `start` on: Planes [batch, kv_heads, tokens, planes, D]."""
         parts, offset = [], 0
         for part in self.parts:
             parts.append(part.planes(min(max(start - offset, 0), part.tokens)))
@@ -54,7 +112,7 @@ class TieredView(NamedTuple):
         return Planes.join(filled or [parts[1]])
 
     def depths(self, start: int = 0) -> Tensor:
-        """Return the number of planes of each token from `start` on, int64 [tokens]."""
+        """Return the number of planes of each stored token from `start` on, int64 [tokens]."""
         digits = torch.tensor([part.digits for part in self.parts])
         counts = torch.tensor([part.tokens for part in self.parts])
         return digits.repeat_interleave(counts)[start:]
@@ -62,18 +120,20 @@ class TieredView(NamedTuple):
 
 @dataclass(frozen=True)
 class Written:
-    """The scale exponents and the window of one append of T tokens.
+    """The scale exponents and the contents of one append of T tokens.
 
     came : uint8 [batch, kv_heads, T], largest scale exponent of each token as first stored
     left : uint8 [batch, kv_heads, T], largest body scale exponent of the token that each token
         pushed out of the window; 0 if none
     window : the window with all T tokens, before any token left; None for one token, which sees
         what is stored afterwards, and for a code without a window
+    view : the tokens that any of the T tokens sees, each as it is stored afterwards
     """
 
     came: np.ndarray
     left: np.ndarray
     window: PlaneView | None
+    view: TieredView
 
 
 class TieredStore:
@@ -84,6 +144,9 @@ class TieredStore:
     its original vector is no longer stored. Of the tokens that the newest append pushed out, the
     newest, at most a window's length, are kept in the tier's digits too, so that removing the last
     tokens restores the earlier state exactly. Without a window every token is quantized once.
+
+    With a sliding window of W tokens only the newest W tokens are stored. Those that the newest
+    append pushed out of the sliding window are kept until the next append, for the same reason.
 
     Parameters
     ----------
@@ -113,6 +176,7 @@ class TieredStore:
             config, code.kind, digits, *shape, code.scale_choice, ratio, feedback
         )
         self.window = PlaneStore(config, "balanced", tier_digits, *shape)
+        self._forgotten = 0
 
     def __copy__(self) -> TieredStore:
         """Make an independent copy."""
@@ -120,8 +184,8 @@ class TieredStore:
 
     @property
     def tokens(self) -> int:
-        """Number of stored tokens."""
-        return self.sinks.tokens + self.body.tokens + self.window.tokens
+        """Number of tokens of the context, those that have left the sliding window included."""
+        return self._forgotten + self.sinks.tokens + self.body.tokens + self.window.tokens
 
     @property
     def device(self) -> torch.device:
@@ -136,13 +200,13 @@ class TieredStore:
 
     def view(self) -> TieredView:
         """Return a view of the stored tokens."""
-        return TieredView(self.sinks.view(), self.body.view(), self.window.view())
+        return TieredView(self.sinks.view(), self.body.view(), self.window.view(), self._forgotten)
 
     def append(self, vectors: Tensor) -> Written:
         """Quantize int64 vectors [batch, kv_heads, tokens, D] and append them."""
         tokens = vectors.shape[-2]
-        spread = self._tiers.spread(self.tokens + tokens)
-        sinks = spread.sinks - self.sinks.tokens
+        before, total = self.tokens, self.tokens + tokens
+        sinks = min(total, self._tiers.sinks) - min(before, self._tiers.sinks)
         written = []
         if sinks:
             written.append(self.sinks.append_vectors(vectors[..., :sinks, :]))
@@ -150,17 +214,31 @@ class TieredStore:
         rest = self.window if self._tiers.window else self.body
         written.append(rest.append_vectors(vectors))
         came = np.concatenate(written, -1) if sinks else written[0]
-        left, before = np.zeros_like(came), None
-        if self._tiers.window:
-            before = self.window.view() if tokens > 1 else None
-            leaving = spread.body - self.body.tokens
+        left, window = np.zeros_like(came), None
+        if self._tiers.window and self._tiers.body_slots != 0:
+            window = self.window.view() if tokens > 1 else None
+            sinks = min(total, self._tiers.sinks)
+            leaving = self.window.tokens - min(total - sinks, self._tiers.window)
             if leaving:
                 gone = self.body.append_vectors(self.window.vectors(0, leaving))
                 # the newest token pushes out the last leaving token, the one before it the last
                 # but one, and so on
                 left[..., tokens - leaving :] = gone
                 self.window.drop(leaving, keep=self._tiers.window)
-        return Written(came, left, before)
+        view = self.view()
+        if self._tiers.sliding is not None:
+            view = view.newest(tokens + self._tiers.sliding - 1)
+            self._forget(total)
+        return Written(came, left, window, view)
+
+    def _forget(self, total: int) -> None:
+        """Remove the tokens that have left the sliding window of a context of `total` tokens."""
+        spread = self._tiers.spread(total)
+        for part, kept in zip(self._parts, (spread.sinks, spread.body, spread.window), strict=True):
+            gone = part.tokens - kept
+            if gone:
+                part.drop(gone, keep=gone)
+        self._forgotten = spread.forgotten
 
     def planes(self, start: int = 0) -> Planes:
         """Unpack tokens from `start` on: Planes [batch, kv_heads, tokens, planes, D]."""
@@ -172,15 +250,21 @@ class TieredStore:
         Raises
         ------
         ValueError
-            When tokens that left the window before the newest append would be in the window again.
+            When tokens that left the window, or the sliding window, before the newest append would
+            be in it again.
         """
-        window, back = self._after_crop(tokens)
-        if window and back > self.window.behind:
-            raise ValueError(
-                f"tokens_to_remove: {tokens - self.tokens} would bring {back} tokens back into the "
-                f"window of {self._tiers.window}, and {self.window.behind} of them are still in "
-                f"its digits; allowed is down to {-self.window.behind}, or reset()"
-            )
+        for part, back, place in zip(
+            self._parts,
+            self._restored(tokens),
+            ("sinks", "sliding window", f"window of {self._tiers.window}"),
+            strict=True,
+        ):
+            if back > part.behind:
+                raise ValueError(
+                    f"tokens_to_remove: {tokens - self.tokens} would bring {back} tokens back into "
+                    f"the {place}, and {part.behind} of them are still in its digits; allowed is "
+                    f"down to {-self._removable()}, or reset()"
+                )
 
     def crop(self, tokens: int) -> None:
         """Remove all but the first `tokens` tokens: the store is as it was right after these.
@@ -191,12 +275,12 @@ class TieredStore:
             When `check_crop` raises it.
         """
         self.check_crop(tokens)
-        window, back = self._after_crop(tokens)
-        if window:
-            self.window.take_back(back)
-        self.sinks.crop(min(tokens, self.sinks.tokens))
-        self.window.crop(window)
-        self.body.crop(tokens - self.sinks.tokens - window)
+        spread = self._tiers.spread(tokens)
+        kept = spread.sinks, spread.body, spread.window
+        for part, back, count in zip(self._parts, self._restored(tokens), kept, strict=True):
+            part.take_back(back)
+            part.crop(count)
+        self._forgotten = spread.forgotten
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Apply a function that rearranges axis 0 (the batch) to all three parts."""
@@ -211,13 +295,26 @@ class TieredStore:
         """Return the number of vector elements that `stored_bytes` represents."""
         return sum(part.stored_elements() for part in self._parts)
 
-    def _after_crop(self, tokens: int) -> tuple[int, int]:
-        """Return the window's token count in a context of `tokens` tokens, and the body's surplus.
+    def _restored(self, tokens: int) -> tuple[int, int, int]:
+        """Return how many dropped tokens each part needs back in a context of `tokens` tokens."""
+        now, then = self._tiers.spread(self.tokens), self._tiers.spread(tokens)
+        window = (self.tokens - now.window) - (tokens - then.window) if then.window else 0
+        # the body's first token, as far as it lies behind the sinks
+        first_now, first_then = (max(x.forgotten, self._tiers.sinks) for x in (now, then))
+        body = first_now - first_then if then.body else 0
+        return now.first_sink - then.first_sink, body, window
 
-        The surplus is the number of these window tokens that are in the body now.
-        """
-        spread = self._tiers.spread(tokens)
-        return spread.window, self.body.tokens - spread.body
+    def _removable(self) -> int:
+        """Return the largest number of newest tokens that can be removed."""
+        removed = 0
+        while removed < self.tokens and all(
+            back <= part.behind
+            for part, back in zip(
+                self._parts, self._restored(self.tokens - removed - 1), strict=True
+            )
+        ):
+            removed += 1
+        return removed
 
     @property
     def _parts(self) -> tuple[PlaneStore, PlaneStore, PlaneStore]:

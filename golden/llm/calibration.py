@@ -22,6 +22,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from golden.causal import causal_mask
 from golden.conditioning import Conditioning, to_integers
 from golden.feedback import FACTOR_MAX, MAX_SHIFT, Feedback, feedback_from_hessian
 from golden.hadamard import hadamard
@@ -132,7 +133,7 @@ def calibrate(
         pieces = sample_tokens(language_model, tokens, _SEGMENT)
     else:
         pieces = _tokenized(language_model, text, tokens)
-    layers = [_LayerStatistics() for _ in range(language_model.layers)]
+    layers = [_LayerStatistics(window) for window in language_model.windows]
 
     def add(inputs: LayerInputs) -> None:
         layers[inputs.layer].add(inputs)
@@ -191,9 +192,15 @@ def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Te
 
 
 class _LayerStatistics:
-    """Accumulates the calibration statistics of one layer over the pieces, on the CPU."""
+    """Accumulates the calibration statistics of one layer over the pieces of the text, on the CPU.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    window : sliding window of the layer in tokens; None if there is none
+    """
+
+    def __init__(self, window: int | None) -> None:
+        self._window = window
         self.tokens = 0
         self.largest_key = self.largest_value = torch.tensor(0.0)
         self.key_sum = self.key_hessian = torch.tensor(0.0, dtype=torch.float64)
@@ -207,7 +214,7 @@ class _LayerStatistics:
         projection = _output_projection(inputs.module, query.shape[0], dim)
         projection = projection.to(key.device).unflatten(0, (kv_heads, -1))
         through = projection.mT @ projection  # [kv_heads, G, D, D]
-        importance = _importance(grouped, key, value, through)
+        importance = _importance(grouped, key, value, through, self._window)
         rotated = hadamard(grouped)
         self.tokens += tokens
         self.key_sum = self.key_sum + key.double().sum(-2).cpu()
@@ -220,7 +227,9 @@ class _LayerStatistics:
         self.largest_value = torch.maximum(self.largest_value, value.abs().max().cpu())
 
 
-def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) -> Tensor:
+def _importance(
+    queries: Tensor, keys: Tensor, values: Tensor, through: Tensor, window: int | None
+) -> Tensor:
     """Return how much an error in a query's scores changes the output, float [kv_heads, G, T].
 
     To first order, an error d in the score of token j moves the attention output o by
@@ -230,7 +239,7 @@ def _importance(queries: Tensor, keys: Tensor, values: Tensor, through: Tensor) 
     """
     tokens, dim = keys.shape[-2:]
     scores = queries @ keys[:, None].mT / math.sqrt(dim)
-    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=keys.device).tril()
+    causal = causal_mask(tokens, tokens, window, keys.device)
     weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
     outputs = weights @ values[:, None]
     seen_values, seen_outputs = values[:, None] @ through, outputs @ through

@@ -219,9 +219,9 @@ class CaptureBackend:
 
 def _captured(job: AttentionJob, head: int, step: int) -> Captured:
     cache = job.cache
-    keys, values = (
-        Planes(*(getattr(planes, field)[0, head].clone() for field in _FIELDS))
-        for planes in (cache.keys.planes(), cache.values.planes())
+    (keys, key_depths), (values, value_depths) = (
+        _of_head(*vectors.in_order(cache.code.tiers), head)
+        for vectors in (cache.keys, cache.values)
     )
     queries = Queries(job.queries.values[0, head], job.queries.exponent[0, head])
     exponent = job.value_exponent[0, head]
@@ -234,8 +234,13 @@ def _captured(job: AttentionJob, head: int, step: int) -> Captured:
         queries,
         keys,
         values,
-        cache.keys.depths(),
-        cache.values.depths(),
+        key_depths,
+        value_depths,
         int(exponent),
         attention.values[:, 0],
     )
+
+
+def _of_head(planes: Planes, depths: Tensor, head: int) -> tuple[Planes, Tensor]:
+    """Return the planes of one KV head of sequence 0, and the unchanged depths."""
+    return planes.map_tokens(lambda x, axis: x[0, head].clone()), depths

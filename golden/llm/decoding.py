@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -61,9 +61,16 @@ def make_cache(
     code: CacheCode | CodeTable,
     calibration: Calibration,
     backend: AttentionBackend,
+    windows: Sequence[int | None] | None = None,
 ) -> TernaryCache:
-    """Make an empty cache for the calibrated model, with one code for all layers or per layer."""
-    return TernaryCache(config, code, calibration.conditioning(), backend)
+    """Make an empty cache for the calibrated model, with one code for all layers or per layer.
+
+    Parameters
+    ----------
+    windows : sliding windows of the model's layers (`LanguageModel.windows`); no layer has one when
+        None
+    """
+    return TernaryCache(config, code, calibration.conditioning(), backend, windows)
 
 
 def needed_context(language_model: LanguageModel, prompt: str, max_new_tokens: int) -> int:

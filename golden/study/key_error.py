@@ -19,6 +19,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.llm.models import LanguageModel
 from golden.llm.watching import LayerInputs, watched
@@ -68,7 +69,7 @@ def score_errors(
 
     with watched(language_model, keep), torch.no_grad():
         language_model.model(language_model.placed(torch.tensor(ids))[None], use_cache=False)
-    codes = code.for_layers(language_model.layers)
+    codes = code.for_layers(language_model.windows)
     return torch.stack(
         [
             _layer_errors(config, of_layer, *layers[layer], entry)
@@ -85,7 +86,7 @@ def key_warning(
 ) -> str | None:
     """Return a one-line warning if a code moves scores far more than usual, else None."""
     errors = score_errors(language_model, conditioning, config, code)
-    codes = code.for_layers(language_model.layers)
+    codes = code.for_layers(language_model.windows)
     rounding = torch.tensor([[_rounding_error(config, of_layer)] for of_layer in codes])
     times = errors / (_USUAL * rounding)
     heads = int((times > _FAR).sum())
@@ -130,7 +131,8 @@ def _layer_errors(
     errors = coding_errors(config, code, "key", keys, conditioning)
     grouped = queries.double().unflatten(0, (len(keys), -1))
     scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, errors))
-    causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    size = scores.shape[-2:]
+    causal = causal_mask(*size, window=code.tiers.sliding, device=scores.device)
     weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
     common = (weights * moved).sum(-1, keepdim=True)
     variance = (weights * (moved - common).square()).sum(-1)  # [kv_heads, G, T]

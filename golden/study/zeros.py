@@ -73,7 +73,7 @@ def cache_of_text(
 ) -> TernaryCache:
     """Return a cache after a prefill with the first tokens of Python's documentation."""
     calibration = load_or_calibrate(language_model)
-    cache = make_cache(config, code, calibration, SinglePrecisionBackend())
+    cache = make_cache(config, code, calibration, SinglePrecisionBackend(), language_model.windows)
     [text] = cut_segments(language_model, documentation_text(), tokens, 1)
     with language_model.attending_with(ATTENTION), torch.inference_mode():
         language_model.model(text[None], past_key_values=cache, logits_to_keep=1)

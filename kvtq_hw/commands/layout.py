@@ -56,7 +56,7 @@ def command(
         raise click.BadParameter(
             f"{shown(base)} is not allowed; must be an address such as 0x1000", param_hint="--base"
         ) from None
-    codes = code.for_layers(layers)
+    codes = code.of_layers(layers)
     tokens = config.max_context if context is None else context
     layout = MemoryLayout(config, codes, kv_heads, tokens, address)
     rows = [

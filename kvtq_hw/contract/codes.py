@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -44,8 +45,10 @@ MAX_LAYERS = 1024
 
 _DIGIT = f"([1-{MAX_DIGITS}])"
 _SPELLING = re.compile(rf"(balanced|residual):{_DIGIT}/{_DIGIT}((?:,[a-z0-9=]+)*)")
-_COUNT = re.compile(r"(sinks|window|tier)=(0|[1-9][0-9]{0,5})")
+_COUNT = re.compile(r"(sinks|window|tier|sliding)=(0|[1-9][0-9]{0,6})")
 _MAX_COUNT = 1 << 16
+#: Longest sliding window: the longest context of any engine.
+_MAX_SLIDING = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class CacheCode:
     ----------
     kind, key_digits, value_digits : code of the body (tokens that are neither sinks nor window)
     tiers : numbers of tokens in sinks and window, which have the tier's digits; a token that leaves
-        the window is requantized to the body's code
+        the window is requantized to the body's code; and the layer's sliding window, spelled
+        ``sliding=W``, if the layer attends to its newest W tokens only
     tier : digits of keys and values in sinks and window, always in the balanced code
     feedback : whether body vectors are rounded with feedback, by the calibration's matrices
     scale : choice of the body's scale; None means absmean for balanced and max for residual codes
@@ -69,7 +73,7 @@ class CacheCode:
     ------
     ValueError
         For an unknown kind or scale, a number of digits outside 1..5, more than 65536 sinks or
-        window tokens, or feedback in a residual code.
+        window tokens, a sliding window of more than 1048576 tokens, or feedback in a residual code.
     """
 
     kind: CodeKind
@@ -87,9 +91,14 @@ class CacheCode:
             digits = getattr(self, name)
             if not 1 <= digits <= MAX_DIGITS:
                 raise ValueError(f"{name}: {digits} is not allowed; must be 1..{MAX_DIGITS}")
-        for name, count in vars(self.tiers).items():
+        for name in ("sinks", "window"):
+            count = getattr(self.tiers, name)
             if count > _MAX_COUNT:
                 raise ValueError(f"{name}: {count} is not allowed; must be 0..{_MAX_COUNT}")
+        if (self.tiers.sliding or 0) > _MAX_SLIDING:
+            raise ValueError(
+                f"sliding: {self.tiers.sliding} is not allowed; must be 1..{_MAX_SLIDING}"
+            )
         if self.scale is not None and self.scale not in SCALE_CHOICES:
             raise ValueError(
                 f"scale: {self.scale!r} is unknown; allowed are {', '.join(SCALE_CHOICES)}"
@@ -121,14 +130,17 @@ class CacheCode:
                 raise UserError(f"code: {shown(text)} has option {name!r} twice; allowed is once")
             options[name] = value
         try:
-            tiers = Tiers(options.pop("sinks", 0), options.pop("window", 0))
+            names = ("sinks", "window", "sliding")
+            tiers = Tiers(**{name: options.pop(name) for name in names if name in options})
             return cls(kind, digits[0], digits[1], tiers, **options)
         except ValueError as error:
             raise UserError(f"code: {shown(text)}: {error}") from None
 
     def __str__(self) -> str:
         parts = [f"{self.kind}:{self.key_digits}/{self.value_digits}"]
-        parts += [f"{name}={count}" for name, count in vars(self.tiers).items() if count]
+        for name in ("sinks", "window", "sliding"):
+            count = getattr(self.tiers, name)
+            parts += [f"{name}={count}"] * bool(count)
         parts += [f"tier={self.tier}"] * (self.tier != MAX_DIGITS)
         parts += ["feedback"] * self.feedback
         parts += [f"scale={self.scale}"] * (self.scale is not None)
@@ -156,9 +168,23 @@ class CacheCode:
         """Return this code with other digits in the body."""
         return replace(self, key_digits=key_digits, value_digits=value_digits)
 
-    def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
+    def of_layers(self, layers: int) -> tuple[CacheCode, ...]:
         """Return the code of each layer: this code `layers` times."""
         return (self,) * layers
+
+    def for_layers(self, windows: Sequence[int | None]) -> tuple[CacheCode, ...]:
+        """Return the code of each layer of a model: this code with the layer's sliding window.
+
+        Parameters
+        ----------
+        windows : sliding window of each layer in tokens; None for a layer that attends to all
+
+        Raises
+        ------
+        UserError
+            When the code itself has another sliding window.
+        """
+        return _with_windows(self.of_layers(len(windows)), windows)
 
     def scales(self, digits: int) -> int:
         """Return the number of scales per body vector of `digits` planes."""
@@ -234,7 +260,7 @@ class CodeTable:
         """Choice of the body's scale, the same for every layer."""
         return self.codes[0].scale_choice
 
-    def for_layers(self, layers: int) -> tuple[CacheCode, ...]:
+    def of_layers(self, layers: int) -> tuple[CacheCode, ...]:
         """Return the code of each layer.
 
         Raises
@@ -248,10 +274,38 @@ class CodeTable:
             )
         return self.codes
 
+    def for_layers(self, windows: Sequence[int | None]) -> tuple[CacheCode, ...]:
+        """Return the code of each layer of a model, with the layer's sliding window.
+
+        Raises
+        ------
+        UserError
+            When the table is for another number of layers, or for other sliding windows.
+        """
+        return _with_windows(self.of_layers(len(windows)), windows)
+
 
 def read_code(text: str) -> CacheCode | CodeTable:
     """Read a spelled code, or load a code table if `text` is a path that ends in ``.toml``."""
     return CodeTable.load(Path(text)) if text.endswith(".toml") else CacheCode.parse(text)
+
+
+def _with_windows(
+    codes: Sequence[CacheCode], windows: Sequence[int | None]
+) -> tuple[CacheCode, ...]:
+    """Return the codes of a model's layers with the layers' sliding windows."""
+    for layer, (code, window) in enumerate(zip(codes, windows, strict=True)):
+        own = code.tiers.sliding
+        if own not in (None, window):
+            words = "none" if window is None else f"one of {window} tokens"
+            raise UserError(
+                f"code: {str(code)!r} has a sliding window of {own} tokens, layer {layer} of the "
+                f"model has {words}; allowed are codes without sliding=N, which take the model's"
+            )
+    return tuple(
+        replace(code, tiers=code.tiers.sliding_over(window))
+        for code, window in zip(codes, windows, strict=True)
+    )
 
 
 def _option(text: str, option: str) -> tuple[str, Any]:
@@ -266,5 +320,5 @@ def _option(text: str, option: str) -> tuple[str, Any]:
             return "scale", choice
     raise UserError(
         f"code: {shown(text)} has the unknown option {shown(option)}; allowed are sinks=N, "
-        f"window=N, tier=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
+        f"window=N, tier=N, sliding=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
     )

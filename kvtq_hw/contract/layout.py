@@ -11,7 +11,9 @@ and no padding between them. A region starts at a word of the memory port (`memo
 
 - **sinks**: the first `sinks` tokens, one slot each,
 - **window**: the newest tokens, a ring; token t is in slot ``(t - sinks) mod window``,
-- **body**: the tokens between sinks and window, append-only; token t is in slot ``t - sinks``.
+- **body**: the tokens between sinks and window; token t is in slot ``t - sinks``. In a layer with a
+  sliding window of W tokens the body is a ring of ``W - window`` slots: token t is in slot
+  ``(t - sinks) mod (W - window)``, and only the newest W tokens are stored.
 
 Records of sinks and window have the tier's digits, records of the body the code's digits.
 """
@@ -26,6 +28,7 @@ from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.packing import vector_bytes
+from kvtq_hw.contract.tiers import Tiers
 
 __all__ = ["SIDES", "HeadLayout", "MemoryLayout", "Region", "Side", "VectorLayout"]
 
@@ -64,8 +67,9 @@ class Region:
 
 @dataclass(frozen=True)
 class VectorLayout:
-    """The three regions of one side (keys or values) of one KV head."""
+    """The three regions of one side (keys or values) of one KV head, for tokens in `tiers`."""
 
+    tiers: Tiers
     sinks: Region
     body: Region
     window: Region
@@ -76,15 +80,23 @@ class VectorLayout:
         return {"sinks": self.sinks, "body": self.body, "window": self.window}
 
     def place(self, token: int, tokens: int) -> tuple[Region, int]:
-        """Return region and slot of a token, 0 .. tokens - 1, while `tokens` tokens are stored."""
-        if not 0 <= token < tokens:
-            raise ValueError(f"token: {token} is not allowed; must be 0..{tokens - 1}")
-        place = token - self.sinks.slots
-        if place < 0:
+        """Return region and slot of a token after `tokens` tokens of which it is stored.
+
+        Raises
+        ------
+        ValueError
+            When the token is not stored then.
+        """
+        spread = self.tiers.spread(tokens)
+        if not spread.forgotten <= token < tokens:
+            raise ValueError(
+                f"token: {token} is not allowed; must be {spread.forgotten}..{tokens - 1}"
+            )
+        if token < self.tiers.sinks:
             return self.sinks, token
-        if token >= tokens - self.window.slots:
-            return self.window, place % self.window.slots
-        return self.body, place
+        if token >= tokens - spread.window:
+            return self.window, self.tiers.window_slot(token)
+        return self.body, self.tiers.body_slot(token)
 
 
 @dataclass(frozen=True)
@@ -170,13 +182,14 @@ class MemoryLayout:
 
     def _place(self, code: CacheCode, side: Side) -> VectorLayout:
         """Allocate the regions of one side of one KV head."""
-        spread = code.tiers.spread(self.tokens)
+        sinks, short, window = code.tiers.slots(self.tokens)
         tier = code.tier_digits(self.config.max_planes)
         body = code.key_digits if side == "key" else code.value_digits
         return VectorLayout(
-            sinks=self._take(spread.sinks, tier, False),
-            body=self._take(spread.body, body, code.kind == "residual"),
-            window=self._take(spread.window, tier, False),
+            tiers=code.tiers,
+            sinks=self._take(sinks, tier, False),
+            body=self._take(short, body, code.kind == "residual"),
+            window=self._take(window, tier, False),
         )
 
     def _take(self, slots: int, digits: int, residual: bool) -> Region:

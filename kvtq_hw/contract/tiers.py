@@ -1,77 +1,151 @@
-"""Tiers: the tokens of a context that are stored in more digits than the rest.
+"""Tiers: which tokens of a context are stored, in how many digits, and in which slots.
 
 The first tokens of a context are the sinks, the newest tokens are the window; both have the tier's
 digits. The tokens between them are the body. A token enters the window when it is appended, and
 moves to the body when `window` newer tokens have been appended::
 
-    Tiers(sinks=2, window=3).spread(9)              # Spread(sinks=2, body=4, window=3)
+    Tiers(sinks=2, window=3).spread(9)              # sinks=2, body=4, window=3
     Tiers(sinks=2, window=3).per_token(9, 5, 1)     # [5, 5, 1, 1, 1, 1, 5, 5, 5]
     Tiers(sinks=2, window=3).total(9, 5, 1)         # 29
+
+A layer with a sliding window of W tokens attends to the newest W tokens and stores no others. Its
+body is a ring then: a token that enters the body takes the slot of the token that has just left the
+sliding window::
+
+    Tiers(sinks=2, window=3, sliding=8).spread(9)   # sinks=1, body=4, window=3
+    Tiers(sinks=2, window=3, sliding=8).spread(99)  # sinks=0, body=5, window=3
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 __all__ = ["NO_TIERS", "Spread", "Tiers"]
 
 
 class Spread(NamedTuple):
-    """Tokens of a context in each part; the parts are in the order of their tokens."""
+    """Stored tokens of a context in each part, in the order in which attention reads them.
+
+    sinks, body, window : number of tokens; sinks and body are read from their first slot on
+    forgotten : number of tokens that have left the sliding window
+    first_sink : slot of the first sink that is stored
+    window_start : slot from which the window's ring is read
+    window_slot, body_slot : slots of the newest token in the window, and of the token that entered
+        the body last; 0 where there is none
+    """
 
     sinks: int
     body: int
     window: int
+    forgotten: int
+    first_sink: int
+    window_start: int
+    window_slot: int
+    body_slot: int
 
     @property
-    def window_start(self) -> int:
-        """Slot of the window's oldest token in a ring of `window` slots.
-
-        Token t is in slot ``(t - sinks) mod window``. A window that is not full starts at slot 0.
-        """
-        return self.body % self.window if self.window else 0
+    def tokens(self) -> int:
+        """Number of stored tokens."""
+        return self.sinks + self.body + self.window
 
 
 @dataclass(frozen=True)
 class Tiers:
     """Tiers of a context: its first `sinks` and its newest `window` tokens.
 
-    Sinks are filled first: in a context shorter than both together, the window has the rest.
+    Sinks are filled first: in a context shorter than both together, the window has the rest. A
+    sliding window shortens the window to its own length, and the sinks to what the window leaves.
+
+    Attributes
+    ----------
+    sliding : tokens to which a query attends, its own included; all tokens when None
 
     Raises
     ------
     ValueError
-        For a negative number of tokens.
+        For a negative number of tokens, or a sliding window without a token.
     """
 
     sinks: int = 0
     window: int = 0
+    sliding: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("sinks", "window"):
             count = getattr(self, name)
             if count < 0:
                 raise ValueError(f"{name}: {count} is not allowed; must be at least 0")
+        if self.sliding is not None:
+            if self.sliding < 1:
+                raise ValueError(f"sliding: {self.sliding} is not allowed; must be at least 1")
+            # a frozen dataclass sets its own fields this way
+            object.__setattr__(self, "window", min(self.window, self.sliding))
+            object.__setattr__(self, "sinks", min(self.sinks, self.sliding - self.window))
+
+    def sliding_over(self, tokens: int | None) -> Tiers:
+        """Return these tiers in a layer with a sliding window of `tokens` tokens, or without."""
+        return replace(self, sliding=tokens)
+
+    @property
+    def body_slots(self) -> int | None:
+        """Slots of the body's ring; None if the body only grows."""
+        return None if self.sliding is None else self.sliding - self.window
+
+    def body_slot(self, token: int) -> int:
+        """Return the slot in the body of a token, counted from the context's first token."""
+        place = token - self.sinks
+        return place if self.body_slots is None else place % self.body_slots
+
+    def window_slot(self, token: int) -> int:
+        """Return the slot in the window of a token, counted from the context's first token."""
+        return (token - self.sinks) % self.window
+
+    def leaving(self, tokens: int) -> bool:
+        """Return whether the last of `tokens` tokens pushes another from the window to the body."""
+        return 0 < self.window < tokens - self.sinks and self.body_slots != 0
 
     def body(self, tokens: int) -> int:
         """Count the tokens in the body of a context of `tokens` tokens."""
-        return max(0, tokens - self.sinks - self.window)
+        between = max(0, tokens - self.sinks - self.window)
+        return between if self.body_slots is None else min(between, self.body_slots)
 
     def spread(self, tokens: int) -> Spread:
-        """Count the tokens in each part of a context of `tokens` tokens."""
-        sinks, body = min(tokens, self.sinks), self.body(tokens)
-        return Spread(sinks, body, tokens - sinks - body)
+        """Count the stored tokens of a context of `tokens` tokens by part; find their slots."""
+        forgotten = 0 if self.sliding is None else max(0, tokens - self.sliding)
+        sinks = max(0, min(tokens, self.sinks) - forgotten)
+        body = self.body(tokens)
+        window = tokens - forgotten - sinks - body
+        first_in_window = tokens - forgotten - window  # as in a context that forgot nothing
+        entered = tokens - 1 - self.window
+        return Spread(
+            sinks=sinks,
+            body=body,
+            window=window,
+            forgotten=forgotten,
+            first_sink=min(forgotten, self.sinks),
+            window_start=self.window_slot(first_in_window) if body and window else 0,
+            window_slot=self.window_slot(tokens - 1) if window else 0,
+            body_slot=self.body_slot(entered) if body else 0,
+        )
+
+    def slots(self, tokens: int) -> tuple[int, int, int]:
+        """Return the slots of sinks, body and window that contexts of up to `tokens` tokens use."""
+        sinks = min(tokens, self.sinks)
+        return sinks, self.body(tokens), min(tokens - sinks, self.window)
 
     def per_token(self, tokens: int, tier: int, body: int) -> list[int]:
-        """Return a number for each token of a context: `tier` in sinks and window, else `body`."""
+        """Return a number for each stored token of a context, in the order of reading.
+
+        The number is `tier` in sinks and window, else `body`.
+        """
         spread = self.spread(tokens)
         return [tier] * spread.sinks + [body] * spread.body + [tier] * spread.window
 
     def total(self, tokens: int, tier: int, body: int) -> int:
         """Return the sum of `per_token`, computed without a list."""
-        short = self.body(tokens)
-        return (tokens - short) * tier + short * body
+        spread = self.spread(tokens)
+        return (spread.sinks + spread.window) * tier + spread.body * body
 
 
 #: All tokens are in the body.

@@ -163,6 +163,8 @@ class AcceleratorBackend:
         for layer, stored in enumerate(cache.layers):
             if isinstance(stored, TernaryCacheLayer):
                 store_layer(expected, layer, stored.keys.view(), stored.values.view())
+                for head in range(len(expected.layout.heads[layer])):
+                    expected.copy_forgotten(self._image.data, layer, head, stored.get_seq_length())
         different = int((expected.data != self._image.data).sum())
         return sum(layer.stored_bytes() for layer in cache.layers), different
 

@@ -8,13 +8,16 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from golden.attend.backends import rotated_back
 from golden.cache.attention_job import AttentionJob, CachePass, Revision
+from golden.cache.tiered_store import TieredView
 from golden.engine import Attention
 from golden.planes import Planes
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.layout import Side
+from kvtq_hw.contract.tiers import Tiers
 from sim.verilated.engine import Job, VerilatedEngine
 from sim.verilated.slices import SliceBuffer, pack_slices
 
@@ -36,7 +39,7 @@ class _HeadMemory:
 
 @dataclass
 class _LayerMemory:
-    """One layer's KV heads, and the number of tokens that were settled when they were packed."""
+    """One layer's KV heads, and the number of tokens that stay as they were packed."""
 
     heads: list[_HeadMemory]
     settled: int = 0
@@ -119,17 +122,23 @@ class EngineBackend:
                 for _ in range(stored.kv_heads)
             ]
             memory = self._layers[stored.revision] = _LayerMemory(heads)
-        keys, values = stored.keys.planes(memory.settled), stored.values.planes(memory.settled)
-        key_depths = stored.keys.depths(memory.settled).numpy()
-        value_depths = stored.values.depths(memory.settled).numpy()
-        packed_keys = _pack_heads(config, "key", keys, key_depths)
-        packed_values = _pack_heads(config, "value", values, value_depths)
+        keys, key_depths = _unsettled(stored.keys, stored.code.tiers, memory.settled)
+        values, value_depths = _unsettled(stored.values, stored.code.tiers, memory.settled)
+        packed_keys = _pack_heads(config, "key", keys, key_depths.numpy())
+        packed_values = _pack_heads(config, "value", values, value_depths.numpy())
         for index, head in enumerate(memory.heads):
             head.truncate(memory.settled)
             head.keys.extend(*packed_keys[index])
             head.values.extend(*packed_values[index])
         memory.settled = stored.settled
         return memory
+
+
+def _unsettled(stored: TieredView, tiers: Tiers, settled: int) -> tuple[Planes, Tensor]:
+    """Return the planes and depths of tokens from `settled` on, in the engine's order."""
+    if settled:  # nothing has left a sliding window: the order is that of arrival
+        return stored.planes(settled), stored.depths(settled)
+    return stored.in_order(tiers)
 
 
 def _pack_heads(

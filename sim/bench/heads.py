@@ -314,6 +314,7 @@ class Heads:
         for index, head in enumerate(self._golden):
             if head.keys.tokens:
                 head.store(image, 0, index)
+                image.copy_forgotten(torch.from_numpy(self.memory), 0, index, head.keys.tokens)
         found: NDArray[np.uint8] = image.data.numpy()
         return found
 

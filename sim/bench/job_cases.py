@@ -22,6 +22,7 @@ __all__ = ["LIMITS", "WRONG", "Limit", "Wrong", "limits_of", "random_job", "wron
 Job = dict[str, Any]
 _WORD = 1 << 32  # limit of a register: numbers of tokens and slots are below
 _TIERS = ("sink_tokens", "body_tokens", "window_tokens")
+_FIRST_SLOTS = {"window_start": 0, "window_slot": 0, "body_slot": 0}
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Limit:
 def _few(job: Job, **tiers: int) -> Job:
     """Return a consistent job with the given tokens per tier, 0 by default."""
     counts = {name: tiers.get(name, 0) for name in _TIERS}
-    return job | counts | {"tokens": sum(counts.values()), "window_start": 0, "leaving": False}
+    return job | counts | _FIRST_SLOTS | {"tokens": sum(counts.values()), "leaving": False}
 
 
 def _wrapping(job: Job, *, extra: int) -> Job:
@@ -57,7 +58,7 @@ def _wrapping(job: Job, *, extra: int) -> Job:
             "window_tokens": job["tokens"] + 2,
         },
     }
-    return job | sums[extra] | {"window_start": 0, "leaving": False}
+    return job | sums[extra] | _FIRST_SLOTS | {"leaving": False}
 
 
 def _digits(name: str, number: Callable[[EngineConfig], int]) -> Callable[[EngineConfig, Job], Job]:
@@ -145,6 +146,16 @@ WRONG: dict[str, Wrong] = {
         _BAD,
         lambda config, job: _few(job, window_tokens=2, body_tokens=1) | {"window_start": 2},
     ),
+    "window_slot": Wrong(
+        "A new token one slot behind the window's last.",
+        _BAD,
+        lambda config, job: _few(job, window_tokens=2, body_tokens=1) | {"window_slot": 2},
+    ),
+    "body_slot": Wrong(
+        "A leaving token one slot behind the body's last.",
+        _BAD,
+        lambda config, job: _few(job, window_tokens=1, body_tokens=2) | {"body_slot": 2},
+    ),
     "leaving_no_append": Wrong(
         "A token leaves the window though none comes.",
         _BAD,
@@ -201,14 +212,28 @@ LIMITS: dict[str, Limit] = {
     "first_table": Limit("The first table.", _is("table", lambda config: 0)),
     "last_table": Limit("The last table.", _is("table", lambda config: config.table_heads - 1)),
     "window_starts_at_0": Limit(
-        "The window's newest slot is its last.",
+        "The window is read from its first slot on.",
         lambda config, job: job["window_tokens"] > 1 and job["window_start"] == 0,
     ),
     "window_starts_at_last": Limit(
-        "The window's oldest slot is its last.",
+        "The window is read from its last slot on.",
         lambda config, job: (
             job["window_tokens"] > 1 and job["window_start"] == job["window_tokens"] - 1
         ),
+    ),
+    "last_window_slot": Limit(
+        "The new token takes the window's last slot.",
+        lambda config, job: (
+            job["window_tokens"] > 1 and job["window_slot"] == job["window_tokens"] - 1
+        ),
+    ),
+    "last_body_slot": Limit(
+        "The body grows at its end.",
+        lambda config, job: job["body_tokens"] > 1 and job["body_slot"] == job["body_tokens"] - 1,
+    ),
+    "first_body_slot": Limit(
+        "The body's ring wraps.",
+        lambda config, job: job["body_tokens"] > 1 and job["body_slot"] == 0,
     ),
     "first_to_leave": Limit(
         "The first token of the body leaves a window of one.",
@@ -256,7 +281,7 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
     order = rng.permutation(3)
     sizes = (min(first, second), abs(first - second), tokens - max(first, second))
     tiers = {name: sizes[place] for name, place in zip(_TIERS, order, strict=True)}
-    window = tiers["window_tokens"]
+    window, body = tiers["window_tokens"], tiers["body_tokens"]
     append, attend = ((True, True), (True, False), (False, True), (False, False))[
         rng.choice(4, p=(0.45, 0.25, 0.25, 0.05))
     ]
@@ -274,6 +299,8 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
         "tokens": tokens,
         **tiers,
         "window_start": number(0, window - 1 if window else config.max_context),
+        "window_slot": number(0, window - 1 if window else config.max_context),
+        "body_slot": number(0, body - 1 if body else config.max_context),
         **{f"{name}_digits": number(1, config.max_planes) for name in ("tier", "key", "value")},
         "tier_constant": int(rng.integers(constant)),
         **{

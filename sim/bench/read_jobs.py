@@ -53,8 +53,9 @@ class Job:
     """One job: its description, the addresses of its records, and its expected slices."""
 
     payload: dict[str, Any]
-    records: dict[Side, list[Records]]  # chronological
+    records: dict[Side, list[Records]]  # in the order of reading
     tokens: int
+    window_slot: int
 
     def slices(self, bench: Bench, side: Side) -> list[dict[str, Any]]:
         """Return the expected slices of the job's keys or values."""
@@ -63,16 +64,15 @@ class Job:
     def newest(self, side: Side) -> list[slice]:
         """Return the bytes of the records that the job's append writes.
 
-        These are the body's last record and the newest record of all.
+        These are the record in the body's slot that is written, and the window's newest record.
         """
         sinks, body, window = self.records[side]
         bases = self.payload[side]
         found = []
         if len(body):
-            found.append((bases["body"], body, len(body) - 1))
+            found.append((bases["body"], body, self.payload["body_slot"]))
         if len(window):
-            newest = (self.payload["window_start"] - 1) % len(window)
-            found.append((bases["window"], window, newest))
+            found.append((bases["window"], window, self.window_slot))
         elif not len(body):
             found.append((bases["sinks"], sinks, len(sinks) - 1))
         return [_place(base, records, slot) for base, records, slot in found]
@@ -131,9 +131,17 @@ def random_job(
         "body_tokens": counts[1],
         "window_tokens": counts[2],
         "window_start": start,
+        "body_slot": _body_slot(rng, counts[1]),
         "appends": appends,
     }
-    return Job(payload, records, sum(counts))
+    window_slot = int(rng.integers(counts[2])) if counts[2] else 0
+    return Job(payload, records, sum(counts), window_slot)
+
+
+def _body_slot(rng: np.random.Generator, count: int) -> int:
+    """Draw the slot of the body that an append writes: the last, or any of a ring."""
+    last = rng.integers(2) or not count
+    return max(count - 1, 0) if last else int(rng.integers(count))
 
 
 @dataclass(frozen=True)

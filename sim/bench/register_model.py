@@ -171,7 +171,7 @@ class RegisterModel:
             ("table", "table"),
             ("value_exponent", "value_exponent"),
             *((name, name) for name in ("tokens", "sink_tokens", "body_tokens", "window_tokens")),
-            ("window_start", "window_start"),
+            *((name, name) for name in ("window_start", "window_slot", "body_slot")),
             ("tier_constant", "tier_constant"),
         ):
             fields[name] = self._only(register)

@@ -16,6 +16,7 @@ from cocotb.triggers import ClockCycles, RisingEdge
 
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.layout import MemoryLayout
+from kvtq_hw.contract.tiers import Tiers
 from sim.bench.bench import bench_config
 from sim.bench.coverage import Coverage, Cross, Point
 from sim.bench.heads import page_before
@@ -30,6 +31,14 @@ CODES = (
     "residual:2/3,sinks=1,window=4",
     "residual:2/2,scale=absmean,sinks=3",
     "balanced:2/2,sinks=2,window=2,tier=3,feedback",
+)
+#: Layers with a sliding window, over contexts of more than twice its tokens.
+SLIDING = (
+    "balanced:2/1,sinks=2,window=3,sliding=9,feedback",
+    "balanced:2/3,sliding=3",  # shorter than a block, without a window in the tier
+    "balanced:1/2,window=6,sliding=5",  # all tokens in the tier
+    "residual:2/1,sinks=3,window=1,sliding=10",
+    "balanced:3/2,window=2,sliding=20,tier=3",
 )
 _PAGE = 4096
 _STALL = 200  # cycles
@@ -78,6 +87,17 @@ COVERAGE = Coverage(
                 "ar_begins": "The next one begins behind it.",
                 "aw_ends": "A burst of writes ends with it.",
                 "aw_begins": "The next one begins behind it.",
+            },
+        ),
+        Point(
+            "ring",
+            "The body of a layer with a sliding window, where a job appends and attends.",
+            {
+                "grows": "It is not full.",
+                "first": "The leaving token takes its first slot again.",
+                "between": "The leaving token takes a slot that is neither the first nor the last.",
+                "last": "The leaving token takes its last slot again.",
+                "none": "All tokens of the sliding window are in the tier.",
             },
         ),
         Point(
@@ -167,6 +187,43 @@ async def count_runs(dut: HierarchyObject, runs: list[int]) -> None:
             runs[-1] += 1
         elif runs[-1]:
             runs.append(0)
+
+
+@cocotb.test()
+@cocotb.parametrize(code=SLIDING, pausing=(False, True))
+async def sliding_window(dut: HierarchyObject, code: str, pausing: bool) -> None:
+    """Run decode steps until every slot of the rings has been written twice, jobs back to back."""
+    tiers = CacheCode.parse(code).tiers
+    steps = 2 * (tiers.sliding or 0) + 4
+    machine = Machine(dut, code, tokens=steps, count=1)
+    await machine.start(pausing=CHANNELS if pausing else ())
+    for tokens in range(1, steps + 1):
+        await machine.step(0)
+        COVERAGE.sample(ring=ring_state(tiers, tokens))
+    await machine.settle()
+
+
+def ring_state(tiers: Tiers, tokens: int) -> str:
+    """Return the bin of the point `ring` for a job that appends the last of `tokens` tokens."""
+    spread = tiers.spread(tokens)
+    if not tiers.body_slots:
+        return "none"
+    if not spread.body or spread.body > tiers.spread(tokens - 1).body:
+        return "grows"
+    return {0: "first", tiers.body_slots - 1: "last"}.get(spread.body_slot, "between")
+
+
+@cocotb.test()
+async def window_of_the_longest_context(dut: HierarchyObject) -> None:
+    """Run a sliding window of `max_context` tokens until it is full, and one token beyond it."""
+    most = bench_config().max_context
+    machine = Machine(dut, f"balanced:2/1,window=3,sliding={most}", tokens=most, count=1)
+    await machine.start()
+    for _ in range(most - 1):
+        await machine.step(0, attend=False)
+    await machine.step(0)
+    await machine.step(0, append=False)
+    await machine.settle()
 
 
 @cocotb.test()

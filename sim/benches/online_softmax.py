@@ -26,7 +26,7 @@ def payloads(bench: Bench, jobs: list[np.ndarray]) -> tuple[Payloads, Payloads, 
             torch.from_numpy(job.T.copy())[:, None],
             torch.ones(1, count, dtype=torch.bool),
         )
-        by_token = softmax.weights[:, 0].flatten(1)  # [G, N * B]
+        by_token = softmax.weights[0][:, 0].flatten(1)  # [G, N * B]
         for token, row in enumerate(job.tolist()):
             block, index = divmod(token, config.block)
             job_end = token == count - 1

@@ -310,7 +310,8 @@ async def flight_full_of_appends(dut: HierarchyObject) -> None:
     life.pace = Pace()
     await life.run_dry()
     # the last of them has two records
-    tiers: Job = {"sink_tokens": 1, "body_tokens": 1, "window_tokens": 1, "window_start": 0}
+    tiers: Job = {"sink_tokens": 1, "body_tokens": 1, "window_tokens": 1}
+    tiers |= dict.fromkeys(("window_start", "window_slot", "body_slot"), 0)
     life.pace = Pace(elements=0.0)
     for number in range(IN_FLIGHT):
         leaving = number == IN_FLIGHT - 1

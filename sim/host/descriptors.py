@@ -54,7 +54,7 @@ class HeadDescriptors:
         check_code(code)
         self._config = config
         self._code = code
-        regions = layout.heads[layer][head]
+        self._regions = regions = layout.heads[layer][head]
         tier_digits = code.tier_digits(config.max_planes)
         self._static: dict[str, Any] = {
             "rotate": rotate,
@@ -88,26 +88,38 @@ class HeadDescriptors:
 
         Parameters
         ----------
-        tokens : tokens of the context, including the token that the job appends
+        tokens : tokens of the context, including the token that the job appends and those that have
+            left the sliding window
         query_exponent : exponent of each query, for a job that attends
         first : ignore values written before this job in the value exponent
         value_exponent : lower limit of the value exponent
         """
         tiers = self._code.tiers
         spread = tiers.spread(tokens)
-        before = tiers.spread(tokens - 1) if append else spread
-        return self._static | {
+        return {
+            **self._static,
+            **self._visible_sinks(spread.first_sink),
             "append": append,
             "attend": query_exponent is not None,
             "first": first,
-            "leaving": bool(tiers.window) and spread.body > before.body,
-            "tokens": tokens,
+            "leaving": append and tiers.leaving(tokens),
+            "tokens": spread.tokens,
             "sink_tokens": spread.sinks,
             "body_tokens": spread.body,
             "window_tokens": spread.window,
             "window_start": spread.window_start,
+            "window_slot": spread.window_slot,
+            "body_slot": spread.body_slot,
             "value_exponent": value_exponent,
             "query_exponent": list(query_exponent or [0] * self._config.query_group),
+        }
+
+    def _visible_sinks(self, first: int) -> dict[str, dict[str, int]]:
+        """Return each side's addresses of regions, where sinks begin at slot `first`."""
+        sides = {"key": self._regions.key.sinks, "value": self._regions.value.sinks}
+        return {
+            side: self._static[side] | {"sinks": region.base + first * region.record_bytes}
+            for side, region in sides.items()
         }
 
 

@@ -45,7 +45,8 @@ def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, 
     write("value_exponent", floor=fields.pop("value_exponent", 0))
     for name in ("tokens", "sink_tokens", "body_tokens", "window_tokens"):
         write(name, count=fields.pop(name, 0))
-    write("window_start", slot=fields.pop("window_start", 0))
+    for name in ("window_start", "window_slot", "body_slot"):
+        write(name, slot=fields.pop(name, 0))
     write("tier_constant", constant=fields.pop("tier_constant", 0))
     exponents = fields.pop("query_exponent", [0] * config.query_group)
     for g in range(config.query_group):

@@ -110,7 +110,9 @@ class Session:
         """Return an empty cache, whose attention the backend computes."""
         from golden.llm.decoding import make_cache
 
-        return make_cache(self.config, self.code, self.calibration, self.backend)
+        return make_cache(
+            self.config, self.code, self.calibration, self.backend, self.model.windows
+        )
 
     def decode(
         self,
@@ -137,7 +139,7 @@ class Session:
         first = prompt + 1 if prompt > 1 else 1  # a prompt of one token is a decode step too
         return self.model.kv_heads * sum(
             code_bound(self.config, of_layer, tokens)
-            for of_layer in self.code.for_layers(self.model.layers)
+            for of_layer in self.code.for_layers(self.model.windows)
             for tokens in range(first, prompt + decoded.steps + 1)
         )
 
@@ -251,7 +253,7 @@ def on_accelerator(session: Session, check: bool = False, status: Status = nullc
     from golden.attend.backends import GoldenBackend, SplitBackend
     from sim.backends.accelerator import AcceleratorBackend, LoadingBackend
 
-    model, codes = session.model, session.code.for_layers(session.model.layers)
+    model, codes = session.model, session.code.for_layers(session.model.windows)
     with status("Building the verilated accelerator"):
         accelerator = AcceleratorBackend(
             session.config, codes, session.calibration.conditioning(), model.kv_heads
