@@ -70,36 +70,6 @@ def of(model_type: str, base: dict[str, object], **more: object) -> PreTrainedCo
 
 
 REFUSED = {
-    "mistral, window": (
-        lambda: of("mistral", DECODER, sliding_window=16),
-        "layer 0 has attention to a sliding window of 16 tokens",
-    ),
-    "mixtral, window": (
-        lambda: of("mixtral", DECODER, sliding_window=16, num_local_experts=4),
-        "layer 0 has attention to a sliding window of 16 tokens",
-    ),
-    "phi3, window": (
-        lambda: of("phi3", DECODER, sliding_window=16),
-        "layer 0 has attention to a sliding window of 16 tokens",
-    ),
-    "starcoder2, window": (
-        lambda: of("starcoder2", DECODER, sliding_window=16),
-        "layer 0 has attention to a sliding window of 16 tokens",
-    ),
-    "qwen2, window in upper layers": (
-        lambda: of(
-            "qwen2", DECODER, use_sliding_window=True, sliding_window=16, max_window_layers=1
-        ),
-        "layer 1 has attention to a sliding window of 16 tokens",
-    ),
-    "qwen3_moe, window": (
-        lambda: of("qwen3_moe", DECODER, use_sliding_window=True, sliding_window=16, **EXPERTS),
-        "layer 0 has attention to a sliding window of 16 tokens",
-    ),
-    "gemma3": (
-        lambda: of("gemma3_text", DECODER, head_dim=8, sliding_window=16, layer_types=None),
-        "layer 0 has attention to a sliding window of 16 tokens",
-    ),
     "gemma2, all layers full": (
         lambda: of("gemma2", DECODER, head_dim=8, layer_types=FULL),
         "layer 0 has soft-capped scores (cap 50.0)",

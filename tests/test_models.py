@@ -224,17 +224,17 @@ def test_a_broken_folder_is_one_line(folder, name):
 
 
 def test_an_unsupported_model_is_refused_before_its_weights_are_read(folder):
-    change_config(folder, model_type="mistral", sliding_window=16)
+    change_config(folder, model_type="smollm3", layer_types=["chunked_attention"] * 2)
     cut(folder / "model.safetensors", 100)
     assert refusal(str(folder)) == (
-        f"model {str(folder)!r} (mistral) does not run on a ternary cache: layer 0 has attention "
-        "to a sliding window of 16 tokens; allowed are decoders whose layers all attend to the "
+        f"model {str(folder)!r} (smollm3) does not run on a ternary cache: it has layers of "
+        "kind chunked_attention; allowed are decoders whose layers all attend to the "
         "whole context or to a sliding window by one softmax"
     )
 
 
 def test_an_unsupported_model_is_loaded_where_no_ternary_cache_is_asked_for(folder):
-    change_config(folder, model_type="mistral", sliding_window=16)
+    change_config(folder, model_type="smollm3", layer_types=["chunked_attention"] * 2)
     assert load_model(str(folder), ternary=False).layers == 2
 
 

@@ -121,12 +121,6 @@ def check_supported(name: str, config: PreTrainedConfig) -> None:
         With the reason in one line: another kind of attention, or layers without attention.
     """
     for index, layer in enumerate(layer_attention(name, config)):
-        if layer.window is not None:
-            raise _refusal(
-                name,
-                config,
-                f"layer {index} has attention to a sliding window of {layer.window} tokens",
-            )
         if layer.learned_sinks:
             raise _refusal(name, config, f"layer {index} has learned sinks")
 

@@ -99,11 +99,6 @@ class LanguageModel:
         return (token,)
 
     @property
-    def windows(self) -> tuple[int | None, ...]:
-        """Sliding window of each layer in tokens; None in a layer without."""
-        return (None,) * self.layers
-
-    @property
     def max_positions(self) -> int:
         """Longest context of the model; the longest of any engine if the model names none."""
         config = self.model.config.get_text_config()

@@ -52,7 +52,10 @@ def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> 
     calibration = inputs.calibration()
     conditioning = kvtq.unconditioned(calibration) if published else calibration.conditioning()
     name = text if published else str(code)
-    return TernaryFormat(name, code, inputs.config, calibration, tuple(conditioning), backend)
+    windows = inputs.language_model.windows
+    return TernaryFormat(
+        name, code, inputs.config, calibration, tuple(conditioning), backend, windows
+    )
 
 
 def is_ternary(text: str) -> bool:
@@ -79,6 +82,7 @@ class TernaryFormat:
     calibration: Calibration
     conditioning: tuple[Conditioning, ...]
     backend: AttentionBackend
+    windows: tuple[int | None, ...]
     attention: str = ATTENTION
     longest_chunk: int | None = None
 
@@ -89,7 +93,7 @@ class TernaryFormat:
 
     def make_cache(self) -> TernaryCache:
         """Make an empty cache."""
-        return TernaryCache(self.config, self.code, self.conditioning, self.backend)
+        return TernaryCache(self.config, self.code, self.conditioning, self.backend, self.windows)
 
     def stored(self, cache: Cache) -> tuple[int, int]:
         """Count packed planes and scales of all layers."""
