@@ -131,8 +131,8 @@ def _layer_errors(
     errors = coding_errors(config, code, "key", keys, conditioning)
     grouped = queries.double().unflatten(0, (len(keys), -1))
     scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, errors))
-    size = scores.shape[-2:]
-    causal = causal_mask(*size, window=code.tiers.sliding, device=scores.device)
+    tokens = scores.shape[-1]
+    causal = causal_mask(tokens, tokens, code.tiers.sliding, scores.device)
     weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
     common = (weights * moved).sum(-1, keepdim=True)
     variance = (weights * (moved - common).square()).sum(-1)  # [kv_heads, G, T]

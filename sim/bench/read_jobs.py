@@ -90,6 +90,7 @@ def random_job(
     planes: tuple[int, int, int] | None = None,
     residual: bool | None = None,
     appends: int = 0,
+    body_slot: int | None = None,
 ) -> Job:
     """Draw a job and place its records in memory.
 
@@ -97,6 +98,7 @@ def random_job(
     ----------
     counts : tokens in sinks, body and window
     planes : digits of the tiers, of keys in the body, and of values in the body
+    body_slot : slot of the body that the job's append writes
     """
     rng, config = bench.rng, bench.config
     if counts is None:
@@ -131,7 +133,7 @@ def random_job(
         "body_tokens": counts[1],
         "window_tokens": counts[2],
         "window_start": start,
-        "body_slot": _body_slot(rng, counts[1]),
+        "body_slot": _body_slot(rng, counts[1]) if body_slot is None else body_slot,
         "appends": appends,
     }
     window_slot = int(rng.integers(counts[2])) if counts[2] else 0

@@ -215,7 +215,7 @@ def ring_state(tiers: Tiers, tokens: int) -> str:
 
 @cocotb.test()
 async def window_of_the_longest_context(dut: HierarchyObject) -> None:
-    """Run a sliding window of `max_context` tokens until it is full, and one token beyond it."""
+    """Run a sliding window of `max_context` tokens until it is full."""
     most = bench_config().max_context
     machine = Machine(dut, f"balanced:2/1,window=3,sliding={most}", tokens=most, count=1)
     await machine.start()
