@@ -104,9 +104,9 @@ class LanguageModel:
         config = self.model.config.get_text_config()
         return getattr(config, "max_position_embeddings", None) or _LONGEST_CONTEXT
 
-    def placed(self, tokens: Tensor) -> Tensor:
-        """Return tokens on the model's device."""
-        return tokens.to(self.model.device)
+    def placed(self, x: Tensor) -> Tensor:
+        """Return a tensor, such as tokens, on the model's device."""
+        return x.to(self.model.device)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -194,7 +194,7 @@ def evaluate_reference(
 
 def save_reference(file: Path, reference: Reference) -> None:
     """Write predictions to a file, whole or not at all; raise `UserError` on failure."""
-    data = reference.log_probabilities.contiguous()
+    data = reference.log_probabilities.cpu().contiguous()
     metadata = {"sha256": _sha256(data)}
     write_bytes(file, serialized({"log_probabilities": data}, metadata), "predictions")
 

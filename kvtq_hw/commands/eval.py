@@ -12,8 +12,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from kvtq_hw.commands.frame.cluster import connected
 from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
     STANDARD_CODES,
@@ -31,6 +34,7 @@ from kvtq_hw.commands.frame.options import (
     fitted_option,
     json_option,
     model_option,
+    scheduler_option,
     write_json,
 )
 from kvtq_hw.contract.codes import CacheCode
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from golden.llm.models import LanguageModel
     from golden.study.formats import CacheFormat
     from kvtq_hw.commands.frame.evaluation import EvalRow
+    from kvtq_hw.commands.frame.spread import ClusterSpread, ModelPlace
 
 __all__ = ["command"]
 
@@ -94,6 +99,7 @@ CODES: tuple[CacheCode | str, ...] = ("unquantized", *STANDARD_CODES[:2], "int4"
     metavar="N",
     help="Measure retrieval too, in the first N segments, eight hidden numbers in each.",
 )
+@scheduler_option("this process")
 @fitted_option
 @click.option("--csv", "csv_file", type=OutputFile(), default=None, help="Write the rows as CSV.")
 @json_option
@@ -114,16 +120,17 @@ def command(
     segments: int,
     attention: str,
     haystacks: int,
+    scheduler: str | None,
     preset: EngineConfig | None,
     csv_file: Path | None,
     json_file: Path | None,
     markdown_file: Path | None,
 ) -> None:
     """Measure perplexity, divergence and retrieval of cache formats at their true bits."""
-    from golden.llm.models import load_model
     from golden.study.catalog import is_ternary, ternary_code
     from golden.study.quality import DEFAULT_CHUNK, cut_segments, documentation_text
     from kvtq_hw.commands.frame.evaluation import Evaluation
+    from kvtq_hw.commands.frame.spread import ModelPlace
 
     if haystacks > segments:
         raise UserError(
@@ -133,17 +140,19 @@ def command(
     codes = list(dict.fromkeys(codes))
     ternary = [ternary_code(code) for code in codes if is_ternary(code)]
     text = documentation_text() if text_file is None else read_text(text_file, "text")
-    with console.status(f"Loading model {model_name}"):
-        model = load_model(model_name, ternary=bool(ternary), device=device, dtype=dtype)
-    if ternary:
-        config = model.fitted(preset, ternary, context)
-    else:
-        config = preset or model.engine_config(context)
-    pieces = cut_segments(model, text, context, segments)
-    formats = _formats(codes, model, config, attention)
-    with _EvaluationBar(console) as bar:
-        evaluation = Evaluation(model, pieces, haystacks, cache_folder(), bar)
-        rows = evaluation.measure(formats)
+    place = ModelPlace(model_name, bool(ternary), device, dtype)
+    with _spread(scheduler, place) as spread:
+        with console.status(f"Loading model {model_name}"):
+            model = place.load()
+        if ternary:
+            config = model.fitted(preset, ternary, context)
+        else:
+            config = preset or model.engine_config(context)
+        pieces = cut_segments(model, text, context, segments)
+        formats = _formats(codes, model, config, attention)
+        with _EvaluationBar(console) as bar:
+            evaluation = Evaluation(model, pieces, haystacks, cache_folder(), bar, spread)
+            rows = evaluation.measure(formats)
     console.print(_table(rows))
     _print_saturated(rows)
     summary = {
@@ -164,6 +173,18 @@ def command(
     write_json(json_file, summary)
     if markdown_file is not None:
         write_text(markdown_file, _as_markdown(rows), "--markdown")
+
+
+@contextmanager
+def _spread(scheduler: str | None, place: ModelPlace) -> Iterator[ClusterSpread | None]:
+    """Yield what spreads an evaluation over the workers of a Dask cluster; None without one."""
+    if scheduler is None:
+        yield None
+        return
+    from kvtq_hw.commands.frame.spread import ClusterSpread
+
+    with connected(scheduler) as client:
+        yield ClusterSpread(client, place)
 
 
 def _print_saturated(rows: list[EvalRow]) -> None:
@@ -191,10 +212,10 @@ def _formats(
     from golden.study.catalog import TernaryFormat, parse_format
     from golden.study.formats import FormatInputs
     from golden.study.key_error import warn_of_keys
-    from kvtq_hw.commands.frame.evaluation import UNQUANTIZED
+    from kvtq_hw.commands.frame.measuring import UNQUANTIZED
 
     backend = GoldenBackend() if attention == "integer" else SinglePrecisionBackend()
-    inputs = FormatInputs(model, config, lambda: load_or_calibrate(model))
+    inputs = FormatInputs(model, config, cache(lambda: load_or_calibrate(model)))
     formats = {
         code: None if code == UNQUANTIZED else parse_format(code, inputs, backend) for code in codes
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import multiprocessing
 import re
-import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from kvtq_hw.commands.frame.cluster import ENDED, connected
 from kvtq_hw.commands.frame.options import (
     DEFAULT_CODE,
     OutputFile,
@@ -23,6 +23,7 @@ from kvtq_hw.commands.frame.options import (
     liberty_option,
     preset_option,
     quality_option,
+    scheduler_option,
 )
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
@@ -49,11 +50,7 @@ _MOST_CONFIGURATIONS = 100_000
 @click.option("--block", metavar="NAME", help="Area of this block.  [default: the whole engine]")
 @liberty_option
 @quality_option
-@click.option(
-    "--scheduler",
-    metavar="ADDRESS",
-    help="Dask scheduler, for example tcp://host:8786.  [default: the processors of this machine]",
-)
+@scheduler_option("the processors of this machine")
 @click.option(
     "-o",
     "--output",
@@ -151,41 +148,10 @@ def _executor(scheduler: str | None) -> Iterator[Executor]:
             try:
                 yield pool
             except BrokenExecutor:
-                raise UserError(
-                    "a process that measured was ended from outside, perhaps for want of memory; "
-                    "run again: what was measured is kept"
-                ) from None
+                raise UserError(ENDED) from None
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
         return
-    from distributed import Client
-
-    _check_answers(scheduler)
-    try:
-        client = Client(scheduler, timeout="10s", set_as_default=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--scheduler: {scheduler!r}: no Dask scheduler answers: {error}") from None
-    with client, client.get_executor(pure=False) as pool:
+    with connected(scheduler) as client, client.get_executor(pure=False) as pool:
         yield pool
-
-
-def _check_answers(scheduler: str) -> None:
-    """Refuse an address that is malformed or on which nothing listens.
-
-    Without this check, Dask's client tries for seconds and prints tracebacks of its threads.
-    """
-    from distributed.comm.addressing import parse_address, parse_host_port
-
-    try:
-        kind, place = parse_address(scheduler, strict=True)
-        if kind not in ("tcp", "tls"):
-            return  # an address in this process, or of a transport from outside Dask
-        host, port = parse_host_port(place)
-        socket.create_connection((host, port), timeout=5).close()
-    except (OSError, ValueError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"--scheduler: {shown(scheduler)}: no Dask scheduler answers: {reason}; must be an "
-            "address such as tcp://host:8786"
-        ) from None

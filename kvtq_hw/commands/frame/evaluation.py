@@ -1,24 +1,32 @@
 """Evaluation of cache formats on segments of a text; each result is stored at once.
 
 An interrupted evaluation continues where it stopped, and nothing is measured twice. Predictions of
-the unquantized model, 200 MB for 1024 tokens, are kept only while their segment is measured. They
-are computed again if a format is added later.
+the unquantized model are kept in a file while their segment is measured. They are computed again if
+a format is added later, and on the workers of a cluster, which keep no files.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from kvtq_hw.commands.frame.measuring import (
+    UNQUANTIZED,
+    Formats,
+    Needles,
+    Reporter,
+    Task,
+    key_of,
+    measure,
+)
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text
 from kvtq_hw.host.results import ResultStore
-from kvtq_hw.host.sources import source_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,12 +35,17 @@ if TYPE_CHECKING:
     from golden.study.formats import CacheFormat
     from golden.study.quality import Reference, SegmentScore
 
-__all__ = ["UNQUANTIZED", "Bar", "EvalRow", "Evaluation"]
-
-#: Spelling of the model's own cache.
-UNQUANTIZED = "unquantized"
+__all__ = ["Bar", "EvalRow", "Evaluation", "Spread"]
 
 Kind = TypeVar("Kind")
+
+
+class Spread(Protocol):
+    """Has tasks measured elsewhere."""
+
+    def measure(self, formats: Formats, tasks: Sequence[Task], reporter: Reporter) -> None:
+        """Measure all tasks; give each result to the reporter as soon as it comes."""
+        ...
 
 
 class Bar(Protocol):
@@ -49,13 +62,6 @@ class Bar(Protocol):
     def step(self, tokens: int) -> None:
         """Advance by a number of tokens."""
         ...
-
-
-@dataclass(frozen=True)
-class _Needles:
-    """Stored result of a haystack: whether each hidden number was found."""
-
-    retrieved: list[bool]
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,7 @@ class Evaluation:
     haystacks : number of segments, from the first on, with hidden numbers to be retrieved
     folder : folder of the stored results
     bar : shows the progress
+    spread : has tasks measured elsewhere; None to measure them here
     """
 
     model: LanguageModel
@@ -110,21 +117,55 @@ class Evaluation:
     haystacks: int
     folder: Path
     bar: Bar
+    spread: Spread | None = None
 
-    def measure(self, formats: Mapping[str, CacheFormat | None]) -> list[EvalRow]:
-        """Return the row of each spelled format, and measure what is not stored.
-
-        The format None is the model's own cache.
-        """
+    def measure(self, formats: Formats) -> list[EvalRow]:
+        """Return the row of each spelled format, and measure what is not stored."""
         every = {UNQUANTIZED: None, **formats}
         length = len(self.segments[0])
         self.bar.begin(len(every) * (len(self.segments) + self.haystacks) * length)
-        for index in range(len(self.segments)):
-            self._measure_segment(index, every)
-            if index < self.haystacks:
-                self._measure_needles(index, every)
+        tasks = self._tasks(every)
+        if self.spread is None:
+            for task in tasks:
+                measure(self.model, every, task, self, partial(self._reference, task.tokens))
+                with suppress(OSError):
+                    self._reference_file(task.tokens).unlink(missing_ok=True)
+        else:
+            self.spread.measure(every, list(tasks), self)
         references = self._scores(None)
         return [self._row(code, formats[code], references) for code in formats]
+
+    def label(self, text: str) -> None:
+        """Show the name of the current measurement."""
+        self.bar.label(text)
+
+    def step(self, tokens: int) -> None:
+        """Show that tokens were fed to the model."""
+        self.bar.step(tokens)
+
+    def put(self, task: Task, code: str, result: dict[str, Any]) -> None:
+        """Store a result."""
+        self._store.put(task.keys[code], result)
+
+    def _tasks(self, formats: Formats) -> Iterator[Task]:
+        """Yield what is not stored, segment by segment; count what is stored as progress."""
+        for index, tokens in enumerate(self.segments):
+            kinds: list[tuple[Literal["segment", "needles"], type]] = [
+                ("segment", self._score_type)
+            ]
+            if index < self.haystacks:
+                kinds.append(("needles", Needles))
+            for what, kind in kinds:
+                keys = {
+                    code: key_of(self.model, what, index, tokens, cache_format)
+                    for code, cache_format in formats.items()
+                }
+                missing = {
+                    code: key for code, key in keys.items() if self._store.get(key, kind) is None
+                }
+                self.bar.step(len(tokens) * (len(keys) - len(missing)))
+                if missing:
+                    yield Task(what, index, tokens, missing)
 
     def _row(
         self, code: str, cache_format: CacheFormat | None, references: list[SegmentScore]
@@ -134,7 +175,9 @@ class Evaluation:
         found = [
             retrieved
             for index in range(self.haystacks)
-            for retrieved in self._stored(self._needle_key(index, cache_format), _Needles).retrieved
+            for retrieved in self._stored(
+                key_of(self.model, "needles", index, self.segments[index], cache_format), Needles
+            ).retrieved
         ]
         return EvalRow(
             code=code,
@@ -146,105 +189,41 @@ class Evaluation:
 
     def _scores(self, cache_format: CacheFormat | None) -> list[SegmentScore]:
         """Return the stored scores of a format, one per segment."""
-        from golden.study.quality import SegmentScore
-
         keys = (self._score_key(tokens, cache_format) for tokens in self.segments)
-        return [self._stored(key, SegmentScore) for key in keys]
+        return [self._stored(key, self._score_type) for key in keys]
 
-    def _measure_segment(self, index: int, formats: Mapping[str, CacheFormat | None]) -> None:
-        """Feed a segment to each format that has no stored score for the segment."""
-        from golden.study.quality import SegmentScore, evaluate_segment
-
-        tokens = self.segments[index]
-        keys = {code: self._score_key(tokens, kind) for code, kind in formats.items()}
-        missing = [code for code, key in keys.items() if self._store.get(key, SegmentScore) is None]
-        if not missing:
-            self.bar.step(len(tokens) * len(formats))
-            return
-        self.bar.step(len(tokens) * (len(formats) - len({UNQUANTIZED, *missing})))
-        self.bar.label(f"segment {index + 1}: {UNQUANTIZED}")
-        file = self.folder / "open" / f"{self._digest(tokens)}.safetensors"
-        reference = self._reference(tokens, file)
-        for code in missing:
-            cache_format = formats[code]
-            if cache_format is not None:
-                self.bar.label(f"segment {index + 1}: {code}")
-                score = evaluate_segment(
-                    self.model, reference, cache_format, on_tokens=self.bar.step
-                )
-                self._store.put(keys[code], asdict(score))
-        with suppress(OSError):
-            file.unlink(missing_ok=True)
-
-    def _reference(self, tokens: Tensor, file: Path) -> Reference:
+    def _reference(self, tokens: Tensor) -> Reference:
         """Return the unquantized model's predictions; reuse the file of an interrupted run."""
-        from golden.study.quality import (
-            SegmentScore,
-            evaluate_reference,
-            load_reference,
-            save_reference,
-        )
+        from golden.study.quality import evaluate_reference, load_reference, save_reference
 
-        key = self._score_key(tokens, None)
-        score = self._store.get(key, SegmentScore)
-        kept = None if score is None else load_reference(file, tokens, score)
-        if kept is not None:
-            self.bar.step(len(tokens))
-            return kept
-        reference = evaluate_reference(self.model, tokens, on_tokens=self.bar.step)
-        self._store.put(key, asdict(reference.score))
+        file = self._reference_file(tokens)
+        score = self._store.get(self._score_key(tokens, None), self._score_type)
+        if score is None:
+            reference = evaluate_reference(self.model, tokens, on_tokens=self.bar.step)
+        else:
+            kept = load_reference(file, tokens, score)
+            if kept is not None:
+                placed = self.model.placed(kept.log_probabilities)
+                return replace(kept, log_probabilities=placed)
+            reference = evaluate_reference(self.model, tokens)
         with suppress(UserError):  # no room for the file: an interruption then only costs time
             save_reference(file, reference)
         return reference
 
-    def _measure_needles(self, index: int, formats: Mapping[str, CacheFormat | None]) -> None:
-        """Hide numbers in a segment and let each format retrieve them; `index` is also the seed."""
-        from golden.study.needle import make_haystack, retrieve
-
-        haystack = make_haystack(self.model, self.segments[index], index)
-        for code, cache_format in formats.items():
-            key = self._needle_key(index, cache_format)
-            if self._store.get(key, _Needles) is None:
-                self.bar.label(f"segment {index + 1}: needles, {code}")
-                found = retrieve(self.model, haystack, cache_format, on_tokens=self.bar.step)
-                self._store.put(key, {"retrieved": found})
-            else:
-                self.bar.step(len(self.segments[index]))
-
     def _score_key(self, tokens: Tensor, cache_format: CacheFormat | None) -> dict[str, Any]:
-        """Return everything that decides a segment's score."""
-        import torch
-        import transformers
+        return key_of(self.model, "segment", 0, tokens, cache_format)
 
-        from golden.study.quality import DEFAULT_CHUNK
-
-        modules = cache_format.modules if cache_format else ()
-        return {
-            "measured": "segment",
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "model": self.model.fingerprint,
-            "tokens": hashlib.sha256(tokens.numpy().tobytes()).hexdigest(),
-            "chunk": DEFAULT_CHUNK,
-            "code": cache_format.name if cache_format else UNQUANTIZED,
-            "arithmetic": cache_format.arithmetic if cache_format else "float",
-            "identity": cache_format.identity() if cache_format else "",
-            "sources": source_digest("golden.study.quality", *modules),
-        }
-
-    def _needle_key(self, index: int, cache_format: CacheFormat | None) -> dict[str, Any]:
-        """Return everything that decides which numbers are retrieved from a segment."""
-        return {
-            **self._score_key(self.segments[index], cache_format),
-            "measured": "needles",
-            "seed": index,
-            "needles": source_digest("golden.study.needle"),
-        }
-
-    def _digest(self, tokens: Tensor) -> str:
-        """Return a digest that names the unquantized model's predictions on a segment."""
+    def _reference_file(self, tokens: Tensor) -> Path:
+        """Return the file of the unquantized model's predictions on a segment."""
         key = json_text(self._score_key(tokens, None))
-        return hashlib.sha256(key.encode()).hexdigest()[:32]
+        name = hashlib.sha256(key.encode()).hexdigest()[:32]
+        return self.folder / "open" / f"{name}.safetensors"
+
+    @property
+    def _score_type(self) -> type[SegmentScore]:
+        from golden.study.quality import SegmentScore
+
+        return SegmentScore
 
     @cached_property
     def _store(self) -> ResultStore:

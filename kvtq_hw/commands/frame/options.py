@@ -36,6 +36,7 @@ __all__ = [
     "model_option",
     "preset_option",
     "quality_option",
+    "scheduler_option",
     "write_json",
 ]
 
@@ -284,6 +285,16 @@ quality_option = click.option(
     metavar="FILE",
     help="Results of `kvtq-hw eval`, for the quality of each code.",
 )
+
+
+def scheduler_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the option `--scheduler ADDRESS`; `default` says who works without it."""
+    return click.option(
+        "--scheduler",
+        metavar="ADDRESS",
+        help=f"Dask scheduler, for example tcp://host:8786.  [default: {default}]",
+    )
+
 
 #: `--context TOKENS`, passed to the command as `tokens`; `check_context` checks the number.
 context_option = click.option(
