@@ -9,7 +9,7 @@ import torch
 from pretend_device import GPU, WrongDevice, moved, pretended_gpu
 from tiny_model import prompt, save_tiny_model, tiny_model
 from torch import Tensor
-from transformers import AttentionInterface
+from transformers import AttentionInterface, Gemma3ForCausalLM, Gemma3TextConfig
 
 from golden.attend.attention import ATTENTION
 from golden.attend.backends import FloatBackend, GoldenBackend
@@ -30,6 +30,22 @@ from kvtq_hw.contract.errors import UserError
 
 ON_CPU = tiny_model()
 ON_GPU = LanguageModel("tiny", moved(tiny_model().model), ON_CPU.tokenizer)
+
+
+def hybrid_model() -> LanguageModel:
+    """A Gemma 3 of three layers, two of them with a sliding window of ten tokens."""
+    config = Gemma3TextConfig(
+        **{"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8},
+        **{"max_position_embeddings": 256, "sliding_window": 10, "initializer_range": 0.3},
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        query_pre_attn_scalar=8,
+    )
+    torch.manual_seed(0)
+    return LanguageModel("hybrid", Gemma3ForCausalLM(config).eval(), ON_CPU.tokenizer)
+
+
+HYBRID = hybrid_model()
 CALIBRATION = calibrate(ON_CPU, prompt(60), tokens=50)
 CONFIG = ON_CPU.engine_config(256)
 TOKENS = cut_segments(ON_CPU, prompt(60, seed=3), 24, 1)[0]
@@ -78,6 +94,24 @@ def test_scores_of_a_format(code, backend):
         assert reference.log_probabilities.device == GPU
         assert evaluate_segment(ON_GPU, reference, cache_format, chunk=10) == expected
     assert expected.kld > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_of_a_model_with_sliding_windows(backend):
+    """Rings, whose tokens the engine reads in another order than they came in."""
+    found = calibrate(HYBRID, prompt(60), tokens=50)
+    inputs = FormatInputs(HYBRID, HYBRID.engine_config(64), lambda: found)
+    formats = [
+        parse_format(code, inputs, BACKENDS[backend])
+        for code in ("balanced:2/1,sinks=2,window=4,feedback", "balanced:2/2")
+    ]
+    on_gpu = LanguageModel("hybrid", moved(hybrid_model().model), ON_CPU.tokenizer)
+    reference = evaluate_reference(HYBRID, TOKENS, chunk=10)
+    expected = [evaluate_segment(HYBRID, reference, x, chunk=10) for x in formats]
+    with pretended_gpu():
+        reference = evaluate_reference(on_gpu, TOKENS, chunk=10)
+        assert [evaluate_segment(on_gpu, reference, x, chunk=10) for x in formats] == expected
+    assert all(score.kld > 0 for score in expected)
 
 
 @pytest.mark.parametrize("code", [None, "balanced:2/1,sinks=2,window=8,feedback", "int8"])
