@@ -129,6 +129,15 @@ def test_an_interrupted_run_goes_on_where_it_stopped(folder, measured, monkeypat
     assert len(json.loads(Path("r.json").read_text())["rows"]) == 3
 
 
+def test_large_predictions_are_computed_again(folder, measured, monkeypatch):
+    monkeypatch.setattr("kvtq_hw.commands.frame.evaluation._MOST_BYTES", 39 * 128 * 4 - 1)
+    monkeypatch.setattr(quality, "save_reference", None)
+    assert run(arguments()) == 0
+    measured.clear()
+    assert run(arguments(codes=(*CODES, "int8"))) == 0
+    assert measured == ["unquantized", "int8"] * 2
+
+
 def test_the_row_says_which_attention(folder):
     assert run(arguments("--attention", "integer", "--json", "r.json")) == 0
     rows = json.loads(Path("r.json").read_text())["rows"]
