@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from decode_command import arguments, report_of
 from tiny_model import prompt, tiny_model
 from transformers import (
+    Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -59,6 +62,15 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         num_hidden_layers=2,
         num_attention_heads=4,
     ),
+    "mistral, windows": lambda: MistralConfig(**LLAMA_LIKE, sliding_window=8),
+    "gemma3": lambda: Gemma3TextConfig(  # norms on queries and keys; one KV head
+        **{**LLAMA_LIKE, "num_hidden_layers": 3, "num_key_value_heads": 1},
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        tie_word_embeddings=False,  # else it repeats its last token
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
     "gpt2": lambda: GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4),
     "gpt_neox": lambda: GPTNeoXConfig(
         **COMMON,
@@ -90,7 +102,8 @@ class Bench:
         self.language_model.model.set_attn_implementation(ATTENTION)
 
     def cache(self) -> TernaryCache:
-        return make_cache(self.config, self.code, self.calibration, GoldenBackend())
+        windows = self.language_model.windows
+        return make_cache(self.config, self.code, self.calibration, GoldenBackend(), windows)
 
     def logits(self, ids: torch.Tensor, cache: TernaryCache) -> torch.Tensor:
         with torch.inference_mode():
@@ -193,6 +206,74 @@ def test_batch_selection_and_repetition(family):
     found, expected = bench.logits(more, cache), bench.logits(more, fresh)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
+
+
+@pytest.mark.parametrize("name", ["mistral, windows", "gemma3"])
+def test_prefill_in_pieces_is_that_of_single_tokens(name):
+    bench = Bench(name, CacheCode.parse("balanced:3/2,sinks=2,window=3,feedback"))
+    tokens = ids(30)
+    whole = bench.logits(tokens, bench.cache())
+    for pieces in ((1,) * 30, (5, 1, 13, 11)):
+        cache = bench.cache()
+        found = torch.cat([bench.logits(piece, cache) for piece in tokens.split(pieces, 1)], 1)
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["mistral, windows", "gemma3"])
+def test_windows_hide_what_they_hide_from_the_model(name):
+    """With five digits the cache predicts as the model does; without windows it does not."""
+    bench = Bench(name, CacheCode("balanced", 5, 5))
+    model, tokens = bench.language_model.model, ids(40)
+    found = bench.logits(tokens, bench.cache())
+    model.set_attn_implementation("sdpa")
+    with torch.inference_mode():
+        exact = model(tokens).logits
+        model.config.sliding_window = 1000
+        unlimited = model(tokens).logits
+    spread = exact.std().item()
+    assert (found - exact).square().mean().sqrt() < 0.1 * spread
+    assert (unlimited - exact).square().mean().sqrt() > 0.3 * spread
+
+
+#: Kinds of attention beyond one softmax over the whole context, in the size of the `tiny` preset.
+ON_RTL = {
+    "mistral, windows": lambda: MistralConfig(**LLAMA_LIKE, sliding_window=8),
+    "gemma3": lambda: Gemma3TextConfig(
+        **{
+            **LLAMA_LIKE,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+        },
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        tie_word_embeddings=False,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", ["rtl", "engine"])
+@pytest.mark.parametrize("name", ON_RTL)
+def test_on_the_rtl(tiny_folder, name, backend):
+    """Every output of every step, and every byte of the memory at the end."""
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(ON_RTL[name]()).eval()
+    model.save_pretrained("family")
+    tiny_model().tokenizer.save_pretrained("family")
+    code = "balanced:2/1,sinks=2,window=3,feedback"
+    found = report_of(
+        *arguments(Path("family"), "--max-new-tokens", "14", "--code", code), backend=backend
+    )
+    heads = model.config.num_hidden_layers * model.config.num_attention_heads
+    assert found["outputs_compared"] == 13 * heads * 8
+    assert found["mismatches"] == 0
+    assert found["tokens_identical"] is True
+    assert len(set(found["tokens"])) > 1
+    if backend == "rtl":
+        assert found["memory_bytes_compared"] > 0
+        assert found["memory_differences"] == 0
 
 
 def test_configuration_is_fitted_to_the_model():

@@ -151,9 +151,14 @@ class AcceleratorBackend:
         )
 
     def load(self, job: AttentionJob) -> None:
-        """Write what the golden model has stored of a job's layer into the memory."""
+        """Write what the golden model has stored of a job's layer into the memory.
+
+        Of a prefill's tokens, those that have left the sliding window are no longer stored.
+        """
         cache = job.cache
-        store_layer(self._image, job.layer_index, cache.keys, cache.values)
+        sliding = cache.code.tiers.sliding or cache.tokens
+        stored = cache.keys.newest(sliding), cache.values.newest(sliding)
+        store_layer(self._image, job.layer_index, *stored)
         floors = job.value_exponent[0, :, -1].tolist()
         self._layers[job.layer_index] = _LayerState(cache.tokens, cache.revision, floors)
 
