@@ -48,7 +48,7 @@ def bounds(
     head = MemoryLayout(config, [code], 1, tokens).heads[0][0]
     size = 0
     for vectors in (head.key, head.value):
-        for region, count in zip(vectors.regions.values(), spread, strict=True):
+        for region, count in zip(vectors.regions.values(), spread[:3], strict=True):
             size += count * region.record_bytes
     words = -(-size // (config.memory_bits // 8)) / settings.words_per_cycle
     if settings.refresh_interval:

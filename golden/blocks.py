@@ -20,15 +20,20 @@ class Blocks:
 
     Attributes
     ----------
-    first, count : number of the first block, and how many blocks follow from there
-    index : int64 [..., count, width], the token in each place; 0 in empty places
-    filled : bool [..., count, width], false in empty places
+    first, count, width : number of the first block, how many blocks follow from there, and places
+        per block
+    before : empty places before the first token
+    index : int64 [..., count * width], the token in each place, 0 in empty places; None where each
+        token follows the token before it
+    filled : bool [..., count * width], false in empty places; None where `index` is
     """
 
     first: int
     count: int
-    index: Tensor
-    filled: Tensor
+    width: int
+    before: int = 0
+    index: Tensor | None = None
+    filled: Tensor | None = None
 
     @classmethod
     def of(cls, places: Tensor, size: int) -> Blocks:
@@ -40,6 +45,9 @@ class Blocks:
             the same place if no query sees more than one of them
         size : places per block
         """
+        if places.ndim == 1 and bool((places.diff() == 1).all()):
+            first, before = divmod(int(places[0]), size)
+            return cls(first, -(-(before + len(places)) // size), size, before)
         block = places // size
         first = int(block.min())
         block = block - first
@@ -55,8 +63,7 @@ class Blocks:
         filled = torch.zeros_like(index, dtype=torch.bool)
         index.scatter_(-1, target, order)
         filled.scatter_(-1, target, True)
-        shape = (count, width)
-        return cls(first, count, index.unflatten(-1, shape), filled.unflatten(-1, shape))
+        return cls(first, count, width, 0, index, filled)
 
     @property
     def span(self) -> slice:
@@ -66,24 +73,30 @@ class Blocks:
     def arrange(self, x: Tensor, axis: int, between: int = 0) -> Tensor:
         """Split the token axis of `x` into blocks and places: [..., count, width, ...].
 
-        Empty places get some token's elements.
+        Empty places get zeros, or some token's elements.
 
         Parameters
         ----------
         axis : the token axis of `x`, negative
         between : axes of `x` between the leading axes of `index` and the token axis
         """
-        flat = self.index.flatten(-2)
-        if flat.ndim == 1:
-            arranged = x.index_select(axis, flat)
+        behind = -axis - 1
+        if self.index is None:
+            after = self.count * self.width - self.before - x.shape[axis]
+            arranged = torch.nn.functional.pad(x, (0, 0) * behind + (self.before, after))
+        elif self.index.ndim == 1:
+            arranged = x.index_select(axis, self.index)
         else:
-            behind = -axis - 1
-            index = flat.reshape(*flat.shape[:-1], *[1] * between, flat.shape[-1], *[1] * behind)
+            leading, size = self.index.shape[:-1], self.index.shape[-1]
+            index = self.index.reshape(*leading, *[1] * between, size, *[1] * behind)
             shape = list(x.shape)
-            shape[axis] = flat.shape[-1]
+            shape[axis] = size
             arranged = x.gather(axis, index.expand(shape))
-        return arranged.unflatten(axis, self.index.shape[-2:])
+        return arranged.unflatten(axis, (self.count, self.width))
 
     def visible(self, seen: Tensor) -> Tensor:
         """Arrange a mask [..., I, T]: bool [..., I, count, width], false in empty places."""
-        return self.arrange(seen, -1, between=1) & self.filled[..., None, :, :]
+        arranged = self.arrange(seen, -1, between=1)
+        if self.filled is None:
+            return arranged
+        return arranged & self.filled.unflatten(-1, (self.count, self.width))[..., None, :, :]
