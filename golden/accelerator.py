@@ -15,6 +15,7 @@ from golden.cache.memory_image import MemoryImage
 from golden.cache.tiered_store import TieredStore
 from golden.conditioning import Conditioning
 from golden.engine import Attention, attend
+from golden.learned_sinks import LearnedSinks
 from golden.output_rotator import output_rotator
 from golden.queries import Queries
 from golden.query_conditioner import query_conditioner
@@ -72,8 +73,14 @@ class KvHead:
                 part = getattr(vectors, tier).planes().map_tokens(lambda x, axis: x[0, 0])
                 image.write(layer, head, side, tier, part, vectors.tokens)
 
-    def attend(self, queries: Tensor, exponents: Tensor) -> Attention:
+    def attend(
+        self, queries: Tensor, exponents: Tensor, learned_sinks: LearnedSinks | None = None
+    ) -> Attention:
         """Compute attention of the host's queries, int64 [G, D] and exponents [G], over all tokens.
+
+        Parameters
+        ----------
+        learned_sinks : [G], or None
 
         Returns
         -------
@@ -92,6 +99,7 @@ class KvHead:
             keys,
             values,
             exponent=torch.tensor([self.value_exponent]),
+            learned_sinks=learned_sinks,
         )
         outputs, exponent = output_rotator(
             self._config, attention.values, attention.exponent, rotate

@@ -12,6 +12,7 @@ from torch import Tensor
 from golden.blocks import Blocks
 from golden.fixed_point import power_of_two
 from golden.key_lanes import key_lanes
+from golden.learned_sinks import LearnedSinks
 from golden.normalizer import normalizer
 from golden.online_softmax import BlockScores, BlockWeights, softmax_of_blocks
 from golden.plane_scaler import plane_scaler
@@ -85,6 +86,8 @@ def attend(
     other_keys: SecondVersion[Planes] | None = None,
     other_values: SecondVersion[Planes] | None = None,
     places: Places | None = None,
+    *,
+    learned_sinks: LearnedSinks | None = None,
 ) -> Attention:
     """Compute attention of I queries per head over T tokens, to the bit as docs/contract.md says.
 
@@ -99,6 +102,7 @@ def attend(
     places : order of the tokens in the engine. When None, tokens keep their order and each row of
         `visible` must be true for a prefix of one common set of tokens (causal attention, with or
         without padded tokens). Blocks are then counted over this set, so padding changes no bit.
+    learned_sinks : [..., G], or None
 
     Raises
     ------
@@ -132,7 +136,9 @@ def attend(
         saturations = saturations + (saturated & part_visible[..., None, :, :]).sum()
         parts.append(_part(config, scores, part_values, part_visible, part_places))
     softmax = softmax_of_blocks(
-        config, [BlockScores(part.blocks.first, part.scores, part.visible) for part in parts]
+        config,
+        [BlockScores(part.blocks.first, part.scores, part.visible) for part in parts],
+        learned_sinks,
     )
     added = _added(config, parts, softmax, exponent)
     accumulators = accumulate(added, softmax.shifts)

@@ -1,7 +1,7 @@
 """Golden online softmax: base 2, over blocks of tokens, with an integer running maximum.
 
 The maximum rises with the scores. It also rises by one where the sum of weights has reached a
-limit, so the sum and the weighted accumulators stay bounded.
+limit, so the sum and the weighted accumulators stay bounded. A learned sink is where both start.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from golden.fixed_point import rshift_round
+from golden.learned_sinks import LearnedSinks
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["BlockScores", "BlockWeights", "exp2_table", "online_softmax", "softmax_of_blocks"]
@@ -45,7 +46,8 @@ class BlockWeights:
 
     weights : int64 [..., G, I, n, b] for each `BlockScores`, W fraction bits, relative to the
         maximum after their block
-    shifts : int64 [..., G, I, N], right shift of the accumulators before each block; 0 for block 0
+    shifts : int64 [..., G, I, N], right shift of sums and accumulators before each block; 0
+        for block 0 of a head without a learned sink
     sums : int64 [..., G, I], the softmax denominator
     """
 
@@ -61,27 +63,36 @@ def exp2_table(config: EngineConfig) -> Tensor:
     return torch.tensor([int(one * 2 ** (-f / size) + 0.5) for f in range(size)])
 
 
-def online_softmax(config: EngineConfig, scores: Tensor, visible: Tensor) -> BlockWeights:
+def online_softmax(
+    config: EngineConfig, scores: Tensor, visible: Tensor, learned_sinks: LearnedSinks | None = None
+) -> BlockWeights:
     """Compute softmax weights of tokens in their order, in blocks of B.
 
     Parameters
     ----------
     scores : int64 [..., G, I, T], log2 domain, F fraction bits
     visible : bool [..., I, T]; each row true for a prefix of the tokens
+    learned_sinks : [..., G], from which the softmax of every query starts; none when None
     """
     padding = -scores.shape[-1] % config.block
     padded = (
         torch.nn.functional.pad(x, (0, padding)).unflatten(-1, (-1, config.block))
         for x in (scores, visible)
     )
-    return softmax_of_blocks(config, [BlockScores(0, *padded)])
+    return softmax_of_blocks(config, [BlockScores(0, *padded)], learned_sinks)
 
 
-def softmax_of_blocks(config: EngineConfig, parts: Sequence[BlockScores]) -> BlockWeights:
+def softmax_of_blocks(
+    config: EngineConfig, parts: Sequence[BlockScores], learned_sinks: LearnedSinks | None = None
+) -> BlockWeights:
     """Compute softmax weights as the hardware does: block by block.
 
     The tokens of a block may come from several parts. A query must see a token in block 0, and in
     every block up to its last.
+
+    Parameters
+    ----------
+    learned_sinks : [..., G], from which the softmax of every query starts; none when None
     """
     fraction = config.score_fraction_bits
     count = max(part.end for part in parts)
@@ -93,8 +104,11 @@ def softmax_of_blocks(config: EngineConfig, parts: Sequence[BlockScores]) -> Blo
         torch.maximum(blocks, torch.where(here, part.scores, _ABSENT).amax(-1), out=blocks)
     ceilings = -((-largest) >> fraction)
     table = exp2_table(config).to(largest.device)
-    sums = torch.zeros_like(ceilings[..., 0])
-    maximum = ceilings[..., 0]
+    maximum, sums = ceilings[..., 0], torch.zeros_like(ceilings[..., 0])
+    if learned_sinks is not None:
+        present = learned_sinks.present(config)[..., None]
+        maximum = torch.where(present, learned_sinks.maximum[..., None], maximum)
+        sums = torch.where(present, learned_sinks.weight[..., None], sums)
     weights, shifts = [torch.zeros_like(part.scores) for part in parts], torch.zeros_like(ceilings)
     for block in range(count):
         any_seen = largest[..., block] > _ABSENT

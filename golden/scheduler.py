@@ -83,7 +83,9 @@ def job_parts(job: Job, appends_before: int) -> dict[str, list[dict[str, Any]]]:
     parts["reads"] = [read | {"appends": (appends_before + job["append"]) % 16}] * attends
     query = {"rotate": job["rotate"], "query_exponent": job["query_exponent"]}
     parts["queries"] = [query] * attends
-    parts["attends"] = [{"last_token": job["tokens"] - 1}] * attends
+    attend = {"last_token": job["tokens"] - 1}
+    attend |= {name: job[name] for name in ("sink_maximum", "sink_weight")}
+    parts["attends"] = [attend] * attends
     return parts
 
 

@@ -12,6 +12,7 @@ from rtl.append_path import AppendPath
 from rtl.axi import Axi4, Axi4Lite, AxiStream, join_ports
 from rtl.control import Control
 from rtl.engine import Engine
+from rtl.job_parts import attend_layout
 from rtl.output_rotator import OutputRotator
 from rtl.query_conditioner import QueryConditioner
 from rtl.record_reader import RecordReader
@@ -125,7 +126,10 @@ class Accelerator(wiring.Component):
         # a job enters the core when its queries' exponents are known
         join(m, [scheduler.attends, conditioner.exponents], [core.job])
         m.d.comb += [
-            core.job.payload.last_token.eq(scheduler.attends.payload.last_token),
+            *(
+                core.job.payload[name].eq(scheduler.attends.payload[name])
+                for name in attend_layout(config).members
+            ),
             core.job.payload.query_exponent.eq(conditioner.exponents.payload.query_exponent),
         ]
 

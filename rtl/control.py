@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
 from rtl.axi import Axi4Lite, Response
-from rtl.layouts import ABSMEAN_CONSTANT_BITS
+from rtl.layouts import ABSMEAN_CONSTANT_BITS, start_layout
 from rtl.streams import Queue, SkidBuffer
 
 __all__ = ["Control", "control_counters_layout", "descriptor_layout", "job_end_layout"]
@@ -19,6 +19,7 @@ _STATUS_BITS = 4
 _FLAGS = tuple(field.name for field in register_map()["job_flags"].fields)
 _REGIONS = ("sinks", "body", "window")
 _DIGITS = ("tier", "key", "value")
+_OF_HEADS = {"query_exponent": "exponent", "sink_maximum": "maximum", "sink_weight": "weight"}
 _NUMBERS = (
     "tokens",
     "sink_tokens",
@@ -52,6 +53,7 @@ def descriptor_layout(config: EngineConfig) -> data.StructLayout:
             "value": addresses,
             "value_exponent": unsigned(config.scale_exponent_bits),
             "query_exponent": exponents,
+            **start_layout(config).members,
         }
     )
 
@@ -250,8 +252,9 @@ class Control(wiring.Component):
         ]
         for name in _NUMBERS:
             m.d.comb += descriptor[name].eq(values[name, _only_field(name)][0])
-        for g, target in enumerate(descriptor.query_exponent):
-            m.d.comb += target.eq(values["query_exponent", "exponent"][g])
+        for name, field in _OF_HEADS.items():
+            for target, source in zip(descriptor[name], values[name, field], strict=False):
+                m.d.comb += target.eq(source)
         for tensor in ("key", "value"):
             constants = values[f"{tensor}_constant", "constant"]
             for target, source in zip(descriptor[f"{tensor}_constants"], constants, strict=False):

@@ -101,6 +101,7 @@ class Engine(wiring.Component):
             plane_scaler.query_exponent.eq(sequencer.query_exponent),
             weight_scaler.value_exponent.eq(sequencer.value_exponent),
         ]
+        connect(m, sequencer.starts, online_softmax.starts)
         connect(m, key_lanes.o, plane_scaler.i)
         connect(m, plane_scaler.o, online_softmax.i)
         connect(m, online_softmax.o, weight_scaler.weights)

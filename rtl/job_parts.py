@@ -12,7 +12,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import EngineConfig
-from rtl.layouts import append_task_layout
+from rtl.layouts import append_task_layout, start_layout
 from rtl.memory_layouts import APPEND_BITS, place_layout
 from rtl.streams import Fork, Queue
 
@@ -47,7 +47,7 @@ class AppendPort(wiring.Signature):
 
 def attend_layout(config: EngineConfig) -> data.StructLayout:
     """Return the layout of the core's part of a job, without its queries' exponents."""
-    return data.StructLayout({"last_token": config.token_bits})
+    return data.StructLayout({"last_token": config.token_bits, **start_layout(config).members})
 
 
 class JobParts:
@@ -96,6 +96,8 @@ class JobParts:
             ports.queries.payload.rotate.eq(job.rotate),
             ports.queries.payload.query_exponent.eq(job.query_exponent),
             ports.attends.payload.last_token.eq(job.tokens - 1),
+            ports.attends.payload.sink_maximum.eq(job.sink_maximum),
+            ports.attends.payload.sink_weight.eq(job.sink_weight),
             exponent.table.eq(job.table),
             exponent.first.eq(job.first),
             exponent.floor.eq(job.value_exponent),

@@ -43,6 +43,7 @@ __all__ = [
     "requantized_layout",
     "rotated_output_layout",
     "score_layout",
+    "start_layout",
     "sum_layout",
     "value_exponent_layout",
     "value_exponent_task_layout",
@@ -280,6 +281,21 @@ def query_task_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout({"rotate": 1, "query_exponent": exponents})
 
 
+def start_layout(config: EngineConfig) -> data.StructLayout:
+    """Return the layout of where a job's softmax starts: the learned sink of every head.
+
+    sink_maximum : running maximum
+    sink_weight : sum of weights; below 2**(W-1) where a head has no learned sink
+    """
+    heads = config.query_group
+    return data.StructLayout(
+        {
+            "sink_maximum": data.ArrayLayout(signed(config.maximum_bits), heads),
+            "sink_weight": data.ArrayLayout(unsigned(config.weight_width), heads),
+        }
+    )
+
+
 def job_layout(config: EngineConfig) -> data.StructLayout:
     """Return the layout of a job at the engine's port."""
     return data.StructLayout(
@@ -288,6 +304,7 @@ def job_layout(config: EngineConfig) -> data.StructLayout:
             "query_exponent": data.ArrayLayout(
                 signed(config.query_exponent_bits), config.query_group
             ),
+            **start_layout(config).members,
         }
     )
 

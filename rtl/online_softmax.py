@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import EngineConfig
 from rtl.fixed_point import rshift_round
-from rtl.layouts import score_layout, sum_layout, weight_layout
+from rtl.layouts import score_layout, start_layout, sum_layout, weight_layout
 from rtl.pipeline import Pipeline
 
 __all__ = ["OnlineSoftmax"]
@@ -24,11 +24,15 @@ class OnlineSoftmax(wiring.Component):
     the shift that rescales everything accumulated before; the shift travels with the block's first
     weight. After a job's last weight the denominators leave on `sums`.
 
+    A job starts from its learned sinks, which are taken from `starts` when its first bank is
+    complete. A head without a learned sink starts from a sum of zero and its first bank's maximum.
+
     Throughput one score and one weight per cycle; `LATENCY` cycles from the last score of a block
     to its first weight, once the previous bank has drained.
 
     Attributes
     ----------
+    starts : stream In, `start_layout`, one transfer per job
     i : stream In, `score_layout`
     o : stream Out, `weight_layout`, one transfer per token
     sums : stream Out, `sum_layout`, one transfer per job
@@ -40,6 +44,7 @@ class OnlineSoftmax(wiring.Component):
         self._config = config
         super().__init__(
             {
+                "starts": In(stream.Signature(start_layout(config))),
                 "i": In(stream.Signature(score_layout(config))),
                 "o": Out(stream.Signature(weight_layout(config))),
                 "sums": Out(stream.Signature(sum_layout(config))),
@@ -97,6 +102,8 @@ class OnlineSoftmax(wiring.Component):
         drain_bank = Signal()
         issue_index = Signal(range(config.block))
         job_opens = Signal(init=1)
+        # heads whose maximum comes from this bank alone: the first one, without a learned sink
+        no_maximum = Signal(config.query_group)
         issuing = Signal()
         sums = [
             Signal(unsigned(config.sum_of_weights_bits), name=f"sum_{g}", reset_less=True)
@@ -155,11 +162,22 @@ class OnlineSoftmax(wiring.Component):
             m.d.comb += self.sums.payload.sums[g].eq(sums[g])
         with m.FSM():
             with m.State("WAIT"):
-                with m.If(full[drain_bank]):
+                m.d.comb += self.starts.ready.eq(full[drain_bank] & job_opens)
+                with m.If(full[drain_bank] & (self.starts.valid | ~job_opens)):
                     for g in heads:
                         block_largest = Mux(drain_bank, largest[1][g], largest[0][g])
                         m.d.sync += ceiling[g].eq(_ceil_shift(block_largest, config))
+                    m.d.sync += no_maximum.eq(0)
                     m.next = "RAISE"
+                    with m.If(job_opens):
+                        start = self.starts.payload
+                        for g in heads:
+                            present = start.sink_weight[g][config.weight_bits - 1 :].any()
+                            m.d.sync += [
+                                no_maximum[g].eq(~present),
+                                maximum[g].eq(start.sink_maximum[g]),
+                                sums[g].eq(Mux(present, start.sink_weight[g], 0)),
+                            ]
             with m.State("RAISE"):
                 for g in heads:
                     floor = Signal(signed(config.maximum_bits), name=f"floor_{g}")
@@ -168,16 +186,16 @@ class OnlineSoftmax(wiring.Component):
                     # the limit is a power of two
                     reached = sums[g][config.sum_limit.bit_length() - 1 :].any()
                     m.d.comb += floor.eq(maximum[g] + reached)
-                    raised = Mux(job_opens | (ceiling[g] > floor), ceiling[g], floor)
-                    with m.If(~job_opens):
+                    raised = Mux(no_maximum[g] | (ceiling[g] > floor), ceiling[g], floor)
+                    with m.If(~no_maximum[g]):
                         m.d.comb += rise.eq(raised - maximum[g])
                     m.d.comb += shift.eq(
                         Mux(rise > config.accumulator_bits, config.accumulator_bits, rise)
                     )
-                    m.d.sync += maximum[g].eq(raised)
                     m.d.sync += [
+                        maximum[g].eq(raised),
                         shifts[g].eq(shift),
-                        sums[g].eq(Mux(job_opens, 0, sums[g] >> shift)),
+                        sums[g].eq(sums[g] >> shift),
                     ]
                 m.next = "ISSUE"
             with m.State("ISSUE"):

@@ -11,6 +11,7 @@ from rtl.layouts import (
     job_layout,
     key_input_layout,
     key_slice_layout,
+    start_layout,
     value_exponent_layout,
     value_input_layout,
     value_slice_layout,
@@ -33,6 +34,7 @@ class Sequencer(wiring.Component):
     keys, values : stream In, `key_input_layout` and `value_input_layout`
     key_slices : stream Out, `key_slice_layout`: numbered, with the ends of block and job marked
     value_slices : stream Out, `value_slice_layout`
+    starts : stream Out, `start_layout`, one per job, from the cycle after the job's transfer on
     query_start : Out, pulse: load the queries
     query_full : In, the queries are loaded
     query_exponent, value_exponent : Out, of the current job
@@ -50,6 +52,7 @@ class Sequencer(wiring.Component):
                 "values": In(stream.Signature(value_input_layout(config))),
                 "key_slices": Out(stream.Signature(key_slice_layout(config))),
                 "value_slices": Out(stream.Signature(value_slice_layout(config))),
+                "starts": Out(stream.Signature(start_layout(config))),
                 "query_start": Out(1),
                 "query_full": In(1),
                 "query_exponent": Out(exponents),
@@ -72,6 +75,10 @@ class Sequencer(wiring.Component):
                 self.value_exponent.eq(self.value_exponents.payload.value_exponent),
                 exponent_known.eq(1),
             ]
+
+        # the softmax takes the start of a job before the job's first value slice can pass
+        with m.If(self.starts.ready):
+            m.d.sync += self.starts.valid.eq(0)
 
         m.submodules.key_place = key_place = _Place(config)
         m.submodules.value_place = value_place = _Place(config)
@@ -100,11 +107,18 @@ class Sequencer(wiring.Component):
 
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += [self.jobs.ready.eq(1), self.query_start.eq(self.jobs.valid)]
-                with m.If(self.jobs.valid):
+                job = self.jobs.payload
+                m.d.comb += [
+                    self.jobs.ready.eq(~self.starts.valid),
+                    self.query_start.eq(self.jobs.valid & self.jobs.ready),
+                ]
+                with m.If(self.query_start):
                     m.d.sync += [
-                        last_token.eq(self.jobs.payload.last_token),
-                        self.query_exponent.eq(self.jobs.payload.query_exponent),
+                        last_token.eq(job.last_token),
+                        self.query_exponent.eq(job.query_exponent),
+                        self.starts.payload.sink_maximum.eq(job.sink_maximum),
+                        self.starts.payload.sink_weight.eq(job.sink_weight),
+                        self.starts.valid.eq(1),
                         exponent_known.eq(0),
                         first_block.eq(1),
                     ]

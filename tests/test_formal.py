@@ -27,6 +27,8 @@ from sim.proofs.proofs import (
     room_for_scores,
     sequencer_progress,
     skid_order,
+    start_before_weights,
+    start_of_every_job,
     stream_rules,
 )
 
@@ -78,6 +80,14 @@ def test_unpacker_undoes_packer(packing):
 @pytest.mark.parametrize("config", [TINY, ONE_SLICE], ids=["two slices", "one slice"])
 def test_sequencer_never_stands_still(config):
     assert sequencer_progress(block("sequencer", config)).check().proved
+
+
+def test_sequencer_gives_the_start_of_every_job():
+    assert start_of_every_job(block("sequencer")).check().proved
+
+
+def test_online_softmax_takes_a_start_for_every_job():
+    assert start_before_weights(block("online_softmax")).check().proved
 
 
 def test_online_softmax_never_overflows():
@@ -237,6 +247,33 @@ def test_packer_inverse_finds(name, old, new, violated):
 )
 def test_sequencer_progress_finds(old, new, violated):
     verdict = sequencer_progress(broken("sequencer", old, new).Sequencer(TINY)).check()
+    assert verdict.violated[0] == violated
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "violated"),
+    [
+        ("self.jobs.ready.eq(~self.starts.valid)", "self.jobs.ready.eq(1)", "another start"),
+        ("self.starts.valid.eq(1),", "self.starts.valid.eq(0),", "more starts than there are"),
+        ("with m.If(self.starts.ready):", "with m.If(0):", "a start from nowhere"),
+    ],
+)
+def test_start_of_every_job_finds(old, new, violated):
+    verdict = start_of_every_job(broken("sequencer", old, new).Sequencer(TINY)).check()
+    assert verdict.violated[0].startswith(violated)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "violated"),
+    [
+        ("full[drain_bank] & job_opens)", "full[drain_bank])", "a job starts in another one"),
+        ("(self.starts.valid | ~job_opens)", "1", "a weight comes before the start"),
+        ("job_opens.eq(s4.flags.job_end)", "job_opens.eq(0)", "a weight comes before the start"),
+    ],
+)
+def test_start_before_weights_finds(old, new, violated):
+    module = broken("online_softmax", old, new)
+    verdict = start_before_weights(module.OnlineSoftmax(TINY)).check()
     assert verdict.violated[0] == violated
 
 

@@ -26,14 +26,19 @@ def attention(config: EngineConfig, case: Any, keys: Any, values: Any) -> list[l
     """docs/contract.md, line by line, one head and one token at a time."""
     fraction, one = config.score_fraction_bits, 1 << config.scale_fraction_bits
     outputs = []
-    for query, query_exponent in zip(
-        case.job.queries.tolist(), case.job.query_exponent.tolist(), strict=True
+    for query, query_exponent, sink_maximum, sink_weight in zip(
+        case.job.queries.tolist(),
+        case.job.query_exponent.tolist(),
+        *case.job.learned_sinks.tolist(),
+        strict=True,
     ):
         scores = []
         for key, f, e in keys:
             product = sum(a * b for a, b in zip(query, key, strict=True)) * (one + f)
             scores.append(clamped(rounded(product, query_exponent - e), config.score_bits))
         maximum, total = None, 0
+        if sink_weight >= 1 << config.weight_bits - 1:
+            maximum, total = sink_maximum, sink_weight
         accumulators = [0] * config.head_dim
         for start in range(0, len(scores), config.block):
             block = scores[start : start + config.block]
@@ -77,7 +82,7 @@ def test_golden_engine_is_the_contract(name: str, seed: int) -> None:
 
 def test_cases_reach_both_ends_of_the_integers_and_some_outputs() -> None:
     for config in INTEGER_CONFIGS.values():
-        cases = [random_case(seed, config, [1] * 10, [1] * 10) for seed in range(12)]
+        cases = [random_case(seed, config, [1] * 10, [1] * 10) for seed in range(16)]
         elements = np.concatenate([case.values.digits.ravel() for case in cases])
         assert elements.min() == -config.code_max
         assert elements.max() == config.code_max - 1

@@ -113,6 +113,8 @@ def test_driver_knows_every_field_of_a_descriptor():
     for name, _ in descriptor_layout(TINY):
         one = {
             "query_exponent": [1, 0],
+            "sink_maximum": [0, 1],
+            "sink_weight": [0, 1],
             "key_constants": [0, 1],
             "value_constants": [0, 1],
             "key": {"body": 1 << 32},

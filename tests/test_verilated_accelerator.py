@@ -11,11 +11,13 @@ from golden.accelerator import KvHead
 from golden.cache.memory_image import MemoryImage
 from golden.conditioning import Conditioning
 from golden.feedback import Feedback
+from golden.learned_sinks import LearnedSinks
 from golden.tables import load_words
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.cycle_model import code_bound
 from kvtq_hw.contract.layout import MemoryLayout
+from sim.bench.stimulus import random_learned_sinks
 from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import (
     DDR4,
@@ -47,6 +49,7 @@ class Heads:
     ) -> None:
         self.config, self.code = config, code
         self.random = torch.Generator().manual_seed(5)
+        self.numbers = np.random.default_rng(5)
         parsed = CacheCode.parse(code)
         self.layout = MemoryLayout(config, [parsed], count, 20, base=0x100)
         self.memory = np.zeros(self.layout.bytes, np.uint8)
@@ -105,9 +108,15 @@ class Heads:
                 head.append(*vectors)
                 for vectors_of in (head.keys, head.values):
                     self.nonzeros += int(vectors_of.planes().digits.count_nonzero())
-                expected.append(head.attend(queries, exponents))
+                sinks = random_learned_sinks(self.numbers, self.config)
+                learned_sinks = LearnedSinks(*torch.from_numpy(sinks))
+                expected.append(head.attend(queries, exponents, learned_sinks))
                 descriptor = descriptors.job(
-                    tokens, append=True, query_exponent=exponents.tolist(), first=tokens == 1
+                    tokens,
+                    append=True,
+                    query_exponent=exponents.tolist(),
+                    first=tokens == 1,
+                    learned_sinks=learned_sinks,
                 )
                 jobs.append(AcceleratorJob(descriptor, vectors.numpy(), queries.numpy()))
         return jobs, expected

@@ -287,17 +287,23 @@ class EngineConfig(BaseModel):
         """Largest integer running maximum; its smallest value comes from the smallest score.
 
         The running maximum is ceil(score / 2**F), or is raised above all scores. When the running
-        maximum is k above all scores, a weight is at most 2 * 2**(W-k), rounding included, and the
-        next raise needs a sum of weights of `sum_limit`: 2**k <= 2 * max_context * 2**W /
-        sum_limit. A raise adds one to the largest such k.
+        maximum is k above all scores, a token's weight is at most 2 * 2**(W-k), rounding included,
+        a learned sink's is below 2 * 2**W, and the next raise needs a sum of weights of
+        `sum_limit` = L * 2**W: 2**k <= 2 * max_context / (L - 2) <= 4 * max_context / L. A raise
+        adds one to the largest such k. Where a learned sink starts from a maximum above that, no
+        raise follows.
         """
-        ceiling = 1 << (self.score_bits - 1 - self.score_fraction_bits)
         ratio = self.max_context // (self.sum_limit >> self.weight_bits)
-        return ceiling + (ratio.bit_length() + 1 if ratio > 1 else 0)
+        return self.ceiling_max + (ratio.bit_length() + 2 if ratio > 1 else 0)
+
+    @property
+    def ceiling_max(self) -> int:
+        """Largest ceil(score / 2**F); the smallest is -ceiling_max."""
+        return 1 << (self.score_bits - 1 - self.score_fraction_bits)
 
     @property
     def maximum_bits(self) -> int:
-        """Signed width of the integer running maximum."""
+        """Signed width of the integer running maximum, and of a learned sink's `sink_maximum`."""
         return signed_bits(self.maximum_max)
 
     @property
@@ -319,9 +325,10 @@ class EngineConfig(BaseModel):
         """Largest softmax denominator.
 
         A block adds at most B * 2**W <= `sum_limit`, either to a sum below the limit or to half of
-        a sum that is at most twice the limit. So the sum stays at most twice the limit.
+        a sum that is at most twice the limit. So the sum stays at most twice the limit. It starts
+        below 2 * 2**W, the end of the range of a learned sink's weight, and so below the limit.
         """
-        return min(2 * self.sum_limit, self.max_context << self.weight_bits)
+        return min(2 * self.sum_limit, ((self.max_context + 2) << self.weight_bits) - 1)
 
     @property
     def sum_of_weights_bits(self) -> int:
@@ -360,9 +367,11 @@ class EngineConfig(BaseModel):
 
         A rescale by s > 0 rounds the sum down to sum' and |acc| up. The bound
         ``|acc| <= a * (sum + x)`` becomes ``a * (sum' + 1 - 2**-s + x * 2**-s) + 1``; with
-        ``x = 1 + 2 / a`` the first form of the bound holds after every rescale.
+        ``x = 1 + 2 / a`` the first form of the bound holds after every rescale. Here `sum` is the
+        tokens' part of the denominator, without a learned sink, rescaled on its own: it is at most
+        the denominator, and at most max_context * 2**W.
         """
-        weights = self.sum_of_weights_max + 1
+        weights = min(2 * self.sum_limit, self.max_context << self.weight_bits) + 1
         rounded = -(-self.mantissa_max * weights >> self.scale_fraction_bits)
         scaled = min(rounded + self.max_context // 2, 2 * weights)
         return signed_bits(self.code_max * scaled + 2)

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 
 from golden.engine import Attention, attend
+from golden.learned_sinks import LearnedSinks
 from golden.queries import Queries
 from kvtq_hw.contract.config import EngineConfig
-from sim.bench.stimulus import Vectors, random_vectors
+from sim.bench.stimulus import Vectors, random_learned_sinks, random_vectors
 from sim.verilated.engine import Job
 from sim.verilated.slices import SliceBuffer
 
@@ -28,18 +29,31 @@ class Case:
     saturated: int
 
 
-def make_case(config: EngineConfig, keys: Vectors, values: Vectors, queries: Queries) -> Case:
-    """Make a job over these vectors, for queries [G, 1, D]."""
+def make_case(
+    config: EngineConfig,
+    keys: Vectors,
+    values: Vectors,
+    queries: Queries,
+    learned_sinks: NDArray[np.int64],
+) -> Case:
+    """Make a job over these vectors, for queries [G, 1, D] with learned sinks [2, G]."""
     key_buffer, value_buffer = SliceBuffer(config, "key"), SliceBuffer(config, "value")
     key_buffer.append(keys.golden(), keys.planes)
     value_buffer.append(values.golden(), values.planes)
-    result: Attention = attend(config, queries, keys.golden(), values.golden())
+    result: Attention = attend(
+        config,
+        queries,
+        keys.golden(),
+        values.golden(),
+        learned_sinks=LearnedSinks(*torch.from_numpy(learned_sinks)),
+    )
     job = Job(
         queries.values[:, 0].numpy(),
         queries.exponent[:, 0].numpy(),
         values.largest_exponent,
         key_buffer,
         value_buffer,
+        learned_sinks,
     )
     return Case(job, keys, values, result.values[:, 0].numpy(), int(result.saturated))
 
@@ -60,8 +74,9 @@ def random_case(
     value_planes: Sequence[int] | NDArray[np.int64],
     code: str = "any",
 ) -> Case:
-    """Make a job over random vectors with the given numbers of planes."""
+    """Make a job over random vectors with the given numbers of planes, and learned sinks."""
     rng = np.random.default_rng(seed)
     keys = random_vectors(rng, config, key_planes, code=code)
     values = random_vectors(rng, config, value_planes, code=code)
-    return make_case(config, keys, values, random_queries(rng, config))
+    queries = random_queries(rng, config)
+    return make_case(config, keys, values, queries, random_learned_sinks(rng, config))

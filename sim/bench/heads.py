@@ -20,6 +20,7 @@ from golden.cache.memory_image import MemoryImage
 from golden.conditioning import Conditioning
 from golden.engine import Attention
 from golden.feedback import Feedback
+from golden.learned_sinks import LearnedSinks
 from golden.tables import load_words
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
@@ -28,6 +29,7 @@ from kvtq_hw.contract.registers import JobStatus
 from sim.bench.job_cases import WRONG, wrong_job
 from sim.bench.scheduler_rules import IN_FLIGHT
 from sim.bench.scoreboard import Mismatch
+from sim.bench.stimulus import random_learned_sinks
 from sim.host.descriptors import HeadDescriptors
 
 __all__ = ["Heads", "Output", "Planned", "page_before"]
@@ -146,6 +148,9 @@ class Heads:
         middle = config.head_dim.bit_length() + 27 - config.score_fraction_bits
         return self.rng.integers(middle - 3, middle + 4, config.query_group).tolist()
 
+    def _random_learned_sinks(self) -> LearnedSinks:
+        return LearnedSinks(*torch.from_numpy(random_learned_sinks(self.rng, self.config)))
+
     def plan(
         self, head: int, *, append: bool = True, attend: bool = True, wrong: str | None = None
     ) -> Planned:
@@ -165,6 +170,7 @@ class Heads:
             query_exponent=self.random_exponents() if attend else None,
             first=head in self.unknown,
             value_exponent=self._golden[head].value_exponent if head in self.unknown else 0,
+            learned_sinks=self._random_learned_sinks() if attend else None,
         )
         if wrong:
             job = wrong_job(self.config, job, wrong)
@@ -275,8 +281,13 @@ class Heads:
             head.append(*torch.from_numpy(job.vectors))
         if job.queries is None or output is None:
             return
-        exponents = torch.tensor(job.descriptor["query_exponent"])
-        expected: Attention = head.attend(torch.from_numpy(job.queries), exponents)
+        exponents, *learned_sinks = (
+            torch.tensor(job.descriptor[name])
+            for name in ("query_exponent", "sink_maximum", "sink_weight")
+        )
+        expected: Attention = head.attend(
+            torch.from_numpy(job.queries), exponents, LearnedSinks(*learned_sinks)
+        )
         if not np.array_equal(output.values, expected.values[:, 0].numpy()):
             raise Mismatch(f"outputs of job {number}: {output.values}, expected {expected.values}")
         if output.exponent != int(expected.exponent[0]):

@@ -287,7 +287,7 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
     ]
     residual = flag()
     address, constant = 1 << config.address_bits, 1 << ABSMEAN_CONSTANT_BITS
-    exponent = 1 << (config.query_exponent_bits - 1)
+    exponent, maximum = 1 << (config.query_exponent_bits - 1), 1 << (config.maximum_bits - 1)
     return {
         **{name: flag() for name in ("rotate", "centre", "first")},
         "append": append,
@@ -314,4 +314,6 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
         },
         "value_exponent": int(rng.integers(1 << config.scale_exponent_bits)),
         "query_exponent": rng.integers(-exponent, exponent, config.query_group).tolist(),
+        "sink_maximum": rng.integers(-maximum, maximum, config.query_group).tolist(),
+        "sink_weight": rng.integers(1 << config.weight_width, size=config.query_group).tolist(),
     }

@@ -175,9 +175,10 @@ class RegisterModel:
             ("tier_constant", "tier_constant"),
         ):
             fields[name] = self._only(register)
-        width = Shape.cast(layout["query_exponent"].shape.elem_shape).width
-        exponents = (self._only("query_exponent", g) for g in range(self.config.query_group))
-        fields["query_exponent"] = [e - (e >> (width - 1) << width) for e in exponents]
+        for name in ("query_exponent", "sink_maximum", "sink_weight"):
+            shape = Shape.cast(layout[name].shape.elem_shape)
+            words = (self._only(name, g) for g in range(self.config.query_group))
+            fields[name] = [_cut(word, shape) for word in words]
         for side in SIDES:
             fields[f"{side}_constants"] = [
                 self._only(f"{side}_constant", run) for run in range(self.config.max_planes)
@@ -248,6 +249,12 @@ class RegisterModel:
 
 def _place(address: int) -> int:
     return address // WORD_BYTES * WORD_BYTES
+
+
+def _cut(word: int, shape: Shape) -> int:
+    """Return a number in the low bits of a word."""
+    bits = word & ((1 << shape.width) - 1)
+    return bits - (bits >> (shape.width - 1) << shape.width) if shape.signed else bits
 
 
 def _strobed(data: int, strobes: int) -> int:

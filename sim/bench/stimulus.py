@@ -19,6 +19,7 @@ __all__ = [
     "element_payloads",
     "plain_trit_payloads",
     "random_elements",
+    "random_learned_sinks",
     "random_planes",
     "random_trits",
     "random_vectors",
@@ -166,6 +167,18 @@ def random_planes(
         "mixed": (1, config.max_planes),
     }[kind]
     return rng.integers(low, high + 1, count)
+
+
+def random_learned_sinks(rng: np.random.Generator, config: EngineConfig) -> NDArray[np.int64]:
+    """Draw learned sinks: maxima and weights, int64 [2, G], in about two heads of three.
+
+    Maxima have all magnitudes; a head without a learned sink has the weight 0.
+    """
+    group, one = config.query_group, 1 << config.weight_bits
+    maximum = rng.integers(-config.ceiling_max, config.ceiling_max + 1, group)
+    maximum >>= rng.integers(0, config.maximum_bits, group)
+    weight = rng.integers(one // 2, one + 1, group)
+    return np.stack([maximum, np.where(rng.random(group) < 2 / 3, weight, 0)])
 
 
 def random_vectors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cocotb
@@ -12,6 +12,7 @@ from cocotb.handle import HierarchyObject
 from numpy.typing import NDArray
 
 from golden.engine import attend
+from golden.learned_sinks import LearnedSinks
 from golden.queries import Queries
 from kvtq_hw.contract.cycle_model import uniform_job_cycles
 from rtl.layouts import counters_layout
@@ -20,6 +21,7 @@ from sim.bench.stimulus import (
     Vectors,
     element_payloads,
     plain_trit_payloads,
+    random_learned_sinks,
     random_planes,
     random_vectors,
 )
@@ -34,7 +36,7 @@ class Job:
 
     `exponent` is the job's value exponent if larger than the exponent of every value. With
     `written_zeros` zero digits come in the encoding that hardware writes, otherwise in both
-    encodings.
+    encodings. `learned_sinks` are maxima and weights [2, G]; no head has one when None.
     """
 
     queries: NDArray[np.int64]
@@ -43,6 +45,7 @@ class Job:
     values: Vectors
     exponent: int | None = None
     written_zeros: bool = False
+    learned_sinks: NDArray[np.int64] | None = None
 
     @property
     def tokens(self) -> int:
@@ -60,8 +63,14 @@ def random_job(
     code: str = "any",
     planes: str = "mixed",
     spread: int | None = None,
+    learned_sinks: bool = False,
 ) -> Job:
-    """Draw a job whose scores spread over about `spread` octaves (any number if None)."""
+    """Draw a job whose scores spread over about `spread` octaves (any number if None).
+
+    Parameters
+    ----------
+    learned_sinks : draw a learned sink of any height for about two heads of three
+    """
     config, rng = bench.config, bench.rng
     limits = (0, (1 << config.scale_exponent_bits) - 1) if spread is None else (10, 12)
     vectors = [
@@ -76,7 +85,8 @@ def random_job(
     # the widest product comes out at about 2**octaves, before its scale's exponent
     exponent = config.product_bits - config.score_fraction_bits - octaves + limits[1]
     exponents = np.clip(exponent + rng.integers(-1, 2, config.query_group), -128, 127)
-    return Job(queries, exponents, vectors[0], vectors[1])
+    job = Job(queries, exponents, vectors[0], vectors[1])
+    return replace(job, learned_sinks=random_learned_sinks(rng, config)) if learned_sinks else job
 
 
 def slices(bench: Bench, vectors: Vectors, kind: str, written_zeros: bool = False) -> Payloads:
@@ -114,10 +124,15 @@ async def run(
     exponents = [{"value_exponent": job.value_exponent} for job in jobs]
     saturated = 0
     for job in jobs:
+        sinks = job.learned_sinks
+        if sinks is None:
+            sinks = np.zeros((2, config.query_group), np.int64)
         descriptions.append(
             {
                 "last_token": job.tokens - 1,
                 "query_exponent": job.query_exponent.tolist(),
+                "sink_maximum": sinks[0].tolist(),
+                "sink_weight": sinks[1].tolist(),
             }
         )
         queries += [{"values": row} for row in job.queries.T.tolist()]
@@ -130,6 +145,7 @@ async def run(
             job.keys.golden(),
             job.values.golden(),
             exponent=torch.tensor([job.value_exponent]),
+            learned_sinks=LearnedSinks(*torch.from_numpy(sinks)),
         )
         saturated += int(attention.saturated)
         values = attention.values[:, 0]
@@ -167,7 +183,7 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
     bench = await Bench.start(dut, "engine")
     block = min(bench.config.block, 8)
     lengths = [int(bench.rng.integers(1, block)), 1, int(bench.rng.integers(1, 2 * block + 2))]
-    jobs = [random_job(bench, tokens) for tokens in lengths]
+    jobs = [random_job(bench, tokens, learned_sinks=True) for tokens in lengths]
     await run(bench, jobs, (source, sink))
 
 
@@ -187,6 +203,24 @@ async def lengths(dut: HierarchyObject) -> None:
     block = bench.config.block
     tokens = (1, block - 1, block, block + 1, 2 * block, 3 * block + 1)
     await run(bench, [random_job(bench, count, planes="fewest", spread=5) for count in tokens])
+
+
+@cocotb.test()
+async def learned_sinks(dut: HierarchyObject) -> None:
+    """Check learned sinks at, above and below all scores, in jobs of one token and of many.
+
+    Jobs with and without learned sinks follow each other.
+    """
+    bench = await Bench.start(dut, "engine")
+    config = bench.config
+    one = 1 << config.weight_bits
+    jobs = []
+    for height in (-config.ceiling_max, -1, 0, 1, config.ceiling_max):
+        for tokens in (1, config.block + 1):
+            job = random_job(bench, tokens, planes="fewest", spread=3)
+            sinks = np.full((2, config.query_group), ((height,), (one,)))
+            jobs += [replace(job, learned_sinks=sinks), job]
+    await run(bench, jobs)
 
 
 @cocotb.test()

@@ -8,7 +8,7 @@ from typing import Any
 import cocotb
 import numpy as np
 from cocotb.handle import HierarchyObject
-from cocotb.triggers import RisingEdge
+from cocotb.triggers import ClockCycles, RisingEdge
 
 from sim.bench.bench import STALL_MIXES, Bench
 from sim.bench.stimulus import Vectors, element_payloads, random_planes, random_vectors
@@ -95,14 +95,24 @@ async def watch_value_exponents(bench: Bench, seen: list[int]) -> None:
 
 
 async def run(
-    bench: Bench, lengths: list[int], source: str, sink: str, exponent_source: str | None = None
+    bench: Bench,
+    lengths: list[int],
+    source: str,
+    sink: str,
+    exponent_source: str | None = None,
+    starts_after: int = 0,
 ) -> None:
-    """Run jobs of these lengths and compare slices, their order over both streams, exponents."""
+    """Run jobs of these lengths and compare slices, their order over both streams, exponents.
+
+    Parameters
+    ----------
+    starts_after : cycles in which no start is taken
+    """
     config, rng = bench.config, bench.rng
     jobs: Payloads = []
     query_exponents: list[int] = []
     value_exponents: list[int] = []
-    keys, values, order = [], [], []
+    keys, values, order, starts = [], [], [], []
     width = config.query_exponent_bits
     for tokens in lengths:
         counts = random_planes(rng, config, tokens), random_planes(rng, config, tokens)
@@ -112,7 +122,13 @@ async def run(
         low, high = -(1 << (width - 1)), 1 << (width - 1)
         query_exponent = rng.integers(low, high, config.query_group)
         value_exponents.append(int(rng.integers(1 << config.scale_exponent_bits)))
-        jobs.append({"last_token": tokens - 1, "query_exponent": query_exponent.tolist()})
+        half, group = 1 << (config.maximum_bits - 1), config.query_group
+        start = {
+            "sink_maximum": rng.integers(-half, half, group).tolist(),
+            "sink_weight": rng.integers(1 << config.weight_width, size=group).tolist(),
+        }
+        starts.append(start)
+        jobs.append({"last_token": tokens - 1, "query_exponent": query_exponent.tolist(), **start})
         packed = sum(
             (int(x) & ((1 << width) - 1)) << (width * g) for g, x in enumerate(query_exponent)
         )
@@ -129,6 +145,8 @@ async def run(
     bench.drive("values", [p for s in values for p in s.inputs], source)
     bench.expect("key_slices", [p for s in keys for p in s.outputs], sink)
     bench.expect("value_slices", [p for s in values for p in s.outputs], sink)
+    await ClockCycles(bench.dut.clk, starts_after + 1)
+    bench.expect("starts", starts, sink)
     await bench.finish()
 
     bench.check(seen_query, query_exponents, "query exponents of the jobs")
@@ -171,6 +189,15 @@ async def late_value_exponent(dut: HierarchyObject) -> None:
         True,
         "the first value waited for its exponent",
     )
+
+
+@cocotb.test()
+async def start_taken_late(dut: HierarchyObject) -> None:
+    """Check that the next job waits until the start of the job before has been taken."""
+    bench = await Bench.start(dut, "sequencer")
+    await run(bench, [1] * 3, "none", "none", starts_after=100)
+    jobs, values = bench.drivers["jobs"].cycles, bench.drivers["values"].cycles
+    bench.check(jobs[1] > values[0] + 50, True, "the second job waited")
 
 
 @cocotb.test()

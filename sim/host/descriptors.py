@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from golden.learned_sinks import LearnedSinks
 from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS, RESIDUAL_RATIOS, absmean_constant
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
@@ -83,6 +84,7 @@ class HeadDescriptors:
         query_exponent: Sequence[int] | None = None,
         first: bool = False,
         value_exponent: int = 0,
+        learned_sinks: LearnedSinks | None = None,
     ) -> dict[str, Any]:
         """Return the descriptor of a job over `tokens` tokens, as `sim.host.driver` takes it.
 
@@ -93,7 +95,9 @@ class HeadDescriptors:
         query_exponent : exponent of each query, for a job that attends
         first : ignore values written before this job in the value exponent
         value_exponent : lower limit of the value exponent
+        learned_sinks : [G], for a job that attends, or None
         """
+        none = [0] * self._config.query_group
         tiers = self._code.tiers
         spread = tiers.spread(tokens)
         return {
@@ -111,7 +115,9 @@ class HeadDescriptors:
             "window_slot": spread.window_slot,
             "body_slot": spread.body_slot,
             "value_exponent": value_exponent,
-            "query_exponent": list(query_exponent or [0] * self._config.query_group),
+            "query_exponent": list(query_exponent or none),
+            "sink_maximum": learned_sinks.maximum.tolist() if learned_sinks else none,
+            "sink_weight": learned_sinks.weight.tolist() if learned_sinks else none,
         }
 
     def _visible_sinks(self, first: int) -> dict[str, dict[str, int]]:

@@ -48,9 +48,15 @@ def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, 
     for name in ("window_start", "window_slot", "body_slot"):
         write(name, slot=fields.pop(name, 0))
     write("tier_constant", constant=fields.pop("tier_constant", 0))
-    exponents = fields.pop("query_exponent", [0] * config.query_group)
-    for g in range(config.query_group):
-        write("query_exponent", g, exponent=exponents[g])
+    none = [0] * config.query_group
+    for name, field in (
+        ("query_exponent", "exponent"),
+        ("sink_maximum", "maximum"),
+        ("sink_weight", "weight"),
+    ):
+        values = fields.pop(name, none)
+        for g in range(config.query_group):
+            write(name, g, **{field: values[g]})
     for side in SIDES:
         constants = fields.pop(f"{side}_constants", [])
         for run in range(config.max_planes):

@@ -6,6 +6,7 @@ Conditions refer to a block's ports only, so they hold for any implementation.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
@@ -25,6 +26,8 @@ __all__ = [
     "room_for_scores",
     "sequencer_progress",
     "skid_order",
+    "start_before_weights",
+    "start_of_every_job",
     "stream_rules",
 ]
 
@@ -120,7 +123,7 @@ def sequencer_progress(sequencer: wiring.Component) -> Proof:
     willing = sequencer.query_full
     for port in inputs:
         willing = willing & port.valid
-    for port in outputs:
+    for port in (*outputs, sequencer.starts):
         willing = willing & port.ready
     moves = Cat(port.valid & port.ready for port in inputs).any()
     stuck = Signal()
@@ -130,6 +133,32 @@ def sequencer_progress(sequencer: wiring.Component) -> Proof:
     proof.never("two slices pass at once", passing[0] & passing[1])
     proof.reachable("a key slice passes", passing[0])
     proof.reachable("a value slice passes", passing[1])
+    return proof
+
+
+def start_of_every_job(sequencer: wiring.Component) -> Proof:
+    """Prove that the start of every job comes out unchanged, once, before the next job is taken."""
+    proof = Proof(dut=sequencer)
+    proof.free_block(sequencer)
+    job = sequencer.jobs
+    fields = Cat(Value.cast(job.payload.sink_maximum), Value.cast(job.payload.sink_weight))
+    source = SimpleNamespace(valid=job.valid, ready=job.ready, payload=fields)
+    _keeps_order(proof, source, sequencer.starts, 1, "start")
+    return proof
+
+
+def start_before_weights(online_softmax: wiring.Component) -> Proof:
+    """Prove that every job takes one start, before its first weight and not before its turn."""
+    proof = Proof(dut=online_softmax)
+    proof.free_block(online_softmax)
+    starts, weights = online_softmax.starts, online_softmax.o
+    begins = starts.valid & starts.ready
+    ends = weights.valid & weights.ready & weights.payload.job_end
+    jobs = _count(proof.module, begins, ends, 1)
+    proof.never("a job starts in another one", jobs > 1)
+    proof.never("a weight comes before the start", weights.valid & (jobs == 0))
+    proof.reachable("a job starts", begins)
+    proof.reachable("a job ends", ends)
     return proof
 
 

@@ -44,6 +44,7 @@ class Job:
     query_exponent : int64 [G]
     value_exponent : at least the largest exponent of the value scales
     keys, values : slices of all tokens
+    learned_sinks : `sink_maximum` and `sink_weight`, int64 [2, G]; no learned sinks when None
     """
 
     queries: NDArray[np.int64]
@@ -51,6 +52,7 @@ class Job:
     value_exponent: int
     keys: SliceBuffer
     values: SliceBuffer
+    learned_sinks: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -137,12 +139,19 @@ def _input_words(config: EngineConfig, jobs: Sequence[Job]) -> dict[str, NDArray
     group, dim = config.query_group, config.head_dim
     queries = np.reshape([job.queries.T for job in jobs], (len(jobs) * dim, group))
     exponents = np.reshape([job.query_exponent for job in jobs], (len(jobs), group))
+    none = np.zeros((2, group), np.int64)
+    sinks = np.reshape(
+        [none if job.learned_sinks is None else job.learned_sinks for job in jobs],
+        (len(jobs), 2, group),
+    )
     return {
         "job": pack_words(
             job_layout(config),
             {
                 "last_token": [job.keys.tokens - 1 for job in jobs],
                 "query_exponent": exponents,
+                "sink_maximum": sinks[:, 0],
+                "sink_weight": sinks[:, 1],
             },
         ),
         "value_exponent": pack_words(
