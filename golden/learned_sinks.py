@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kvtq_hw.contract.config import EngineConfig
 
-__all__ = ["LearnedSinks", "quantize_learned_sinks"]
+__all__ = ["LearnedSinks", "no_learned_sinks", "quantize_learned_sinks", "softmax"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,20 @@ class LearnedSinks:
     def present(self, config: EngineConfig) -> Tensor:
         """Return which heads have a learned sink, bool [..., G]."""
         return self.weight >= 1 << (config.weight_bits - 1)
+
+    def array(self) -> NDArray[np.int64]:
+        """Return maxima and weights as one array, int64 [2, ..., G]."""
+        return torch.stack([self.maximum, self.weight]).numpy()
+
+    def of_kv_head(self, head: int) -> LearnedSinks:
+        """Return the learned sinks [G] of one KV head's query heads, from those [kv_heads, G]."""
+        return LearnedSinks(self.maximum[head], self.weight[head])
+
+
+def no_learned_sinks(config: EngineConfig) -> LearnedSinks:
+    """Return what a job gives for the query heads [G] of a model without learned sinks."""
+    none = torch.zeros(config.query_group, dtype=torch.int64)
+    return LearnedSinks(none, none.clone())
 
 
 def quantize_learned_sinks(config: EngineConfig, logits: Tensor) -> LearnedSinks:
@@ -57,3 +73,21 @@ def quantize_learned_sinks(config: EngineConfig, logits: Tensor) -> LearnedSinks
     maximum = octaves.ceil()
     weight = torch.exp2(config.weight_bits + octaves - maximum)
     return LearnedSinks(maximum.long(), (weight + 0.5).floor().long())
+
+
+def softmax(scores: Tensor, logits: Tensor | None) -> Tensor:
+    """Compute the softmax of scores over tokens, with learned sinks in the denominator.
+
+    Parameters
+    ----------
+    scores : float [..., G, I, T]
+    logits : float [..., G], natural logarithms, or None
+
+    Returns
+    -------
+    Weights [..., G, I, T]; without learned sinks, NaN where all scores are minus infinity
+    """
+    if logits is None:
+        return torch.softmax(scores, -1)
+    sinks = logits[..., None, None].to(scores.dtype).expand(*scores.shape[:-1], 1)
+    return torch.softmax(torch.cat([scores, sinks], -1), -1)[..., :-1]

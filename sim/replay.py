@@ -55,6 +55,7 @@ async def captured(dut: HierarchyObject) -> None:
                 _vectors(job.values, job.value_depths),
                 job.value_exponent,
                 written_zeros=True,
+                learned_sinks=job.learned_sinks.array(),
             )
         ],
     )

@@ -26,7 +26,7 @@ ATTENTION = "kvtq_ternary"
 
 # Arguments by which some models change the attention itself. Ignoring such an argument would give
 # wrong outputs silently.
-_UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+_UNSUPPORTED = ("softcap", "position_bias")
 
 
 @torch.compiler.disable
@@ -38,6 +38,7 @@ def ternary_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute the attention of `query` [batch, heads, I, D] over all tokens of a cache layer.
@@ -50,6 +51,7 @@ def ternary_attention(
     attention_mask : bool [batch, 1, I, T], true where a query sees a token; None for causal
         attention of the newest I tokens, in a layer with a sliding window to its tokens
     scaling : factor on the scores, 1 / sqrt(D) when None
+    s_aux : learned sinks [heads]: a logit of each query head in the denominator of its softmax
 
     Returns
     -------
@@ -87,7 +89,8 @@ def ternary_attention(
             "allowed are codes with sinks=0"
         )
     key.settle(visible)
-    job = AttentionJob(cast(int, module.layer_idx), queries, key, visible)
+    sinks = None if s_aux is None else s_aux.detach().unflatten(0, (key.kv_heads, -1))
+    job = AttentionJob(cast(int, module.layer_idx), queries, key, visible, sinks)
     outputs = key.conditioning.real_outputs(to_float(key.backend.attend(job)))
     return outputs.flatten(1, 2).transpose(1, 2).contiguous().to(query.dtype), None
 

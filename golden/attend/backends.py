@@ -75,6 +75,7 @@ class GoldenBackend:
                     other_keys and other_keys.of_queries(piece),
                     other_values and other_values.of_queries(piece),
                     places,
+                    learned_sinks=job.learned_sinks,
                 )
             )
         return rotated_back(
@@ -103,6 +104,7 @@ class FloatBackend:
             real(job.cache.values.planes()),
             job.visible,
             *(version.map(real) for version in job.recent or ()),
+            sink_logits=job.sink_logits,
         )
         return job.cache.conditioning.rotated_back(outputs)
 
@@ -233,8 +235,9 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
 
     Tensors are named ``queries.values``, ``queries.exponent``, ``keys.digits``, ``keys.unit``,
     ``keys.fraction``, ``keys.exponent``, the same for ``values``, ``value_exponent``,
-    ``expected.values``, ``expected.exponent``, ``found.values``, ``found.exponent``, and
-    ``visible`` where not all tokens are visible. The metadata hold the layer and the configuration.
+    ``expected.values``, ``expected.exponent``, ``found.values``, ``found.exponent``; ``visible``
+    where not all tokens are visible; ``sink_maximum`` and ``sink_weight`` of a layer with learned
+    sinks. The metadata hold the layer and the configuration.
     """
     tensors = {"queries.values": job.queries.values, "queries.exponent": job.queries.exponent}
     tensors["value_exponent"] = job.value_exponent
@@ -246,6 +249,9 @@ def save_job(path: Path, job: AttentionJob, expected: Attention, found: Attentio
         tensors[f"{name}.exponent"] = result.exponent
     if job.visible is not None:
         tensors["visible"] = job.visible
+    if job.learned_sinks is not None:
+        tensors["sink_maximum"] = job.learned_sinks.maximum
+        tensors["sink_weight"] = job.learned_sinks.weight
     metadata = {"layer": str(job.layer_index), "config": job.cache.config.model_dump_json()}
     write_tensors(path, "inputs of the difference", tensors, metadata)
 

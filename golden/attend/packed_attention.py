@@ -27,6 +27,7 @@ from golden.cache.attention_job import AttentionJob
 from golden.cache.plane_store import PlaneView
 from golden.cache.tiered_store import TieredView
 from golden.compiled import Array, Fields, compiled, loop_part
+from golden.learned_sinks import softmax
 from golden.packer import encode_table
 from kvtq_hw.contract.packing import DIGITS_PER_BYTE
 
@@ -76,19 +77,28 @@ def attend_one(job: AttentionJob) -> Tensor:
     sums = np.zeros((*shape, _LANES, tokens), np.float32)
     for run in _runs(cache.keys):
         _add_scores(run, tables, sums)
-    scores = torch.from_numpy(sums)
+    scores = torch.from_numpy(sums)[..., None, :]
+    sinks = _of_lanes(job.sink_logits)
     if job.visible is None:
-        weights = torch.softmax(scores, -1)
+        weights = softmax(scores, sinks)
     else:
-        scores = scores.masked_fill(~job.visible[:, :, None], -math.inf)
-        weights = torch.softmax(scores, -1).nan_to_num(0.0)  # a sequence that sees nothing
+        scores = scores.masked_fill(~job.visible[:, :, None, None], -math.inf)
+        weights = softmax(scores, sinks).nan_to_num(0.0)  # a sequence that sees nothing
     tables.fill(0)
-    of_tokens = weights.numpy()
+    of_tokens = weights[..., 0, :].contiguous().numpy()
     for run in _runs(cache.values):
         _scatter_weights(run, of_tokens, tables)
     outputs = np.empty(queries.shape)
     _empty_tables(tables, digits, bytes_of_groups, outputs)
     return torch.from_numpy(outputs)
+
+
+def _of_lanes(sink_logits: Tensor | None) -> Tensor | None:
+    """Arrange learned sinks [kv_heads, G] as [kv_heads, quads, 4]; 0 for lanes without a head."""
+    if sink_logits is None:
+        return None
+    padding = -sink_logits.shape[-1] % _LANES
+    return torch.nn.functional.pad(sink_logits, (0, padding)).unflatten(-1, (-1, _LANES))
 
 
 def _runs(stored: TieredView) -> Iterator[PackedRun]:

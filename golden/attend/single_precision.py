@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from golden.attend.packed_attention import attend_one
 from golden.cache.attention_job import AttentionJob
 from golden.dequantizer import dequantize
+from golden.learned_sinks import softmax
 from golden.planes import Planes
 from golden.second_version import SecondVersion
 
@@ -23,6 +23,8 @@ def attend(
     visible: Tensor | None = None,
     other_keys: SecondVersion[Tensor] | None = None,
     other_values: SecondVersion[Tensor] | None = None,
+    *,
+    sink_logits: Tensor | None = None,
 ) -> Tensor:
     """Compute softmax attention in float32.
 
@@ -32,6 +34,7 @@ def attend(
     keys, values : float32 [batch, kv_heads, T, D]
     visible : bool [batch, 1, I, T]; all tokens when None. A query that sees no token gets zeros.
     other_keys, other_values : second versions of some tokens, float32 [batch, kv_heads, M, D]
+    sink_logits : learned sinks [kv_heads, G], natural logarithms, or None
 
     Returns
     -------
@@ -45,7 +48,7 @@ def attend(
         other_keys.replace(scores, other_scores)
     if visible is not None:
         scores.masked_fill_(~visible[:, :, None], -math.inf)
-    weights = torch.softmax(scores, -1)
+    weights = softmax(scores, sink_logits)
     if visible is not None and not visible.any(-1).all():
         weights = weights.nan_to_num_(0.0)  # a row of -inf is NaN
     if other_values is None:
@@ -76,5 +79,6 @@ class SinglePrecisionBackend:
             real(job.cache.values.planes()),
             job.visible,
             *(version.map(real) for version in job.recent or ()),
+            sink_logits=job.sink_logits,
         )
         return rotated_back(outputs.double())

@@ -21,6 +21,7 @@ from golden.cache.stream_order import same_places, window_places
 from golden.cache.tiered_store import TieredView
 from golden.conditioning import Conditioning
 from golden.engine import Attention, Places
+from golden.learned_sinks import LearnedSinks, quantize_learned_sinks
 from golden.planes import Planes
 from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
@@ -166,12 +167,14 @@ class AttentionJob:
     cache : contents of the layer's cache, including the tokens of this pass
     visible : bool [batch, 1, I, T]; rows are prefixes of one set of tokens per sequence, in a layer
         with a sliding window the newest tokens of these prefixes; all tokens when None
+    sink_logits : learned sinks of the layer, float [kv_heads, G], natural logarithms; None without
     """
 
     layer_index: int
     scaled_queries: Tensor
     cache: CachePass
     visible: Tensor | None
+    sink_logits: Tensor | None = None
 
     @cached_property
     def real_queries(self) -> Tensor:
@@ -188,6 +191,13 @@ class AttentionJob:
         """The queries as the lanes take them."""
         rotate = self.cache.conditioning.rotate
         return query_conditioner(self.cache.config, self.host_queries, rotate)
+
+    @cached_property
+    def learned_sinks(self) -> LearnedSinks | None:
+        """The learned sinks [kv_heads, G] as a job gives them to the hardware."""
+        if self.sink_logits is None:
+            return None
+        return quantize_learned_sinks(self.cache.config, self.sink_logits)
 
     @cached_property
     def recent(self) -> SecondVersions | None:

@@ -26,6 +26,7 @@ from golden.causal import causal_mask
 from golden.conditioning import Conditioning, to_integers
 from golden.feedback import FACTOR_MAX, MAX_SHIFT, Feedback, feedback_from_hessian
 from golden.hadamard import hadamard
+from golden.learned_sinks import softmax
 from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
 from golden.llm.watching import LayerInputs, watched
@@ -214,7 +215,9 @@ class _LayerStatistics:
         projection = _output_projection(inputs.module, query.shape[0], dim)
         projection = projection.to(key.device).unflatten(0, (kv_heads, -1))
         through = projection.mT @ projection  # [kv_heads, G, D, D]
-        importance = _importance(grouped, key, value, through, self._window)
+        sinks = inputs.sink_logits
+        of_groups = None if sinks is None else sinks.float().unflatten(0, (kv_heads, -1))
+        importance = _importance(grouped, key, value, through, self._window, of_groups)
         rotated = hadamard(grouped)
         self.tokens += tokens
         self.key_sum = self.key_sum + key.double().sum(-2).cpu()
@@ -228,7 +231,12 @@ class _LayerStatistics:
 
 
 def _importance(
-    queries: Tensor, keys: Tensor, values: Tensor, through: Tensor, window: int | None
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    through: Tensor,
+    window: int | None,
+    sink_logits: Tensor | None,
 ) -> Tensor:
     """Return how much an error in a query's scores changes the output, float [kv_heads, G, T].
 
@@ -240,7 +248,7 @@ def _importance(
     tokens, dim = keys.shape[-2:]
     scores = queries @ keys[:, None].mT / math.sqrt(dim)
     causal = causal_mask(tokens, tokens, window, keys.device)
-    weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
+    weights = softmax(scores.masked_fill(~causal, -math.inf), sink_logits)
     outputs = weights @ values[:, None]
     seen_values, seen_outputs = values[:, None] @ through, outputs @ through
     distances = (

@@ -20,6 +20,7 @@ from torch import Tensor
 from golden.attend.backends import GoldenBackend
 from golden.cache.attention_job import AttentionJob
 from golden.engine import Attention, attend
+from golden.learned_sinks import LearnedSinks, no_learned_sinks
 from golden.planes import Planes
 from golden.queries import Queries
 from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
@@ -44,6 +45,7 @@ class Captured:
     keys, values : Planes [T, P, D]
     key_depths, value_depths : number of planes of each token, int64 [T]
     value_exponent : the contract's `value_exponent`
+    learned_sinks : [G]
     expected : outputs of the golden engine, int64 [G, D]
     """
 
@@ -57,12 +59,20 @@ class Captured:
     key_depths: Tensor
     value_depths: Tensor
     value_exponent: int
+    learned_sinks: LearnedSinks
     expected: Tensor
 
     def golden(self) -> Tensor:
         """Compute the outputs again with the golden engine: int64 [G, D]."""
         exponent = torch.tensor([self.value_exponent])
-        found = attend(self.config, self.queries, self.keys, self.values, exponent=exponent)
+        found = attend(
+            self.config,
+            self.queries,
+            self.keys,
+            self.values,
+            exponent=exponent,
+            learned_sinks=self.learned_sinks,
+        )
         return found.values[:, 0]
 
     def save(self, path: Path) -> None:
@@ -72,6 +82,8 @@ class Captured:
             "queries.exponent": self.queries.exponent,
             "key_depths": self.key_depths,
             "value_depths": self.value_depths,
+            "sink_maximum": self.learned_sinks.maximum,
+            "sink_weight": self.learned_sinks.weight,
             "expected": self.expected,
         }
         for name, planes in (("keys", self.keys), ("values", self.values)):
@@ -121,6 +133,7 @@ def load_captured(path: Path) -> Captured:
             values=values,
             key_depths=tensors["key_depths"],
             value_depths=tensors["value_depths"],
+            learned_sinks=LearnedSinks(tensors["sink_maximum"], tensors["sink_weight"]),
             expected=tensors["expected"],
         )
         _check(captured)
@@ -134,7 +147,7 @@ def load_captured(path: Path) -> Captured:
 def _expected(config: EngineConfig) -> dict[str, Expected]:
     """Return the tensors that a job's file must have: G query heads, T tokens, P planes."""
     group, dim = config.query_group, config.head_dim
-    exponent = 1 << (config.query_exponent_bits - 1)
+    exponent, maximum = 1 << (config.query_exponent_bits - 1), 1 << (config.maximum_bits - 1)
     depths = Expected(torch.int64, ("T",), 1, config.max_planes)
     found = {
         "queries.values": Expected(
@@ -143,6 +156,8 @@ def _expected(config: EngineConfig) -> dict[str, Expected]:
         "queries.exponent": Expected(torch.int64, (group, 1), -exponent, exponent - 1),
         "key_depths": depths,
         "value_depths": depths,
+        "sink_maximum": Expected(torch.int64, (group,), -maximum, maximum - 1),
+        "sink_weight": Expected(torch.int64, (group,), 0, (1 << config.weight_width) - 1),
         "expected": Expected(torch.int64, (group, dim), -(1 << 40), 1 << 40),
     }
     element = (config.element_min, config.element_max)
@@ -225,7 +240,11 @@ def _captured(job: AttentionJob, head: int, step: int) -> Captured:
     )
     queries = Queries(job.queries.values[0, head], job.queries.exponent[0, head])
     exponent = job.value_exponent[0, head]
-    attention = attend(cache.config, queries, keys, values, exponent=exponent)
+    sinks = job.learned_sinks
+    of_head = no_learned_sinks(cache.config) if sinks is None else sinks.of_kv_head(head)
+    attention = attend(
+        cache.config, queries, keys, values, exponent=exponent, learned_sinks=of_head
+    )
     return Captured(
         cache.config,
         job.layer_index,
@@ -237,6 +256,7 @@ def _captured(job: AttentionJob, head: int, step: int) -> Captured:
         key_depths,
         value_depths,
         int(exponent),
+        of_head,
         attention.values[:, 0],
     )
 

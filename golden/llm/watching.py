@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from golden.attend.plain_attention import plain_attention
 from golden.llm.models import LanguageModel
 
 __all__ = ["LayerInputs", "watched"]
@@ -26,6 +26,7 @@ class LayerInputs(NamedTuple):
     queries : [heads, T, D], not scaled
     keys, values : [kv_heads, T, D]
     scaling : factor on the scores
+    sink_logits : learned sinks [heads], natural logarithms; None without
     """
 
     module: nn.Module
@@ -33,6 +34,7 @@ class LayerInputs(NamedTuple):
     keys: Tensor
     values: Tensor
     scaling: float
+    sink_logits: Tensor | None = None
 
     @property
     def layer(self) -> int:
@@ -48,7 +50,7 @@ def watched(
 
     Parameters
     ----------
-    watch : returns the layer's outputs [heads, T, D], or None to leave them to PyTorch's attention
+    watch : returns the layer's outputs [heads, T, D], or None to leave them to `plain_attention`
     """
 
     def attention(
@@ -61,12 +63,11 @@ def watched(
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         factor = 1 / math.sqrt(key.shape[-1]) if scaling is None else scaling
-        outputs = watch(LayerInputs(module, query[0], key[0], value[0], factor))
+        inputs = LayerInputs(module, query[0], key[0], value[0], factor, kwargs.get("s_aux"))
+        outputs = watch(inputs)
         if outputs is not None:
             return outputs.transpose(0, 1)[None].contiguous(), None
-        return ALL_ATTENTION_FUNCTIONS["sdpa"](
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
-        )
+        return plain_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
     AttentionInterface.register(_WATCHED, attention)
     AttentionMaskInterface.register(_WATCHED, sdpa_mask)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from golden.conditioning import Conditioning
+from golden.learned_sinks import softmax
 from golden.llm.calibration import Calibration
 from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
@@ -139,7 +140,9 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
         moves[inputs.layer] = key_move, value_move
         grouped = query.unflatten(0, (key.shape[0], -1)) * inputs.scaling
         scores = grouped @ key[:, None].mT + (grouped @ key_move[:, None].mT) * body
-        weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
+        sinks = inputs.sink_logits
+        of_groups = None if sinks is None else sinks.unflatten(0, (key.shape[0], -1))
+        weights = softmax(scores.masked_fill(~causal, -math.inf), of_groups)
         outputs = weights @ value[:, None] + (weights * body) @ value_move[:, None]
         return outputs.flatten(0, 1).to(inputs.queries.dtype)
 

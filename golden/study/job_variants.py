@@ -7,7 +7,6 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from golden.engine import attend
 from golden.llm.capture import Captured
 from golden.planes import Planes
 from golden.scale import decode_scale, encode_scale
@@ -36,8 +35,7 @@ def as_integers(captured: Captured, cache_format: str) -> Captured:
         _integers(captured.config, config, planes) for planes in (captured.keys, captured.values)
     )
     exponent = max(captured.value_exponent, int(values.exponent.max()))
-    attention = attend(config, captured.queries, keys, values, exponent=torch.tensor([exponent]))
-    return dataclasses.replace(
+    job = dataclasses.replace(
         captured,
         config=config,
         keys=keys,
@@ -45,8 +43,8 @@ def as_integers(captured: Captured, cache_format: str) -> Captured:
         key_depths=torch.ones_like(captured.key_depths),
         value_depths=torch.ones_like(captured.value_depths),
         value_exponent=exponent,
-        expected=attention.values[:, 0],
     )
+    return dataclasses.replace(job, expected=job.golden())
 
 
 def without_zeros(captured: Captured, tensor: str) -> Captured:

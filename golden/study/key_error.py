@@ -21,6 +21,7 @@ from torch import Tensor
 
 from golden.causal import causal_mask
 from golden.conditioning import Conditioning
+from golden.learned_sinks import softmax
 from golden.llm.models import LanguageModel
 from golden.llm.watching import LayerInputs, watched
 from golden.study.coding_error import coding_errors
@@ -62,17 +63,17 @@ def score_errors(
     conditioning : one entry per layer
     """
     ids = language_model.tokenizer(documentation_text()[: 20 * _TOKENS]).input_ids[:_TOKENS]
-    layers: dict[int, tuple[Tensor, Tensor]] = {}
+    layers: dict[int, LayerInputs] = {}
 
     def keep(inputs: LayerInputs) -> None:
-        layers[inputs.layer] = inputs.queries.float() * inputs.scaling, inputs.keys
+        layers[inputs.layer] = inputs
 
     with watched(language_model, keep), torch.no_grad():
         language_model.model(language_model.placed(torch.tensor(ids))[None], use_cache=False)
     codes = code.for_layers(language_model.windows)
     return torch.stack(
         [
-            _layer_errors(config, of_layer, *layers[layer], entry)
+            _layer_errors(config, of_layer, layers[layer], entry)
             for layer, (of_layer, entry) in enumerate(zip(codes, conditioning, strict=True))
         ]
     ).cpu()
@@ -115,27 +116,21 @@ def warn_of_keys(
 
 
 def _layer_errors(
-    config: EngineConfig,
-    code: CacheCode,
-    queries: Tensor,
-    keys: Tensor,
-    conditioning: Conditioning,
+    config: EngineConfig, code: CacheCode, inputs: LayerInputs, conditioning: Conditioning
 ) -> Tensor:
-    """Return `score_errors` of a layer.
-
-    Parameters
-    ----------
-    queries : scaled queries [heads, T, D]
-    keys : [kv_heads, T, D]
-    """
+    """Return `score_errors` of a layer, [kv_heads]. A learned sink's score has no error."""
+    keys, sinks = inputs.keys, inputs.sink_logits
     errors = coding_errors(config, code, "key", keys, conditioning)
-    grouped = queries.double().unflatten(0, (len(keys), -1))
+    grouped = (inputs.queries.float() * inputs.scaling).double().unflatten(0, (len(keys), -1))
     scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, errors))
     tokens = scores.shape[-1]
     causal = causal_mask(tokens, tokens, code.tiers.sliding, scores.device)
-    weights = torch.softmax(scores.masked_fill(~causal, -math.inf), -1)
+    of_groups = None if sinks is None else sinks.unflatten(0, (len(keys), -1))
+    weights = softmax(scores.masked_fill(~causal, -math.inf), of_groups)
     common = (weights * moved).sum(-1, keepdim=True)
     variance = (weights * (moved - common).square()).sum(-1)  # [kv_heads, G, T]
+    if sinks is not None:
+        variance += (1 - weights.sum(-1)) * common[..., 0].square()
     return variance[..., _FIRST_QUERY:].mean((-2, -1)).sqrt()
 
 

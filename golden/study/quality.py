@@ -28,6 +28,7 @@ from safetensors.torch import save as serialized
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from golden.attend.plain_attention import PLAIN_ATTENTION
 from golden.cache.saturation import saturation
 from golden.llm.models import LanguageModel
 from golden.study.formats import CacheFormat
@@ -172,7 +173,7 @@ def evaluate_reference(
     """
     cache = DynamicCache()
     log_probabilities = torch.empty(0)
-    with language_model.attending_with("sdpa"):
+    with language_model.attending_with(PLAIN_ATTENTION):
         for start, logits in feed(language_model, tokens, cache, chunk, on_tokens):
             if start == 0:  # made whole: a concatenation of chunks would take twice the memory
                 log_probabilities = logits.new_empty(tokens.numel() - 1, logits.shape[-1])

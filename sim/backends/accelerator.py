@@ -126,7 +126,7 @@ class AcceleratorBackend:
             self.load(job)
             state = self._layers[job.layer_index]
         state.revision = job.cache.revision
-        queries, floors = job.host_queries, state.floors
+        queries, floors, sinks = job.host_queries, state.floors, job.learned_sinks
         jobs = []
         for head, descriptors in enumerate(self._descriptors[job.layer_index]):
             descriptor = descriptors.job(
@@ -135,6 +135,7 @@ class AcceleratorBackend:
                 query_exponent=queries.exponent[0, head, :, 0].tolist(),
                 first=floors is not None,
                 value_exponent=floors[head] if floors else 0,
+                learned_sinks=None if sinks is None else sinks.of_kv_head(head),
             )
             vectors = None
             if append and new is not None:

@@ -84,6 +84,7 @@ class EngineBackend:
         values = job.queries.values[0, :, :, 0]  # [kv_heads, G, D]
         exponents = job.queries.exponent[0, :, :, 0]
         value_exponent = job.value_exponent[0, :, 0]
+        sinks = job.learned_sinks
         run = self._engine.run(
             [
                 Job(
@@ -92,6 +93,7 @@ class EngineBackend:
                     value_exponent=int(value_exponent[index]),
                     keys=head.keys,
                     values=head.values,
+                    learned_sinks=None if sinks is None else sinks.of_kv_head(index).array(),
                 )
                 for index, head in enumerate(memory.heads)
             ]

@@ -214,12 +214,13 @@ async def learned_sinks(dut: HierarchyObject) -> None:
     bench = await Bench.start(dut, "engine")
     config = bench.config
     one = 1 << config.weight_bits
+    heights = (-config.ceiling_max, 1, 0, -1, config.ceiling_max)
     jobs = []
-    for height in (-config.ceiling_max, -1, 0, 1, config.ceiling_max):
-        for tokens in (1, config.block + 1):
-            job = random_job(bench, tokens, planes="fewest", spread=3)
-            sinks = np.full((2, config.query_group), ((height,), (one,)))
-            jobs += [replace(job, learned_sinks=sinks), job]
+    for number, height in enumerate(heights):
+        job = random_job(bench, 1 + number % 2 * config.block, planes="fewest", spread=3)
+        sinks = np.full((2, config.query_group), ((height,), (one,)))
+        plain = random_job(bench, 1 + number % 3, planes="fewest", spread=3)
+        jobs += [replace(job, learned_sinks=sinks), plain]
     await run(bench, jobs)
 
 

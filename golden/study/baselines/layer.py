@@ -65,13 +65,16 @@ class BaselinePass:
     values: VersionedVectors
     conditioning: Conditioning | None
 
-    def attend(self, queries: Tensor, visible: Tensor | None) -> Tensor:
+    def attend(
+        self, queries: Tensor, visible: Tensor | None, s_aux: Tensor | None = None
+    ) -> Tensor:
         """Compute the attention of the newest chunk.
 
         Parameters
         ----------
         queries : float32 [batch, heads, I, D], multiplied by the factor on the scores
         visible : bool [batch, 1, I, T]; the newest I tokens' causal attention when None
+        s_aux : learned sinks [heads], or None
 
         Returns
         -------
@@ -86,7 +89,10 @@ class BaselinePass:
             causal = torch.ones(shape, dtype=torch.bool, device=queries.device)
             visible = causal.tril(shape[1] - shape[0])[None, None]
         grouped = queries.unflatten(1, (keys.shape[1], -1))
-        outputs = attend(grouped, keys, values, visible, other_keys, other_values).flatten(1, 2)
+        sinks = None if s_aux is None else s_aux.unflatten(0, (keys.shape[1], -1))
+        outputs = attend(
+            grouped, keys, values, visible, other_keys, other_values, sink_logits=sinks
+        ).flatten(1, 2)
         if self.conditioning is not None:
             value_unit = unit(self.conditioning.value_exponent)
             outputs = self.conditioning.restore_outputs(outputs.double() / value_unit)
@@ -185,6 +191,7 @@ def baseline_attention(
     value: BaselinePass,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Compute attention of `query` [batch, heads, I, D] over a layer: [batch, I, heads, D].
@@ -202,7 +209,7 @@ def baseline_attention(
             "needs a BaselineCache: pass past_key_values=cache_format.make_cache()"
         )
     factor = 1 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    outputs = key.attend(query.float() * factor, attention_mask)
+    outputs = key.attend(query.float() * factor, attention_mask, s_aux)
     return outputs.transpose(1, 2).contiguous().to(query.dtype), None
 
 
