@@ -17,6 +17,14 @@ __all__ = ["Driver", "descriptor_words"]
 
 Write = tuple[int, int]
 
+#: Registers of one number, and arrays of a number per query head: the name of their only field.
+_NUMBERS = {
+    **dict.fromkeys(("tokens", "sink_tokens", "body_tokens", "window_tokens"), "count"),
+    **dict.fromkeys(("window_start", "window_slot", "body_slot"), "slot"),
+    "tier_constant": "constant",
+}
+_OF_HEADS = {"query_exponent": "exponent", "sink_maximum": "maximum", "sink_weight": "weight"}
+
 
 def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, int]:
     """Return the words of a job's descriptor by address.
@@ -43,18 +51,10 @@ def descriptor_words(config: EngineConfig, job: Mapping[str, Any]) -> dict[int, 
     write("digits", **{name: fields.pop(f"{name}_digits", 0) for name in tiers})
     write("table", index=fields.pop("table", 0))
     write("value_exponent", floor=fields.pop("value_exponent", 0))
-    for name in ("tokens", "sink_tokens", "body_tokens", "window_tokens"):
-        write(name, count=fields.pop(name, 0))
-    for name in ("window_start", "window_slot", "body_slot"):
-        write(name, slot=fields.pop(name, 0))
-    write("tier_constant", constant=fields.pop("tier_constant", 0))
-    none = [0] * config.query_group
-    for name, field in (
-        ("query_exponent", "exponent"),
-        ("sink_maximum", "maximum"),
-        ("sink_weight", "weight"),
-    ):
-        values = fields.pop(name, none)
+    for name, field in _NUMBERS.items():
+        write(name, **{field: fields.pop(name, 0)})
+    for name, field in _OF_HEADS.items():
+        values = fields.pop(name, [0] * config.query_group)
         for g in range(config.query_group):
             write(name, g, **{field: values[g]})
     for side in SIDES:
