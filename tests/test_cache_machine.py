@@ -50,6 +50,9 @@ CODES = [
     "balanced:2/1,sinks=3,window=6,feedback",
     "balanced:4/5,window=5",
     "residual:2/2,sinks=1,window=4,tier=3",
+    "balanced:3/2,sliding=7",
+    "balanced:2/1,sinks=3,window=6,sliding=13,feedback",
+    "residual:2/2,window=2,sliding=11",
 ]
 FIELDS = ("digits", "unit", "fraction", "exponent")
 MODULE = torch.nn.Module()
@@ -127,6 +130,23 @@ class Rules:
 
         return Planes(*map(chosen, FIELDS))
 
+    def order(self, context: int) -> list[int]:
+        """The tokens that the newest of so many sees, in the order of the contract."""
+        tiers = self.code.tiers
+        seen = range(max(0, context - (tiers.sliding or context)), context)
+        if tiers.sliding is None:
+            return list(seen)
+        window = min(tiers.window, tiers.sliding)
+        ring = tiers.sliding - window
+        recent = [t for t in seen if t >= max(tiers.sinks, context - window)]
+        body = [t for t in seen if tiers.sinks <= t < context - window]
+        start = (min(context, tiers.sliding) - window - tiers.sinks) % max(window, 1)
+        return [
+            *(t for t in seen if t < tiers.sinks),
+            *sorted(body, key=lambda t: (t - tiers.sinks) % ring),
+            *sorted(recent, key=lambda t: ((t - tiers.sinks) % window - start) % window),
+        ]
+
     def exponents(self, real: torch.Tensor) -> torch.Tensor:
         """The largest written until each token came, of real [batch, T] tokens."""
         first, second = largest(self.first), largest(self.second)
@@ -159,7 +179,7 @@ class CacheMachine(RuleBasedStateMachine):
     def forget(self) -> None:
         self.keys, self.values = (Rules(self.config, self.code, x) for x in ("key", "value"))
         self.real: torch.Tensor | None = None  # [batch, T]
-        self.behind = self.saturated = 0
+        self.behind = self.left = self.saturated = 0
 
     @property
     def tokens(self) -> int:
@@ -197,9 +217,8 @@ class CacheMachine(RuleBasedStateMachine):
         assert stored.revision is self.layer.revision is revision
         if not tokens:
             return
-        self.write(
-            states, padding if not self.tokens and not self.code.tiers.sinks else [0] * batch
-        )
+        padded = not (self.tokens or self.code.tiers.sinks or self.code.tiers.sliding)
+        self.write(states, padding if padded else [0] * batch)
         self.check_pass(stored, tokens)
         if attends:
             self.attend(stored, tokens, generator)
@@ -226,10 +245,18 @@ class CacheMachine(RuleBasedStateMachine):
             for n in (before, self.tokens)
         ]
         self.behind = min(body[1] - body[0], self.code.tiers.window)
+        self.left = self.unseen(self.tokens) - self.unseen(before)
+
+    def unseen(self, context: int) -> int:
+        """How many tokens have left the sliding window when there are so many."""
+        return max(0, context - (self.code.tiers.sliding or context))
 
     def visible(self, tokens: int) -> torch.Tensor:
         causal = torch.ones(tokens, self.tokens, dtype=torch.bool).tril(self.tokens - tokens)
-        return (causal & self.real[:, None])[:, None]
+        if self.code.tiers.sliding:
+            causal = causal.triu(self.tokens - tokens - self.code.tiers.sliding + 1)
+        seen = causal & self.real[:, None]
+        return seen[..., self.unseen(self.tokens - tokens + 1) :][:, None]
 
     def check_pass(self, stored, tokens: int) -> None:
         assert (stored.tokens, stored.new_tokens) == (self.tokens, tokens)
@@ -254,7 +281,8 @@ class CacheMachine(RuleBasedStateMachine):
                 if not self.real[row, context - 1]:
                     assert not outputs[row, new].any()
                     continue
-                used = self.real[row, :context].nonzero()[:, 0]
+                order = self.keys.order(context)
+                used = torch.tensor([t for t in order if self.real[row, t]])
                 one = replace(
                     queries,
                     values=queries.values[row, ..., new, None, :],
@@ -312,6 +340,12 @@ class CacheMachine(RuleBasedStateMachine):
     def crop(self, tokens) -> None:
         self.step()
         before, kept = self.layer.revision, self.tokens - tokens
+        needed = self.unseen(self.tokens) - self.unseen(max(kept, 0))
+        if kept > 0 and needed > self.left:
+            with pytest.raises(ValueError, match=r"^tokens_to_remove: .* or reset\(\)$"):
+                self.layer.crop(-tokens)
+            assert self.layer.revision is before
+            return
         if tokens and kept > 0 and self.code.tiers.window:
             body = [
                 max(0, n - self.code.tiers.sinks - self.code.tiers.window)
@@ -324,6 +358,7 @@ class CacheMachine(RuleBasedStateMachine):
                 assert self.layer.revision is before
                 return
             self.behind -= back
+        self.left -= needed
         self.layer.crop(-tokens)
         if self.tokens:
             assert (self.layer.revision is before) == (tokens == 0)
@@ -395,10 +430,11 @@ class CacheMachine(RuleBasedStateMachine):
             return
         parts = zip((self.layer.keys, self.layer.values), (self.keys, self.values), strict=True)
         for store, rules in parts:
+            gone = self.unseen(self.tokens)
             found, expected = deep(store.planes()), rules.planes(self.tokens)
             for name in FIELDS:
-                assert torch.equal(getattr(found, name), getattr(expected, name)), name
-            high = rules.high(self.tokens, self.tokens)
+                assert torch.equal(getattr(found, name), getattr(expected, name)[:, :, gone:]), name
+            high = rules.high(self.tokens, self.tokens)[gone:]
             digits = self.code.key_digits if rules is self.keys else self.code.value_digits
             assert store.view().depths().tolist() == [self.code.tier if x else digits for x in high]
 
