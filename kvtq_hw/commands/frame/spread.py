@@ -12,7 +12,6 @@ import io
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,9 @@ __all__ = ["ClusterSpread", "ModelPlace"]
 
 # A model's attention is set for one measurement at a time: a worker's other threads wait.
 _ONE_AT_A_TIME = Lock()
+
+# The model of a worker, under its place.
+_LOADED: dict[ModelPlace, LanguageModel] = {}
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,12 @@ def _unpacked(data: bytes) -> Formats:
     return torch.load(io.BytesIO(data), weights_only=False)
 
 
-@lru_cache(maxsize=1)
 def _model(place: ModelPlace) -> LanguageModel:
-    return place.load()
+    """Return a worker's model; another one is dropped before it is loaded."""
+    if place not in _LOADED:
+        _LOADED.clear()
+        _LOADED[place] = place.load()
+    return _LOADED[place]
 
 
 def _measure(
@@ -170,6 +175,7 @@ def _check_same(wanted: dict[str, Any], found: dict[str, Any]) -> None:
     """Raise `UserError` if a worker would measure something else than what is wanted."""
     for field in sorted(wanted.keys() | found.keys()):
         if wanted.get(field) != found.get(field):
+            _LOADED.clear()  # so that a model put right on the disk is loaded at the next try
             raise UserError(
                 f"{field}: {shown(found.get(field))} there is not {shown(wanted.get(field))} here; "
                 "must be the same model, and the same versions of packages"
