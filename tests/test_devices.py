@@ -160,13 +160,33 @@ def test_the_pretended_gpu_refuses_what_a_gpu_refuses():
 # --- dtypes ---------------------------------------------------------------------------------------
 
 
-def attention(code: str, dtype: torch.dtype, states: list[Tensor]) -> Tensor:
-    """The outputs of a layer's attention for queries, keys and values in a dtype."""
-    queries, keys, values = (x.to(dtype) for x in states)
-    layer = make_cache(CONFIG, CacheCode.parse(code), CALIBRATION, GoldenBackend()).layers[0]
-    result, _ = layer.update(keys, values)
+def attention(
+    code: str,
+    states: list[Tensor],
+    sinks: Tensor | None = None,
+    backend: str = "integer",
+) -> Tensor:
+    """The outputs of a layer's attention for queries, keys and values, with learned sinks."""
+    queries, keys, values = states
+    cache = make_cache(CONFIG, CacheCode.parse(code), CALIBRATION, BACKENDS[backend])
+    result, _ = cache.layers[0].update(keys, values)
     module = ON_CPU.model.model.layers[0].self_attn
-    return AttentionInterface()[ATTENTION](module, queries, result, result, None)[0]
+    return AttentionInterface()[ATTENTION](module, queries, result, result, None, s_aux=sinks)[0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_learned_sinks(backend):
+    code = "balanced:2/1,sinks=2,window=4,feedback"
+    generator = torch.Generator().manual_seed(1)
+    states = [torch.randn(1, heads, 12, 8, generator=generator) for heads in (4, 2, 2)]
+    sinks = torch.randn(4, generator=generator)
+    expected = attention(code, states, sinks, backend)
+    assert not torch.equal(expected, attention(code, states, None, backend))
+    with pretended_gpu():
+        there = [x.to(GPU) for x in states]
+        found = attention(code, there, sinks.to(GPU), backend)
+        assert found.device == GPU
+        assert torch.equal(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -177,8 +197,8 @@ def test_the_cache_s_attention_is_that_of_the_same_numbers_in_float32(code, dtyp
     states = [
         torch.randn(1, heads, 12, 8, generator=generator).to(dtype).float() for heads in (4, 2, 2)
     ]
-    expected = attention(code, torch.float32, states)
-    found = attention(code, dtype, states)
+    expected = attention(code, states)
+    found = attention(code, [x.to(dtype) for x in states])
     assert found.dtype == dtype
     assert torch.equal(found, expected.to(dtype))
 
