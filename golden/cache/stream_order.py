@@ -46,6 +46,8 @@ def same_places(tiers: Tiers, first: int, last: int) -> list[tuple[int, int]]:
     -------
     (first, last) of each run of contexts with the same places
     """
+    if tiers.sliding is None:
+        return [(first, last)]
     runs = [(first, first)]
     for context in range(first + 1, last + 1):
         start, end = runs[-1]
