@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import prompt, tiny_model, with_beginning
+from tiny_model import prompt, tiny_model, with_beginning, with_window
 
 from golden.attend.backends import FloatBackend, GoldenBackend
 from golden.attend.single_precision import SinglePrecisionBackend
@@ -167,6 +167,30 @@ def test_scores_by_hand_token_by_token(code):
         assert score.same_top1 == same, chunk
         assert (score.stored_bytes, score.stored_elements) == cache_format.stored(cache)
     assert score.kld > 0.01  # the code was in use
+
+
+@pytest.mark.parametrize("code", [*TERNARY, *BASELINES])
+def test_scores_of_a_model_with_sliding_windows(code):
+    """Chunks of any size give the scores of token by token, far from those without windows."""
+    model = with_window(LANGUAGE_MODEL, 11)
+    assert model.windows == (11, 11)
+    calibration = calibrate(model, prompt(60), tokens=50)
+    inputs = FormatInputs(model, model.engine_config(64), lambda: calibration)
+    cache_format = parse_format(code, inputs, SinglePrecisionBackend())
+    reference = evaluate_reference(model, TOKENS)
+    with torch.inference_mode():
+        plain = model.model(TOKENS[None], use_cache=False).logits[0, :-1].log_softmax(-1)
+    assert (reference.log_probabilities - plain).abs().max() < 1e-4
+    expected = evaluate_segment(model, reference, cache_format, chunk=1)
+    for chunk in (5, 16, 48):
+        score = evaluate_segment(model, reference, cache_format, chunk=chunk)
+        assert score.nll == pytest.approx(expected.nll, rel=1e-4), chunk
+        assert score.kld == pytest.approx(expected.kld, rel=1e-3), chunk
+        assert score.same_top1 == expected.same_top1, chunk
+        assert score.stored_bytes == expected.stored_bytes
+    assert expected.kld > 0.01  # the code was in use
+    full = evaluate_reference(LANGUAGE_MODEL, TOKENS)
+    assert evaluate_segment(model, full, cache_format).kld > 2 * expected.kld
 
 
 @pytest.mark.parametrize("code", TERNARY)

@@ -6,10 +6,22 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from golden.llm.models import LanguageModel
 
+#: What a Llama's and a Mistral's configuration have in common.
+LLAMA_FIELDS = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+)
 WORDS = [f"w{number}" for number in range(126)]
 
 
@@ -38,6 +50,15 @@ def tiny_model(seed: int = 0, *, head_dim: int = 8, query_group: int = 2) -> Lan
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", padding_side="left"
     )
     return LanguageModel("tiny", model, fast)
+
+
+def with_window(language_model: LanguageModel, window: int) -> LanguageModel:
+    """The tiny model as a Mistral, whose layers attend to a sliding window."""
+    config = language_model.model.config
+    fields = {name: getattr(config, name) for name in LLAMA_FIELDS}
+    model = MistralForCausalLM(MistralConfig(**fields, sliding_window=window)).eval()
+    model.load_state_dict(language_model.model.state_dict())
+    return LanguageModel(language_model.name, model, language_model.tokenizer)
 
 
 def with_beginning(language_model: LanguageModel) -> LanguageModel:
