@@ -8,21 +8,17 @@ import re
 import pytest
 import torch
 from tiny_model import prompt, tiny_model
-from transformers import MistralConfig, MistralForCausalLM
 
 from golden.attend.attention import ATTENTION
 from golden.attend.backends import FloatBackend, GoldenBackend
 from golden.llm.calibration import Calibration, calibrate
 from golden.llm.decoding import decode, make_cache
-from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
 from golden.study.allocator import (
-    Budget,
-    _gradients,
     allocate,
-    budget_of_bits,
-    budget_of_cycles,
     code_table,
+    digits_for_bits,
+    digits_for_cycles,
     measure_sensitivity,
 )
 from kvtq_hw.commands.frame.cli import run
@@ -40,7 +36,7 @@ TEXT = prompt(200, seed=7)
 @pytest.mark.parametrize("digits", [5, 7, 11, 15, 99])
 def test_allocation_is_the_best_of_all(seed, digits):
     losses = torch.rand(5, 3, generator=torch.Generator().manual_seed(seed))
-    found = allocate(losses, Budget((1,) * 5, digits))
+    found = allocate(losses, digits)
 
     def loss(choice):
         return sum(losses[index, n - 1].item() for index, n in enumerate(choice))
@@ -50,53 +46,9 @@ def test_allocation_is_the_best_of_all(seed, digits):
     assert loss(found) == pytest.approx(min(loss(c) for c in choices if sum(c) <= digits))
 
 
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("total", [23, 24, 31, 40, 57, 68, 69, 500])
-def test_allocation_is_the_best_where_digits_cost_different_amounts(seed, total):
-    """As in a model with sliding windows in some layers; a body without tokens costs nothing."""
-    costs = (3, 7, 0, 3, 10)
-    losses = torch.rand(5, 3, generator=torch.Generator().manual_seed(seed)).sort(-1, True).values
-    found = allocate(losses, Budget(costs, total))
-
-    def cost(choice):
-        return sum(n * each for n, each in zip(choice, costs, strict=True))
-
-    def loss(choice):
-        return sum(losses[index, n - 1].item() for index, n in enumerate(choice))
-
-    assert cost(found) <= total
-    choices = itertools.product((1, 2, 3), repeat=5)
-    assert loss(found) == pytest.approx(min(loss(c) for c in choices if cost(c) <= total))
-
-
-def test_costs_without_a_common_divisor_stay_within_a_large_budget():
-    losses = torch.rand(40, 5, generator=torch.Generator().manual_seed(0)).sort(-1, True).values
-    costs = tuple(1_000_003 + 17 * index for index in range(40))
-    budget = Budget(costs, 3 * sum(costs))
-    found = allocate(losses, budget)
-    spent = sum(n * each for n, each in zip(found, costs, strict=True))
-    assert 0.98 * budget.total < spent <= budget.total
-    assert allocate(losses, Budget(costs, sum(costs))) == [1] * 40
-
-
-def test_too_small_a_budget():
-    message = "total: 4 is not allowed; one digit per tensor costs 5"
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        allocate(torch.zeros(5, 3), Budget((1,) * 5, 4))
-
-
-def digits_of(budget: Budget) -> int:
-    """Largest total of digits where the digits of all four tensors cost the same, at most five."""
-    (cost,) = set(budget.costs)
-    return min(20, int(budget.total // cost)) if cost else 20
-
-
-def digits_for_bits(bits: float, tokens: int) -> int:
-    return digits_of(budget_of_bits(WIDE, [CODE] * LAYERS, bits, tokens))
-
-
-def digits_for_cycles(cycles: int, tokens: int) -> int:
-    return digits_of(budget_of_cycles(TINY, [CODE] * LAYERS, 3, cycles, tokens))
+def test_too_few_digits():
+    with pytest.raises(ValueError, match=r"^digits: 4 is not allowed; 5 tensors need at least 5$"):
+        allocate(torch.zeros(5, 3), 4)
 
 
 WIDE = TINY.replace(max_context=1024)
@@ -124,36 +76,12 @@ def stored_bits(calibration: Calibration, digits: list[int], tokens: int) -> flo
 def test_digits_for_bits_are_the_most_that_fit(
     calibration: Calibration, tokens: int, bits: float, digits: int
 ) -> None:
-    assert digits_for_bits(bits, tokens) == digits
+    assert digits_for_bits(WIDE, CODE, LAYERS, bits, tokens) == digits
     spread = [digits // 4 + (index < digits % 4) for index in range(4)]
     assert stored_bits(calibration, spread, tokens) <= bits
     one_more = [digit + (index == digits % 4) for index, digit in enumerate(spread)]
     assert sum(one_more) == digits + 1
     assert stored_bits(calibration, one_more, tokens) > bits
-
-
-@pytest.mark.parametrize("bits", [4.0, 5.0, 7.5])
-def test_bits_of_a_model_with_a_window_in_one_layer_are_those_it_stores(calibration, bits):
-    """The dearest allocation within a budget, counted by storing; no dearer one fits."""
-    windows, tokens = (24, None), 200
-    codes = CODE.for_layers(windows)
-    budget = budget_of_bits(WIDE, codes, bits, tokens)
-
-    def stored(digits: list[int]) -> float:
-        table = code_table("t", CODE, digits)
-        cache = make_cache(WIDE, table, calibration, GoldenBackend(), windows)
-        for layer in range(LAYERS):
-            cache.update(*torch.randn(2, 1, 2, tokens, 8), layer)
-        return cache.bits_per_element()
-
-    assert budget.costs[0] == budget.costs[1] < budget.costs[2] == budget.costs[3]
-    losses = -torch.arange(1.0, 6) * torch.tensor(budget.costs)[:, None]  # the most is the best
-    found = allocate(losses, budget)
-    assert stored(found) <= bits
-    for index in range(4):
-        if found[index] < 5:
-            more = [n + (place == index) for place, n in enumerate(found)]
-            assert stored(more) > bits
 
 
 @pytest.mark.parametrize("tokens", [6, 7, 40, 1024])
@@ -162,8 +90,8 @@ def test_bits_that_hold_five_digits_of_each_tensor_hold_no_more(
 ) -> None:
     """Eleven bits are five digits and a scale, for all tokens: 20 digits of the body as well."""
     assert stored_bits(calibration, [5] * 4, tokens) == 11
-    assert digits_for_bits(11.0, tokens) == 20
-    assert digits_for_bits(100.0, tokens) == 20
+    assert digits_for_bits(WIDE, CODE, LAYERS, 11.0, tokens) == 20
+    assert digits_for_bits(WIDE, CODE, LAYERS, 100.0, tokens) == 20
 
 
 @pytest.mark.parametrize(
@@ -178,7 +106,7 @@ def test_bits_that_are_too_few(
         f"bits: {bits} is too small for {CODE} at {tokens} tokens; allowed is at least {least}"
     )
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
-        digits_for_bits(bits, tokens)
+        digits_for_bits(WIDE, CODE, LAYERS, bits, tokens)
     assert stored_bits(calibration, [1] * 4, tokens) == pytest.approx(float(least), rel=5e-4)
 
 
@@ -187,7 +115,7 @@ def test_bits_that_are_too_few(
 )
 def test_digits_for_cycles_are_the_most_that_fit(tokens: int, cycles: int, digits: int) -> None:
     """Three KV heads of two layers; seven tokens in five digits, two slices per plane."""
-    assert digits_for_cycles(cycles, tokens) == digits
+    assert digits_for_cycles(TINY, CODE, 2, 3, cycles, tokens) == digits
 
     def bound(count: int) -> int:
         body = 3 * bound_cycles(TINY, tokens - 7, count, 0)
@@ -201,7 +129,7 @@ def test_digits_for_cycles_are_the_most_that_fit(tokens: int, cycles: int, digit
 def test_cycles_that_are_too_few(tokens: int, cycles: int, least: int) -> None:
     message = f"cycles: {cycles} is too small for {CODE} at {tokens} tokens; allowed is at least "
     with pytest.raises(UserError, match=f"^{re.escape(message)}{least}$"):
-        digits_for_cycles(cycles, tokens)
+        digits_for_cycles(TINY, CODE, 2, 3, cycles, tokens)
 
 
 def test_cycles_of_an_engine_that_takes_several_planes_per_slice() -> None:
@@ -210,7 +138,7 @@ def test_cycles_of_an_engine_that_takes_several_planes_per_slice() -> None:
         "cycles: tiny takes 1 planes of keys and 2 of values per cycle; allowed is one of each"
     )
     with pytest.raises(UserError, match=f"^{message}$"):
-        budget_of_cycles(several, [CODE] * 2, 3, 8000, 100)
+        digits_for_cycles(several, CODE, 2, 3, 8000, 100)
 
 
 def test_sensitivity_falls_with_digits():
@@ -255,22 +183,6 @@ def test_sensitivity_is_the_divergence_of_one_short_tensor():
                 divergence += (reference.exp() * (reference - short)).sum().item()
             ratio = losses[layer, 2].item() / (divergence / tokens)
             assert 2 / 3 < ratio < 3 / 2, (layer, which, ratio)
-
-
-def test_tokens_beyond_a_window_change_no_prediction():
-    """Gradients of a model with windows: those of its own attention, with the tokens it hides."""
-    torch.manual_seed(1)
-    config = MistralConfig(**{**tiny_model().model.config.to_dict(), "sliding_window": 8})
-    model = MistralForCausalLM(config).eval()
-    language_model = LanguageModel("it", model, tiny_model().tokenizer)
-    ids = torch.randint(2, 128, (40,), generator=torch.Generator().manual_seed(0))
-    code = CacheCode.parse("balanced:1/1,sinks=2,window=3")
-    passes = _gradients(language_model, ids, code)
-    wider = CacheCode.parse("balanced:1/1,window=8")  # nothing is left for the body
-    for of_layer in passes:
-        assert all(gradient.any() for gradient in of_layer.gradients)
-    for of_layer in _gradients(language_model, ids, wider):
-        assert not any(gradient.any() for gradient in of_layer.gradients)
 
 
 def test_command_writes_a_table_that_a_model_decodes_with(tmp_path, monkeypatch, capsys):

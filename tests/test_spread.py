@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden.study.allocator import Budget, budget_of_bits, budget_of_cycles
+from golden.study.allocator import digits_for_bits, digits_for_cycles
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.cycle_model import code_bound, code_job_cycles, token_job_cycles, token_slices
@@ -189,25 +189,19 @@ def test_budgets_are_spent_on_the_body_alone(code, tokens, spare):
     spread = [key + (index < value) for index in range(4)]
     codes = [code.with_digits(*pair) for pair in (spread[:2], spread[2:])]
     size = sum(cache_bytes(TINY, of_layer, tokens) for of_layer in codes)
-    elements = 2 * layers * TINY.head_dim * code.tiers.total(tokens, 1, 1)
+    elements = 2 * layers * TINY.head_dim * tokens
     bits = 8 * size / elements
-    same = [code] * layers
-
-    def bought(budget: Budget) -> int:
-        (cost,) = set(budget.costs)
-        return min(20, int(budget.total // cost)) if cost else 20
-
-    assert bought(budget_of_bits(TINY, same, bits + 1e-9, tokens)) == (digits if body else 20)
+    assert digits_for_bits(TINY, code, layers, bits + 1e-9, tokens) == (digits if body else 20)
     cycles = kv_heads * sum(code_bound(TINY, of_layer, tokens) for of_layer in codes)
-    assert bought(budget_of_cycles(TINY, same, kv_heads, cycles, tokens)) == (
+    assert digits_for_cycles(TINY, code, layers, kv_heads, cycles, tokens) == (
         digits if body else 20
     )
     for function, budget in (
-        (lambda b: budget_of_bits(TINY, same, b, tokens), bits - 1e-9),
-        (lambda b: budget_of_cycles(TINY, same, kv_heads, b, tokens), cycles - 1),
+        (lambda b: digits_for_bits(TINY, code, layers, b, tokens), bits - 1e-9),
+        (lambda b: digits_for_cycles(TINY, code, layers, kv_heads, b, tokens), cycles - 1),
     ):
         if digits == 4 or not body:
             with pytest.raises(UserError, match="is too small"):
                 function(budget)
         else:
-            assert bought(function(budget)) == digits - 1
+            assert function(budget) == digits - 1

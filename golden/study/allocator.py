@@ -1,8 +1,7 @@
 """Allocates digits per layer, for keys and for values, under a budget: where a digit helps most.
 
-A digit of a tensor (the body of a layer's keys or of its values) costs one plane per token of the
-body. A budget in bits or in cycles is what all digits may cost together. The body of a layer with a
-sliding window has fewer tokens, so that a digit costs less there.
+A digit costs the same in every tensor of the body (a layer's keys or its values), one plane per
+token. A budget in bits or in cycles is therefore a total number of digits.
 
 The loss of a tensor with few digits is estimated to second order. Let e_j be the error of token j's
 vector, and g_j the gradient of the negative log-likelihood with respect to this vector. The error
@@ -10,8 +9,8 @@ costs a divergence of ``(g_j . e_j)**2 / 2`` in expectation, if the text is draw
 own predictions, because the curvature of the divergence is then the covariance of the gradients.
 One backward pass per sequence gives g_j for all tensors; the quantizer gives e_j for every number
 of digits. The product is formed token by token, because vectors with large gradients are often
-small. Losses of tensors are assumed to add up. Dynamic programming over the cost then finds the
-allocation with the least sum.
+small. Losses of tensors are assumed to add up. Dynamic programming over the number of digits spent
+then finds the allocation with the least sum exactly.
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.learned_sinks import softmax
 from golden.llm.calibration import Calibration
@@ -38,12 +36,11 @@ from kvtq_hw.contract.layout import Side
 from kvtq_hw.contract.packing import plane_bytes, scale_bytes
 
 __all__ = [
-    "Budget",
     "Sensitivity",
     "allocate",
-    "budget_of_bits",
-    "budget_of_cycles",
     "code_table",
+    "digits_for_bits",
+    "digits_for_cycles",
     "measure_sensitivity",
 ]
 
@@ -55,25 +52,6 @@ _GAIN_OF_A_DIGIT = 9.0
 _SEQUENCE = 512
 # Seed of the sampled text; calibration uses seed 0, so the texts differ.
 _SEED = 1
-# Most steps of cost that dynamic programming tells apart.
-_STEPS = 100_000
-
-
-@dataclass(frozen=True)
-class Budget:
-    """What the digits of all tensors may cost, in bytes or in slices.
-
-    costs : cost of one digit in each tensor, keys before values per layer
-    total : most that all digits may cost together
-    """
-
-    costs: tuple[int, ...]
-    total: float
-
-    @property
-    def least(self) -> int:
-        """Cost of one digit in each tensor."""
-        return sum(self.costs)
 
 
 @dataclass(frozen=True)
@@ -148,15 +126,14 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
     """Run a text [T] forwards and backwards; return each layer's vectors and gradients."""
     ids = language_model.placed(ids)
     position = torch.arange(len(ids), device=ids.device)
-    codes = code.for_layers(language_model.windows)
+    causal = position[:, None] >= position
+    tiers = code.tiers
+    body = (position[:, None] - position >= max(tiers.window, 1)) & (position >= tiers.sinks)
     states: dict[int, tuple[Tensor, Tensor]] = {}
     moves: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(inputs: LayerInputs) -> Tensor:
         """Compute attention with a shift of zero added to keys and values in the body."""
-        tiers = codes[inputs.layer].tiers
-        causal = causal_mask(len(ids), len(ids), tiers.sliding, ids.device)
-        body = (position[:, None] - position >= max(tiers.window, 1)) & (position >= tiers.sinks)
         query, key, value = (x.float() for x in (inputs.queries, inputs.keys, inputs.values))
         key_move, value_move = (torch.zeros_like(x, requires_grad=True) for x in (key, value))
         states[inputs.layer] = key.detach(), value.detach()
@@ -198,15 +175,14 @@ def _errors(
     )
 
 
-def budget_of_bits(
-    config: EngineConfig, codes: Sequence[CacheCode], bits: float, tokens: int
-) -> Budget:
-    """Return what the body's digits may cost, in bytes, within a budget of true bits per element.
+def digits_for_bits(
+    config: EngineConfig, code: CacheCode, layers: int, bits: float, tokens: int
+) -> int:
+    """Return the largest total of digits of all tensors within a budget of true bits per element.
 
     Parameters
     ----------
-    codes : code of each layer with the layer's sliding window; its digits are ignored
-    bits : budget per stored element at a context of `tokens` tokens, scales and tiers included
+    bits : budget per cached element at a context of `tokens` tokens, scales and tiers included
 
     Raises
     ------
@@ -214,26 +190,27 @@ def budget_of_bits(
         When one digit per tensor, or the tiers alone, exceed the budget.
     """
     plane, scale = plane_bytes(config.packing, config.head_dim), scale_bytes(config)
-    elements = 2 * config.head_dim * sum(code.tiers.total(tokens, 1, 1) for code in codes)
-    budget = _budget(codes, config, tokens, plane, scale, bits * elements / 8)
-    if budget.least > budget.total:
-        fixed = bits * elements / 8 - budget.total
-        least = (fixed + budget.least) * 8 / elements
+    vectors = 2 * layers
+    elements = config.head_dim * vectors * tokens
+    tier = code.tier_digits(config.max_planes) * plane + scale
+    fixed = vectors * code.tiers.total(tokens, tier, scale)
+    per_digit = code.tiers.total(tokens, 0, plane)  # bytes of one tensor's body
+    if fixed + vectors * per_digit > bits * elements / 8:
+        least = (fixed + vectors * per_digit) * 8 / elements
         raise UserError(
-            f"bits: {bits} is too small for {codes[0]} at {tokens} tokens; allowed is at least "
+            f"bits: {bits} is too small for {code} at {tokens} tokens; allowed is at least "
             f"{least:.4g}"
         )
-    return budget
+    return _within(config, vectors, bits * elements / 8 - fixed, per_digit)
 
 
-def budget_of_cycles(
-    config: EngineConfig, codes: Sequence[CacheCode], kv_heads: int, cycles: int, tokens: int
-) -> Budget:
-    """Return what the body's digits may cost within a budget of slices per decode step.
+def digits_for_cycles(
+    config: EngineConfig, code: CacheCode, layers: int, kv_heads: int, cycles: int, tokens: int
+) -> int:
+    """Return the largest total of digits of all tensors within a budget of slices per decode step.
 
     Parameters
     ----------
-    codes : code of each layer with the layer's sliding window; its digits are ignored
     cycles : budget of all layers and KV heads at a context of `tokens` tokens
 
     Raises
@@ -247,75 +224,55 @@ def budget_of_cycles(
             f"cycles: {config.name} takes {config.key_planes_per_cycle} planes of keys and "
             f"{config.value_planes_per_cycle} of values per cycle; allowed is one of each"
         )
-    budget = _budget(codes, config, tokens, kv_heads * config.slices, 0, cycles)
-    if budget.least > budget.total:
+    vectors = 2 * layers
+    slices = kv_heads * config.slices
+    fixed = vectors * code.tiers.total(tokens, code.tier_digits(config.max_planes) * slices, 0)
+    per_digit = code.tiers.total(tokens, 0, slices)
+    if fixed + vectors * per_digit > cycles:
         raise UserError(
-            f"cycles: {cycles} is too small for {codes[0]} at {tokens} tokens; allowed is at least "
-            f"{cycles - budget.total + budget.least:.0f}"
+            f"cycles: {cycles} is too small for {code} at {tokens} tokens; allowed is at least "
+            f"{fixed + vectors * per_digit}"
         )
-    return budget
+    return _within(config, vectors, cycles - fixed, per_digit)
 
 
-def _budget(
-    codes: Sequence[CacheCode],
-    config: EngineConfig,
-    tokens: int,
-    plane: int,
-    scale: int,
-    total: float,
-) -> Budget:
-    """Return the budget of digits that is left of `total` beside the tiers and all scales.
-
-    Parameters
-    ----------
-    plane, scale : cost of a plane and of a vector's scale
-    """
-    costs, fixed = [], 0
-    for code in codes:
-        tier = code.tier_digits(config.max_planes) * plane + scale
-        fixed += 2 * code.tiers.total(tokens, tier, scale)
-        costs += [code.tiers.total(tokens, 0, plane)] * 2
-    return Budget(tuple(costs), total - fixed)
+def _within(config: EngineConfig, vectors: int, budget: float, per_digit: int) -> int:
+    """Return the total of digits within a budget; digits are free if the body has no tokens."""
+    most = vectors * min(MAX_DIGITS, config.max_planes)
+    return most if per_digit == 0 else min(most, int(budget // per_digit))
 
 
-def allocate(losses: Tensor, budget: Budget) -> list[int]:
-    """Return the digits of each tensor within a budget, with the least sum of losses.
-
-    Where the tensors' digits cost the same, the sum is exactly the least. Else costs are rounded up
-    to a `_STEPS`-th of the budget, if they have no larger common divisor.
+def allocate(losses: Tensor, digits: int) -> list[int]:
+    """Return the digits of each tensor, at most `digits` in total, with the least sum of losses.
 
     Parameters
     ----------
     losses : [n, N], loss of each of n tensors with 1 .. N digits
+    digits : largest total, at least n
 
     Raises
     ------
     ValueError
-        When the budget is too small for one digit per tensor.
+        When there are fewer digits than tensors.
     """
-    if budget.total < budget.least:
-        raise ValueError(
-            f"total: {budget.total} is not allowed; one digit per tensor costs {budget.least}"
-        )
-    most = losses.shape[1]
-    step = max(math.gcd(*budget.costs), math.ceil(budget.total / _STEPS), 1)
-    costs = [-(-cost // step) for cost in budget.costs]
-    spare = min(int((budget.total - budget.least) // step), sum(costs) * (most - 1))
-    # best[s]: least loss of the tensors so far at a cost of s steps beyond one digit per tensor
+    count, most = losses.shape
+    if digits < count:
+        raise ValueError(f"digits: {digits} is not allowed; {count} tensors need at least {count}")
+    spare = min(digits - count, count * (most - 1))
+    # best[s]: least loss of the tensors so far with s digits beyond one per tensor
     best = torch.zeros(spare + 1, dtype=torch.float64)
     chosen = []
-    for row, cost in zip(losses.double(), costs, strict=True):
+    for row in losses.double():
         options = torch.full((most, spare + 1), torch.inf, dtype=torch.float64)
-        for extra in range(most):
-            if extra * cost <= spare:
-                options[extra, extra * cost :] = best[: spare + 1 - extra * cost] + row[extra]
+        for extra in range(min(most, spare + 1)):
+            options[extra, extra:] = best[: spare + 1 - extra] + row[extra]
         best, choice = options.min(0)
-        chosen.append(choice)
+        chosen.append(choice.tolist())
     result = []
-    for choice, cost in zip(reversed(chosen), reversed(costs), strict=True):
-        extra = int(choice[spare])
+    for choice in reversed(chosen):
+        extra = choice[spare]
         result.append(1 + extra)
-        spare -= extra * cost
+        spare -= extra
     return result[::-1]
 
 

@@ -84,9 +84,9 @@ def command(
     from golden.llm.models import load_model
     from golden.study.allocator import (
         allocate,
-        budget_of_bits,
-        budget_of_cycles,
         code_table,
+        digits_for_bits,
+        digits_for_cycles,
         measure_sensitivity,
     )
 
@@ -94,11 +94,10 @@ def command(
         raise UserError("budget: give exactly one of --bits and --cycles")
     model = load_model(model_name, device=device, dtype=dtype)
     config = model.fitted(preset, [], context)
-    codes = code.for_layers(model.windows)
     if bits is not None:
-        budget = budget_of_bits(config, codes, bits, context)
+        digits = digits_for_bits(config, code, model.layers, bits, context)
     else:
-        budget = budget_of_cycles(config, codes, model.kv_heads, cycles or 0, context)
+        digits = digits_for_cycles(config, code, model.layers, model.kv_heads, cycles or 0, context)
     console = Console()
     calibration = load_or_calibrate(model)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -107,14 +106,12 @@ def command(
         sensitivity = measure_sensitivity(
             model, calibration, config, code, tokens, lambda done: progress.advance(task, done)
         )
-    losses = sensitivity.losses()[:, : config.max_planes]
-    chosen = allocate(losses, budget)
+    losses = sensitivity.losses()
+    chosen = allocate(losses, digits)
     table = code_table(output.name, code, chosen)
     write_text(output, table.to_toml(), "--output")
     loss = sum(losses[index, n - 1].item() for index, n in enumerate(chosen))
-    spent = sum(cost * n for cost, n in zip(budget.costs, chosen, strict=True))
-    share = spent / budget.total if budget.total else 0
     console.print(
-        f"{sum(chosen)} digits on {len(chosen)} tensors, {share:.1%} of the budget, expected "
-        f"divergence {loss:.4f} nats; written to {output}"
+        f"{sum(chosen)} of {digits} digits spent on {len(chosen)} tensors, expected divergence "
+        f"{loss:.4f} nats; written to {output}"
     )
