@@ -13,10 +13,12 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GptOssConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
     PreTrainedConfig,
+    PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
 )
@@ -48,6 +50,16 @@ LLAMA_LIKE = {
     "num_key_value_heads": 2,
 }
 
+GPT_OSS_LIKE = {  # learned sinks in all layers, a sliding window in every other
+    **LLAMA_LIKE,
+    "head_dim": 8,
+    "sliding_window": 8,
+    "initializer_range": 0.2,  # its experts amplify differences
+    "num_local_experts": 2,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+}
+
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
     "llama": lambda: LlamaConfig(**LLAMA_LIKE),
     "mistral": lambda: MistralConfig(**LLAMA_LIKE, sliding_window=None),
@@ -71,6 +83,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
         sliding_window=6,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "gpt_oss": lambda: GptOssConfig(**GPT_OSS_LIKE),
     "gpt2": lambda: GPT2Config(**COMMON, n_embd=32, n_layer=2, n_head=4),
     "gpt_neox": lambda: GPTNeoXConfig(
         **COMMON,
@@ -83,11 +96,21 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 CODES = [CacheCode("balanced", 3, 2), CacheCode("residual", 3, 3)]
 
 
-def family_model(name: str) -> LanguageModel:
-    config = FAMILIES[name]()
+def random_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model with random weights; some of its learned sinks are above all scores of a query."""
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_config(config).eval()
-    return LanguageModel(name, model, tiny_model().tokenizer)
+    for sinks in learned_sinks(model):
+        sinks.normal_(0, 3)
+    return model
+
+
+def learned_sinks(model: PreTrainedModel) -> list[torch.Tensor]:
+    return [p.data for name, p in model.named_parameters() if name.endswith(".sinks")]
+
+
+def family_model(name: str) -> LanguageModel:
+    return LanguageModel(name, random_model(FAMILIES[name]()), tiny_model().tokenizer)
 
 
 class Bench:
@@ -148,7 +171,7 @@ def test_the_cache_is_what_the_attention_reads(family):
     fine, coarse = (Bench(family, CacheCode("balanced", n, n)) for n in (5, 1))
     results = [bench.logits(ids(20), bench.cache()) for bench in (fine, coarse)]
     model = fine.language_model.model
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager")
     with torch.inference_mode():
         exact = model(ids(20)).logits
     errors = [(result - exact).square().mean().sqrt().item() for result in results]
@@ -208,7 +231,7 @@ def test_batch_selection_and_repetition(family):
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
-@pytest.mark.parametrize("name", ["mistral, windows", "gemma3"])
+@pytest.mark.parametrize("name", ["mistral, windows", "gemma3", "gpt_oss"])
 def test_prefill_in_pieces_is_that_of_single_tokens(name):
     bench = Bench(name, CacheCode.parse("balanced:3/2,sinks=2,window=3,feedback"))
     tokens = ids(30)
@@ -225,7 +248,7 @@ def test_windows_hide_what_they_hide_from_the_model(name):
     bench = Bench(name, CacheCode("balanced", 5, 5))
     model, tokens = bench.language_model.model, ids(40)
     found = bench.logits(tokens, bench.cache())
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation("eager")
     with torch.inference_mode():
         exact = model(tokens).logits
         model.config.sliding_window = 1000
@@ -233,6 +256,23 @@ def test_windows_hide_what_they_hide_from_the_model(name):
     spread = exact.std().item()
     assert (found - exact).square().mean().sqrt() < 0.1 * spread
     assert (unlimited - exact).square().mean().sqrt() > 0.3 * spread
+
+
+def test_learned_sinks_are_the_models_own():
+    """With five digits the cache predicts as the model does; with other sinks it does not."""
+    bench = Bench("gpt_oss", CacheCode("balanced", 5, 5))
+    model, tokens = bench.language_model.model, ids(40)
+    assert len(learned_sinks(model)) == 2
+    found = bench.logits(tokens, bench.cache())
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        exact = model(tokens).logits
+        for sinks in learned_sinks(model):
+            sinks.fill_(-1000)
+        without = model(tokens).logits
+    spread = exact.std().item()
+    assert (found - exact).square().mean().sqrt() < 0.1 * spread
+    assert (without - exact).square().mean().sqrt() > 0.3 * spread
 
 
 #: Kinds of attention beyond one softmax over the whole context, in the size of the `tiny` preset.
@@ -251,6 +291,7 @@ ON_RTL = {
         sliding_window=6,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
+    "gpt_oss": lambda: GptOssConfig(**GPT_OSS_LIKE),
 }
 
 
@@ -258,8 +299,7 @@ ON_RTL = {
 @pytest.mark.parametrize("name", ON_RTL)
 def test_on_the_rtl(tiny_folder, name, backend):
     """Every output of every step, and every byte of the memory at the end."""
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(ON_RTL[name]()).eval()
+    model = random_model(ON_RTL[name]())
     model.save_pretrained("family")
     tiny_model().tokenizer.save_pretrained("family")
     code = "balanced:2/1,sinks=2,window=3,feedback"

@@ -74,12 +74,6 @@ REFUSED = {
         lambda: of("gemma2", DECODER, head_dim=8, layer_types=FULL),
         "layer 0 has soft-capped scores (cap 50.0)",
     ),
-    "gpt_oss, all layers full": (
-        lambda: of(
-            "gpt_oss", DECODER, head_dim=8, layer_types=FULL, num_local_experts=4, **EXPERTS
-        ),
-        "layer 0 has learned sinks",
-    ),
     "llama4": (
         lambda: of(
             "llama4_text", DECODER, head_dim=8, num_local_experts=4, attention_chunk_size=16

@@ -120,9 +120,7 @@ def check_supported(name: str, config: PreTrainedConfig) -> None:
     UserError
         With the reason in one line: another kind of attention, or layers without attention.
     """
-    for index, layer in enumerate(layer_attention(name, config)):
-        if layer.learned_sinks:
-            raise _refusal(name, config, f"layer {index} has learned sinks")
+    layer_attention(name, config)
 
 
 def _refusal(name: str, config: PreTrainedConfig, reason: str) -> UserError:
