@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from golden.learned_sinks import LearnedSinks
 from golden.online_softmax import online_softmax
 from golden.value_lanes import accumulate
 from kvtq_hw.contract.config import EngineConfig, load_config
@@ -45,12 +46,32 @@ def prefixes(config: EngineConfig, row: torch.Tensor) -> tuple[torch.Tensor, tor
     return row.expand(1, len(ends), tokens), visible
 
 
+def learned_sinks(config: EngineConfig, row: torch.Tensor) -> LearnedSinks:
+    """Learned sinks of one head each: none, then the largest weight, then the smallest.
+
+    Their maxima are those of the first block and of all scores, around the largest of any score,
+    and both ends of the range.
+    """
+    ceilings = -(-row >> config.score_fraction_bits)
+    end = 1 << (config.maximum_bits - 1)
+    most = config.ceiling_max
+    maxima = [0, int(ceilings[: config.block].max()), int(ceilings.max())]
+    maxima += [*range(most - 1, most + 8), end - 2, end - 1, -end]
+    maximum = torch.tensor(maxima * 2)
+    weight = torch.full_like(maximum, (2 << config.weight_bits) - 1)
+    weight[len(maxima) :] = 1 << (config.weight_bits - 1)
+    weight[0] = 0
+    return LearnedSinks(maximum, weight)
+
+
 @every_config
 def test_sums_and_accumulators_stay_within_their_bounds(config: EngineConfig) -> None:
     largest_sum = largest_accumulator = 0
     for row in sequences(config):
         scores, visible = prefixes(config, row)
-        softmax = online_softmax(config, scores, visible)
+        sinks = learned_sinks(config, row)
+        scores = scores.expand(len(sinks.weight), -1, -1)
+        softmax = online_softmax(config, scores, visible, sinks)
         largest_sum = max(largest_sum, int(softmax.sums.max()))
         assert softmax.sums.min() >= 1 << (config.weight_bits - 1)
         half = (1 << config.scale_fraction_bits) >> 1
@@ -70,11 +91,15 @@ def test_sums_and_accumulators_stay_within_their_bounds(config: EngineConfig) ->
 
 @every_config
 def test_the_maximum_fits_in_its_bits(config: EngineConfig) -> None:
-    """The highest flat context, where raises carry the maximum furthest."""
+    """The highest flat context, where raises carry the maximum furthest, under learned sinks."""
     row = torch.full((config.max_context,), config.score_max)
-    softmax = online_softmax(config, *prefixes(config, row))
-    maximum = -(-config.score_max >> config.score_fraction_bits) + int(softmax.shifts[0, -1].sum())
-    assert maximum <= config.maximum_max < 1 << (config.maximum_bits - 1)
+    scores, visible = prefixes(config, row)
+    sinks = learned_sinks(config, row)
+    sinks.maximum[0] = -(-config.score_max >> config.score_fraction_bits)  # where the first starts
+    softmax = online_softmax(config, scores.expand(len(sinks.weight), -1, -1), visible, sinks)
+    maximum = sinks.maximum + softmax.shifts[:, -1].sum(-1)
+    assert config.maximum_max < 1 << (config.maximum_bits - 1)
+    assert (maximum <= sinks.maximum.clamp(min=config.maximum_max)).all()
 
 
 def test_a_query_is_not_rescaled_by_blocks_that_it_does_not_see() -> None:

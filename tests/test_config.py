@@ -415,7 +415,8 @@ def test_tripled_weight_bits_hold_the_weight_of_a_run_of_most_planes(
 @pytest.mark.parametrize("max_context", [2, 64])
 def test_sum_and_accumulator_bits_hold_the_longest_job(max_planes: int, max_context: int) -> None:
     config = small(max_planes=max_planes, max_context=max_context)
-    weights = accumulator = 0
+    accumulator = 0
+    weights = (2 << config.weight_bits) - 1  # the heaviest learned sink
     for _ in range(max_context):  # every token with the weight one, and its code all ones
         weights += 1 << config.weight_bits
         accumulator += sum(config.scaled_weight_max * 3**place for place in range(max_planes))

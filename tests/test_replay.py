@@ -11,6 +11,7 @@ from bench_matrix import FOLDER
 from click.testing import CliRunner
 from tiny_model import prompt, save_tiny_model
 
+from golden.learned_sinks import LearnedSinks
 from golden.llm.capture import load_captured
 from kvtq_hw.commands.capture import command as capture
 from kvtq_hw.commands.frame.cli import run
@@ -69,6 +70,22 @@ def test_replay_compares_and_records(files, simulator):
     assert f'[dumpfile] "{waves}"' in view
     shown = [line for line in view.splitlines() if line.startswith("kvtq_engine.")]
     assert len(shown) > 20 and set(shown) <= set(signals)
+
+
+def test_replay_starts_from_learned_sinks(files, tmp_path, simulator):
+    job = load_captured(files[1])
+    assert not job.learned_sinks.weight.any()
+    sinks = LearnedSinks(torch.tensor([-2, 3]), torch.tensor([256, 140]))
+    starting = dataclasses.replace(job, learned_sinks=sinks)
+    starting = dataclasses.replace(starting, expected=starting.golden())
+    assert (starting.expected != job.expected).any(-1).all()
+    file = tmp_path / "sinks.safetensors"
+    starting.save(file)
+    assert load_captured(file).learned_sinks.weight.tolist() == [256, 140]
+    options = [str(file), "--simulator", simulator, "--build-folder", str(FOLDER)]
+    result = CliRunner().invoke(replay, options, catch_exceptions=False, standalone_mode=False)
+    assert result.return_value == 0, result.output
+    assert "16 outputs equal, 26 tokens in " in result.output
 
 
 def texts(signal) -> list[str]:
