@@ -489,6 +489,23 @@ def test_what_the_table_says_of_a_model(name, request):
     assert language_model.windows == said.windows
 
 
+def test_gemma_from_its_wheels(gemma_wheels):
+    language_model = load_model("gemma3-270m")
+    fitted = language_model.fitted(None, [CacheCode("balanced", 5, 5)], 600, tables=True)
+    assert fitted == load_config("smollm2").replace(
+        name="fitted", head_dim=256, lanes=64, query_group=4, table_heads=18
+    )
+    assert language_model.beginning == (2,)
+    prompt = Path(__file__).parent.parent / "benchmarks" / "demo-prompt.txt"
+    tokens = language_model.tokenizer(" ".join(prompt.read_text("utf-8").split())).input_ids
+    assert len(tokens) > 512
+    ids = torch.tensor([tokens])
+    with torch.inference_mode():
+        found = language_model.model(ids).logits[0, :-1].log_softmax(-1)
+    # it reads English; random weights give 12.5
+    assert -found.gather(-1, ids[0, 1:, None]).mean() < 3.5
+
+
 def test_smollm2_from_its_wheel(smollm2_wheel):
     language_model = load_model("smollm2")
     config = load_config("smollm2")

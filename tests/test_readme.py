@@ -72,6 +72,25 @@ def test_make_knows_the_target(target: str) -> None:
     subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
+def test_demo_of_gemma_is_longer_than_its_window() -> None:
+    """Fitted, 24 tokens, and a prompt of more than 512 tokens, which tests on the model count."""
+    recipe = subprocess.run(
+        ["make", "-n", "demo", "MODEL=gemma3-270m"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert 'fetch_model.py ".tools/models" "gemma3-270m"' in recipe.stdout
+    [line] = calls(recipe.stdout)
+    with parse(line) as context:
+        options = context.params
+    prompt = (ROOT / "benchmarks" / "demo-prompt.txt").read_text("utf-8")
+    assert options["prompt"].split() == prompt.split()
+    assert (options["backend"], options["model_name"]) == ("rtl", "gemma3-270m")
+    assert (options["preset"], options["max_new_tokens"]) == (None, 24)
+
+
 def test_demo_is_what_it_is_said_to_be() -> None:
     """K3/V2, tiers and feedback on the RTL; 16 words of a prompt have at least 16 tokens."""
     recipe = subprocess.run(
