@@ -21,7 +21,9 @@ from kvtq_hw.contract.config import load_config
 
 CONFIG = 'name = "mine"\nhead_dim = 8\nquery_group = 2\nlanes = 4\nmax_context = 64\nblock = 4\n'
 
-TABLE = 'code = "balanced:1/1,window=4"\nkey_digits = [3, 2]\nvalue_digits = [1, 2]\n'
+TABLE = (
+    'code = "balanced:1/1,window=4"\nkey_digits = [3, 2]\nvalue_digits = [1, 2]\nsliding = [8, 0]\n'
+)
 
 LIBERTY = """
 library (small) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from kvtq_hw.estimates.candidates import (
     Candidate,
     IntegerLayer,
     integers,
+    sliding_windows,
     ternary,
 )
 
@@ -96,6 +98,58 @@ def test_more_digits_than_planes() -> None:
     few = TINY.replace(max_planes=2)
     with pytest.raises(UserError, match=r"^code: 'mix\.toml@\w+' has 3 digits; configuration"):
         ternary(few, TABLE)
+
+
+# --- sliding windows ------------------------------------------------------------------------------
+
+HYBRID = replace(TABLE, windows=(8, None, 8, None))
+PLAIN = CacheCode("balanced", 3, 2)
+SLIDING = CacheCode.parse("balanced:2/1,sliding=8")
+
+
+@pytest.mark.parametrize(
+    ("codes", "windows"),
+    [
+        ([PLAIN, TABLE], None),
+        ([PLAIN, HYBRID], (8, None, 8, None)),
+        ([SLIDING, HYBRID], (8, None, 8, None)),  # the code is refused then
+        ([PLAIN, SLIDING], (8,)),
+        ([TABLE, SLIDING], (8,) * 4),
+        ([replace(TABLE, windows=(None,) * 4), SLIDING], (None,) * 4),
+        ([CodeTable("all.toml", (SLIDING, SLIDING)), PLAIN], (8, 8)),
+    ],
+)
+def test_the_models_sliding_windows_are_what_a_code_says(codes, windows) -> None:
+    assert sliding_windows(codes) == windows
+
+
+def test_layers_with_a_sliding_window_read_its_tokens() -> None:
+    """The first and third layer as if they had 8 of the 40 tokens, in every format."""
+    windows = sliding_windows([HYBRID])
+    short = ternary(TINY, CacheCode("balanced", 1, 1))
+    hybrid = ternary(TINY, HYBRID)
+    assert hybrid.bytes(40) == 2 * (K3V2.bytes(8) + short.bytes(40))
+    assert hybrid.cycles(TINY, 40) == 2 * (K3V2.cycles(TINY, 8) + short.cycles(TINY, 40))
+    assert ternary(TINY, TABLE, windows) == replace(hybrid, code=str(TABLE))
+    plain = ternary(TINY, PLAIN, windows)
+    assert (len(plain.layers), plain.code) == (4, "balanced:3/2")
+    assert plain.bytes(40) == 2 * (K3V2.bytes(8) + K3V2.bytes(40))
+    for found, full in zip(integers(TINY, windows), integers(TINY), strict=True):
+        if found.name != "INT4 conditioned":
+            assert found.bytes(40) == 2 * (full.bytes(8) + full.bytes(40))
+            cycles = full.cycles(full.config, 8) + full.cycles(full.config, 40)
+            assert found.cycles(full.config, 40) == 2 * cycles
+    # a sliding window that is all in the window of newest tokens, in 8 bits
+    int8, conditioned = of_integers("INT8", "INT4 conditioned")
+    found = integers(TINY, windows)[2]
+    assert found.bytes(40) == 2 * (int8.bytes(8) + conditioned.bytes(40))
+
+
+def test_codes_for_other_sliding_windows() -> None:
+    with pytest.raises(UserError, match="layer 1 of the model has no sliding window"):
+        ternary(TINY, SLIDING, sliding_windows([HYBRID]))
+    with pytest.raises(UserError, match=r"^code table 'mix\.toml' has a sliding window of 8"):
+        ternary(TINY, HYBRID, (None,) * 4)
 
 
 # --- integers -------------------------------------------------------------------------------------

@@ -45,6 +45,72 @@ def test_a_model_decodes_with_a_table(tmp_path):
     assert torch.tensor([layer.keys.window.tokens for layer in cache.layers]).eq(4).all()
 
 
+SLIDING = TABLE + "sliding = [8, 0]\n"
+
+
+def test_a_table_says_the_sliding_windows(tmp_path):
+    """With tiers of its own in each layer: the window is cut to the sliding window."""
+    table = read_code(write(tmp_path, SLIDING.replace("[8, 0]", "[3, 0]")))
+    assert table.windows == (3, None)
+    codes = tuple(
+        map(CacheCode.parse, ("balanced:3/1,window=3,sliding=3", "balanced:2/2,window=4"))
+    )
+    assert table.of_layers(2) == table.for_layers((3, None)) == codes
+    assert read_code(write(tmp_path, table.to_toml())) == table
+    names = {str(read_code(write(tmp_path, text))) for text in (TABLE, SLIDING, table.to_toml())}
+    assert len(names) == 3
+
+
+def test_the_name_of_a_table_without_sliding_windows(tmp_path):
+    """Files of results hold such names."""
+    assert str(read_code(write(tmp_path))) == "table.toml@01118189"
+
+
+def test_a_table_without_sliding_windows_takes_the_models(tmp_path):
+    table = read_code(write(tmp_path))
+    assert table.windows is None
+    assert [code.tiers.sliding for code in table.of_layers(2)] == [None, None]
+    assert [code.tiers.sliding for code in table.for_layers((None, 9))] == [None, 9]
+
+
+@pytest.mark.parametrize(
+    ("says", "windows", "message"),
+    [
+        ("[8, 0]", (8, 8), "has no sliding window in layer 1, the model has a sliding window of 8"),
+        (
+            "[8, 0]",
+            (9, None),
+            "has a sliding window of 8 tokens in layer 0, the model has a slidin",
+        ),
+        (
+            "[8, 0]",
+            (None, None),
+            "has a sliding window of 8 tokens in layer 0, the model has no sl",
+        ),
+        (
+            "[0, 0]",
+            (None, 8),
+            "has no sliding window in layer 1, the model has a sliding window of",
+        ),
+        ("[8, 0]", (8, None, 8), "has 2 layers; the model has 3"),
+    ],
+)
+def test_a_table_for_other_sliding_windows_is_refused(tmp_path, says, windows, message):
+    table = read_code(write(tmp_path, SLIDING.replace("[8, 0]", says)))
+    with pytest.raises(UserError, match=rf"^code table 'table\.toml' {message}") as caught:
+        table.for_layers(windows)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_models_sliding_window_that_no_code_can_have():
+    code = CacheCode.parse("balanced:2/1")
+    assert code.for_layers([1 << 20])[0].tiers.sliding == 1 << 20
+    with pytest.raises(
+        UserError, match=r"which layer 1 of the model has; allowed are at most 1048"
+    ):
+        code.for_layers([None, (1 << 20) + 1])
+
+
 def test_a_table_for_another_model_is_refused(tmp_path):
     table = read_code(write(tmp_path))
     with pytest.raises(
@@ -66,6 +132,15 @@ def test_a_table_for_another_model_is_refused(tmp_path):
         ),
         (TABLE.replace("[3, 2]", "3"), "key_digits: 3 is not allowed; must be a valid list"),
         (TABLE.replace("[3, 2]", "[3]"), "key_digits has 1 layers, value_digits 2; must be as"),
+        (SLIDING.replace("[8, 0]", "[8]"), "key_digits has 2 layers, sliding 1; must be as many"),
+        (
+            SLIDING.replace("[8, 0]", "[8, -1]"),
+            "sliding.1: -1 is not allowed; must be greater than",
+        ),
+        (
+            SLIDING.replace("window=4", "sliding=8"),
+            "sliding and sliding=8 in code both say the sliding window; allowed is one of them",
+        ),
         (TABLE.replace("balanced", "ternary"), "code: 'ternary:1/1,window=4' is not a cache code"),
     ],
 )

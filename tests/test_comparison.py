@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -179,6 +180,23 @@ def test_command(monkeypatch, capsys, tmp_path) -> None:
     )
 
 
+def test_command_compares_on_a_tables_sliding_windows(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr("kvtq_hw.estimates.area.measure_area", measure)
+    table, file = tmp_path / "mix.toml", tmp_path / "c.json"
+    table.write_text(replace(MIXED, windows=(8, None)).to_toml())
+    arguments = ["compare", "--preset", "tiny", "--context", "32", "--code", str(table)]
+    assert run([*arguments, "--code", "balanced:1/1", "--json", str(file)]) == 0
+    capsys.readouterr()
+    rows, *_ = json.loads(file.read_text())["ways"].values()
+    assert [row["layers"] for row in rows] == [2] * 5
+    mean = (8 + 32) // 2
+    bytes_of = {row["name"]: row["bytes"] for row in rows}
+    assert bytes_of["ternary K1/V1"] == mean * 2 * (2 + 1)
+    assert bytes_of["INT8"] == mean * 2 * (8 + 1)
+    assert run([*arguments, "--code", "balanced:1/1,sliding=8"]) == 1
+    assert "layer 1 of the model has no sliding window" in capsys.readouterr().err
+
+
 def test_command_takes_a_table_and_its_quality(monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr("kvtq_hw.estimates.area.measure_area", measure)
     table, file, results = (tmp_path / name for name in ("mix.toml", "c.json", "q.json"))
@@ -190,7 +208,7 @@ def test_command_takes_a_table_and_its_quality(monkeypatch, capsys, tmp_path) ->
     assert run([*arguments, "--quality", str(results), "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "ternary mix" in printed and "x1.2500" in printed
-    assert "A table's cycles and bytes are the mean of its layers" in printed
+    assert "Cycles and bytes of several layers are their mean, rounded up." in printed
     written = json.loads(file.read_text())
     assert written["command"].endswith(f" --code {table} --quality {results}")
     for rows in written["ways"].values():

@@ -188,7 +188,12 @@ def toml_file(value: Any) -> bytes:
 # --- text -----------------------------------------------------------------------------------------
 
 CONFIG = load_config("tiny").model_dump()
-TABLE = {"code": "balanced:1/1,window=4", "key_digits": [3, 2], "value_digits": [1, 2]}
+TABLE = {
+    "code": "balanced:1/1,window=4",
+    "key_digits": [3, 2],
+    "value_digits": [1, 2],
+    "sliding": [8, 0],
+}
 QUALITY = input_files.quality()
 RECORDED = input_files.recorded()
 

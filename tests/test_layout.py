@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +147,22 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert found == [region.base for region in regions(layout)]
     total = f"{layout.bytes} bytes up to {layout.end:#x}, 100 tokens, words of 128 bits"
     assert lines[-1] == total
+
+
+def test_command_on_a_hybrid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = tmp_path / "hybrid.toml"
+    table.write_text(
+        'code = "balanced:1/1,sinks=4,window=32"\nkey_digits = [3, 2, 2]\n'
+        "value_digits = [2, 1, 1]\nsliding = [64, 0, 64]\n"
+    )
+    assert run(["layout", "--code", str(table), "--layers", "3", "--context", "500"]) == 0
+    *rows, windows, total = capsys.readouterr().out.splitlines()
+    slots = {"sinks": [4] * 6, "body": [32, 32, 464, 464, 32, 32], "window": [32] * 6}
+    for tier, expected in slots.items():
+        found = [int(row.split()[-1]) for row in rows[1:] if row.split()[3] == tier]
+        assert found == expected, tier
+    assert windows == "2 of 3 layers have a sliding window of 64 tokens: their body is a ring"
+    assert " bytes up to " in total
 
 
 def test_command_leaves_empty_regions_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -238,6 +238,8 @@ def test_command(captured, tmp_path, capsys) -> None:
     arguments = ["power", str(captured), "--build-folder", str(FOLDER), "--json", str(file)]
     variants = ["captured", "no-zero-keys", "no-zero-values"]
     options = [option for name in variants for option in ("--variant", name)]
+    assert run([*arguments, "--shape", "Gemma-3-270M"]) != 0  # its layers are not alike
+    assert "'Gemma-3-270M' is not one of 'SmolLM2-135M'" in capsys.readouterr().err
     assert run([*arguments, *options, "--shape", "SmolLM2-135M"]) == 0
     out = capsys.readouterr().out
     assert "SmolLM2-135M: " in out and " uJ a token" in out

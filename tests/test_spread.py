@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from golden.study.allocator import digits_for_bits, digits_for_cycles
+from golden.study.allocator import bits_budget, cycles_budget
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.cycle_model import code_bound, code_job_cycles, token_job_cycles, token_slices
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.contract.packing import cache_bytes, vector_bytes
+from kvtq_hw.contract.packing import bits_per_element, cache_bytes, vector_bytes
 from kvtq_hw.contract.tiers import NO_TIERS, Tiers
 from kvtq_hw.estimates.candidates import IntegerLayer
+from kvtq_hw.estimates.traffic import ModelShape, traffic
 
 TINY = load_config("tiny")
 COUNTS = st.integers(0, 12)
@@ -175,33 +178,61 @@ def test_bytes_and_slices_of_integers(bits, tiers, tokens):
 
 
 @every
-@given(CODES, st.integers(1, 40), st.integers(0, 16))
-def test_budgets_are_spent_on_the_body_alone(code, tokens, spare):
-    """A budget of exactly some digits buys them, and one less buys one digit less.
+@given(TIERS, st.integers(1, 40))
+def test_bits_are_of_stored_elements(tiers, tokens):
+    code = CacheCode("balanced", 3, 1, tiers)
+    found = bits_per_element(TINY, code, tokens)
+    stored = len(parts(tiers, tokens))
+    assert found == 8 * cache_bytes(TINY, code, tokens) / (2 * TINY.head_dim * stored)
 
-    What those digits cost is counted from the bytes and the slices of codes that have them.
-    """
-    code = CacheCode("balanced", 1, 1, code.tiers, code.tier)
-    layers, kv_heads = 2, 3
-    digits = 4 + spare  # of four tensors with at most five each
-    body = code.tiers.body(tokens)
-    key, value = divmod(digits, 4)
-    spread = [key + (index < value) for index in range(4)]
-    codes = [code.with_digits(*pair) for pair in (spread[:2], spread[2:])]
-    size = sum(cache_bytes(TINY, of_layer, tokens) for of_layer in codes)
-    elements = 2 * layers * TINY.head_dim * tokens
-    bits = 8 * size / elements
-    assert digits_for_bits(TINY, code, layers, bits + 1e-9, tokens) == (digits if body else 20)
-    cycles = kv_heads * sum(code_bound(TINY, of_layer, tokens) for of_layer in codes)
-    assert digits_for_cycles(TINY, code, layers, kv_heads, cycles, tokens) == (
-        digits if body else 20
+
+WINDOWS = st.lists(st.none() | st.integers(1, 20), min_size=1, max_size=3)
+
+
+@every
+@given(TIERS, WINDOWS, st.integers(1, 40), st.lists(DIGITS, min_size=6, max_size=6))
+def test_budgets_are_what_codes_cost(tiers, windows, tokens, digits):
+    """Bytes and slices of codes that have these digits, each layer with its own window."""
+    code = CacheCode("balanced", 1, 1, tiers.sliding_over(None))
+    kv_heads = 3
+    digits = digits[: 2 * len(windows)]
+    pairs = zip(digits[::2], digits[1::2], strict=True)
+    codes = [
+        of_layer.with_digits(*pair)
+        for of_layer, pair in zip(code.for_layers(windows), pairs, strict=True)
+    ]
+    stored = sum(len(parts(of_layer.tiers, tokens)) for of_layer in codes)
+    elements = 2 * TINY.head_dim * stored
+    in_bytes = bits_budget(TINY, code, windows, 100.0, tokens)
+    assert in_bytes.spent(digits) == sum(cache_bytes(TINY, each, tokens) for each in codes)
+    assert in_bytes.most == int(100.0 * elements / 8)
+    in_slices = cycles_budget(TINY, code, windows, kv_heads, 10**6, tokens)
+    slices = kv_heads * sum(code_bound(TINY, each, tokens) for each in codes)
+    assert in_slices.spent(digits) == slices
+    assert in_slices.most == 10**6
+    # a budget of what one digit of each tensor costs is enough, and one less is too small
+    least = 8 * in_bytes.least / elements
+    assert bits_budget(TINY, code, windows, least + 1e-9, tokens).most == in_bytes.least
+    with pytest.raises(UserError, match="is too small"):
+        bits_budget(TINY, code, windows, least - 1e-9, tokens)
+    assert cycles_budget(TINY, code, windows, kv_heads, in_slices.least, tokens) == replace(
+        in_slices, most=in_slices.least
     )
-    for function, budget in (
-        (lambda b: digits_for_bits(TINY, code, layers, b, tokens), bits - 1e-9),
-        (lambda b: digits_for_cycles(TINY, code, layers, kv_heads, b, tokens), cycles - 1),
-    ):
-        if digits == 4 or not body:
-            with pytest.raises(UserError, match="is too small"):
-                function(budget)
-        else:
-            assert function(budget) == digits - 1
+    with pytest.raises(UserError, match="is too small"):
+        cycles_budget(TINY, code, windows, kv_heads, in_slices.least - 1, tokens)
+
+
+@every
+@given(TIERS, st.integers(1, 40))
+def test_traffic_of_a_hybrid(tiers, tokens):
+    """The second layer attends to all tokens; all formats store the same tokens."""
+    code = CacheCode("balanced", 1, 1, tiers.sliding_over(None))
+    shape = ModelShape(2, 3, TINY.head_dim, (tiers.sliding, None))
+    fp16, int8, int4, ternary = traffic(shape, tokens, TINY, [code])
+    stored = len(parts(tiers, tokens)) + tokens
+    elements = 3 * 2 * TINY.head_dim * stored
+    assert fp16.cache_bytes == 2 * elements
+    assert (fp16.bits_per_element, int8.bits_per_element, int4.bits_per_element) == (16, 10, 6)
+    codes = replace(code, tiers=tiers), code
+    assert ternary.cache_bytes == 3 * sum(cache_bytes(TINY, each, tokens) for each in codes)
+    assert ternary.bits_per_element == 8 * ternary.cache_bytes / elements

@@ -6,6 +6,7 @@ import pytest
 
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.packing import bits_per_element
 from kvtq_hw.estimates.traffic import CONTEXTS, MEMORIES, MODELS, traffic
 
@@ -46,6 +47,7 @@ def test_bytes_per_token_of_published_models():
         "Mistral-7B": 131_072,
         "Llama-3-8B": 131_072,
         "Llama-3-70B": 327_680,
+        "Gemma-3-270M": (15 * 512 + 3 * 1024) * 1024 // 1024,  # 15 layers store 512 of 1024 tokens
     }
 
 
@@ -63,6 +65,24 @@ def test_energy_is_size_times_energy_per_bit():
     [fp16, *_] = traffic(MODELS["Llama-3-8B"], 1024, CONFIG, [])
     assert fp16.cache_bytes == 1 << 27
     assert fp16.millijoules(MEMORIES["HBM2"]) == pytest.approx(8 * (1 << 27) * 3.92e-9)
+
+
+def test_gemma_3_at_2048_tokens_by_hand():
+    fp16, int8, _, plain, tiers = traffic(MODELS["Gemma-3-270M"], 2048, CONFIG, CODES)
+    tokens = 15 * 512 + 3 * 2048
+    assert fp16.cache_bytes == tokens * 2 * 256 * 2
+    assert int8.cache_bytes == tokens * 2 * (256 + 2)
+    # 52 bytes per plane of 256 digits; four sinks are left where the context is
+    assert plain.cache_bytes == tokens * (5 * 52 + 2)
+    long = 2 * (5 * 52 + 1)
+    body = 3 * 52 + 2
+    assert tiers.cache_bytes == 15 * (480 * body + 32 * long) + 3 * (2012 * body + 36 * long)
+    assert tiers.bits_per_element == 8 * tiers.cache_bytes / (tokens * 2 * 256)
+
+
+def test_refuses_a_sliding_window_of_another_model():
+    with pytest.raises(UserError, match="layer 0 of the model has no sliding window"):
+        traffic(MODELS["Llama-3-8B"], 64, CONFIG, [CacheCode.parse("balanced:3/2,sliding=16")])
 
 
 def test_refuses_an_empty_context():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -11,7 +12,10 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
 )
 
 from golden.llm.models import LanguageModel
@@ -25,9 +29,15 @@ LLAMA_FIELDS = (
 WORDS = [f"w{number}" for number in range(126)]
 
 
-def tiny_model(seed: int = 0, *, head_dim: int = 8, query_group: int = 2) -> LanguageModel:
-    """Two layers, two KV heads; random weights large enough that every token matters."""
-    config = LlamaConfig(
+def tiny_model(
+    seed: int = 0, *, head_dim: int = 8, query_group: int = 2, sliding: int | None = None
+) -> LanguageModel:
+    """Two layers, two KV heads; random weights large enough that every token matters.
+
+    With `sliding` it is a hybrid: a Qwen 2 whose first layer has a sliding window of so many
+    tokens.
+    """
+    sizes: dict[str, Any] = dict(
         vocab_size=128,
         hidden_size=16 * query_group,
         intermediate_size=48,
@@ -42,7 +52,13 @@ def tiny_model(seed: int = 0, *, head_dim: int = 8, query_group: int = 2) -> Lan
         initializer_range=0.3,
     )
     torch.manual_seed(seed)
-    model = LlamaForCausalLM(config).eval()
+    if sliding is None:
+        model: PreTrainedModel = LlamaForCausalLM(LlamaConfig(**sizes))
+    else:
+        kinds = ["sliding_attention", "full_attention"]
+        window = {"use_sliding_window": True, "sliding_window": sliding, "layer_types": kinds}
+        model = Qwen2ForCausalLM(Qwen2Config(**sizes, **window))
+    model.eval()
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", *WORDS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -1,7 +1,8 @@
 """Allocates digits per layer, for keys and for values, under a budget: where a digit helps most.
 
-A digit costs the same in every tensor of the body (a layer's keys or its values), one plane per
-token. A budget in bits or in cycles is therefore a total number of digits.
+A digit of a tensor (a layer's keys or its values) costs one plane per token of the layer's body. A
+layer with a sliding window has fewer tokens in its body than the other layers, so its digits cost
+less. A budget says what a digit of each tensor costs, and what all may cost together.
 
 The loss of a tensor with few digits is estimated to second order. Let e_j be the error of token j's
 vector, and g_j the gradient of the negative log-likelihood with respect to this vector. The error
@@ -9,19 +10,21 @@ costs a divergence of ``(g_j . e_j)**2 / 2`` in expectation, if the text is draw
 own predictions, because the curvature of the divergence is then the covariance of the gradients.
 One backward pass per sequence gives g_j for all tensors; the quantizer gives e_j for every number
 of digits. The product is formed token by token, because vectors with large gradients are often
-small. Losses of tensors are assumed to add up. Dynamic programming over the number of digits spent
-then finds the allocation with the least sum exactly.
+small. Losses of tensors are assumed to add up. Dynamic programming over what is spent then finds
+the allocation with the least sum exactly.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.learned_sinks import softmax
 from golden.llm.calibration import Calibration
@@ -32,15 +35,17 @@ from golden.study.coding_error import coding_errors
 from kvtq_hw.contract.codes import MAX_DIGITS, CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.contract.layout import Side
+from kvtq_hw.contract.layout import SIDES, Side
 from kvtq_hw.contract.packing import plane_bytes, scale_bytes
+from kvtq_hw.contract.tiers import Tiers
 
 __all__ = [
+    "Budget",
     "Sensitivity",
     "allocate",
+    "bits_budget",
     "code_table",
-    "digits_for_bits",
-    "digits_for_cycles",
+    "cycles_budget",
     "measure_sensitivity",
 ]
 
@@ -125,15 +130,16 @@ class _LayerPass:
 def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> list[_LayerPass]:
     """Run a text [T] forwards and backwards; return each layer's vectors and gradients."""
     ids = language_model.placed(ids)
-    position = torch.arange(len(ids), device=ids.device)
-    causal = position[:, None] >= position
-    tiers = code.tiers
-    body = (position[:, None] - position >= max(tiers.window, 1)) & (position >= tiers.sinks)
+    masks = [
+        _masks(of_layer.tiers, len(ids), ids.device)
+        for of_layer in code.for_layers(language_model.windows)
+    ]
     states: dict[int, tuple[Tensor, Tensor]] = {}
     moves: dict[int, tuple[Tensor, Tensor]] = {}
 
     def attend(inputs: LayerInputs) -> Tensor:
         """Compute attention with a shift of zero added to keys and values in the body."""
+        seen, body = masks[inputs.layer]
         query, key, value = (x.float() for x in (inputs.queries, inputs.keys, inputs.values))
         key_move, value_move = (torch.zeros_like(x, requires_grad=True) for x in (key, value))
         states[inputs.layer] = key.detach(), value.detach()
@@ -142,7 +148,7 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
         scores = grouped @ key[:, None].mT + (grouped @ key_move[:, None].mT) * body
         sinks = inputs.sink_logits
         of_groups = None if sinks is None else sinks.unflatten(0, (key.shape[0], -1))
-        weights = softmax(scores.masked_fill(~causal, -math.inf), of_groups)
+        weights = softmax(scores.masked_fill(~seen, -math.inf), of_groups)
         outputs = weights @ value[:, None] + (weights * body) @ value_move[:, None]
         return outputs.flatten(0, 1).to(inputs.queries.dtype)
 
@@ -153,6 +159,14 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
         gradients = torch.autograd.grad(loss, leaves)
     pairs = zip(gradients[::2], gradients[1::2], strict=True)
     return [_LayerPass(*states[layer], pair) for layer, pair in enumerate(pairs)]
+
+
+def _masks(tiers: Tiers, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return which tokens each query sees, and which of them in the body: bool [tokens, tokens]."""
+    position = torch.arange(tokens, device=device)
+    seen = causal_mask(tokens, tokens, tiers.sliding, device)
+    older = position[:, None] - position >= max(tiers.window, 1)
+    return seen, seen & older & (position >= tiers.sinks)
 
 
 def _errors(
@@ -175,108 +189,172 @@ def _errors(
     )
 
 
-def digits_for_bits(
-    config: EngineConfig, code: CacheCode, layers: int, bits: float, tokens: int
-) -> int:
-    """Return the largest total of digits of all tensors within a budget of true bits per element.
+@dataclass(frozen=True)
+class Budget:
+    """What may be spent, and what digits cost: bytes of one KV head, or slices of all.
+
+    Attributes
+    ----------
+    costs : cost of a digit of each tensor [2 * layers], keys before values per layer; digits of a
+        tensor without body tokens are free
+    fixed : cost of sinks, window and scales, whatever the digits
+    most : most that everything may cost
+    """
+
+    costs: tuple[int, ...]
+    fixed: int
+    most: int
+
+    @property
+    def least(self) -> int:
+        """Cost of one digit in every tensor."""
+        return self.spent([1] * len(self.costs))
+
+    def spent(self, digits: Sequence[int]) -> int:
+        """Return what everything costs with these digits [2 * layers]."""
+        return self.fixed + sum(cost * n for cost, n in zip(self.costs, digits, strict=True))
+
+
+def bits_budget(
+    config: EngineConfig,
+    code: CacheCode,
+    windows: Sequence[int | None],
+    bits: float,
+    tokens: int,
+) -> Budget:
+    """Return the budget in bytes of one KV head of all layers.
 
     Parameters
     ----------
-    bits : budget per cached element at a context of `tokens` tokens, scales and tiers included
+    windows : sliding window of each layer in tokens, None in layers without
+    bits : true bits per element at a context of `tokens` tokens: everything that is stored, scales
+        and tiers included, over all stored elements
 
     Raises
     ------
     UserError
         When one digit per tensor, or the tiers alone, exceed the budget.
     """
+    codes = code.for_layers(windows)
     plane, scale = plane_bytes(config.packing, config.head_dim), scale_bytes(config)
-    vectors = 2 * layers
-    elements = config.head_dim * vectors * tokens
+    stored = sum(of_layer.tiers.spread(tokens).tokens for of_layer in codes)
+    elements = len(SIDES) * config.head_dim * stored
     tier = code.tier_digits(config.max_planes) * plane + scale
-    fixed = vectors * code.tiers.total(tokens, tier, scale)
-    per_digit = code.tiers.total(tokens, 0, plane)  # bytes of one tensor's body
-    if fixed + vectors * per_digit > bits * elements / 8:
-        least = (fixed + vectors * per_digit) * 8 / elements
+    most = int(bits * elements / 8)
+    budget = _budget(codes, tokens, most, tier=tier, body=scale, digit=plane)
+    if budget.least > budget.most:
         raise UserError(
             f"bits: {bits} is too small for {code} at {tokens} tokens; allowed is at least "
-            f"{least:.4g}"
+            f"{8 * budget.least / elements:.4g}"
         )
-    return _within(config, vectors, bits * elements / 8 - fixed, per_digit)
+    return budget
 
 
-def digits_for_cycles(
-    config: EngineConfig, code: CacheCode, layers: int, kv_heads: int, cycles: int, tokens: int
-) -> int:
-    """Return the largest total of digits of all tensors within a budget of slices per decode step.
+def cycles_budget(
+    config: EngineConfig,
+    code: CacheCode,
+    windows: Sequence[int | None],
+    kv_heads: int,
+    cycles: int,
+    tokens: int,
+) -> Budget:
+    """Return the budget in slices per decode step, of all layers and KV heads.
 
     Parameters
     ----------
-    cycles : budget of all layers and KV heads at a context of `tokens` tokens
+    windows : sliding window of each layer in tokens, None in layers without
+    cycles : slices at a context of `tokens` tokens
 
     Raises
     ------
     UserError
         When one digit per tensor exceeds the budget, or when the engine takes several planes per
-        slice, because digits of different tensors then no longer cost the same.
+        slice, because not every digit then costs a slice.
     """
     if max(config.key_planes_per_cycle, config.value_planes_per_cycle) > 1:
         raise UserError(
             f"cycles: {config.name} takes {config.key_planes_per_cycle} planes of keys and "
             f"{config.value_planes_per_cycle} of values per cycle; allowed is one of each"
         )
-    vectors = 2 * layers
     slices = kv_heads * config.slices
-    fixed = vectors * code.tiers.total(tokens, code.tier_digits(config.max_planes) * slices, 0)
-    per_digit = code.tiers.total(tokens, 0, slices)
-    if fixed + vectors * per_digit > cycles:
+    tier = code.tier_digits(config.max_planes) * slices
+    codes = code.for_layers(windows)
+    budget = _budget(codes, tokens, cycles, tier=tier, body=0, digit=slices)
+    if budget.least > cycles:
         raise UserError(
             f"cycles: {cycles} is too small for {code} at {tokens} tokens; allowed is at least "
-            f"{fixed + vectors * per_digit}"
+            f"{budget.least}"
         )
-    return _within(config, vectors, cycles - fixed, per_digit)
+    return budget
 
 
-def _within(config: EngineConfig, vectors: int, budget: float, per_digit: int) -> int:
-    """Return the total of digits within a budget; digits are free if the body has no tokens."""
-    most = vectors * min(MAX_DIGITS, config.max_planes)
-    return most if per_digit == 0 else min(most, int(budget // per_digit))
+def _budget(
+    codes: Sequence[CacheCode], tokens: int, most: int, *, tier: int, body: int, digit: int
+) -> Budget:
+    """Return a budget.
+
+    Parameters
+    ----------
+    tier, body : cost of a vector in a tier, and of a vector in the body without its digits
+    digit : cost of a digit of a vector
+    """
+    return Budget(
+        tuple(digit * code.tiers.body(tokens) for code in codes for _ in SIDES),
+        len(SIDES) * sum(code.tiers.total(tokens, tier, body) for code in codes),
+        most,
+    )
 
 
-def allocate(losses: Tensor, digits: int) -> list[int]:
-    """Return the digits of each tensor, at most `digits` in total, with the least sum of losses.
+def allocate(losses: Tensor, budget: Budget) -> list[int]:
+    """Return the digits of each tensor, within a budget, with the least sum of losses.
+
+    Kept are the sums of costs that tensors so far can have, each with its least loss, if no smaller
+    sum has less. They are few, because the layers of a model have few different costs.
 
     Parameters
     ----------
     losses : [n, N], loss of each of n tensors with 1 .. N digits
-    digits : largest total, at least n
 
     Raises
     ------
     ValueError
-        When there are fewer digits than tensors.
+        When one digit per tensor exceeds the budget, or budget and losses are of other tensors.
     """
-    count, most = losses.shape
-    if digits < count:
-        raise ValueError(f"digits: {digits} is not allowed; {count} tensors need at least {count}")
-    spare = min(digits - count, count * (most - 1))
-    # best[s]: least loss of the tensors so far with s digits beyond one per tensor
-    best = torch.zeros(spare + 1, dtype=torch.float64)
-    chosen = []
-    for row in losses.double():
-        options = torch.full((most, spare + 1), torch.inf, dtype=torch.float64)
-        for extra in range(min(most, spare + 1)):
-            options[extra, extra:] = best[: spare + 1 - extra] + row[extra]
-        best, choice = options.min(0)
-        chosen.append(choice.tolist())
-    result = []
-    for choice in reversed(chosen):
-        extra = choice[spare]
-        result.append(1 + extra)
-        spare -= extra
+    if budget.least > budget.most:
+        raise ValueError(
+            f"most: {budget.most} is not allowed; one digit in each of {len(budget.costs)} tensors "
+            f"costs {budget.least}"
+        )
+    costs, sums = np.zeros(1, np.int64), np.zeros(1)
+    steps = []
+    for cost, row in zip(budget.costs, losses.double().numpy(), strict=True):
+        before = len(costs)
+        costs = (costs + cost * np.arange(len(row))[:, None]).ravel()
+        sums = (sums + row[:, None]).ravel()
+        order = np.lexsort((sums, costs))  # the fewest digits of this tensor first among equals
+        order = order[costs[order] <= budget.most - budget.least]
+        best = np.minimum.accumulate(sums[order])
+        order = order[np.append(True, best[1:] < best[:-1])]
+        costs, sums = costs[order], sums[order]
+        steps.append((order // before, order % before))
+    result, place = [], -1
+    for extra, origin in reversed(steps):
+        result.append(1 + int(extra[place]))
+        place = origin[place]
     return result[::-1]
 
 
-def code_table(name: str, code: CacheCode, digits: Sequence[int]) -> CodeTable:
-    """Make a code table from digits [2 * layers], keys before values per layer."""
+def code_table(
+    name: str, code: CacheCode, digits: Sequence[int], windows: Sequence[int | None]
+) -> CodeTable:
+    """Make a code table from digits [2 * layers], keys before values per layer.
+
+    Parameters
+    ----------
+    windows : sliding window of each layer in tokens, None in layers without; the table says them if
+        any layer has one
+    """
     pairs = zip(digits[::2], digits[1::2], strict=True)
-    return CodeTable(name, tuple(code.with_digits(*pair) for pair in pairs))
+    shared = replace(code, tiers=code.tiers.sliding_over(None))
+    codes = tuple(shared.with_digits(*pair) for pair in pairs)
+    return CodeTable(name, codes, tuple(windows) if any(windows) else None)

@@ -41,7 +41,7 @@ class ZeroShare:
 
 
 def zero_shares(cache: TernaryCache, lanes: tuple[int, ...]) -> list[ZeroShare]:
-    """Count zeros in a filled cache.
+    """Count zeros in a filled cache; layers without body tokens have no shares.
 
     Raises
     ------
@@ -51,6 +51,8 @@ def zero_shares(cache: TernaryCache, lanes: tuple[int, ...]) -> list[ZeroShare]:
     found = []
     for index, layer in enumerate(cache.layers):
         for tensor, store in (("key", layer.keys), ("value", layer.values)):
+            if not store.body.tokens:
+                continue
             zero = store.body.planes().digits == 0  # [batch, kv_heads, T, planes, D]
             for n in lanes:
                 if zero.shape[-1] % n:

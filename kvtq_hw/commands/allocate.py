@@ -1,8 +1,8 @@
 """Choose digits per layer, for keys and for values, under a budget in true bits or in cycles.
 
 Measures the loss of each layer's keys and values under few digits, on text that the model itself
-writes, and spends the budget where it reduces the loss most. The result is a code table for
-`--code`.
+writes, and spends the budget where it reduces the loss most. In a layer with a sliding window a
+digit costs less, because the layer stores fewer tokens. The result is a code table for `--code`.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def command(
     from golden.llm.models import load_model
     from golden.study.allocator import (
         allocate,
+        bits_budget,
         code_table,
-        digits_for_bits,
-        digits_for_cycles,
+        cycles_budget,
         measure_sensitivity,
     )
 
@@ -95,9 +95,9 @@ def command(
     model = load_model(model_name, device=device, dtype=dtype)
     config = model.fitted(preset, [], context)
     if bits is not None:
-        digits = digits_for_bits(config, code, model.layers, bits, context)
+        budget = bits_budget(config, code, model.windows, bits, context)
     else:
-        digits = digits_for_cycles(config, code, model.layers, model.kv_heads, cycles or 0, context)
+        budget = cycles_budget(config, code, model.windows, model.kv_heads, cycles or 0, context)
     console = Console()
     calibration = load_or_calibrate(model)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
@@ -106,12 +106,12 @@ def command(
         sensitivity = measure_sensitivity(
             model, calibration, config, code, tokens, lambda done: progress.advance(task, done)
         )
-    losses = sensitivity.losses()
-    chosen = allocate(losses, digits)
-    table = code_table(output.name, code, chosen)
+    losses = sensitivity.losses()[:, : config.max_planes]
+    chosen = allocate(losses, budget)
+    table = code_table(output.name, code, chosen, model.windows)
     write_text(output, table.to_toml(), "--output")
     loss = sum(losses[index, n - 1].item() for index, n in enumerate(chosen))
     console.print(
-        f"{sum(chosen)} of {digits} digits spent on {len(chosen)} tensors, expected divergence "
-        f"{loss:.4f} nats; written to {output}"
+        f"{sum(chosen)} digits for {len(chosen)} tensors, {budget.spent(chosen) / budget.most:.1%} "
+        f"of the budget spent, expected divergence {loss:.4f} nats; written to {output}"
     )

@@ -49,10 +49,10 @@ def command(
 
     One KV head at one context, one clock for all. Areas are measured on netlists, memories aside;
     cycles and bytes are derived from the cycle model and the layout of stored vectors. A table's
-    are those of the mean layer.
+    are those of the mean layer. Sliding windows that a table or code says hold for all engines.
     """
     from kvtq_hw.estimates.area import measure_area
-    from kvtq_hw.estimates.candidates import integers, ternary
+    from kvtq_hw.estimates.candidates import integers, sliding_windows, ternary
     from kvtq_hw.estimates.comparison import (
         equal_bandwidth,
         equal_lanes,
@@ -64,7 +64,8 @@ def command(
 
     check_context(tokens, config)
     measured = read_quality(quality_files)
-    candidates = [ternary(config, code) for code in codes] + integers(config)
+    windows = sliding_windows(codes)
+    candidates = [ternary(config, code, windows) for code in codes] + integers(config, windows)
     lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
     int8 = next(row.cycles for row in lanes if row.name == "INT8")
     speed = equal_speed(candidates, int8, tokens, measure_area)
@@ -95,7 +96,7 @@ def command(
         Console().print(table)
     click.echo("um2 is measured, cycles and bytes are derived, perplexity is measured.")
     if any(row.layers > 1 for row in lanes):
-        click.echo("A table's cycles and bytes are the mean of its layers, rounded up.")
+        click.echo("Cycles and bytes of several layers are their mean, rounded up.")
     report = {
         "command": command_line("--preset", "--context", "--memory-bits", "--code", "--quality"),
         "config": config.model_dump(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import click
 
 from kvtq_hw.commands.frame.options import MAX_TOKENS, code_option, preset_option
@@ -18,7 +20,7 @@ MAX_HEADS = 256
 
 @click.command()
 @preset_option
-@code_option("Cache code, or a code table: digits and tiers of each layer.")
+@code_option("Cache code, or a code table: digits, tiers and sliding window of each layer.")
 @click.option(
     "--layers",
     type=click.IntRange(1, MAX_LAYERS),
@@ -73,6 +75,12 @@ def command(
         click.echo(
             f"{layer:5}  {head:4}  {side:5}  {tier:6}  {region.base:#0{digits + 2}x}  "
             f"{region.digits:6}  {region.record_bytes:5}  {region.slots:8}"
+        )
+    windows = Counter(layer.tiers.sliding for layer in codes if layer.tiers.sliding is not None)
+    for window, count in windows.items():
+        click.echo(
+            f"{count} of {layers} layers have a sliding window of {window} tokens: their body is a "
+            "ring"
         )
     click.echo(
         f"{layout.bytes} bytes up to {layout.end:#x}, {layout.tokens} tokens, "

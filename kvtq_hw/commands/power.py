@@ -44,8 +44,8 @@ VARIANTS = ("captured", "no-zero-keys", "no-zero-values", "int8", "int4")
 )
 @click.option(
     "--shape",
-    type=click.Choice(list(MODELS)),
-    help="Model whose layers and KV heads make an energy per token.",
+    type=click.Choice([name for name, model in MODELS.items() if not model.sliding]),
+    help="Model whose layers and KV heads make an energy per token; all its layers are alike.",
 )
 @liberty_option
 @click.option(

@@ -182,7 +182,8 @@ class CacheCode:
         Raises
         ------
         UserError
-            When the code itself has another sliding window.
+            When the code itself has another sliding window, or the model a longer one than codes
+            can have.
         """
         return _with_windows(self.of_layers(len(windows)), windows)
 
@@ -191,8 +192,10 @@ class CacheCode:
         return 1 if self.kind == "balanced" else digits
 
 
+_ByLayer = Field(min_length=1, max_length=MAX_LAYERS)
 _Digits = Annotated[int, Field(ge=1, le=MAX_DIGITS)]
-_DigitsByLayer = Annotated[list[_Digits], Field(min_length=1, max_length=MAX_LAYERS)]
+_DigitsByLayer = Annotated[list[_Digits], _ByLayer]
+_Sliding = Annotated[int, Field(ge=0, le=_MAX_SLIDING)]
 
 
 class _TableFile(Schema):
@@ -203,6 +206,7 @@ class _TableFile(Schema):
     code: str
     key_digits: _DigitsByLayer
     value_digits: _DigitsByLayer
+    sliding: Annotated[list[_Sliding], _ByLayer] | None = None
 
 
 @dataclass(frozen=True)
@@ -210,13 +214,21 @@ class CodeTable:
     """A code for each layer of a model: kind, tiers and options are shared, digits are per layer.
 
     A code table is a TOML file with a spelled ``code`` and the lists ``key_digits`` and
-    ``value_digits``. The lists have one number per layer and replace the digits of ``code``. A
-    table is spelled as the path of its file, which ends in ``.toml``; `str` gives the file's name
-    and a digest of the codes.
+    ``value_digits``. The lists have one number per layer and replace the digits of ``code``. One
+    more list, ``sliding``, may say the sliding window of each layer, 0 for a layer without; a table
+    that has none is for any sliding windows. A table is spelled as the path of its file, which ends
+    in ``.toml``; `str` gives the file's name and a digest of the codes.
+
+    Attributes
+    ----------
+    codes : code of each layer, with the tiers of ``code``
+    windows : sliding window of each layer in tokens, None in layers without; None for a table that
+        does not say
     """
 
     name: str
     codes: tuple[CacheCode, ...]
+    windows: tuple[int | None, ...] | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -230,25 +242,40 @@ class CodeTable:
         place = f"code table {str(path)!r}"
         fields = validated(_TableFile, read_toml(path, "code table"), place)
         code = CacheCode.parse(fields.code)
-        digits = fields.key_digits, fields.value_digits
-        if len(digits[0]) != len(digits[1]):
+        layers = len(fields.key_digits)
+        for name in ("value_digits", "sliding"):
+            numbers = getattr(fields, name)
+            if numbers is not None and len(numbers) != layers:
+                raise UserError(
+                    f"{place}: key_digits has {layers} layers, {name} {len(numbers)}; "
+                    "must be as many"
+                )
+        if fields.sliding is not None and code.tiers.sliding is not None:
             raise UserError(
-                f"{place}: key_digits has {len(digits[0])} layers, value_digits {len(digits[1])}; "
-                "must be as many"
+                f"{place}: sliding and sliding={code.tiers.sliding} in code both say the sliding "
+                "window; allowed is one of them"
             )
-        return cls(path.name, tuple(code.with_digits(*pair) for pair in zip(*digits, strict=True)))
+        pairs = zip(fields.key_digits, fields.value_digits, strict=True)
+        return cls(
+            path.name,
+            tuple(code.with_digits(*pair) for pair in pairs),
+            None if fields.sliding is None else tuple(tokens or None for tokens in fields.sliding),
+        )
 
     def __str__(self) -> str:
-        text = " ".join(map(str, self.codes))
+        text = " ".join(map(str, self.of_layers(len(self.codes))))
         return f"{self.name}@{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
     def to_toml(self) -> str:
         """Return the text of the table's TOML file."""
-        return (
+        text = (
             f'code = "{self.codes[0]}"  # the digits below take the place of these\n'
             f"key_digits = {[code.key_digits for code in self.codes]}\n"
             f"value_digits = {[code.value_digits for code in self.codes]}\n"
         )
+        if self.windows is not None:
+            text += f"sliding = {[window or 0 for window in self.windows]}\n"
+        return text
 
     @property
     def most_digits(self) -> int:
@@ -261,7 +288,7 @@ class CodeTable:
         return self.codes[0].scale_choice
 
     def of_layers(self, layers: int) -> tuple[CacheCode, ...]:
-        """Return the code of each layer.
+        """Return the code of each layer, with the layer's sliding window if the table says one.
 
         Raises
         ------
@@ -272,7 +299,7 @@ class CodeTable:
             raise UserError(
                 f"code table {self.name!r} has {len(self.codes)} layers; the model has {layers}"
             )
-        return self.codes
+        return self.codes if self.windows is None else _with_windows(self.codes, self.windows)
 
     def for_layers(self, windows: Sequence[int | None]) -> tuple[CacheCode, ...]:
         """Return the code of each layer of a model, with the layer's sliding window.
@@ -282,7 +309,15 @@ class CodeTable:
         UserError
             When the table is for another number of layers, or for other sliding windows.
         """
-        return _with_windows(self.of_layers(len(windows)), windows)
+        codes = self.of_layers(len(windows))
+        for layer, (own, window) in enumerate(zip(self.windows or windows, windows, strict=True)):
+            if own != window:
+                raise UserError(
+                    f"code table {self.name!r} has {_words(own)} in layer {layer}, the model has "
+                    f"{_words(window)}; allowed are tables for the model's sliding windows, as "
+                    "kvtq-hw allocate writes"
+                )
+        return _with_windows(codes, windows)
 
 
 def read_code(text: str) -> CacheCode | CodeTable:
@@ -296,16 +331,25 @@ def _with_windows(
     """Return the codes of a model's layers with the layers' sliding windows."""
     for layer, (code, window) in enumerate(zip(codes, windows, strict=True)):
         own = code.tiers.sliding
-        if own not in (None, window):
-            words = "none" if window is None else f"one of {window} tokens"
+        if window is not None and window > _MAX_SLIDING:
             raise UserError(
-                f"code: {str(code)!r} has a sliding window of {own} tokens, layer {layer} of the "
-                f"model has {words}; allowed are codes without sliding=N, which take the model's"
+                f"code: {str(code)!r} cannot have {_words(window)}, which layer {layer} of the "
+                f"model has; allowed are at most {_MAX_SLIDING}"
+            )
+        if own not in (None, window):
+            raise UserError(
+                f"code: {str(code)!r} has {_words(own)}, layer {layer} of the model has "
+                f"{_words(window)}; allowed are codes without sliding=N, which take the model's"
             )
     return tuple(
         replace(code, tiers=code.tiers.sliding_over(window))
         for code, window in zip(codes, windows, strict=True)
     )
+
+
+def _words(window: int | None) -> str:
+    """Name a layer's sliding window."""
+    return "no sliding window" if window is None else f"a sliding window of {window} tokens"
 
 
 def _option(text: str, option: str) -> tuple[str, Any]:

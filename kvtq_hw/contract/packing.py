@@ -65,6 +65,8 @@ def cache_bytes(config: EngineConfig, code: CacheCode, tokens: int) -> int:
 def bits_per_element(config: EngineConfig, code: CacheCode, tokens: int) -> float:
     """Return the stored bits per cached element, over a context of `tokens` tokens.
 
-    Keys and values count together, with scales, padding and tiers.
+    Keys and values count together, with scales, padding and tiers. Tokens that have left the
+    sliding window are not stored and do not count.
     """
-    return cache_bytes(config, code, tokens) * 8 / (2 * config.head_dim * tokens)
+    stored = code.tiers.spread(tokens).tokens
+    return cache_bytes(config, code, tokens) * 8 / (2 * config.head_dim * stored)

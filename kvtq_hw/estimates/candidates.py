@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,6 +25,7 @@ __all__ = [
     "LayerFormat",
     "TernaryLayer",
     "integers",
+    "sliding_windows",
     "ternary",
 ]
 
@@ -186,13 +187,40 @@ class Candidate:
         return sum(count * of(layer) for layer, count in Counter(self.layers).items())
 
 
-def ternary(config: EngineConfig, code: CacheCode | CodeTable) -> Candidate:
+def sliding_windows(codes: Sequence[CacheCode | CodeTable]) -> tuple[int | None, ...] | None:
+    """Return the sliding window of each layer of the model that codes are for.
+
+    None if no code says any. Of the codes that do, the first table counts, or else the first
+    spelled code, whose sliding window is that of all layers.
+    """
+    tables = [code for code in codes if isinstance(code, CodeTable)]
+    layers = max((len(table.codes) for table in tables), default=1)
+    for table in tables:
+        windows = tuple(code.tiers.sliding for code in table.of_layers(len(table.codes)))
+        if table.windows is not None or any(windows):
+            return windows
+    spelled = (code.tiers.sliding for code in codes if isinstance(code, CacheCode))
+    window = next(filter(None, spelled), None)
+    return None if window is None else (window,) * layers
+
+
+def ternary(
+    config: EngineConfig,
+    code: CacheCode | CodeTable,
+    windows: Sequence[int | None] | None = None,
+) -> Candidate:
     """Return the candidate for a ternary cache code or a code table.
+
+    Parameters
+    ----------
+    windows : sliding window of each layer in tokens, None in layers without; None for those of the
+        code itself, which is one layer if it is no table
 
     Raises
     ------
     UserError
-        When the code has more digits than the configuration's `max_planes`.
+        When the code has more digits than the configuration's `max_planes`, or is for other layers
+        or other sliding windows.
     """
     if code.most_digits > config.max_planes:
         raise UserError(
@@ -200,25 +228,37 @@ def ternary(config: EngineConfig, code: CacheCode | CodeTable) -> Candidate:
             f"has max_planes = {config.max_planes}"
         )
     if isinstance(code, CodeTable):
-        name, codes = code.name.removesuffix(".toml"), code.codes
+        name, layers = code.name.removesuffix(".toml"), len(code.codes)
     else:
-        name, codes = f"K{code.key_digits}/V{code.value_digits}", (code,)
+        name, layers = f"K{code.key_digits}/V{code.value_digits}", 1
+    codes = code.of_layers(layers) if windows is None else code.for_layers(windows)
     return Candidate(f"ternary {name}", config, str(code), tuple(map(TernaryLayer, codes)))
 
 
-def integers(config: EngineConfig) -> list[Candidate]:
+def integers(config: EngineConfig, windows: Sequence[int | None] | None = None) -> list[Candidate]:
     """Return the candidates whose lanes multiply, with queries of 8 bits.
 
     INT8 and INT4 are plain integers with one scale per vector: no rotation, no feedback, no tiers.
     INT4 conditioned has centring, rotation, feedback, sinks and window, as the ternary codes have.
+
+    Parameters
+    ----------
+    windows : sliding window of each layer in tokens, None in layers without; None for one layer
+        without
     """
     one = {"max_planes": 1, "key_planes_per_cycle": 1, "value_planes_per_cycle": 1}
     fields = config.model_dump() | one | {"query_bits": 8}
     int8, int4 = (
         EngineConfig.model_validate(fields | {"cache_format": name}) for name in ("int8", "int4")
     )
+
+    def layers(bits: int, tiers: Tiers) -> tuple[IntegerLayer, ...]:
+        return tuple(
+            IntegerLayer(bits, tiers.sliding_over(window)) for window in windows or (None,)
+        )
+
     return [
-        Candidate("INT8", int8, "int8", (IntegerLayer(8),)),
-        Candidate("INT4", int4, "int4", (IntegerLayer(4),)),
-        Candidate("INT4 conditioned", int4, CONDITIONED_INT4, (IntegerLayer(4, _TIERS),)),
+        Candidate("INT8", int8, "int8", layers(8, NO_TIERS)),
+        Candidate("INT4", int4, "int4", layers(4, NO_TIERS)),
+        Candidate("INT4 conditioned", int4, CONDITIONED_INT4, layers(4, _TIERS)),
     ]

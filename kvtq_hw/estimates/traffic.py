@@ -1,7 +1,8 @@
 """Cache size and memory traffic per decode step, by model, context and cache format.
 
 A decode step reads the keys and values of all cached tokens of every layer and KV head once, and
-writes the key and value of one token. Sizes are exact, derived from the storage format. Energies
+writes the key and value of one token. A layer with a sliding window caches the tokens of its
+sliding window, in every format. Sizes are exact, derived from the storage format. Energies
 are projected: size times a published energy per bit of a kind of memory.
 """
 
@@ -12,7 +13,9 @@ from dataclasses import dataclass
 
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.model_wheels import WHEEL_MODELS
 from kvtq_hw.contract.packing import cache_bytes
+from kvtq_hw.contract.tiers import NO_TIERS
 
 __all__ = ["CONTEXTS", "MEMORIES", "MODELS", "Memory", "ModelShape", "Traffic", "traffic"]
 
@@ -22,14 +25,22 @@ class ModelShape:
     """Shape of a model's attention layers, which decides the size of its cache.
 
     layers, kv_heads, head_dim : as in the model's published configuration; KV heads per layer
+    sliding : sliding window of each layer in tokens, None in layers without; empty if no layer has
+        one
     """
 
     layers: int
     kv_heads: int
     head_dim: int
+    sliding: tuple[int | None, ...] = ()
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """Sliding window of each layer in tokens, None in layers without."""
+        return self.sliding or (None,) * self.layers
 
 
-#: Shapes by name, from each model's `config.json`.
+#: Shapes by name, from each model's `config.json`; Mistral-7B since version 0.2.
 MODELS = {
     "SmolLM2-135M": ModelShape(30, 3, 64),
     "SmolLM2-1.7B": ModelShape(24, 32, 64),
@@ -39,6 +50,7 @@ MODELS = {
     "Mistral-7B": ModelShape(32, 8, 128),
     "Llama-3-8B": ModelShape(32, 8, 128),
     "Llama-3-70B": ModelShape(80, 8, 128),
+    "Gemma-3-270M": ModelShape(18, 1, 256, WHEEL_MODELS["gemma3-270m"].windows),
 }
 
 #: Contexts from a thousand tokens to a million.
@@ -92,20 +104,26 @@ def traffic(
 
     Raises
     ------
+    UserError
+        When a code has a sliding window that the model does not have.
     ValueError
         For a context without tokens.
     """
     if context < 1:
         raise ValueError(f"context: {context} is not allowed; must be at least 1")
-    vectors = 2 * context
+    vectors = 2 * sum(NO_TIERS.sliding_over(n).spread(context).tokens for n in shape.windows)
     fitting = config.replace(head_dim=shape.head_dim, lanes=shape.head_dim)
     of_a_head = {
         "fp16": vectors * 2 * shape.head_dim,
         "int8": vectors * (shape.head_dim + 2),
         "int4": vectors * (shape.head_dim // 2 + 2),
-    } | {str(code): cache_bytes(fitting, code, context) for code in codes}
-    heads = shape.layers * shape.kv_heads
+    } | {
+        str(code): sum(
+            cache_bytes(fitting, of_layer, context) for of_layer in code.for_layers(shape.windows)
+        )
+        for code in codes
+    }
     return [
-        Traffic(name, 8 * size / (vectors * shape.head_dim), heads * size)
+        Traffic(name, 8 * size / (vectors * shape.head_dim), shape.kv_heads * size)
         for name, size in of_a_head.items()
     ]

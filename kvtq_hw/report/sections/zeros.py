@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import mean
 
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
 
 __all__ = ["build"]
@@ -26,6 +27,11 @@ def build(inputs: Inputs) -> Section:
     rows, series = [], []
     for code in inputs.codes:
         shares = zero_shares(cache_of_text(language_model, config, code, tokens), lanes)
+        if not shares:
+            raise UserError(
+                f"code: {str(code)!r} puts none of {tokens} tokens into the body, where zeros are "
+                "counted; allowed are codes with fewer tokens in sinks and window"
+            )
         for tensor in ("key", "value"):
             of_tensor = [share for share in shares if share.tensor == tensor]
             planes = sorted({share.plane for share in of_tensor})
