@@ -10,7 +10,8 @@ values::
     >>> from kvtq_hw.contract.config import load_config
     >>> sizes = dict(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=1)
     >>> heads = dict(num_attention_heads=4, num_key_value_heads=2)
-    >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **heads)).eval()
+    >>> config = LlamaConfig(**sizes, **heads, eos_token_id=None)
+    >>> model = LlamaForCausalLM(config).eval()
     >>> model.set_attn_implementation(ATTENTION)
     >>> layers = [Conditioning(rotate=True, key_centre=None, key_exponent=-12, value_exponent=-12)]
     >>> code = CacheCode.parse("balanced:3/2")

@@ -4,7 +4,7 @@
 
     >>> code = CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback")
     >>> code.key_digits, code.value_digits, code.tiers
-    (3, 2, Tiers(sinks=4, window=32))
+    (3, 2, Tiers(sinks=4, window=32, sliding=None))
     >>> str(code)
     'balanced:3/2,sinks=4,window=32,feedback'
 """
