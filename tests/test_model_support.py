@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from tiny_model import prompt, tiny_model
+from tqdm.auto import tqdm
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedConfig
 from transformers.masking_utils import (
     bidirectional_mask_function,
@@ -24,6 +27,7 @@ from golden.llm.model_support import (
     check_supported,
     head_shape,
     layer_attention,
+    quiet_transformers,
 )
 from golden.llm.models import LanguageModel
 from kvtq_hw.contract.codes import CacheCode
@@ -445,3 +449,13 @@ def test_a_refused_model_still_decodes_on_its_own_cache():
     language_model = LanguageModel("bloom", model, tiny_model().tokenizer)
     assert language_model.max_positions == 1 << 20
     assert len(decode_unquantized(language_model, prompt(9), 4).tokens) == 4
+
+
+def test_progress_bars_and_warnings_stay_off_the_terminal(capfd):
+    with quiet_transformers():
+        for _ in tqdm(range(3)):  # as transformers reads the tensors of a GGUF file
+            warnings.warn("about a weight", stacklevel=1)
+    assert capfd.readouterr() == ("", "")
+    for _ in tqdm(range(3)):
+        pass
+    assert "3/3" in capfd.readouterr().err

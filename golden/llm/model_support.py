@@ -11,11 +11,12 @@ arguments of each layer. What a mask hides is found by asking the mask about sin
 from __future__ import annotations
 
 import copy
+import io
 import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -392,7 +393,8 @@ def quiet_transformers() -> Iterator[None]:
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        # the bar of dequantized GGUF tensors is no bar of transformers' own
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
