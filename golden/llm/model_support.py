@@ -37,7 +37,6 @@ from kvtq_hw.contract.errors import UserError, shown
 __all__ = [
     "HeadShape",
     "LayerAttention",
-    "check_supported",
     "head_shape",
     "layer_attention",
     "quiet_transformers",
@@ -105,31 +104,12 @@ def layer_attention(name: str, config: PreTrainedConfig) -> tuple[LayerAttention
     """
     found = _found(config)
     if isinstance(found, str):
-        raise _refusal(name, config, found)
+        raise UserError(
+            f"model {name!r} ({config.model_type}) does not run on a ternary cache: {found}; "
+            "allowed are decoders whose layers all attend to the whole context or to a sliding "
+            "window by one softmax"
+        )
     return found
-
-
-def check_supported(name: str, config: PreTrainedConfig) -> None:
-    """Check that a model of this configuration runs on a ternary cache, without reading weights.
-
-    Parameters
-    ----------
-    name : name of the model in the message
-
-    Raises
-    ------
-    UserError
-        With the reason in one line: another kind of attention, or layers without attention.
-    """
-    layer_attention(name, config)
-
-
-def _refusal(name: str, config: PreTrainedConfig, reason: str) -> UserError:
-    return UserError(
-        f"model {name!r} ({config.model_type}) does not run on a ternary cache: {reason}; "
-        "allowed are decoders whose layers all attend to the whole context or to a sliding window "
-        "by one softmax"
-    )
 
 
 def _found(config: PreTrainedConfig) -> tuple[LayerAttention, ...] | str:

@@ -34,7 +34,6 @@ from golden.llm.devices import find_device, find_dtype
 from golden.llm.model_support import (
     HeadShape,
     LayerAttention,
-    check_supported,
     head_shape,
     layer_attention,
     quiet_transformers,
@@ -148,14 +147,9 @@ class LanguageModel:
         """
         return tuple(layer.learned_sinks for layer in self._layer_attention)
 
-    @cached_property
-    def _supported(self) -> bool:
-        check_supported(self.name, self.model.config)
-        return True
-
     def check_supported(self) -> None:
         """Raise `UserError` if the model does not run on a ternary cache; see `model_support`."""
-        _ = self._supported
+        _ = self._layer_attention
 
     def engine_config(self, context: int) -> EngineConfig:
         """Return a configuration with the widths of `smollm2` for this model and `context` tokens.
@@ -361,7 +355,7 @@ def _load_pretrained(
                 "models that continue a text"
             )
     if form.ternary:
-        check_supported(name, config)
+        layer_attention(name, config)
     if isinstance(source, Path) and not gguf_file:
         _check_tokenizer_files(name, source)
     with _part_of(name, "tokenizer", gguf_file):
