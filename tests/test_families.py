@@ -28,7 +28,7 @@ from golden.attend.attention import ATTENTION
 from golden.attend.backends import GoldenBackend
 from golden.cache.ternary_cache import TernaryCache
 from golden.llm.calibration import Calibration, calibrate
-from golden.llm.decoding import make_cache
+from golden.llm.decoding import decode_unquantized, make_cache
 from golden.llm.models import LanguageModel
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import ConfigError
@@ -273,6 +273,15 @@ def test_learned_sinks_are_the_models_own():
     spread = exact.std().item()
     assert (found - exact).square().mean().sqrt() < 0.1 * spread
     assert (without - exact).square().mean().sqrt() > 0.3 * spread
+
+
+def test_unquantized_decoding_is_the_models_own():
+    language_model = family_model("gpt_oss")
+    decoded = decode_unquantized(language_model, prompt(20), 12)
+    tokens = language_model.tokenizer(prompt(20), return_tensors="pt").input_ids
+    with torch.inference_mode():
+        expected = language_model.model.generate(tokens, max_new_tokens=12, do_sample=False)
+    assert list(decoded.tokens) == expected[0, tokens.shape[1] :].tolist()
 
 
 #: Kinds of attention beyond one softmax over the whole context, in the size of the `tiny` preset.

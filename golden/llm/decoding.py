@@ -11,6 +11,7 @@ from transformers import Cache
 from transformers.generation.streamers import BaseStreamer
 
 from golden.attend.attention import ATTENTION
+from golden.attend.plain_attention import PLAIN_ATTENTION
 from golden.cache.attention_job import AttentionBackend
 from golden.cache.ternary_cache import TernaryCache
 from golden.llm.calibration import Calibration
@@ -105,7 +106,7 @@ def decode_unquantized(
     on_token: OnToken | None = None,
 ) -> Decoded:
     """Continue a prompt greedily with the model's own cache and attention."""
-    return _generate(language_model, prompt, max_new_tokens, None, on_token, "sdpa")
+    return _generate(language_model, prompt, max_new_tokens, None, on_token, PLAIN_ATTENTION)
 
 
 def _generate(

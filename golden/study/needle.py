@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from golden.attend.plain_attention import PLAIN_ATTENTION
 from golden.llm.models import LanguageModel
 from golden.study.formats import CacheFormat
 from golden.study.quality import DEFAULT_CHUNK, OnTokens
@@ -100,7 +101,7 @@ def retrieve(
     """Return whether each needle is retrieved, by the unquantized model when the format is None."""
     model = language_model.model
     if cache_format is None:
-        cache, attention = DynamicCache(), "sdpa"
+        cache, attention = DynamicCache(), PLAIN_ATTENTION
     else:
         cache, attention = cache_format.make_cache(), cache_format.attention
         chunk = min(chunk, cache_format.longest_chunk or chunk)

@@ -92,6 +92,7 @@ class Heads:
         rotate: bool = True,
     ) -> None:
         self.config, self.rng = config, rng
+        self._sinks_rng = rng.spawn(1)[0]  # jobs are the same with and without learned sinks
         self.code = CacheCode.parse(code)
         self.layout = MemoryLayout(config, [self.code], count, tokens, base=base)
         self.memory = np.zeros(self.layout.bytes, np.uint8)
@@ -149,7 +150,7 @@ class Heads:
         return self.rng.integers(middle - 3, middle + 4, config.query_group).tolist()
 
     def _random_learned_sinks(self) -> LearnedSinks:
-        return LearnedSinks(*torch.from_numpy(random_learned_sinks(self.rng, self.config)))
+        return LearnedSinks(*torch.from_numpy(random_learned_sinks(self._sinks_rng, self.config)))
 
     def plan(
         self, head: int, *, append: bool = True, attend: bool = True, wrong: str | None = None
