@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 from decode_command import arguments, report_of
+from passes import CODES, PASSES, SLIDING, checked_session, run_passes
 
 from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.commands.frame.session import on_accelerator
 from sim.backends.accelerator import AcceleratorBackend
 
 
@@ -32,6 +34,20 @@ def test_a_prompt_of_one_token_starts_in_an_empty_memory(tiny_folder):
     code = "balanced:3/2,sinks=1,window=2,feedback"
     found = report(tiny_folder, "--prompt", "w5", "--max-new-tokens", "6", "--code", code)
     assert (found["mismatches"], found["memory_differences"]) == (0, 0)
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("make", SLIDING.values(), ids=SLIDING)
+def test_sliding_windows_on_the_accelerator(make, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with checked_session(on_accelerator, make(), code) as session:
+        for passes in PASSES:
+            compared, different = session.compare_memory(run_passes(session, passes))
+            assert compared > 2 * 2 * 11 * 2 * 3
+            assert different == 0
+        steps = sum(passes.count(1) for passes in PASSES)
+        assert session.checked.outputs_compared == steps * 2 * 2 * 2 * 8
+        assert session.checked.mismatches == 0
 
 
 def test_memory_that_differs_is_a_failure(tiny_folder, monkeypatch, capsys):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 from decode_command import arguments, report_of
+from passes import CODES, PASSES, SLIDING, checked_session, run_passes
+
+from kvtq_hw.commands.frame.session import on_engine
 
 
 @pytest.mark.parametrize("code", ["balanced:3/2", "residual:2/3", "balanced:1/5"])
@@ -16,6 +19,18 @@ def test_decoding_on_the_engine(tiny_folder, code):
     assert report["tokens_identical"] is True
     assert report["context"] == 20
     assert report["bound_cycles"] < report["rtl_cycles"]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("make", SLIDING.values(), ids=SLIDING)
+def test_sliding_windows_on_the_engine(make, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with checked_session(on_engine, make(), code) as session:
+        for passes in PASSES:
+            run_passes(session, passes)
+        steps = sum(passes.count(1) for passes in PASSES)
+        assert session.checked.outputs_compared == steps * 2 * 2 * 2 * 8
+        assert session.checked.mismatches == 0
 
 
 def test_smollm2_on_the_engine(smollm2_wheel, tmp_path, monkeypatch):

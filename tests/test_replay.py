@@ -9,7 +9,7 @@ import pytest
 import torch
 from bench_matrix import FOLDER
 from click.testing import CliRunner
-from tiny_model import prompt, save_tiny_model
+from tiny_model import prompt, save_tiny_model, tiny_model, with_window
 
 from golden.learned_sinks import LearnedSinks
 from golden.llm.capture import load_captured
@@ -86,6 +86,32 @@ def test_replay_starts_from_learned_sinks(files, tmp_path, simulator):
     result = CliRunner().invoke(replay, options, catch_exceptions=False, standalone_mode=False)
     assert result.return_value == 0, result.output
     assert "16 outputs equal, 26 tokens in " in result.output
+
+
+def test_capture_and_replay_of_a_layer_with_a_sliding_window(tmp_path, simulator):
+    """Eleven tokens are left; the body, a ring, is read from its first slot on."""
+    language_model, folder = with_window(tiny_model(), 11), tmp_path / "model"
+    language_model.model.save_pretrained(folder)
+    language_model.tokenizer.save_pretrained(folder)
+    options = ["--preset", "tiny", "--model", str(folder), "--prompt", prompt(20)]
+    options += ["--code", "balanced:3/2,sinks=2,window=4", "-o", str(tmp_path)]
+    options += ["--layer", "1", "--step", "0", "--step", "1"]
+    result = CliRunner().invoke(capture, options, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    first, second = (load_captured(x) for x in sorted(tmp_path.glob("*.safetensors")))
+    assert (first.step, second.step) == (0, 1)
+    for job in (first, second):
+        assert job.key_depths.tolist() == [3] * 7 + [5] * 4
+        assert job.value_depths.tolist() == [2] * 7 + [5] * 4
+        assert torch.equal(job.golden(), job.expected)
+    # tokens 18 to 21 are in the window: token 17 has come to the body, a ring of seven slots
+    changed = (first.keys.digits != second.keys.digits).flatten(1).any(1)
+    assert changed[:7].nonzero()[:, 0].tolist() == [(17 - 2) % 7]
+    file = tmp_path / "layer1-head0-step1.safetensors"
+    arguments = [str(file), "--simulator", simulator, "--build-folder", str(FOLDER)]
+    result = CliRunner().invoke(replay, arguments, catch_exceptions=False, standalone_mode=False)
+    assert result.return_value == 0, result.output
+    assert "16 outputs equal, 11 tokens in " in result.output
 
 
 def texts(signal) -> list[str]:

@@ -124,12 +124,14 @@ class EngineBackend:
                 for _ in range(stored.kv_heads)
             ]
             memory = self._layers[stored.revision] = _LayerMemory(heads)
-        keys, key_depths = _unsettled(stored.keys, stored.code.tiers, memory.settled)
-        values, value_depths = _unsettled(stored.values, stored.code.tiers, memory.settled)
+        # tokens packed once may have other places, or have gone, once a sliding window is full
+        kept = min(memory.settled, stored.settled)
+        keys, key_depths = _unsettled(stored.keys, stored.code.tiers, kept)
+        values, value_depths = _unsettled(stored.values, stored.code.tiers, kept)
         packed_keys = _pack_heads(config, "key", keys, key_depths.numpy())
         packed_values = _pack_heads(config, "value", values, value_depths.numpy())
         for index, head in enumerate(memory.heads):
-            head.truncate(memory.settled)
+            head.truncate(kept)
             head.keys.extend(*packed_keys[index])
             head.values.extend(*packed_values[index])
         memory.settled = stored.settled
