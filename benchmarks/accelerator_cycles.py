@@ -21,6 +21,7 @@ from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.cycle_model import code_bound
 from kvtq_hw.contract.layout import MemoryLayout
+from kvtq_hw.contract.packing import cache_bytes
 from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import (
     DDR4,
@@ -44,13 +45,8 @@ def bounds(
     config: EngineConfig, code: CacheCode, tokens: int, settings: MemorySettings
 ) -> tuple[int, int]:
     """Return two lower bounds in cycles per job: by its plane slices and by its memory words."""
-    spread = code.tiers.spread(tokens)
-    head = MemoryLayout(config, [code], 1, tokens).heads[0][0]
-    size = 0
-    for vectors in (head.key, head.value):
-        for region, count in zip(vectors.regions.values(), spread[:3], strict=True):
-            size += count * region.record_bytes
-    words = -(-size // (config.memory_bits // 8)) / settings.words_per_cycle
+    words = -(-cache_bytes(config, code, tokens) // (config.memory_bits // 8))
+    words /= settings.words_per_cycle
     if settings.refresh_interval:
         words /= 1 - settings.refresh_cycles / settings.refresh_interval
     return code_bound(config, code, tokens), round(words)
@@ -64,12 +60,27 @@ def cycles(
     append: bool,
 ) -> float:
     """Measure cycles per job, with jobs of different KV heads back to back."""
+    return counters(config, code, tokens, settings, append, HEADS)["busy_cycles"] / HEADS
+
+
+def counters(
+    config: EngineConfig,
+    code: CacheCode,
+    tokens: int,
+    settings: MemorySettings,
+    append: bool,
+    heads: int,
+) -> dict[str, int]:
+    """Attend to `tokens` tokens, one job per KV head; return the accelerator's counters by name.
+
+    The memory holds random records. If `append`, each job appends the last of these tokens.
+    """
     rng = np.random.default_rng(tokens)
-    layout = MemoryLayout(config, [code], HEADS, tokens)
+    layout = MemoryLayout(config, [code], heads, tokens)
     memory = rng.integers(0, 256, layout.bytes, np.uint8)
     largest = (1 << config.scale_exponent_bits) - 1
     work = []
-    for head in range(HEADS):
+    for head in range(heads):
         descriptors = HeadDescriptors(layout, 0, head, table=head, rotate=True, centre=True)
         descriptor = descriptors.job(
             tokens,
@@ -82,7 +93,7 @@ def cycles(
         queries = rng.integers(-(1 << 15), 1 << 15, (config.query_group, config.head_dim))
         work.append(AcceleratorJob(descriptor, vectors if append else None, queries))
     with VerilatedAccelerator(config, memory, settings=settings) as accelerator:
-        return accelerator.run(work).counters["busy_cycles"] / HEADS
+        return accelerator.run(work).counters
 
 
 @click.command()
