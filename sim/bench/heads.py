@@ -93,6 +93,7 @@ class Heads:
     ) -> None:
         self.config, self.rng = config, rng
         self._sinks_rng = rng.spawn(1)[0]  # jobs are the same with and without learned sinks
+        self._learned_sinks = LearnedSinks(*torch.zeros(2, config.query_group).long())
         self.code = CacheCode.parse(code)
         self.layout = MemoryLayout(config, [self.code], count, tokens, base=base)
         self.memory = np.zeros(self.layout.bytes, np.uint8)
@@ -149,8 +150,12 @@ class Heads:
         middle = config.head_dim.bit_length() + 27 - config.score_fraction_bits
         return self.rng.integers(middle - 3, middle + 4, config.query_group).tolist()
 
-    def _random_learned_sinks(self) -> LearnedSinks:
-        return LearnedSinks(*torch.from_numpy(random_learned_sinks(self._sinks_rng, self.config)))
+    def _next_learned_sinks(self) -> LearnedSinks:
+        """Draw others for one job in three: writing them takes time, and jobs should overlap."""
+        if self._sinks_rng.random() < 1 / 3:
+            drawn = random_learned_sinks(self._sinks_rng, self.config)
+            self._learned_sinks = LearnedSinks(*torch.from_numpy(drawn))
+        return self._learned_sinks
 
     def plan(
         self, head: int, *, append: bool = True, attend: bool = True, wrong: str | None = None
@@ -171,7 +176,7 @@ class Heads:
             query_exponent=self.random_exponents() if attend else None,
             first=head in self.unknown,
             value_exponent=self._golden[head].value_exponent if head in self.unknown else 0,
-            learned_sinks=self._random_learned_sinks() if attend else None,
+            learned_sinks=self._next_learned_sinks() if attend else None,
         )
         if wrong:
             job = wrong_job(self.config, job, wrong)

@@ -42,7 +42,7 @@ SLIDING = (
 )
 _PAGE = 4096
 _STALL = 200  # cycles
-_TRIES = 8  # most streams of jobs until a fault meets its state
+_TRIES = 24  # most streams of jobs until a fault meets its state
 
 _STATES = {
     "outputs": "Outputs of a job are offered.",
