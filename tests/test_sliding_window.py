@@ -11,6 +11,7 @@ from golden.attend.backends import FloatBackend, GoldenBackend
 from golden.attend.single_precision import SinglePrecisionBackend
 from golden.cache.memory_image import MemoryImage
 from golden.cache.ternary_cache import TernaryCacheLayer
+from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.dequantizer import dequantize
 from golden.engine import attend
@@ -173,6 +174,32 @@ def attend_in_order(queries, exponents, keys: Planes, values: Planes, exponent: 
     conditioned = query_conditioner(TINY, Queries(queries, exponents[:, None]), True)
     found = attend(TINY, conditioned, keys, values, exponent=torch.tensor([exponent]))
     return output_rotator(TINY, found.values, found.exponent, True)[0]
+
+
+@pytest.mark.parametrize("pieces", [[40], [1] * 40, [13, 7, 1, 19]])
+@pytest.mark.parametrize("code", ["balanced:2/1,sliding=11", "balanced:2/1,window=3,sliding=11"])
+def test_a_padded_sequence_sees_its_own_window(code, pieces):
+    """The second sequence has 6 tokens fewer, behind padding, and attends as it does alone."""
+    pads = 6
+    both, alone = layer(code, FloatBackend()), layer(code, FloatBackend())
+    real = torch.ones(2, TOKENS, dtype=torch.bool)
+    real[1, :pads] = False
+    start, found = 0, []
+    for piece in pieces:
+        stop = start + piece
+        first = both.get_mask_sizes(piece)[1]
+        states = (torch.cat((x, x), 0)[:, :, start:stop] for x in (KEYS, VALUES))
+        stored, _ = both.update(*states)
+        seen = causal_mask(piece, stop - first, 11) & real[:, None, first:stop]
+        queries = torch.cat((QUERIES, QUERIES), 0)[:, :, start:stop]
+        found.append(ternary_attention(Module(), queries, stored, stored, seen[:, None])[0])
+        start = stop
+    padded = torch.cat(found, 1)
+    assert torch.equal(padded[:1], all_outputs(code, pieces, FloatBackend()))
+    stored, _ = alone.update(KEYS[:, :, pads:], VALUES[:, :, pads:])
+    expected, _ = ternary_attention(Module(), QUERIES[:, :, pads:], stored, stored, None)
+    assert (padded[1, pads:] - expected[0]).abs().max() < 1e-5
+    assert not padded[1, :pads].any()
 
 
 @pytest.mark.parametrize("removed", [1, 3, 8])

@@ -38,7 +38,7 @@ SLIDING = (
     "balanced:2/3,sliding=3",  # shorter than a block, without a window in the tier
     "balanced:1/2,window=6,sliding=5",  # all tokens in the tier
     "residual:2/1,sinks=3,window=1,sliding=10",
-    "balanced:3/2,window=2,sliding=20,tier=3",
+    "balanced:3/2,window=2,sliding=14,tier=3",
 )
 _PAGE = 4096
 _STALL = 200  # cycles
@@ -190,9 +190,13 @@ async def count_runs(dut: HierarchyObject, runs: list[int]) -> None:
 
 
 @cocotb.test()
-@cocotb.parametrize(code=SLIDING, pausing=(False, True))
-async def sliding_window(dut: HierarchyObject, code: str, pausing: bool) -> None:
-    """Run decode steps until every slot of the rings has been written twice, jobs back to back."""
+@cocotb.parametrize(code=SLIDING)
+async def sliding_window(dut: HierarchyObject, code: str) -> None:
+    """Run decode steps until every slot of the rings has been written twice, jobs back to back.
+
+    For every other code the buses and streams pause at random.
+    """
+    pausing = SLIDING.index(code) % 2 == 0
     tiers = CacheCode.parse(code).tiers
     steps = 2 * (tiers.sliding or 0) + 4
     machine = Machine(dut, code, tokens=steps, count=1)
