@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_families import FAMILIES, LLAMA_LIKE, family_model
 from tiny_model import prompt, tiny_model
+from tokenizers import Regex, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from golden.llm.calibration import calibrate
@@ -19,6 +20,7 @@ from golden.study.key_error import key_warning, score_errors, warn_of_keys
 from golden.study.quality import documentation_text
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.errors import UserError
 
 CODES = [
     CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback"),
@@ -46,6 +48,15 @@ def measured(language_model: LanguageModel):
 def test_no_warning_for_ordinary_models(family):
     setup = measured(family_model(family))
     assert [key_warning(*setup, code) for code in CODES] == [None] * len(CODES)
+
+
+def test_a_tokenizer_without_words_is_one_line():
+    setup = measured(tiny_model())
+    setup[0].tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        Regex(".|\n"), "removed"
+    )
+    with pytest.raises(UserError, match=r"^model 'tiny': its tokenizer makes no tokens of an Eng"):
+        score_errors(*setup, CODES[0])
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)

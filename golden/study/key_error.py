@@ -28,7 +28,7 @@ from golden.study.coding_error import coding_errors
 from golden.study.quality import documentation_text
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.errors import warn
+from kvtq_hw.contract.errors import UserError, warn
 
 __all__ = ["key_warning", "score_errors", "warn_of_keys"]
 
@@ -61,8 +61,18 @@ def score_errors(
     Parameters
     ----------
     conditioning : one entry per layer
+
+    Raises
+    ------
+    UserError
+        When the model's tokenizer makes no tokens of an English text.
     """
     ids = language_model.tokenizer(documentation_text()[: 20 * _TOKENS]).input_ids[:_TOKENS]
+    if not ids:
+        raise UserError(
+            f"model {language_model.name!r}: its tokenizer makes no tokens of an English text; "
+            "save the model's own tokenizer beside it"
+        )
     layers: dict[int, LayerInputs] = {}
 
     def keep(inputs: LayerInputs) -> None:
