@@ -10,6 +10,8 @@ from input_files import quality
 
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.commands.pareto import Point, frontier, read_points
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.estimates.quality_files import read_quality
 
 pytest.importorskip("matplotlib")
 
@@ -79,6 +81,18 @@ def test_pictures(tmp_path, codes):
     assert png.read_bytes().startswith(b"\x89PNG")
     assert run(["pareto", str(file), "-o", str(svg)]) == 0
     assert svg.read_bytes() == first  # nothing of the day it was drawn on
+
+
+def test_files_of_two_models(tmp_path):
+    first = write(tmp_path / "a.json", ["kivi:2"])
+    second = write(tmp_path / "b.json", ["int2"], model="n", model_fingerprint="g")
+    with pytest.raises(UserError) as caught:
+        read_quality([first, second])
+    assert str(caught.value) == (
+        "results of kvtq-hw eval: 'a.json' is of model 'm', weights f; 'b.json' of 'n', weights g; "
+        "allowed are files of one model"
+    )
+    assert len(read_quality([first, first])) == 2
 
 
 def test_files_of_different_measurements(tmp_path, capsys):

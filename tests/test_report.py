@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -131,12 +132,27 @@ def test_headline_takes_bits_cycles_and_quality_together():
 
 
 def test_quality_shows_every_row_of_the_files():
+    """Each model's rows in a table of its own."""
     section = quality.build(INPUTS)
-    expected = sum(
-        len(json.loads(file.read_text("utf-8")).get("rows", ()))
-        for file in INPUTS.results.glob("wikitext2-*.json")
-    )
-    assert sum(len(table.rows) for table in section.tables) == expected
+    expected = Counter()
+    for file in INPUTS.results.glob("*.json"):
+        data = json.loads(file.read_text("utf-8"))
+        if "segments" in data:
+            expected[data["model"]] += len(data["rows"])
+    assert len(expected) == 2
+    shown = {table.title.split()[2].rstrip(":"): len(table.rows) for table in section.tables}
+    assert shown == expected
+
+
+def test_the_headline_is_of_one_model(tmp_path):
+    """Rows of other models, though of more segments, are none of its business."""
+    for file in INPUTS.results.glob("*8x1024-baselines.json"):
+        data = json.loads(file.read_text("utf-8"))
+        data["segments"] += data["model"] != "smollm2"
+        (tmp_path / file.name).write_text(json.dumps(data))
+    [table] = headline.build(Inputs(TINY, CODES, "no model", tmp_path)).tables
+    measured_on = {row[-1] for row in table.rows}
+    assert measured_on == {"smollm2: wikitext2-test.txt, 8 x 1024 tokens", None}
 
 
 def test_quality_without_results_is_one_clear_line(tmp_path):

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import Schema, read_as
 
 __all__ = ["QualityFile", "QualityResult", "QualityRow", "quality_of", "read_quality"]
@@ -60,10 +61,22 @@ def read_quality(files: Iterable[Path]) -> list[QualityResult]:
     Raises
     ------
     UserError
-        One line, when a file is no result of `kvtq-hw eval`.
+        One line, when a file is no result of `kvtq-hw eval`, or the files are of several models.
     """
     what = "result of kvtq-hw eval"
-    return [QualityResult(file.name, read_as(QualityFile, file, what)) for file in files]
+    results = [QualityResult(file.name, read_as(QualityFile, file, what)) for file in files]
+    for result in results:
+        first = results[0]
+        if result.content.model_fingerprint != first.content.model_fingerprint:
+            (one, of_one), (other, of_other) = (
+                (x.file, f"{x.content.model!r}, weights {x.content.model_fingerprint[:12]}")
+                for x in (first, result)
+            )
+            raise UserError(
+                f"results of kvtq-hw eval: {one!r} is of model {of_one}; {other!r} of {of_other}; "
+                "allowed are files of one model"
+            )
+    return results
 
 
 def quality_of(code: str, results: Sequence[QualityResult]) -> dict[str, Any] | None:

@@ -10,18 +10,20 @@ from kvtq_hw.report.sections.results import QualityRow, quality_rows
 __all__ = ["build"]
 
 CONTEXT = 1024
+#: The model whose cache the section is about: its name for ``--model``, and in `MODELS`.
+MODEL, SHAPE = "smollm2", "SmolLM2-135M"
 _COUNTERPART = {"fp16": "unquantized", "int8": "int8", "int4": "int4"}
 
 
 def build(inputs: Inputs) -> Section:
     """Make one row per format: size, speed if memory is the limit, cycles, and text quality."""
     config = inputs.config
-    shape = MODELS["SmolLM2-135M"]
+    shape = MODELS[SHAPE]
     context = min(CONTEXT, config.max_context)
     formats = traffic(shape, context, config, inputs.codes)
     int8 = next(entry for entry in formats if entry.format == "int8")
     cycles = {str(code): code_job_cycles(config, code, context) for code in inputs.codes}
-    quality = quality_rows(inputs.results)
+    quality = [row for row in quality_rows(inputs.results) if row.model == MODEL]
     rows = []
     for entry in formats:
         measured = _best_match(quality, _COUNTERPART.get(entry.format, entry.format))

@@ -15,9 +15,13 @@ __all__ = ["QualityRow", "quality_rows"]
 
 @dataclass(frozen=True)
 class QualityRow:
-    """One code's row, and the name of its `file`. Rows are comparable within one setting."""
+    """One code's row, and the name of its `file`. Rows are comparable within one setting.
+
+    A setting is a model and a text.
+    """
 
     file: str
+    model: str
     setting: str
     code: str
     arithmetic: str
@@ -42,12 +46,13 @@ def quality_rows(folder: Path) -> list[QualityRow]:
         if "segments" not in data:
             continue  # a file of another benchmark
         result = validated(QualityFile, data, f"result {str(folder / name)!r}")
-        setting = f"{result.text}, {result.segments} x {result.context} tokens"
+        setting = f"{result.model}: {result.text}, {result.segments} x {result.context} tokens"
         rows += [
             (
                 -result.segments,
                 QualityRow(
                     name,
+                    result.model,
                     setting,
                     row.code,
                     row.attention,
