@@ -168,19 +168,16 @@ def _added(
     config: EngineConfig, parts: Sequence[_Part], softmax: BlockWeights, exponent: Tensor
 ) -> Tensor:
     """Return what each block adds to the accumulators, int64 [..., N, G, I, D]."""
-    count = softmax.shifts.shape[-1]
-    added = None
+    *leading, group, queries, count = softmax.shifts.shape
+    dim = parts[0].values.digits.shape[-1]
+    added = softmax.shifts.new_zeros((*leading, count, group, queries, dim))
     for part, weights in zip(parts, softmax.weights, strict=True):
         plane_weights = weight_scaler(config, weights.flatten(-2), part.values, exponent)
         shape = weights.shape[-2:]
         sums = block_sums(
             part.values.digits.unflatten(-3, shape), plane_weights.unflatten(-2, shape)
         )
-        if added is None:
-            added = sums.new_zeros((*sums.shape[:-4], count, *sums.shape[-3:]))
         added[..., part.blocks.span, :, :, :] += sums
-    if added is None:
-        raise ValueError("attention over no tokens")
     return added
 
 

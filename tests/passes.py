@@ -40,6 +40,13 @@ def checked_session(put: PutOn, model: LanguageModel, code: str) -> Iterator[Ses
         yield opened
 
 
+def check_outputs(session: Session) -> None:
+    """Assert that every output of every decode step of `PASSES` was compared, and none differs."""
+    steps = sum(passes.count(1) for passes in PASSES)
+    assert session.checked.outputs_compared == steps * 2 * 2 * 2 * 8
+    assert session.checked.mismatches == 0
+
+
 def run_passes(session: Session, passes: Sequence[int]) -> TernaryCache:
     """Run random tokens in passes of so many tokens each; the cache afterwards."""
     cache = session.new_cache()

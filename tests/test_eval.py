@@ -8,9 +8,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_model import prompt, save_tiny_model
+from tiny_model import evaluation_folder
 
-from golden.llm import calibration
 from golden.study import quality
 from kvtq_hw.commands.frame.cli import run
 
@@ -20,12 +19,7 @@ CODES = ("unquantized", "balanced:2/2", "int4")
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A tiny model in `model` and a text in `text.txt`; every cache folder is temporary."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
-    save_tiny_model(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(prompt(150, seed=9))
-    return tmp_path
+    return evaluation_folder(tmp_path, monkeypatch, 150)
 
 
 def arguments(*more: str, codes: tuple[str, ...] = CODES) -> list[str]:

@@ -12,9 +12,8 @@ from threading import Event
 from typing import Any
 
 import pytest
-from tiny_model import prompt, save_tiny_model
+from tiny_model import evaluation_folder, save_tiny_model
 
-from golden.llm import calibration
 from golden.study import quality
 from kvtq_hw.commands.frame import spread
 from kvtq_hw.commands.frame.cli import run
@@ -35,11 +34,7 @@ CODES = (
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
     """A tiny model in `model`, a text in `text.txt`; every cache folder is temporary."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
-    save_tiny_model(tmp_path / "model")
-    (tmp_path / "text.txt").write_text(prompt(450, seed=9))
+    evaluation_folder(tmp_path, monkeypatch, 450)
     (tmp_path / "digits.toml").write_text(TABLE)
     return tmp_path
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -18,6 +19,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from golden.llm import calibration
 from golden.llm.models import LanguageModel
 
 #: What a Llama's and a Mistral's configuration have in common.
@@ -101,6 +103,16 @@ def prompt(length: int, seed: int = 0) -> str:
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randint(len(WORDS), (length,), generator=generator)
     return " ".join(WORDS[index] for index in chosen.tolist())
+
+
+def evaluation_folder(folder: Path, monkeypatch: pytest.MonkeyPatch, words: int) -> Path:
+    """A working folder with the model in `model` and a text in `text.txt`; caches are temporary."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
+    save_tiny_model(folder / "model")
+    (folder / "text.txt").write_text(prompt(words, seed=9))
+    return folder
 
 
 def save_tiny_model(folder: Path, **options: int) -> Path:

@@ -15,6 +15,8 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from golden.causal import causal_mask
+
 __all__ = ["PLAIN_ATTENTION", "plain_attention"]
 
 PLAIN_ATTENTION = "kvtq_plain"
@@ -58,8 +60,7 @@ def _biases(query: Tensor, tokens: int, mask: Tensor | None, s_aux: Tensor) -> T
     """
     batch, heads, queries, _ = query.shape
     if mask is None:
-        causal = torch.ones(queries, tokens, dtype=torch.bool, device=query.device)
-        mask = causal.tril(tokens - queries)
+        mask = causal_mask(queries, tokens, device=query.device)
     hidden = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -math.inf)
     sinks = s_aux.to(query.dtype)[:, None, None].expand(batch, heads, queries, 1)
     return torch.cat([hidden.expand(batch, heads, queries, tokens), sinks], -1)

@@ -19,6 +19,7 @@ from torch import Tensor
 from golden.cache.plane_store import PlaneView
 from golden.cache.stream_order import same_places, window_places
 from golden.cache.tiered_store import TieredView
+from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.engine import Attention, Places
 from golden.learned_sinks import LearnedSinks, quantize_learned_sinks
@@ -96,9 +97,8 @@ class CachePass:
     @property
     def settled(self) -> int:
         """Number of tokens, first in the engine's order, that stay as they are in later passes."""
-        if self.tokens >= (self.code.tiers.sliding or self.tokens + 1):
-            return 0
-        return self.keys.settled
+        next_token_pushes_one_out = self.code.tiers.spread(self.tokens + 1).forgotten > 0
+        return 0 if next_token_pushes_one_out else self.keys.settled
 
     def places(self, context: int) -> Places | None:
         """Return the tokens' places in the engine's order, for a query in a context of that length.
@@ -151,10 +151,8 @@ class CachePass:
         if self.window is None or not self.window[0].tokens:
             return None
         keys, values = (view.planes() for view in self.window)
-        position = torch.arange(self.tokens - queries, self.tokens)[:, None]
-        token = torch.arange(self.tokens - keys.tokens, self.tokens)
-        seen = (token > position - self.code.tiers.window) & (token <= position)
-        start, seen = self.stored - keys.tokens, seen.to(keys.digits.device)
+        seen = causal_mask(queries, keys.tokens, self.code.tiers.window, keys.digits.device)
+        start = self.stored - keys.tokens
         return SecondVersion(keys, start, seen), SecondVersion(values, start, seen)
 
 

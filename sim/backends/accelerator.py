@@ -157,8 +157,8 @@ class AcceleratorBackend:
         Of a prefill's tokens, those that have left the sliding window are no longer stored.
         """
         cache = job.cache
-        sliding = cache.code.tiers.sliding or cache.tokens
-        stored = cache.keys.newest(sliding), cache.values.newest(sliding)
+        kept = cache.code.tiers.spread(cache.tokens).tokens
+        stored = cache.keys.newest(kept), cache.values.newest(kept)
         store_layer(self._image, job.layer_index, *stored)
         floors = job.value_exponent[0, :, -1].tolist()
         self._layers[job.layer_index] = _LayerState(cache.tokens, cache.revision, floors)

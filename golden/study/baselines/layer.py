@@ -18,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from golden.attend.single_precision import attend
 from golden.cache.layer import StoredCache, StoredLayer
+from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.study.baselines.codecs import Codec
 from golden.study.baselines.tiers import TieredVectors, VersionedVectors
@@ -85,9 +86,8 @@ class BaselinePass:
             key_unit = unit(self.conditioning.key_exponent)
             queries = self.conditioning.condition_queries(queries).float() / key_unit
         if visible is None and queries.shape[-2] > 1:
-            shape = queries.shape[-2], keys.shape[-2]
-            causal = torch.ones(shape, dtype=torch.bool, device=queries.device)
-            visible = causal.tril(shape[1] - shape[0])[None, None]
+            causal = causal_mask(queries.shape[-2], keys.shape[-2], device=queries.device)
+            visible = causal[None, None]
         grouped = queries.unflatten(1, (keys.shape[1], -1))
         sinks = None if s_aux is None else s_aux.unflatten(0, (keys.shape[1], -1))
         outputs = attend(
