@@ -17,6 +17,7 @@ from golden.study.baselines.tiers import TieredVectors, WholeChunks
 from golden.study.baselines.transformers_cache import resident_bytes
 from golden.study.catalog import BASELINE_EXAMPLES, parse_format
 from golden.study.formats import CacheFormat, FormatInputs
+from golden.study.spectral import fit
 from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.tiers import Tiers
@@ -250,7 +251,12 @@ def test_the_attention_needs_a_layer_of_its_own():
 def inputs() -> FormatInputs:
     language_model = tiny_model(head_dim=32)
     calibration = calibrate(language_model, prompt(60), tokens=50)
-    return FormatInputs(language_model, language_model.engine_config(64), lambda: calibration)
+    return FormatInputs(
+        language_model,
+        language_model.engine_config(64),
+        lambda: calibration,
+        lambda model: fit(model, 60),
+    )
 
 
 def parse(text: str, inputs: FormatInputs) -> CacheFormat:
@@ -284,6 +290,12 @@ def fed(cache_format: CacheFormat, language_model: LanguageModel, tokens: int):
             "kivi:2",
             ((32 * 2 + 2 * 16 + 8 * 16) + (8 * (2 + 2 * 16 / 32) + 32 * 16)) / 80,
         ),
+        # of 40 tokens all, and 10, are in bf16; 10 in 8 bits
+        ("oscar", 16),
+        ("oscar,sinks=4,window=6", (30 * (2 + 2 * 16 / 32) + 10 * 16) / 40),
+        ("oscar,sinks=4,window=6,tier=bf16", (30 * (2 + 2 * 16 / 32) + 10 * 16) / 40),
+        ("oscar,sinks=4,window=6,tier=int8", (30 * (2 + 2 * 16 / 32) + 10 * (8 + 16 / 32)) / 40),
+        ("oscar,group=16,sinks=0,window=0", 2 + 2 * 16 / 16),
     ],
 )
 def test_true_bits(inputs, text, bits):
@@ -329,6 +341,11 @@ def test_examples_are_formats(inputs, text):
         ("fp16,group=8", "setting 'group=8' is not allowed; allowed are, once each: none"),
         ("kivi:3", "is not a KIVI code; allowed are kivi:2 and kivi:4"),
         ("kivi:2,window=33", "window=33 is not a multiple of group=32"),
+        ("oscar:2", "or a baseline, as fp16"),
+        ("oscar,clip", "setting 'clip' is not allowed; allowed are, once each: group=, sinks="),
+        ("oscar,group=12", "group=12 does not divide the model's head dimension 32"),
+        ("oscar,window=-1", "window=-1 is not allowed; must be a whole number from 0 on"),
+        ("oscar,tier=fp16", "tier=fp16 is not allowed; allowed are bf16 and int8"),
         ("transformers:3", "allowed are transformers:4 and transformers:2"),
         ("kvtq:9/9", "or a baseline, as fp16"),
         ("quantum", "or a baseline, as fp16"),

@@ -24,6 +24,7 @@ from golden.study.formats import CacheFormat, FormatInputs, calibration_digest
 from golden.study.key_error import score_errors
 from golden.study.needle import make_haystack, retrieve
 from golden.study.quality import cut_segments, evaluate_reference, evaluate_segment
+from golden.study.spectral import fit
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.errors import UserError
@@ -47,6 +48,7 @@ def hybrid_model() -> LanguageModel:
 
 HYBRID = hybrid_model()
 CALIBRATION = calibrate(ON_CPU, prompt(60), tokens=50)
+ROTATIONS = fit(ON_CPU, 40)
 CONFIG = ON_CPU.engine_config(256)
 TOKENS = cut_segments(ON_CPU, prompt(60, seed=3), 24, 1)[0]
 
@@ -67,11 +69,12 @@ BASELINES = (
     "int3,clip,group=4,asymmetric",
     "int2,conditioned,feedback,sinks=2,window=8",
     "kivi:4,group=8,window=8",
+    "oscar,sinks=2,window=8",
 )
 
 
 def parse(code: str, backend: str = "single") -> CacheFormat:
-    inputs = FormatInputs(ON_CPU, CONFIG, lambda: CALIBRATION)
+    inputs = FormatInputs(ON_CPU, CONFIG, lambda: CALIBRATION, lambda model: ROTATIONS)
     return parse_format(code, inputs, BACKENDS[backend])
 
 
@@ -131,9 +134,11 @@ def measured(language_model: LanguageModel) -> list[object]:
     # outside inference mode, PyTorch chooses the model's own attention by the device
     with torch.inference_mode():
         calibrations = [calibrate(language_model, text, 40) for text in (prompt(60), None)]
+        rotations = fit(language_model, 40)
         errors = score_errors(language_model, CALIBRATION.conditioning(), CONFIG, code)
     losses = measure_sensitivity(language_model, CALIBRATION, CONFIG, code, 40).losses()
-    return [*map(calibration_digest, calibrations), errors.tolist(), losses.tolist()]
+    digests = map(calibration_digest, [*calibrations, rotations])
+    return [*digests, errors.tolist(), losses.tolist()]
 
 
 def test_calibration_and_what_is_measured_with_it():

@@ -25,11 +25,17 @@ from golden.study.quality import (
     feed,
     summarize,
 )
+from golden.study.spectral import fit
 from kvtq_hw.contract.errors import UserError
 
 LANGUAGE_MODEL = tiny_model()
 CALIBRATION = calibrate(LANGUAGE_MODEL, prompt(60), tokens=50)
-INPUTS = FormatInputs(LANGUAGE_MODEL, LANGUAGE_MODEL.engine_config(64), lambda: CALIBRATION)
+INPUTS = FormatInputs(
+    LANGUAGE_MODEL,
+    LANGUAGE_MODEL.engine_config(64),
+    lambda: CALIBRATION,
+    lambda model: fit(model, 60),
+)
 TEXT = prompt(200, seed=3)
 TOKENS = cut_segments(LANGUAGE_MODEL, TEXT, 48, 1)[0]
 TERNARY = (
@@ -38,7 +44,12 @@ TERNARY = (
     "balanced:1/1,sinks=2,window=8",
     "balanced:2/1,sinks=2,window=8,feedback",
 )
-BASELINES = ("int3", "int2,conditioned,sinks=2,window=8", "kivi:4,group=8,window=8")
+BASELINES = (
+    "int3",
+    "int2,conditioned,sinks=2,window=8",
+    "kivi:4,group=8,window=8",
+    "oscar,sinks=2,window=8",
+)
 
 
 def parse(code: str, backend=None) -> CacheFormat:
@@ -175,7 +186,8 @@ def test_scores_of_a_model_with_sliding_windows(code):
     model = with_window(LANGUAGE_MODEL, 11)
     assert model.windows == (11, 11)
     calibration = calibrate(model, prompt(60), tokens=50)
-    inputs = FormatInputs(model, model.engine_config(64), lambda: calibration)
+    config = model.engine_config(64)
+    inputs = FormatInputs(model, config, lambda: calibration, lambda model: fit(model, 60))
     cache_format = parse_format(code, inputs, SinglePrecisionBackend())
     reference = evaluate_reference(model, TOKENS)
     with torch.inference_mode():

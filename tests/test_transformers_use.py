@@ -19,13 +19,21 @@ from transformers import Cache
 
 from golden.attend.attention import ATTENTION
 from golden.attend.backends import GoldenBackend
+from golden.llm.models import LanguageModel
 from golden.study.baselines.layer import BASELINE_ATTENTION
 from golden.study.catalog import parse_format
 from golden.study.formats import FormatInputs
+from golden.study.spectral import SpectralRotations, fit
 from kvtq_hw.contract.codes import CacheCode
 
 TERNARY = ["residual:3/3", "balanced:2/1,sinks=2,window=5,feedback"]
-BASELINES = ["int4,sinks=2,window=4", "kivi:2,group=4"]
+BASELINES = ["int4,sinks=2,window=4", "kivi:2,group=4", "oscar,sinks=2,window=4"]
+
+
+def rotations(language_model: LanguageModel) -> SpectralRotations:
+    """Rotations of a model that may already have the attention of a cache."""
+    with language_model.attending_with("sdpa"):
+        return fit(language_model, 40)
 
 
 class Use:
@@ -35,7 +43,9 @@ class Use:
         self.bench = Bench("llama", CacheCode.parse(code if code in TERNARY else "balanced:3/2"))
         self.model = self.bench.language_model.model
         bench = self.bench
-        inputs = FormatInputs(bench.language_model, bench.config, lambda: bench.calibration)
+        inputs = FormatInputs(
+            bench.language_model, bench.config, lambda: bench.calibration, rotations
+        )
         self.format = parse_format(code, inputs, GoldenBackend())
         self.model.set_attn_implementation(self.format.attention)
 

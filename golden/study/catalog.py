@@ -12,7 +12,7 @@ from golden.cache.attention_job import AttentionBackend
 from golden.cache.ternary_cache import TernaryCache
 from golden.conditioning import Conditioning
 from golden.llm.calibration import Calibration
-from golden.study.baselines import floats, integers, kivi, kvtq, transformers_cache
+from golden.study.baselines import floats, integers, kivi, kvtq, oscar, transformers_cache
 from golden.study.formats import (
     CacheFormat,
     FormatInputs,
@@ -25,7 +25,7 @@ from kvtq_hw.contract.errors import UserError
 
 __all__ = ["BASELINE_EXAMPLES", "TernaryFormat", "is_ternary", "parse_format", "ternary_code"]
 
-_FAMILIES = (floats, integers, kivi, transformers_cache)
+_FAMILIES = (floats, integers, kivi, oscar, transformers_cache)
 
 BASELINE_EXAMPLES = tuple(example for family in (*_FAMILIES, kvtq) for example in family.EXAMPLES)
 

@@ -1,8 +1,8 @@
 """Cache formats: everything that can hold a model's keys and values while quality is measured.
 
 One string spells a format: a ternary code (``balanced:3/2``), or a baseline of
-`golden.study.baselines` (``int4``, ``kivi:2``). A format makes empty caches for transformers and
-reports how many bytes a cache stores.
+`golden.study.baselines` (``int4``, ``kivi:2``, ``oscar``). A format makes empty caches for
+transformers and reports how many bytes a cache stores.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from transformers import Cache
 
 from golden.llm.calibration import Calibration
 from golden.llm.models import LanguageModel
+from golden.study.spectral import SpectralRotations, load_or_fit
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["CacheFormat", "FormatInputs", "calibration_digest", "stored_by_layers"]
@@ -66,11 +67,13 @@ class FormatInputs:
     language_model : the measured model
     config : engine configuration of ternary codes
     calibration : calibrates the model when a format first needs a calibration
+    rotations : makes the model's rotations when a format needs them
     """
 
     language_model: LanguageModel
     config: EngineConfig
     calibration: Callable[[], Calibration]
+    rotations: Callable[[LanguageModel], SpectralRotations] = load_or_fit
 
 
 def stored_by_layers(cache: Cache) -> tuple[int, int]:
@@ -82,8 +85,8 @@ def stored_by_layers(cache: Cache) -> tuple[int, int]:
     )
 
 
-def calibration_digest(calibration: Calibration) -> str:
-    """Return the hexadecimal SHA-256 of all fields of a calibration."""
+def calibration_digest(calibration: Calibration | SpectralRotations) -> str:
+    """Return the hexadecimal SHA-256 of all fields of a calibration, or of rotations."""
     digest = hashlib.sha256()
     for name, value in sorted(vars(calibration).items()):
         data = value.numpy().tobytes() if hasattr(value, "numpy") else repr(value).encode()

@@ -31,6 +31,7 @@ _FAMILIES = (
     ("residual:", "residual ternary", "#56b4e9", "s"),
     ("kvtq:", "KVTQ as published", "#d55e00", "X"),
     ("kivi:", "KIVI", "#009e73", "^"),
+    ("oscar", "OSCAR", "#332288", "p"),
     ("transformers:", "transformers' QuantizedCache", "#cc79a7", "v"),
     ("int", "integers per token", "#e69f00", "D"),
 )

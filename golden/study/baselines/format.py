@@ -9,6 +9,7 @@ from transformers import Cache
 from golden.llm.calibration import Calibration
 from golden.study.baselines.layer import BASELINE_ATTENTION, BaselineCache, LayerRules
 from golden.study.formats import calibration_digest, stored_by_layers
+from golden.study.spectral import SpectralRotations
 
 __all__ = ["BaselineFormat"]
 
@@ -20,7 +21,7 @@ class BaselineFormat:
     name: str
     family: str
     rules: tuple[LayerRules, ...]
-    calibration: Calibration | None = None
+    calibration: Calibration | SpectralRotations | None = None
     attention: str = BASELINE_ATTENTION
     arithmetic: str = "float"
     longest_chunk: int | None = None

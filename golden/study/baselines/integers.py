@@ -25,6 +25,7 @@ from golden.study.baselines.codecs import Codec, FloatCodec, TokenCodec
 from golden.study.baselines.format import BaselineFormat
 from golden.study.baselines.layer import LayerRules, TierRule
 from golden.study.baselines.spelling import divides, integer, split
+from golden.study.baselines.transforms import IntegerConditioning
 from golden.study.formats import FormatInputs
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.tiers import NO_TIERS, Tiers
@@ -68,7 +69,7 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
         LayerRules(
             rule(entry.key_feedback if "feedback" in settings else None),
             rule(entry.value_feedback if "feedback" in settings else None),
-            entry,
+            IntegerConditioning(entry),
         )
         for entry in calibration.conditioning()
     )

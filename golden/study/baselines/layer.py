@@ -19,9 +19,9 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from golden.attend.single_precision import attend
 from golden.cache.layer import StoredCache, StoredLayer
 from golden.causal import causal_mask
-from golden.conditioning import Conditioning
 from golden.study.baselines.codecs import Codec
 from golden.study.baselines.tiers import TieredVectors, VersionedVectors
+from golden.study.baselines.transforms import Transform
 
 __all__ = [
     "BASELINE_ATTENTION",
@@ -47,11 +47,11 @@ class TierRule:
 
 @dataclass(frozen=True)
 class LayerRules:
-    """How a layer stores keys and values; without conditioning, vectors are stored as they are."""
+    """How a layer stores keys and values; without a transform, vectors are stored as they are."""
 
     keys: TierRule
     values: TierRule
-    conditioning: Conditioning | None = None
+    transform: Transform | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class BaselinePass:
     """The contents of a layer after an update, as input of the attention function.
 
     keys, values : all stored vectors
-    conditioning : conditioning of the stored vectors; None for unconditioned vectors
+    transform : what was done to the stored vectors; None for nothing
     """
 
     keys: VersionedVectors
     values: VersionedVectors
-    conditioning: Conditioning | None
+    transform: Transform | None
 
     def attend(
         self, queries: Tensor, visible: Tensor | None, s_aux: Tensor | None = None
@@ -82,9 +82,8 @@ class BaselinePass:
         float32 [batch, heads, I, D]
         """
         (keys, other_keys), (values, other_values) = self.keys.read(), self.values.read()
-        if self.conditioning is not None:
-            key_unit = unit(self.conditioning.key_exponent)
-            queries = self.conditioning.condition_queries(queries).float() / key_unit
+        if self.transform is not None:
+            queries = self.transform.queries(queries)
         if visible is None and queries.shape[-2] > 1:
             causal = causal_mask(queries.shape[-2], keys.shape[-2], device=queries.device)
             visible = causal[None, None]
@@ -93,14 +92,11 @@ class BaselinePass:
         outputs = attend(
             grouped, keys, values, visible, other_keys, other_values, sink_logits=sinks
         ).flatten(1, 2)
-        if self.conditioning is not None:
-            value_unit = unit(self.conditioning.value_exponent)
-            outputs = self.conditioning.restore_outputs(outputs.double() / value_unit)
-        return outputs.float()
+        return outputs if self.transform is None else self.transform.outputs(outputs)
 
 
 class BaselineLayer(StoredLayer[TieredVectors]):
-    """One layer: keys and values with one rule each, conditioned or not."""
+    """One layer: keys and values with one rule each, transformed or not."""
 
     def __init__(self, rules: LayerRules) -> None:
         super().__init__()
@@ -118,14 +114,12 @@ class BaselineLayer(StoredLayer[TieredVectors]):
             When keys and values do not fit each other, or do not fit the stored ones.
         """
         self.admit(key_states, value_states)
-        condition = self._rules.conditioning
-        if condition is not None:
-            key_unit, value_unit = unit(condition.key_exponent), unit(condition.value_exponent)
-            key_states = condition.condition_keys(key_states)[0] * key_unit
-            value_states = condition.condition_values(value_states)[0] * value_unit
+        transform = self._rules.transform
+        if transform is not None:
+            key_states, value_states = transform.keys(key_states), transform.values(value_states)
         keys = self.keys.append(key_states.float())
         values = self.values.append(value_states.float())
-        result = BaselinePass(keys, values, condition)
+        result = BaselinePass(keys, values, transform)
         return result, result
 
     def get_max_length(self) -> int:
@@ -176,11 +170,6 @@ class BaselineCache(StoredCache):
 
     def __init__(self, rules: Sequence[LayerRules]) -> None:
         super().__init__(layers=[BaselineLayer(entry) for entry in rules])
-
-
-def unit(exponent: int) -> float:
-    """Return the real value of integer 1 in conditioned vectors; in real units, scales fit fp16."""
-    return 2.0**exponent
 
 
 @torch.compiler.disable

@@ -12,6 +12,7 @@ _FAMILIES = (
     ("residual:", "residual ternary"),
     ("kvtq:", "KVTQ as published"),
     ("kivi:", "KIVI"),
+    ("oscar", "OSCAR"),
     ("transformers:", "QuantizedCache"),
     ("int", "integers"),
 )
