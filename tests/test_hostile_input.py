@@ -569,6 +569,7 @@ ARGUMENTS = {
     "a group of Arabic digits": ["eval", "--code", "int4,group=\u0664"],
     "a window of KIVI's of 5000 digits": ["eval", "--code", f"kivi:2,window={DIGITS}"],
     "a window of OSCAR's of 5000 digits": ["eval", "--code", f"oscar,window={DIGITS}"],
+    "a percentile of 5000 digits": ["eval", "--code", f"oscar,clip={DIGITS}/9"],
     "bits of 5000 digits for integers": ["eval", "--code", f"int{DIGITS}"],
     "a published code of 5000 digits": ["eval", "--code", f"kvtq:{DIGITS}/1"],
     "a step of a billion": ["capture", "--preset", "tiny", "--step", "1000000000"],

@@ -297,6 +297,14 @@ def test_published_tiers_and_percentiles() -> None:
         assert torch.equal(rules.transform.value_rotations, rotations.value_rotations[layer])
 
 
+@pytest.mark.parametrize("percents", [(1, 100), (100, 9)])
+def test_other_percentiles(percents: tuple[int, int]) -> None:
+    text = "oscar,clip={}/{}".format(*percents)
+    cache_format = parse_format(text, inputs_of(tiny_model()), GoldenBackend())
+    [*_, rules] = cache_format.rules
+    assert (rules.keys.short.percent, rules.values.short.percent) == percents
+
+
 def test_rotations_tell_results_apart() -> None:
     language_model = tiny_model()
     identities = {

@@ -15,12 +15,15 @@ of values can be folded into the projections.
 Settings:
 
 - ``group=G``, ``sinks=N``, ``window=N``: other numbers than these
+- ``clip=K/V``: other percentiles than 96/92, which the authors found by a search on their models;
+  100/100 clips nothing
 - ``tier=int8``: the first and the newest tokens in 8-bit integers under one scale, as the other
   integers of this program have them
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -29,7 +32,7 @@ from torch import Tensor
 from golden.study.baselines.codecs import Codec, FloatCodec, TokenCodec
 from golden.study.baselines.format import BaselineFormat
 from golden.study.baselines.layer import LayerRules, TierRule
-from golden.study.baselines.spelling import divides, integer, split
+from golden.study.baselines.spelling import Settings, divides, integer, split
 from golden.study.baselines.transforms import Rotation
 from golden.study.formats import FormatInputs
 from kvtq_hw.contract.errors import UserError
@@ -39,7 +42,7 @@ __all__ = ["EXAMPLES", "PercentileCodec", "parse"]
 
 EXAMPLES = ("oscar", "oscar,sinks=4,window=32")
 
-_KEY_PERCENT, _VALUE_PERCENT = 96, 92
+_PERCENTS = (96, 92)
 _GROUP = 128
 _TIERS: dict[str | None, Codec] = {
     None: FloatCodec(torch.bfloat16),
@@ -75,7 +78,8 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     """Parse a spelled format; return None if it is not of this family."""
     if text.split(",")[0] != "oscar":
         return None
-    _, settings = split(text, ("group=", "sinks=", "window=", "tier="))
+    _, settings = split(text, ("clip=", "group=", "sinks=", "window=", "tier="))
+    percents = _percents(text, settings)
     head_dim = inputs.language_model.head_dim
     group = integer(text, settings, "group", head_dim if head_dim % _GROUP else _GROUP, 1)
     divides(text, group, head_dim)
@@ -91,9 +95,28 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
             tiers.body,
             tiers.sinks,
         )
-        for percent in (_KEY_PERCENT, _VALUE_PERCENT)
+        for percent in percents
     )
     rotations = inputs.rotations(inputs.language_model)
     pairs = zip(rotations.key_rotations, rotations.value_rotations, strict=True)
     rules = tuple(LayerRules(keys, values, Rotation(*pair)) for pair in pairs)
     return BaselineFormat(text, __name__, rules, rotations)
+
+
+def _percents(text: str, settings: Settings) -> tuple[int, int]:
+    """Return the percentiles of keys and values.
+
+    Raises
+    ------
+    UserError
+        When the setting is not two whole numbers 1..100.
+    """
+    value = settings.get("clip")
+    if value is None:
+        return _PERCENTS
+    match = re.fullmatch(r"(100|[1-9][0-9]?)/(100|[1-9][0-9]?)", value)
+    if match is None:
+        raise UserError(
+            f"code: {text!r}: clip={value} is not allowed; must be two percentiles 1..100, as 96/92"
+        )
+    return int(match[1]), int(match[2])
