@@ -15,7 +15,7 @@ of values can be folded into the projections.
 Settings:
 
 - ``group=G``, ``sinks=N``, ``window=N``: other numbers than these
-- ``clip=K/V``: other percentiles than 96/92, which the authors found by a search on their models;
+- ``clip=K/V``: other percentiles than 96/92, which belong to models with vectors of 128 elements;
   100/100 clips nothing
 - ``tier=int8``: the first and the newest tokens in 8-bit integers under one scale, as the other
   integers of this program have them
