@@ -16,6 +16,7 @@ from torch import Tensor
 from golden.llm.calibration import Calibration, calibrate, save_calibration
 from golden.llm.capture import CaptureBackend
 from golden.llm.decoding import decode, make_cache
+from golden.study.spectral import fit, save_rotations
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import load_config
 
@@ -123,6 +124,7 @@ def write_all(folder: Path) -> None:
     """Write a valid file of each format."""
     measured = calibration()
     save_calibration(measured, folder / "calibration.safetensors")
+    save_rotations(fit(tiny_model(), 40), folder / "rotations.safetensors", tiny_model())
     backend = CaptureBackend((0,), (1,), (0,))
     config, code = load_config("tiny"), CacheCode.parse("balanced:3/2,sinks=2,window=4")
     decode(tiny_model(), prompt(10), 2, make_cache(config, code, measured, backend))

@@ -28,6 +28,7 @@ from tiny_model import tiny_model
 
 from golden.llm.calibration import load_calibration
 from golden.llm.capture import load_captured
+from golden.study.spectral import SpectralRotations, load_rotations
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.commands.pareto import read_points
 from kvtq_hw.contract.codes import CodeTable, read_code
@@ -395,6 +396,20 @@ def test_captured_attentions(folder, data) -> None:
 
 
 # --- the user's cache -----------------------------------------------------------------------------
+
+
+@fuzzed
+@given(st.data())
+def test_rotations(folder, data) -> None:
+    """What is accepted is orthogonal."""
+    file, model = folder / "fuzz.safetensors", tiny_model()
+    tensors, texts = tensors_of(folder / "rotations.safetensors")
+    file.write_bytes(data.draw(with_changes(tensors, texts).flatmap(damaged)))
+    found: list[SpectralRotations] = []
+    if accepted(lambda: found.append(load_rotations(file, model))):
+        for rotation in vars(found[0]).values():
+            assert (rotation.mT @ rotation - torch.eye(8)).abs().max() < 1e-3
+
 
 PATH = {"delay_ps": 5.0, "start": "a", "end": "b", "tool": "abc"}
 

@@ -173,6 +173,7 @@ def test_rotations_are_fitted_once_per_model(fits, tmp_path, caplog) -> None:
         ("no file of the kind", "not a kvtq-hw spectral rotations 1 file"),
         ("another model", "made for another model"),
         ("stretched", "value_rotations: not orthogonal"),
+        ("huge", "value_rotations: not orthogonal"),
         ("other heads", "key_rotations: has shape"),
     ],
 )
@@ -187,6 +188,8 @@ def test_files_that_do_not_fit_are_made_again(fits, tmp_path, caplog, spoil, mes
         metadata["model_fingerprint"] = tiny_model(seed=1).fingerprint
     elif spoil == "stretched":
         fields["value_rotations"][1, 0] *= 1.01
+    elif spoil == "huge":  # squares whose sum is no number in single precision
+        fields["value_rotations"] *= 1e30
     else:
         fields["key_rotations"] = fields["key_rotations"][:, :1]
     spectral.write_tensors(file, "test", fields, metadata)

@@ -39,7 +39,14 @@ from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
 from kvtq_hw.contract.errors import UserError, warn
 from kvtq_hw.contract.folders import cache_folder
 
-__all__ = ["SpectralRotations", "fit", "load_or_fit", "spectral_rotation"]
+__all__ = [
+    "SpectralRotations",
+    "fit",
+    "load_or_fit",
+    "load_rotations",
+    "save_rotations",
+    "spectral_rotation",
+]
 
 _FORMAT = "kvtq-hw spectral rotations 1"
 _WHAT = "rotation file"
@@ -118,20 +125,31 @@ def load_or_fit(language_model: LanguageModel) -> SpectralRotations:
     path = cache_folder() / "rotations" / name
     if path.is_file():
         try:
-            return _load(path, language_model)
+            return load_rotations(path, language_model)
         except UserError as error:
             warn(f"{error}; the rotations are fitted again")
     rotations = fit(language_model)
-    metadata = {"format": _FORMAT, "model_fingerprint": language_model.fingerprint}
     try:
-        write_tensors(path, _WHAT, vars(rotations), metadata)
+        save_rotations(rotations, path, language_model)
     except UserError as error:
         warn(f"{error}; the next command fits the rotations again")
     return rotations
 
 
-def _load(path: Path, language_model: LanguageModel) -> SpectralRotations:
-    """Read a rotation file; raise `UserError` if it is none, or is another model's."""
+def save_rotations(rotations: SpectralRotations, path: Path, language_model: LanguageModel) -> None:
+    """Write a rotation file, whole or not at all; raise `UserError` on failure."""
+    metadata = {"format": _FORMAT, "model_fingerprint": language_model.fingerprint}
+    write_tensors(path, _WHAT, vars(rotations), metadata)
+
+
+def load_rotations(path: Path, language_model: LanguageModel) -> SpectralRotations:
+    """Read a model's rotation file.
+
+    Raises
+    ------
+    UserError
+        When the file is no rotation file, belongs to another model, or holds other matrices.
+    """
     metadata = read_metadata(path, _WHAT)
     if metadata.get("format") != _FORMAT:
         raise UserError(f"{_WHAT} {str(path)!r}: not a {_FORMAT} file")
@@ -141,7 +159,8 @@ def _load(path: Path, language_model: LanguageModel) -> SpectralRotations:
     expected = Expected(torch.float32, (language_model.layers, language_model.kv_heads, dim, dim))
     names = ("key_rotations", "value_rotations")
     tensors = read_tensors(path, _WHAT, dict.fromkeys(names, expected))
-    for name, rotation in tensors.items():
+    for name, tensor in tensors.items():
+        rotation = tensor.double()  # in which no square is infinite
         if (rotation.mT @ rotation - torch.eye(dim)).abs().max() > 1e-4:
             raise UserError(f"{_WHAT} {str(path)!r}: {name}: not orthogonal")
     return SpectralRotations(**tensors)
