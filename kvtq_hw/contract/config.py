@@ -87,6 +87,8 @@ class EngineConfig(BaseModel):
         Width of the memory port's byte addresses.
     table_heads : int
         KV heads, over all layers, whose head constants (centres, feedback matrices) are on chip.
+    anchor_slots : int
+        Longest window, in tokens, of a job with anchor tokens; 0 builds no hardware for anchors.
     read_ahead : int
         Beats of read data that may be requested or buffered ahead of the engine, a power of two.
 
@@ -120,6 +122,7 @@ class EngineConfig(BaseModel):
     memory_bits: Annotated[int, Field(ge=32, le=1024)] = 128
     address_bits: Annotated[int, Field(ge=16, le=64)] = 40
     table_heads: Annotated[int, Field(ge=1, le=1024)] = 1
+    anchor_slots: Annotated[int, Field(ge=0, le=256)] = 32
     read_ahead: Annotated[int, Field(ge=16, le=4096)] = 256
 
     @model_validator(mode="after")
