@@ -69,9 +69,11 @@ class KvHead:
         """Write all stored vectors into an image, at the place of KV head `head` of `layer`."""
         stores: dict[Side, TieredStore] = {"key": self.keys, "value": self.values}
         for side, vectors in stores.items():
-            for tier in ("sinks", "body", "window"):
-                part = getattr(vectors, tier).planes().map_tokens(lambda x, axis: x[0, 0])
-                image.write(layer, head, side, tier, part, vectors.tokens)
+            view = vectors.view()
+            parts = view.of_head(0)
+            anchors = view.body.tokens - parts["body"].tokens
+            for tier, planes in parts.items():
+                image.write(layer, head, side, tier, planes, vectors.tokens, anchors)
 
     def attend(
         self, queries: Tensor, exponents: Tensor, learned_sinks: LearnedSinks | None = None

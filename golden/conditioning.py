@@ -75,6 +75,7 @@ class Conditioning:
     key_exponent, value_exponent : unit exponents: a key is ``integer * 2**key_exponent``, a value
         ``integer * 2**value_exponent``
     key_feedback, value_feedback : matrices for rounding with feedback, or None
+    anchor_thresholds : int64 [kv_heads], hits that make a token an anchor, or None
     """
 
     rotate: bool
@@ -83,6 +84,7 @@ class Conditioning:
     value_exponent: int
     key_feedback: Feedback | None = None
     value_feedback: Feedback | None = None
+    anchor_thresholds: Tensor | None = None
 
     @property
     def kv_heads(self) -> int | None:

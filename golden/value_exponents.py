@@ -140,6 +140,12 @@ class ExponentHistory:
             left = np.concatenate((newest.left, left), -1)
         self._replace(came, left, tokens)
 
+    def revise(self, left: np.ndarray) -> None:
+        """Replace `left` of the newest tokens, which are not settled yet."""
+        newest = self.newest
+        kept = newest.left[..., : newest.left.shape[-1] - left.shape[-1]]
+        self._replace(newest.came, np.concatenate((kept, left), -1), newest.tokens)
+
     def settle(self, written: WrittenExponents, visible: Tensor | None) -> None:
         """Record which of the newest tokens a query sees, once their attention knows this.
 

@@ -18,6 +18,8 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from golden.attend.backends import to_float
 from golden.cache.attention_job import AttentionJob, CachePass
 from golden.causal import causal_mask
+from golden.queries import quantize_queries
+from golden.query_conditioner import query_conditioner
 from kvtq_hw.contract.errors import UserError
 
 __all__ = ["ATTENTION", "ternary_attention"]
@@ -88,6 +90,16 @@ def ternary_attention(
             f"code: {str(key.code)!r} has sinks, which a batch with padded sequences cannot have; "
             "allowed are codes with sinks=0"
         )
+    if key.code.tiers.anchors:
+        if visible is not None and not visible.any(-2).all():
+            raise UserError(
+                f"code: {str(key.code)!r} has anchors, which a batch with padded sequences cannot "
+                "have; allowed are codes with anchors=0"
+            )
+        lanes = query_conditioner(
+            config, quantize_queries(config, queries), key.conditioning.rotate
+        )
+        key = key.with_hits(lanes)
     key.settle(visible)
     sinks = None if s_aux is None else s_aux.detach().unflatten(0, (key.kv_heads, -1))
     job = AttentionJob(cast(int, module.layer_idx), queries, key, visible, sinks)

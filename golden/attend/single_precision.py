@@ -65,8 +65,9 @@ class SinglePrecisionBackend:
     def attend(self, job: AttentionJob) -> Tensor:
         """Compute float32 attention over the layer's planes: float64 [batch, kv_heads, G, I, D]."""
         rotated_back = job.cache.conditioning.rotated_back
-        on_cpu = job.real_queries.device.type == "cpu"
-        if on_cpu and job.recent is None and job.real_queries.shape[-2] == 1:
+        # the compiled loop reads whole parts of the cache: it knows no anchors
+        packed = job.real_queries.device.type == "cpu" and job.cache.keys.in_tier is None
+        if packed and job.recent is None and job.real_queries.shape[-2] == 1:
             return rotated_back(attend_one(job))
         config = job.cache.config
 

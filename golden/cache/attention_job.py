@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from golden.cache.anchor_history import window_hits
 from golden.cache.plane_store import PlaneView
 from golden.cache.stream_order import same_places, window_places
 from golden.cache.tiered_store import TieredView
@@ -69,6 +70,11 @@ class CachePass:
         see, so that the cache knows which tokens are padding; see
         `golden.value_exponents.ExponentHistory.settle`
     revision : revision of the layer
+    observe : callback for the attention function, to be called once with the hits that the queries
+        of the update give (`golden.cache.anchor_history.window_hits`); returns the pass with the
+        anchors that follow. None in a layer without places for anchors.
+    hits : hits of the tokens in the window, int64 [batch, kv_heads, tokens]: those of all queries
+        before the newest, and of all queries; None in a layer without places for anchors
     """
 
     config: EngineConfig
@@ -83,6 +89,8 @@ class CachePass:
     exponents: WrittenExponents
     settle: Callable[[Tensor | None], None]
     revision: Revision
+    observe: Callable[[Tensor], CachePass] | None = None
+    hits: tuple[Tensor, Tensor] | None = None
 
     @property
     def tokens(self) -> int:
@@ -98,7 +106,9 @@ class CachePass:
     def settled(self) -> int:
         """Number of tokens, first in the engine's order, that stay as they are in later passes."""
         next_token_pushes_one_out = self.code.tiers.spread(self.tokens + 1).forgotten > 0
-        return 0 if next_token_pushes_one_out else self.keys.settled
+        # a new anchor moves the body's tokens
+        moves = next_token_pushes_one_out or self.code.tiers.anchors > 0
+        return 0 if moves else self.keys.settled
 
     def places(self, context: int) -> Places | None:
         """Return the tokens' places in the engine's order, for a query in a context of that length.
@@ -136,6 +146,20 @@ class CachePass:
         """
         running = torch.from_numpy(self.exponents.running(visible)).to(self.keys.body.data.device)
         return running[..., running.shape[-1] - self.new_tokens :].long()
+
+    def with_hits(self, queries: Queries) -> CachePass:
+        """Return the pass with the anchors that its queries decide on.
+
+        Parameters
+        ----------
+        queries : of the newest tokens, as the lanes take them
+        """
+        if self.observe is None:
+            return self
+        recent = self.keys.window if self.window is None else self.window[0]
+        sinks, near = self.keys.sinks.planes().merged(), recent.planes().merged()
+        tiers = self.code.tiers
+        return self.observe(window_hits(self.config, queries, sinks, near, tiers, self.tokens))
 
     def recent(self, queries: int) -> SecondVersions | None:
         """Return the window as each of the last `queries` tokens saw it when it was appended.
@@ -213,7 +237,8 @@ class AttentionJob:
         tokens, count = self.cache.tokens, self.scaled_queries.shape[-2]
         before = tokens - count
         pieces = []
-        for first, last in same_places(self.cache.code.tiers, before + 1, tokens):
+        tiers, in_tier = self.cache.code.tiers, self.cache.keys.in_tier
+        for first, last in same_places(tiers, before + 1, tokens, in_tier):
             places = self.cache.places(first)
             for start in range(first - before - 1, last - before, most):
                 pieces.append((slice(start, min(start + most, last - before)), places))

@@ -49,27 +49,35 @@ class MemoryImage:
         layer, head, side : place in the layout
         vectors : the keys, or the values, of the cache layer
         """
-        for name in ("sinks", "body", "window"):
-            part = getattr(vectors, name)
-            planes = part.planes().map_tokens(lambda x, axis: x[0, head])
-            self.write(layer, head, side, name, planes, vectors.tokens)
+        parts = vectors.of_head(head)
+        anchors = vectors.body.tokens - parts["body"].tokens
+        for name, planes in parts.items():
+            self.write(layer, head, side, name, planes, vectors.tokens, anchors)
 
     def write(
-        self, layer: int, head: int, side: Side, tier: str, planes: Planes, tokens: int
+        self,
+        layer: int,
+        head: int,
+        side: Side,
+        tier: str,
+        planes: Planes,
+        tokens: int,
+        anchors: int = 0,
     ) -> None:
         """Write the vectors of one tier, digits [n, P, D], in chronological order.
 
         Parameters
         ----------
-        tier : "sinks", "body" or "window"
+        tier : "sinks", "body" or "window"; anchors follow the sinks
         tokens : number of tokens of the context, which determines the slots of the window's tokens
+        anchors : number of anchors of the KV head
 
         Raises
         ------
         ValueError
             When the number of vectors is not that of the tier in a context of `tokens` tokens.
         """
-        region, slots = self._slots(layer, head, side, tier, tokens)
+        region, slots = self._slots(layer, head, side, tier, tokens, anchors)
         if planes.tokens != len(slots):
             raise ValueError(
                 f"{planes.tokens} vectors; {tier} of {tokens} tokens must be {len(slots)}"
@@ -90,14 +98,14 @@ class MemoryImage:
             gone = slice(start, start + spread.first_sink * region.record_bytes)
             self.data[gone] = memory[gone]
 
-    def read(self, layer: int, head: int, side: Side, tokens: int) -> Planes:
+    def read(self, layer: int, head: int, side: Side, tokens: int, anchors: int = 0) -> Planes:
         """Read all vectors of one KV head in a context of `tokens` tokens: digits [n, P, D].
 
-        Sinks, body and window follow each other, in chronological order.
+        Sinks, `anchors` anchors, body and window follow each other, each in chronological order.
         """
         parts = []
         for tier in ("sinks", "body", "window"):
-            region, slots = self._slots(layer, head, side, tier, tokens)
+            region, slots = self._slots(layer, head, side, tier, tokens, anchors)
             if len(slots):
                 data = self._records(region)[slots]
                 config = self.layout.config
@@ -110,7 +118,7 @@ class MemoryImage:
         return self.data[start : start + region.bytes].view(region.slots, region.record_bytes)
 
     def _slots(
-        self, layer: int, head: int, side: Side, tier: str, tokens: int
+        self, layer: int, head: int, side: Side, tier: str, tokens: int, anchors: int
     ) -> tuple[Region, Tensor]:
         """Return a tier's region, and the slots of the tier's tokens in chronological order."""
         if not 1 <= tokens <= self.layout.tokens:
@@ -125,4 +133,8 @@ class MemoryImage:
         }[tier]
         count = getattr(spread, tier)
         places = [vectors.place(token, tokens)[1] for token in range(first, first + count)]
+        if anchors and tier == "sinks":
+            places += range(count, count + anchors)
+        elif anchors and tier == "body":
+            places = places[: count - anchors]
         return vectors.regions[tier], torch.tensor(places, dtype=torch.long)

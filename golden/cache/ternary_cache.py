@@ -32,12 +32,15 @@ digits to the body's. A layer with a sliding window keeps the tokens in its slid
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from golden.cache.anchor_history import AnchorHistory
 from golden.cache.attention_job import AttentionBackend, CachePass, Revision
 from golden.cache.layer import StoredCache, StoredLayer
 from golden.cache.tiered_store import TieredStore
@@ -106,6 +109,16 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
             )
         super().lazy_initialization(key_states, value_states)
         self._exponents = ExponentHistory(batch, kv_heads, self.code.tiers.window)
+        self._anchors = None
+        if self.code.tiers.anchors:
+            thresholds = self.conditioning.anchor_thresholds
+            if thresholds is None:
+                raise ValueError(
+                    f"code {str(self.code)!r} has anchors, and the calibration no thresholds for "
+                    "them; calibrate for this model"
+                )
+            device = key_states.device
+            self._anchors = AnchorHistory(self.code.tiers, thresholds, batch, device)
 
     @torch.compiler.disable
     def update(
@@ -134,8 +147,14 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         self.saturated += saturated_keys + saturated_values
         vectors = (keys, values) if new_tokens == 1 else None
         keys, values = condition.rotated(condition.centred(keys)), condition.rotated(values)
+        if self._anchors is not None:
+            self._decide(tokens - new_tokens)  # after an update without attention
+            self._anchors.append(new_tokens)
+            if new_tokens == 1:
+                self._decide(tokens)
         stored_keys, stored_values = self.keys.append(keys), self.values.append(values)
-        self._exponents.write(stored_values.came, stored_values.left)
+        self._written = stored_values
+        self._exponents.write(stored_values.came, self._left(tokens))
         windows = stored_keys.window, stored_values.window
         exponents = self._exponents.newest
         result = CachePass(
@@ -152,7 +171,52 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
             partial(self._exponents.settle, exponents),
             self.revision,
         )
+        if self._anchors is not None:
+            result = replace(result, observe=partial(self._observe, result))
         return result, result
+
+    def _decide(self, tokens: int) -> None:
+        """Decide which tokens that have left the window of `tokens` tokens are anchors."""
+        known, left = self.keys.anchored, self.code.tiers.body(tokens)
+        if self._anchors is None or known.shape[-1] == left:
+            return
+        sinks = self.code.tiers.sinks
+        new = self._anchors.decide(known, sinks + known.shape[-1], sinks + left)
+        self.keys.anchored = self.values.anchored = torch.cat((known, new), -1)
+        if self.keys.body.tokens == left:  # they have been written as tokens of the body
+            self._exponents.revise(self._left(tokens))
+
+    def _left(self, tokens: int) -> np.ndarray:
+        """Return the exponents that the tokens wrote that the newest update pushed out."""
+        written, count = self._written, self._written.left.shape[-1]
+        body = self.code.tiers.body(tokens)
+        known = self.values.anchored[..., max(body - count, 0) :].numpy(force=True)
+        if not known.any():
+            return written.left
+        before = max(count - body, 0)
+        padded = np.pad(known, ((0, 0), (0, 0), (before, count - before - known.shape[-1])))
+        return np.where(padded, written.left_in_tier, written.left)
+
+    def _observe(self, cache: CachePass, hits: Tensor) -> CachePass:
+        """Take the hits of the queries of a pass; return the pass with its anchors.
+
+        A pass that was followed by another update, or removed, keeps the decisions made then.
+        """
+        history, tokens = self._anchors, cache.tokens
+        if history is None or history.tokens != tokens or cache.revision is not self.revision:
+            return cache
+        history.observe(hits)
+        self._decide(tokens)
+        exponents = self._exponents.newest
+        first = tokens - self.code.tiers.spread(tokens).window
+        return replace(
+            cache,
+            keys=cache.keys._replace(anchored=self.keys.anchored),
+            values=cache.values._replace(anchored=self.values.anchored),
+            exponents=exponents,
+            settle=partial(self._exponents.settle, exponents),
+            hits=(history.hits(first, tokens, tokens - 1), history.hits(first, tokens)),
+        )
 
     @property
     def is_sliding(self) -> bool:
@@ -211,6 +275,8 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         self.keys.crop(kept)
         self.values.crop(kept)
         self._exponents.crop(kept)
+        if self._anchors is not None:
+            self._anchors.crop(kept)
         self.revision = Revision()
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -218,6 +284,8 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         super().map_batch(function)
         if self.is_initialized:
             self._exponents.map_batch(function)
+            if self._anchors is not None:
+                self._anchors.map_batch(function)
             self.revision = Revision()
 
     def _empty_stores(

@@ -262,5 +262,5 @@ def _captured(job: AttentionJob, head: int, step: int) -> Captured:
 
 
 def _of_head(planes: Planes, depths: Tensor, head: int) -> tuple[Planes, Tensor]:
-    """Return the planes of one KV head of sequence 0, and the unchanged depths."""
-    return planes.map_tokens(lambda x, axis: x[0, head].clone()), depths
+    """Return the planes of one KV head of sequence 0, and their numbers of planes."""
+    return planes.map_tokens(lambda x, axis: x[0, head].clone()), depths[0, head].clone()

@@ -4,7 +4,7 @@
 
     >>> code = CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback")
     >>> code.key_digits, code.value_digits, code.tiers
-    (3, 2, Tiers(sinks=4, window=32, sliding=None))
+    (3, 2, Tiers(sinks=4, window=32, sliding=None, anchors=0))
     >>> str(code)
     'balanced:3/2,sinks=4,window=32,feedback'
 """
@@ -45,7 +45,7 @@ MAX_LAYERS = 1024
 
 _DIGIT = f"([1-{MAX_DIGITS}])"
 _SPELLING = re.compile(rf"(balanced|residual):{_DIGIT}/{_DIGIT}((?:,[a-z0-9=]+)*)")
-_COUNT = re.compile(r"(sinks|window|tier|sliding)=(0|[1-9][0-9]{0,6})")
+_COUNT = re.compile(r"(sinks|window|tier|sliding|anchors)=(0|[1-9][0-9]{0,6})")
 _MAX_COUNT = 1 << 16
 #: Longest sliding window: the longest context of any engine.
 _MAX_SLIDING = 1 << 20
@@ -63,8 +63,9 @@ class CacheCode:
     ----------
     kind, key_digits, value_digits : code of the body (tokens that are neither sinks nor window)
     tiers : numbers of tokens in sinks and window, which have the tier's digits; a token that leaves
-        the window is requantized to the body's code; and the layer's sliding window, spelled
-        ``sliding=W``, if the layer attends to its newest W tokens only
+        the window is requantized to the body's code; the most anchors of a KV head, spelled
+        ``anchors=N``; and the layer's sliding window, spelled ``sliding=W``, if the layer attends
+        to its newest W tokens only. Layers with a sliding window have no anchors.
     tier : digits of keys and values in sinks and window, always in the balanced code
     feedback : whether body vectors are rounded with feedback, by the calibration's matrices
     scale : choice of the body's scale; None means absmean for balanced and max for residual codes
@@ -72,8 +73,9 @@ class CacheCode:
     Raises
     ------
     ValueError
-        For an unknown kind or scale, a number of digits outside 1..5, more than 65536 sinks or
-        window tokens, a sliding window of more than 1048576 tokens, or feedback in a residual code.
+        For an unknown kind or scale, a number of digits outside 1..5, more than 65536 sinks, window
+        tokens or anchors, a sliding window of more than 1048576 tokens, or feedback in a residual
+        code.
     """
 
     kind: CodeKind
@@ -91,7 +93,7 @@ class CacheCode:
             digits = getattr(self, name)
             if not 1 <= digits <= MAX_DIGITS:
                 raise ValueError(f"{name}: {digits} is not allowed; must be 1..{MAX_DIGITS}")
-        for name in ("sinks", "window"):
+        for name in ("sinks", "window", "anchors"):
             count = getattr(self.tiers, name)
             if count > _MAX_COUNT:
                 raise ValueError(f"{name}: {count} is not allowed; must be 0..{_MAX_COUNT}")
@@ -130,7 +132,9 @@ class CacheCode:
                 raise UserError(f"code: {shown(text)} has option {name!r} twice; allowed is once")
             options[name] = value
         try:
-            names = ("sinks", "window", "sliding")
+            names = ("sinks", "window", "sliding", "anchors")
+            if options.get("anchors") and not options.get("window"):
+                raise ValueError("anchors: a code without a window has none; must have window=N")
             tiers = Tiers(**{name: options.pop(name) for name in names if name in options})
             return cls(kind, digits[0], digits[1], tiers, **options)
         except ValueError as error:
@@ -138,7 +142,7 @@ class CacheCode:
 
     def __str__(self) -> str:
         parts = [f"{self.kind}:{self.key_digits}/{self.value_digits}"]
-        for name in ("sinks", "window", "sliding"):
+        for name in ("sinks", "window", "sliding", "anchors"):
             count = getattr(self.tiers, name)
             parts += [f"{name}={count}"] * bool(count)
         parts += [f"tier={self.tier}"] * (self.tier != MAX_DIGITS)
@@ -364,5 +368,5 @@ def _option(text: str, option: str) -> tuple[str, Any]:
             return "scale", choice
     raise UserError(
         f"code: {shown(text)} has the unknown option {shown(option)}; allowed are sinks=N, "
-        f"window=N, tier=N, sliding=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
+        f"window=N, anchors=N, tier=N, sliding=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
     )

@@ -9,9 +9,11 @@ run; a residual code has one run per plane.
 Each side of each KV head of each layer has three regions. The records of a region have one size
 and no padding between them. A region starts at a word of the memory port (`memory_bits`).
 
-- **sinks**: the first `sinks` tokens, one slot each,
+- **sinks**: the first `sinks` tokens, one slot each, and behind them the anchors in the order in
+  which they left the window,
 - **window**: the newest tokens, a ring; token t is in slot ``(t - sinks) mod window``,
-- **body**: the tokens between sinks and window; token t is in slot ``t - sinks``. In a layer with a
+- **body**: the tokens between sinks and window; token t is in slot ``t - sinks``, less one for
+  each anchor before it. In a layer with a
   sliding window of W tokens the body is a ring of ``W - window`` slots: token t is in slot
   ``(t - sinks) mod (W - window)``, and only the newest W tokens are stored.
 

@@ -14,6 +14,10 @@ sliding window::
 
     Tiers(sinks=2, window=3, sliding=8).spread(9)   # sinks=1, body=4, window=3
     Tiers(sinks=2, window=3, sliding=8).spread(99)  # sinks=0, body=5, window=3
+
+Some tokens that leave the window may stay in the tier's digits: anchors, at most `anchors` per KV
+head. Which tokens are anchors depends on the data (docs/contract.md, "Anchor tokens"), so a spread
+counts anchors in the body, where they would be if there were no places for anchors.
 """
 
 from __future__ import annotations
@@ -60,6 +64,7 @@ class Tiers:
     Attributes
     ----------
     sliding : tokens to which a query attends, its own included; all tokens when None
+    anchors : most anchors of a KV head; 0 without a window or with a sliding window
 
     Raises
     ------
@@ -70,9 +75,10 @@ class Tiers:
     sinks: int = 0
     window: int = 0
     sliding: int | None = None
+    anchors: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("sinks", "window"):
+        for name in ("sinks", "window", "anchors"):
             count = getattr(self, name)
             if count < 0:
                 raise ValueError(f"{name}: {count} is not allowed; must be at least 0")
@@ -82,6 +88,8 @@ class Tiers:
             # a frozen dataclass sets its own fields this way
             object.__setattr__(self, "window", min(self.window, self.sliding))
             object.__setattr__(self, "sinks", min(self.sinks, self.sliding - self.window))
+        if self.sliding is not None or self.window == 0:
+            object.__setattr__(self, "anchors", 0)
 
     def sliding_over(self, tokens: int | None) -> Tiers:
         """Return these tiers in a layer with a sliding window of `tokens` tokens, or without."""
@@ -130,9 +138,12 @@ class Tiers:
         )
 
     def slots(self, tokens: int) -> tuple[int, int, int]:
-        """Return the slots of sinks, body and window that contexts of up to `tokens` tokens use."""
-        sinks = min(tokens, self.sinks)
-        return sinks, self.body(tokens), min(tokens - sinks, self.window)
+        """Return the slots of sinks, body and window that contexts of up to `tokens` tokens use.
+
+        The slots of the sinks include those of the anchors.
+        """
+        sinks, body = min(tokens, self.sinks), self.body(tokens)
+        return sinks + min(body, self.anchors), body, min(tokens - sinks, self.window)
 
     def per_token(self, tokens: int, tier: int, body: int) -> list[int]:
         """Return a number for each stored token of a context, in the order of reading.

@@ -148,10 +148,15 @@ def _unsettled(stored: TieredView, tiers: Tiers, settled: int) -> tuple[Planes, 
 def _pack_heads(
     config: EngineConfig, side: Side, planes: Planes, depths: NDArray[np.int64]
 ) -> list[tuple[NDArray[np.uint32], NDArray[np.int64]]]:
-    """Pack all KV heads of the only sequence at once; return `pack_slices`' result per head."""
+    """Pack all KV heads of the only sequence at once; return `pack_slices`' result per head.
+
+    Parameters
+    ----------
+    depths : number of planes of each token [1, kv_heads, tokens]
+    """
     heads = planes.unit.shape[1]
     flat = planes.map_tokens(lambda x, axis: x[0].flatten(0, 1))
-    words, slices = pack_slices(config, side, flat, np.tile(depths, heads))
+    words, slices = pack_slices(config, side, flat, depths[0].flatten())
     of_heads = slices.reshape(heads, -1)
     ends = of_heads.sum(1).cumsum()[:-1]
     return list(zip(np.split(words, ends), of_heads, strict=True))

@@ -1,0 +1,167 @@
+"""Anchor tokens of a cache layer: hits of the tokens in the window, and the decisions.
+
+docs/contract.md ("Anchor tokens") defines both. A query gives hits to the tokens of its window,
+which depend on nothing but scores in the tier's digits. So the hits of many queries are computed at
+once, and a prefill makes the same decisions as token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from golden.key_lanes import key_lanes
+from golden.plane_scaler import plane_scaler
+from golden.planes import Planes
+from golden.queries import Queries
+from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.tiers import Tiers
+
+__all__ = ["AnchorHistory", "window_hits"]
+
+#: A token is hit by a weight of at least 2**-HIT_MARGIN of the largest weight so far.
+HIT_MARGIN = 2
+MOST_HITS = 255
+
+# Queries whose scores are computed at a time.
+_QUERIES = 256
+
+
+def window_hits(
+    config: EngineConfig, queries: Queries, sinks: Planes, recent: Planes, tiers: Tiers, tokens: int
+) -> Tensor:
+    """Compute the hits that each query gives to the tokens before it.
+
+    Parameters
+    ----------
+    queries : values [batch, kv_heads, G, I, D], of the newest I tokens of the context
+    sinks, recent : keys of the first and of the newest tokens in the tier's digits; `recent` has
+        the windows of all queries, as far as these tokens are stored
+    tokens : number of tokens of the context
+
+    Returns
+    -------
+    uint8 [batch, kv_heads, I, window - 1]: hits that a query gives to the token 1, 2, ... before it
+    """
+    count = queries.values.shape[-2]
+    pieces = []
+    for start in range(0, count, _QUERIES):
+        rows = slice(start, min(start + _QUERIES, count))
+        piece = Queries(queries.values[..., rows, :], queries.exponent[..., rows])
+        first = tokens - count + start  # token of the piece's first query
+        # the windows of the piece's queries
+        low = max(first - tiers.window + 1 - (tokens - recent.tokens), 0)
+        high = recent.tokens - (count - rows.stop)
+        near = recent.map_tokens(lambda x, axis, a=low, b=high: x.narrow(axis, a, b - a))
+        pieces.append(_hits(config, piece, sinks, near, tiers, first))
+    return torch.cat(pieces, -2)
+
+
+def _hits(
+    config: EngineConfig, queries: Queries, sinks: Planes, near: Planes, tiers: Tiers, first: int
+) -> Tensor:
+    """Return the hits of queries of the tokens from `first` on; `near` ends with the last one."""
+    device, window = near.digits.device, tiers.window
+    count = queries.values.shape[-2]
+    if near.tokens == 0:  # there are only sinks yet
+        shape = *near.digits.shape[:2], count, window - 1
+        return torch.zeros(shape, dtype=torch.uint8, device=device)
+
+    def scores(keys: Planes) -> Tensor:
+        return plane_scaler(config, key_lanes(keys.digits, queries.values), keys, queries.exponent)[
+            0
+        ]
+
+    nothing = torch.iinfo(torch.int64).min // 2
+    token = torch.arange(first, first + count, device=device)
+    in_sinks = torch.arange(sinks.tokens, device=device) <= token[:, None]  # [I, sinks]
+    reference = torch.full((*queries.exponent.shape, 1), nothing, device=device)
+    if sinks.tokens:
+        reference = scores(sinks).masked_fill(~in_sinks, nothing).amax(-1, keepdim=True)
+    # the window of each query, in the order of the tokens: [I, window]
+    seen = token[:, None] - torch.arange(window - 1, -1, -1, device=device)
+    place = seen - (first + count - near.tokens)
+    there = (seen >= tiers.sinks) & (place >= 0)
+    of_window = scores(near).gather(-1, place.clamp(min=0).expand(*queries.exponent.shape, window))
+    of_window = of_window.masked_fill(~there, nothing)
+    largest = torch.maximum(of_window.cummax(-1).values, reference)
+    hit = there & (of_window >= largest - (HIT_MARGIN << config.score_fraction_bits))
+    return hit.sum(2, dtype=torch.uint8)[..., :-1].flip(-1)
+
+
+class AnchorHistory:
+    """The hits that the newest queries of a layer gave, from which the layer decides on anchors.
+
+    Hits are kept by query, for as many queries as decisions and a removal of the newest update's
+    tokens need.
+
+    Parameters
+    ----------
+    tiers : the layer's tiers, with places for anchors
+    thresholds : int64 [kv_heads], hits that make an anchor
+    batch, device : of the stored vectors
+    """
+
+    def __init__(self, tiers: Tiers, thresholds: Tensor, batch: int, device: torch.device) -> None:
+        self._tiers = tiers
+        self._thresholds = thresholds.to(device)
+        self.tokens = 0
+        # [batch, kv_heads, queries, window - 1], of the newest queries
+        shape = batch, len(thresholds), 0, tiers.window - 1
+        self._rows = torch.zeros(shape, dtype=torch.uint8, device=device)
+
+    def append(self, tokens: int) -> None:
+        """Add new tokens, whose queries have not given hits yet."""
+        kept = min(self._rows.shape[-2], self._tiers.window - 1)
+        rows = self._rows[..., self._rows.shape[-2] - kept :, :]
+        self._rows = torch.nn.functional.pad(rows, (0, 0, 0, tokens))
+        self.tokens += tokens
+
+    def observe(self, hits: Tensor) -> None:
+        """Record the hits of the newest queries; see `window_hits`."""
+        rows = self._rows.clone()
+        rows[..., rows.shape[-2] - hits.shape[-2] :, :] = hits
+        self._rows = rows
+
+    def hits(self, first: int, last: int, queries: int | None = None) -> Tensor:
+        """Count the hits of the tokens from `first` to before `last`, int64 [batch, kv_heads, n].
+
+        Parameters
+        ----------
+        queries : number of queries, from the context's first on, whose hits count; all when None
+        """
+        device, known = self._rows.device, self._rows.shape[-2]
+        behind = torch.arange(1, self._tiers.window, device=device)
+        query = torch.arange(first, last, device=device)[:, None] + behind
+        row = query - (self.tokens - known)
+        there = (row >= 0) & (query < (self.tokens if queries is None else queries))
+        given = self._rows[..., row.clamp(0, max(known - 1, 0)), behind - 1] if known else 0
+        total = (given * there).sum(-1, dtype=torch.long)
+        return total.clamp(max=MOST_HITS)
+
+    def decide(self, anchored: Tensor, first: int, last: int) -> Tensor:
+        """Return which tokens from `first` to before `last`, which leave the window, are anchors.
+
+        Parameters
+        ----------
+        anchored : bool [batch, kv_heads, n], the earlier tokens that left the window
+
+        Returns
+        -------
+        bool [batch, kv_heads, last - first]
+        """
+        wanted = self.hits(first, last) >= self._thresholds[:, None]
+        places = self._tiers.anchors - anchored.sum(-1, keepdim=True)
+        return wanted & (wanted.cumsum(-1) <= places)
+
+    def crop(self, tokens: int) -> None:
+        """Remove all but the first `tokens` tokens."""
+        removed = self.tokens - tokens
+        self._rows = self._rows[..., : max(self._rows.shape[-2] - removed, 0), :]
+        self.tokens = tokens
+
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Apply a function that rearranges axis 0 (the batch) to the hits."""
+        self._rows = function(self._rows)
