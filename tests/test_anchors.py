@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ CODES = (
     "residual:2/1,sinks=3,window=7,anchors=2",
     "balanced:2/2,sinks=1,window=2,anchors=60",
 )
-THRESHOLDS = {"balanced:2/2,sinks=1,window=2,anchors=60": (1, 2)}
+THRESHOLDS = 31, 43  # of a window of 32 tokens, that is, 31 queries
 PIECES = [[60], [1] * 14 + [46], [13, 1, 6, 40], [5, 7, 9, 11, 28], [3, 1, 1, 30, 1, 24]]
 
 
@@ -55,7 +56,7 @@ QUERIES = 3 * vectors(TOKENS, HEADS * TINY.query_group, 3)
 
 def layer(code: str, backend=None) -> TernaryCacheLayer:
     centre = torch.arange(-800, 800, 100).reshape(2, 8)
-    thresholds = torch.tensor(THRESHOLDS.get(code, (5, 7)))
+    thresholds = torch.tensor(THRESHOLDS)
     condition = Conditioning(True, centre, -10, -12, anchor_thresholds=thresholds)
     return TernaryCacheLayer(TINY, CacheCode.parse(code), condition, backend or GoldenBackend())
 
@@ -108,7 +109,7 @@ def test_the_contract_step_by_step(code):
     found, cache = run(code, [20, 1, 1, 38])
     parsed = CacheCode.parse(code)
     tiers, digits, condition = parsed.tiers, parsed.tier, cache.conditioning
-    thresholds = condition.anchor_thresholds.tolist()
+    thresholds = [math.ceil(hits * (tiers.window - 1) / 31) for hits in THRESHOLDS]
     keys, values = condition.condition_keys(KEYS)[0], condition.condition_values(VALUES)[0]
     for head in range(HEADS):
         sinks, anchors, body, window = [], [], [], []

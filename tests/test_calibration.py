@@ -143,7 +143,7 @@ def test_files_that_are_no_calibration(tmp_path, content):
 def test_safetensors_of_another_kind_are_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     save_file({"key_centres": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 6 file$"):
+    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 7 file$"):
         load_calibration(path, tiny_model())
 
 

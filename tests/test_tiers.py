@@ -342,7 +342,7 @@ class Switched:
         ("balanced:3/2,sinks=4,sinks=5", "has option 'sinks' twice; allowed is once"),
         (
             "balanced:3/2,tail=4",
-            "has the unknown option 'tail=4'; allowed are sinks=N, window=N, tier=N",
+            "has the unknown option 'tail=4'; allowed are sinks=N, window=N, anchors=N",
         ),
         ("residual:3/2,feedback", "feedback: kind 'residual' has none; must be balanced"),
         ("balanced:3/2,sinks=4,tier=6", "tier: 6 is not allowed; must be 1..5"),

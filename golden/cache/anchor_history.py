@@ -8,6 +8,7 @@ once, and a prefill makes the same decisions as token by token.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,14 +20,32 @@ from golden.queries import Queries
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.tiers import Tiers
 
-__all__ = ["AnchorHistory", "window_hits"]
+__all__ = [
+    "HIT_MARGIN",
+    "MOST_HITS",
+    "REFERENCE_WINDOW",
+    "AnchorHistory",
+    "thresholds_of_window",
+    "window_hits",
+]
 
 #: A token is hit by a weight of at least 2**-HIT_MARGIN of the largest weight so far.
 HIT_MARGIN = 2
 MOST_HITS = 255
+#: Window for which calibration measures thresholds.
+REFERENCE_WINDOW = 32
 
 # Queries whose scores are computed at a time.
 _QUERIES = 256
+
+
+def thresholds_of_window(thresholds: Tensor, window: int) -> Tensor:
+    """Return the thresholds of calibration in proportion to another window, int64 [kv_heads].
+
+    A token gets hits from ``window - 1`` queries. The result is in 1..255.
+    """
+    of_reference = REFERENCE_WINDOW - 1
+    return -(-thresholds * (window - 1) // of_reference).clamp(-MOST_HITS, -1)
 
 
 def window_hits(
@@ -54,9 +73,15 @@ def window_hits(
         # the windows of the piece's queries
         low = max(first - tiers.window + 1 - (tokens - recent.tokens), 0)
         high = recent.tokens - (count - rows.stop)
-        near = recent.map_tokens(lambda x, axis, a=low, b=high: x.narrow(axis, a, b - a))
+        span = slice(low, high)
+        near = recent.map_tokens(partial(_part_of, span))
         pieces.append(_hits(config, piece, sinks, near, tiers, first))
     return torch.cat(pieces, -2)
+
+
+def _part_of(span: slice, x: Tensor, axis: int) -> Tensor:
+    """Return some of the tokens along an axis."""
+    return x.narrow(axis, span.start, span.stop - span.start)
 
 
 def _hits(
@@ -100,13 +125,13 @@ class AnchorHistory:
     Parameters
     ----------
     tiers : the layer's tiers, with places for anchors
-    thresholds : int64 [kv_heads], hits that make an anchor
+    thresholds : int64 [kv_heads], of the calibration
     batch, device : of the stored vectors
     """
 
     def __init__(self, tiers: Tiers, thresholds: Tensor, batch: int, device: torch.device) -> None:
         self._tiers = tiers
-        self._thresholds = thresholds.to(device)
+        self._thresholds = thresholds_of_window(thresholds, tiers.window).to(device)
         self.tokens = 0
         # [batch, kv_heads, queries, window - 1], of the newest queries
         shape = batch, len(thresholds), 0, tiers.window - 1

@@ -22,11 +22,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from golden.cache.anchor_history import MOST_HITS
 from golden.causal import causal_mask
 from golden.conditioning import Conditioning, to_integers
 from golden.feedback import FACTOR_MAX, MAX_SHIFT, Feedback, feedback_from_hessian
 from golden.hadamard import hadamard
 from golden.learned_sinks import softmax
+from golden.llm.anchor_thresholds import HitCounts
 from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
 from golden.llm.watching import LayerInputs, watched
@@ -45,7 +47,7 @@ __all__ = [
 ]
 
 DEFAULT_TOKENS = 4096
-_FORMAT = "kvtq-hw calibration 6"
+_FORMAT = "kvtq-hw calibration 7"
 _WHAT = "calibration file"
 
 _TENSORS = (
@@ -56,6 +58,7 @@ _TENSORS = (
     "key_shifts",
     "value_feedback",
     "value_shifts",
+    "anchor_thresholds",
 )
 
 #: Damping of the feedback matrices, as a share of the mean diagonal (docs/short-code.md).
@@ -80,6 +83,7 @@ class Calibration:
         of ``2**exponent``, with one spare bit above the largest element seen
     key_feedback, value_feedback : int8 [layers, kv_heads, D, D]; see `golden.feedback.Feedback`
     key_shifts, value_shifts : int64 [layers, kv_heads, D]
+    anchor_thresholds : int64 [layers, kv_heads]; see `golden.llm.anchor_thresholds`
     model_name : name under which the model was loaded
     model_fingerprint : SHA-256 of the model's weights
     tokens : number of tokens of the calibration text
@@ -93,6 +97,7 @@ class Calibration:
     key_shifts: Tensor
     value_feedback: Tensor
     value_shifts: Tensor
+    anchor_thresholds: Tensor
     model_name: str
     model_fingerprint: str
     tokens: int
@@ -109,6 +114,7 @@ class Calibration:
                 value_exponent,
                 Feedback(self.key_feedback[layer], self.key_shifts[layer]),
                 Feedback(self.value_feedback[layer], self.value_shifts[layer]),
+                self.anchor_thresholds[layer],
             )
             for layer, (key_exponent, value_exponent) in enumerate(exponents)
         ]
@@ -134,7 +140,9 @@ def calibrate(
         pieces = sample_tokens(language_model, tokens, _SEGMENT)
     else:
         pieces = _tokenized(language_model, text, tokens)
-    layers = [_LayerStatistics(window) for window in language_model.windows]
+    layers = [
+        _LayerStatistics(window, language_model.kv_heads) for window in language_model.windows
+    ]
 
     def add(inputs: LayerInputs) -> None:
         layers[inputs.layer].add(inputs)
@@ -163,6 +171,7 @@ def calibrate(
         torch.stack([feedback.shift for feedback in keys]),
         torch.stack([feedback.factors for feedback in values]),
         torch.stack([feedback.shift for feedback in values]),
+        torch.stack([layer.hits.thresholds() for layer in layers]),
         language_model.name,
         language_model.fingerprint,
         sum(map(len, pieces)),
@@ -198,10 +207,12 @@ class _LayerStatistics:
     Parameters
     ----------
     window : sliding window of the layer in tokens; None if there is none
+    kv_heads : number of KV heads
     """
 
-    def __init__(self, window: int | None) -> None:
+    def __init__(self, window: int | None, kv_heads: int) -> None:
         self._window = window
+        self.hits = HitCounts(kv_heads)
         self.tokens = 0
         self.largest_key = self.largest_value = torch.tensor(0.0)
         self.key_sum = self.key_hessian = torch.tensor(0.0, dtype=torch.float64)
@@ -218,6 +229,7 @@ class _LayerStatistics:
         sinks = inputs.sink_logits
         of_groups = None if sinks is None else sinks.float().unflatten(0, (kv_heads, -1))
         importance = _importance(grouped, key, value, through, self._window, of_groups)
+        self.hits.add(grouped, key, inputs.scaling)
         rotated = hadamard(grouped)
         self.tokens += tokens
         self.key_sum = self.key_sum + key.double().sum(-2).cpu()
@@ -357,6 +369,7 @@ def _expected(language_model: LanguageModel) -> dict[str, Expected]:
         "key_shifts": shifts,
         "value_feedback": factors,
         "value_shifts": shifts,
+        "anchor_thresholds": Expected(torch.int64, (layers, language_model.kv_heads), 1, MOST_HITS),
     }
 
 
