@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from decode_command import arguments, report_of
 from passes import CODES, PASSES, SLIDING, check_outputs, checked_session, run_passes
+from tiny_model import tiny_model
 
 from kvtq_hw.commands.frame.session import on_engine
 
@@ -29,6 +31,18 @@ def test_sliding_windows_on_the_engine(make, code, tmp_path, monkeypatch):
         for passes in PASSES:
             run_passes(session, passes)
         check_outputs(session)
+
+
+def test_anchors_on_the_engine(tmp_path, monkeypatch):
+    """Tokens that became anchors are in another place and in more digits, by KV head."""
+    monkeypatch.chdir(tmp_path)
+    code = "balanced:2/1,sinks=1,window=5,anchors=4"
+    with checked_session(on_engine, tiny_model(), code) as session:
+        for passes in PASSES:
+            cache = run_passes(session, passes)
+        check_outputs(session)
+    anchored = torch.stack([layer.keys.anchored for layer in cache.layers])
+    assert anchored.any() and not torch.equal(anchored[:, :, 0], anchored[:, :, 1])
 
 
 def test_smollm2_on_the_engine(smollm2_wheel, tmp_path, monkeypatch):

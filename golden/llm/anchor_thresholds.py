@@ -13,11 +13,9 @@ from torch import Tensor
 
 from golden.cache.anchor_history import HIT_MARGIN, MOST_HITS, REFERENCE_WINDOW
 from golden.causal import causal_mask
+from kvtq_hw.contract.tiers import ANCHOR_SHARE
 
-__all__ = ["ANCHOR_SHARE", "HitCounts"]
-
-#: Share of the tokens that become anchors (docs/short-code.md compares shares).
-ANCHOR_SHARE = 0.02
+__all__ = ["HitCounts"]
 
 # Tiers of the codes for which thresholds are measured.
 _SINKS = 4

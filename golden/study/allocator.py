@@ -299,7 +299,11 @@ def _budget(
     digit : cost of a digit of a vector
     """
     return Budget(
-        tuple(digit * code.tiers.body(tokens) for code in codes for _ in SIDES),
+        tuple(
+            digit * (code.tiers.body(tokens) - code.tiers.expected_anchors(tokens))
+            for code in codes
+            for _ in SIDES
+        ),
         len(SIDES) * sum(code.tiers.total(tokens, tier, body) for code in codes),
         most,
     )

@@ -17,7 +17,8 @@ sliding window::
 
 Some tokens that leave the window may stay in the tier's digits: anchors, at most `anchors` per KV
 head. Which tokens are anchors depends on the data (docs/contract.md, "Anchor tokens"), so a spread
-counts anchors in the body, where they would be if there were no places for anchors.
+counts anchors in the body, where they would be if there were no places for anchors. Sums over
+tokens (`per_token`, `total`) count as many anchors as calibration aims at.
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-__all__ = ["NO_TIERS", "Spread", "Tiers"]
+__all__ = ["ANCHOR_SHARE", "NO_TIERS", "Spread", "Tiers"]
+
+#: Share of the tokens that leave the window for which calibration sets the thresholds of anchors.
+ANCHOR_SHARE = 0.02
 
 
 class Spread(NamedTuple):
@@ -145,18 +149,27 @@ class Tiers:
         sinks, body = min(tokens, self.sinks), self.body(tokens)
         return sinks + min(body, self.anchors), body, min(tokens - sinks, self.window)
 
+    def expected_anchors(self, tokens: int) -> int:
+        """Return the anchors of a KV head in a context of `tokens` tokens that calibration aims at.
+
+        The anchors of a text are more or fewer, by the text and by the KV head.
+        """
+        return min(self.anchors, round(ANCHOR_SHARE * self.body(tokens)))
+
     def per_token(self, tokens: int, tier: int, body: int) -> list[int]:
         """Return a number for each stored token of a context, in the order of reading.
 
-        The number is `tier` in sinks and window, else `body`.
+        The number is `tier` in sinks, window and expected anchors, else `body`.
         """
-        spread = self.spread(tokens)
-        return [tier] * spread.sinks + [body] * spread.body + [tier] * spread.window
+        spread, anchors = self.spread(tokens), self.expected_anchors(tokens)
+        first = [tier] * (spread.sinks + anchors)
+        return first + [body] * (spread.body - anchors) + [tier] * spread.window
 
     def total(self, tokens: int, tier: int, body: int) -> int:
         """Return the sum of `per_token`, computed without a list."""
-        spread = self.spread(tokens)
-        return (spread.sinks + spread.window) * tier + spread.body * body
+        spread, anchors = self.spread(tokens), self.expected_anchors(tokens)
+        in_tier = spread.sinks + spread.window + anchors
+        return in_tier * tier + (spread.body - anchors) * body
 
 
 #: All tokens are in the body.

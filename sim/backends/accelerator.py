@@ -76,6 +76,12 @@ class AcceleratorBackend:
         kv_heads: int,
         settings: MemorySettings = IDEAL,
     ) -> None:
+        with_anchors = [code for code in codes if code.tiers.anchors]
+        if with_anchors:
+            raise UserError(
+                f"code: {str(with_anchors[0])!r} has anchors, which the accelerator does not have "
+                "yet; allowed are codes with anchors=0, or the engine"
+            )
         tables = len(codes) * kv_heads
         if tables > config.table_heads:
             raise UserError(
