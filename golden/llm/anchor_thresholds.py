@@ -11,14 +11,19 @@ import math
 import torch
 from torch import Tensor
 
-from golden.cache.anchor_history import HIT_MARGIN, MOST_HITS, REFERENCE_WINDOW
+from golden.cache.anchor_history import (
+    HIT_MARGIN,
+    MOST_HITS,
+    REFERENCE_WINDOW,
+    thresholds_of_window,
+)
 from golden.causal import causal_mask
-from kvtq_hw.contract.tiers import ANCHOR_SHARE
+from kvtq_hw.contract.tiers import ANCHOR_SHARE, Tiers
 
-__all__ = ["HitCounts"]
+__all__ = ["HitCounts", "anchors_of_text"]
 
-# Tiers of the codes for which thresholds are measured.
-_SINKS = 4
+#: Tiers of the codes for which thresholds are measured.
+_TIERS = Tiers(sinks=4, window=REFERENCE_WINDOW)
 
 
 class HitCounts:
@@ -41,16 +46,9 @@ class HitCounts:
         keys : float [kv_heads, T, D]
         scaling : factor on the scores
         """
-        tokens = keys.shape[-2]
-        scores = queries @ keys[:, None].mT * (scaling / math.log(2))
-        window = causal_mask(tokens, tokens, REFERENCE_WINDOW, keys.device)
-        causal = causal_mask(tokens, tokens, None, keys.device)
-        first = torch.arange(tokens, device=keys.device) < _SINKS
-        scores = scores.masked_fill(~(window | causal & first), -math.inf)
-        hit = scores >= scores.cummax(-1).values - HIT_MARGIN
-        hit &= window & ~torch.eye(tokens, dtype=torch.bool, device=keys.device)
         # tokens whose window is complete, and that no sink keeps
-        hits = hit.sum((1, 2))[:, _SINKS : tokens - REFERENCE_WINDOW].clamp(max=MOST_HITS).cpu()
+        hits = _hits(queries, keys, scaling, _TIERS)
+        hits = hits[:, _TIERS.sinks : keys.shape[-2] - REFERENCE_WINDOW].cpu()
         self._tokens.scatter_add_(-1, hits, torch.ones_like(hits))
 
     def thresholds(self) -> Tensor:
@@ -60,3 +58,35 @@ class HitCounts:
         enough = at_least <= ANCHOR_SHARE * total
         smallest = torch.where(enough.any(-1), enough.long().argmax(-1), MOST_HITS)
         return smallest.clamp(min=1)
+
+
+def anchors_of_text(
+    queries: Tensor, keys: Tensor, scaling: float, thresholds: Tensor, tiers: Tiers
+) -> Tensor:
+    """Return which tokens of a text become anchors, bool [kv_heads, T]; see `HitCounts.add`.
+
+    Scores are those of the unquantized model. Tokens that are in the window at the end count as if
+    they left it.
+
+    Parameters
+    ----------
+    thresholds : int64 [kv_heads], of the calibration
+    tiers : of the layer, with places for anchors
+    """
+    least = thresholds_of_window(thresholds, tiers.window).to(keys.device)
+    wanted = _hits(queries, keys, scaling, tiers) >= least[:, None]
+    wanted[:, : tiers.sinks] = False
+    return wanted & (wanted.cumsum(-1) <= tiers.anchors)
+
+
+def _hits(queries: Tensor, keys: Tensor, scaling: float, tiers: Tiers) -> Tensor:
+    """Return the hits of the tokens of a text, int64 [kv_heads, T]."""
+    tokens = keys.shape[-2]
+    scores = queries @ keys[:, None].mT * (scaling / math.log(2))
+    window = causal_mask(tokens, tokens, tiers.window, keys.device)
+    causal = causal_mask(tokens, tokens, None, keys.device)
+    first = torch.arange(tokens, device=keys.device) < tiers.sinks
+    scores = scores.masked_fill(~(window | causal & first), -math.inf)
+    hit = scores >= scores.cummax(-1).values - HIT_MARGIN
+    hit &= window & ~torch.eye(tokens, dtype=torch.bool, device=keys.device)
+    return hit.sum((1, 2)).clamp(max=MOST_HITS)

@@ -27,6 +27,7 @@ from torch import Tensor
 from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.learned_sinks import softmax
+from golden.llm.anchor_thresholds import anchors_of_text
 from golden.llm.calibration import Calibration
 from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
@@ -94,7 +95,7 @@ def measure_sensitivity(
     losses = torch.zeros(2, language_model.layers, MAX_DIGITS, dtype=torch.float64)
     conditioning = calibration.conditioning()
     for ids in sample_tokens(language_model, tokens, _SEQUENCE, seed=_SEED):
-        passes = _gradients(language_model, ids, code)
+        passes = _gradients(language_model, ids, code, calibration.anchor_thresholds)
         for layer, of_layer in enumerate(passes):
             condition = conditioning[layer]
             for index, errors in enumerate(
@@ -127,13 +128,18 @@ class _LayerPass:
     gradients: tuple[Tensor, Tensor]
 
 
-def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> list[_LayerPass]:
-    """Run a text [T] forwards and backwards; return each layer's vectors and gradients."""
+def _gradients(
+    language_model: LanguageModel, ids: Tensor, code: CacheCode, thresholds: Tensor
+) -> list[_LayerPass]:
+    """Run a text [T] forwards and backwards; return each layer's vectors and gradients.
+
+    Parameters
+    ----------
+    thresholds : int64 [layers, kv_heads], of anchors
+    """
     ids = language_model.placed(ids)
-    masks = [
-        _masks(of_layer.tiers, len(ids), ids.device)
-        for of_layer in code.for_layers(language_model.windows)
-    ]
+    tiers = [of_layer.tiers for of_layer in code.for_layers(language_model.windows)]
+    masks = [_masks(of_layer, len(ids), ids.device) for of_layer in tiers]
     states: dict[int, tuple[Tensor, Tensor]] = {}
     moves: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -145,6 +151,13 @@ def _gradients(language_model: LanguageModel, ids: Tensor, code: CacheCode) -> l
         states[inputs.layer] = key.detach(), value.detach()
         moves[inputs.layer] = key_move, value_move
         grouped = query.unflatten(0, (key.shape[0], -1)) * inputs.scaling
+        if tiers[inputs.layer].anchors:
+            kept = anchors_of_text(
+                *(grouped.detach(), key.detach(), 1.0),
+                thresholds[inputs.layer],
+                tiers[inputs.layer],
+            )
+            body = body & ~kept[:, None, None]
         scores = grouped @ key[:, None].mT + (grouped @ key_move[:, None].mT) * body
         sinks = inputs.sink_logits
         of_groups = None if sinks is None else sinks.unflatten(0, (key.shape[0], -1))
