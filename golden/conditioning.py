@@ -1,7 +1,8 @@
 """Conditioning: centring and rotation of keys, rotation of queries and values, in integers.
 
-Keys and values become 16-bit integers under one static power of two per layer and side, which
-calibration finds. All later steps are exact:
+An equalizer (`golden.equalizer`) may make the channels of keys and values more equal. Then they
+become 16-bit integers under one static power of two per layer and side, which calibration finds.
+All later steps are exact:
 
 - Keys are centred with one static integer vector c per KV head. This lowers every score of a query
   by the same ``q.c``, which the softmax cancels.
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from golden.compiled import Array, compiled
+from golden.equalizer import Equalizer
 from golden.feedback import Feedback
 from golden.hadamard import hadamard, inverse_hadamard
 from kvtq_hw.contract.config import VECTOR_MAX
@@ -76,6 +78,7 @@ class Conditioning:
         ``integer * 2**value_exponent``
     key_feedback, value_feedback : matrices for rounding with feedback, or None
     anchor_thresholds : int64 [kv_heads], hits that make a token an anchor, or None
+    equalizer : maps keys and values before they become integers; None maps nothing
     """
 
     rotate: bool
@@ -85,13 +88,31 @@ class Conditioning:
     key_feedback: Feedback | None = None
     value_feedback: Feedback | None = None
     anchor_thresholds: Tensor | None = None
+    equalizer: Equalizer | None = None
 
     @property
     def kv_heads(self) -> int | None:
-        """Number of KV heads of centres and feedback; None where there are neither."""
+        """Number of KV heads of what is static; None where nothing is."""
+        if self.equalizer is not None:
+            return self.equalizer.kv_heads
         feedback = [x.shift for x in (self.key_feedback, self.value_feedback) if x is not None]
         static = [*feedback, *([] if self.key_centre is None else [self.key_centre])]
         return static[0].shape[0] if static else None
+
+    def integer_keys(self, keys: Tensor) -> tuple[Tensor, int]:
+        """Convert keys [batch, kv_heads, tokens, D] to the 16-bit integers that hardware gets.
+
+        Returns
+        -------
+        The integers, neither centred nor rotated, and the number of saturated elements
+        """
+        mapped = keys if self.equalizer is None else self.equalizer.keys(keys)
+        return to_integers(mapped, self.key_exponent)
+
+    def integer_values(self, values: Tensor) -> tuple[Tensor, int]:
+        """Convert values as `integer_keys` converts keys."""
+        mapped = values if self.equalizer is None else self.equalizer.values(values)
+        return to_integers(mapped, self.value_exponent)
 
     def centred(self, integers: Tensor) -> Tensor:
         """Subtract the centres from integer keys [batch, kv_heads, tokens, D]."""
@@ -107,7 +128,7 @@ class Conditioning:
         The integers, at most ``conditioned_max`` of the configuration in magnitude, and the number
         of saturated elements
         """
-        integers, saturated = to_integers(keys, self.key_exponent)
+        integers, saturated = self.integer_keys(keys)
         return self.rotated(self.centred(integers)), saturated
 
     def condition_values(self, values: Tensor) -> tuple[Tensor, int]:
@@ -117,19 +138,25 @@ class Conditioning:
         -------
         The integers, and the number of saturated elements
         """
-        integers, saturated = to_integers(values, self.value_exponent)
+        integers, saturated = self.integer_values(values)
         return self.rotated(integers), saturated
 
     def scale_queries(self, queries: Tensor) -> Tensor:
-        """Multiply queries [..., D] by ``2**key_exponent / n``; return float64, not rotated yet."""
-        return queries.double() * (2.0**self.key_exponent / self._growth(queries))
+        """Map queries [..., kv_heads, G, T, D] and multiply them by ``2**key_exponent / n``.
+
+        Returns
+        -------
+        float64 of the same shape, not rotated yet
+        """
+        mapped = queries.double() if self.equalizer is None else self.equalizer.queries(queries)
+        return mapped * (2.0**self.key_exponent / self._growth(queries))
 
     def condition_queries(self, queries: Tensor) -> Tensor:
         """Scale and rotate queries, so that dot products with conditioned keys are the real ones.
 
         Returns
         -------
-        float64 [..., D]
+        float64 [..., kv_heads, G, T, D], as the queries
         """
         return self.rotated(self.scale_queries(queries))
 
@@ -138,11 +165,12 @@ class Conditioning:
         return inverse_hadamard(outputs) if self.rotate else outputs
 
     def real_outputs(self, outputs: Tensor) -> Tensor:
-        """Convert rotated-back outputs from units of value integers to real numbers, float64."""
-        return outputs * 2.0**self.value_exponent
+        """Convert rotated-back outputs [..., kv_heads, G, T, D] to real numbers, float64."""
+        outputs = outputs * 2.0**self.value_exponent
+        return outputs if self.equalizer is None else self.equalizer.outputs(outputs)
 
     def restore_outputs(self, outputs: Tensor) -> Tensor:
-        """Convert weighted sums of conditioned values to real outputs, float64 [..., D]."""
+        """Convert weighted sums of conditioned values [..., kv_heads, G, T, D] to real outputs."""
         return self.real_outputs(self.rotated_back(outputs))
 
     def rotated(self, x: Tensor) -> Tensor:

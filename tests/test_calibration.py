@@ -33,19 +33,22 @@ from kvtq_hw.contract.errors import UserError
 TEXT = prompt(80, seed=7)
 
 
-def test_centres_are_the_mean_keys():
+def test_centres_are_the_mean_equalized_keys():
     language_model = tiny_model()
     found = calibrate(language_model, TEXT, tokens=50)
     assert found.key_centres.shape == (2, 2, 8)
     cache = DynamicCache()
     ids = language_model.tokenizer(TEXT, return_tensors="pt").input_ids[:, :50]
     language_model.model(ids, past_key_values=cache)
-    for layer, centres in zip(cache.layers, found.key_centres, strict=True):
-        torch.testing.assert_close(centres, layer.keys[0].mean(-2))
     for index, layer in enumerate(cache.layers):
+        keys = layer.keys[0].double() / found.key_scales[index][:, None]
+        values = layer.values[0].double() @ found.value_bases[index]
+        torch.testing.assert_close(found.key_centres[index].double(), keys.mean(-2))
         for vectors, exponents in (
-            (layer.keys, found.key_exponents),
-            (layer.values, found.value_exponents),
+            (keys, found.key_exponents),
+            (values, found.value_exponents),
+            (layer.keys, found.plain_key_exponents),
+            (layer.values, found.plain_value_exponents),
         ):
             room = 32767 * 2.0 ** exponents[index].item() / vectors.abs().max().item()
             assert 2 <= room < 4
@@ -73,7 +76,7 @@ def test_feedback_of_keys_weighs_queries_by_what_errors_of_their_scores_do():
     """
     language_model = tiny_model()
     ids = language_model.tokenizer(TEXT, return_tensors="pt").input_ids[0, :30]
-    feedback = calibrate(language_model, TEXT, tokens=30).key_feedback
+    found = calibrate(language_model, TEXT, tokens=30)
     layers = language_model.model.model.layers
     passes = recorded_attention(language_model, ids)
     for index, (queries, keys, values) in enumerate(passes):
@@ -86,11 +89,11 @@ def test_feedback_of_keys_weighs_queries_by_what_errors_of_their_scores_do():
                 scores = keys[kv_head, : token + 1] @ query / math.sqrt(8)
                 seen = values[kv_head, : token + 1]
                 moved = torch.func.jacrev(lambda s, v=seen, o=out: o @ (s.softmax(-1) @ v))(scores)
-                rotated = hadamard(query)
+                rotated = hadamard(query * found.key_scales[index, kv_head])
                 hessian[kv_head] += moved[:, 4:].square().sum() * rotated.outer(rotated)
         expected = feedback_from_hessian(hessian, KEY_DAMPING).factors
         assert expected.any()
-        assert torch.equal(feedback[index], expected)
+        assert torch.equal(found.key_feedback[index], expected)
 
 
 def test_a_file_gives_back_what_was_saved(tmp_path):
@@ -143,7 +146,7 @@ def test_files_that_are_no_calibration(tmp_path, content):
 def test_safetensors_of_another_kind_are_refused(tmp_path: Path):
     path = tmp_path / "weights.safetensors"
     save_file({"key_centres": torch.zeros(2)}, path)
-    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 7 file$"):
+    with pytest.raises(UserError, match=r"not a kvtq-hw calibration 8 file$"):
         load_calibration(path, tiny_model())
 
 

@@ -7,6 +7,7 @@ import torch
 
 from golden.attend import float_reference
 from golden.conditioning import Conditioning, to_integers
+from golden.equalizer import Equalizer
 from golden.hadamard import hadamard
 from kvtq_hw.contract.config import VECTOR_MAX, load_config
 
@@ -16,13 +17,21 @@ def integers(*shape: int, seed: int, limit: int = 3000) -> torch.Tensor:
     return torch.randint(-limit, limit + 1, shape, generator=generator)
 
 
+def exact_equalizer() -> Equalizer:
+    """Scales of 1/2, 1 and 2, integer bases with integer inverses: mapping rounds nothing."""
+    basis = integers(3, 24, 24, seed=5, limit=1).triu(1) + torch.eye(24, dtype=torch.int64)
+    return Equalizer(2.0 ** integers(3, 24, seed=6, limit=1).double(), basis.double())
+
+
+@pytest.mark.parametrize("equalized", [False, True])
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("centred", [False, True])
-def test_attention_of_conditioned_vectors_is_that_of_the_vectors(rotate, centred):
+def test_attention_of_conditioned_vectors_is_that_of_the_vectors(rotate, centred, equalized):
     queries = integers(2, 3, 4, 5, 24, seed=1) / 1000
     keys, values = integers(2, 3, 9, 24, seed=2) / 2**10, integers(2, 3, 9, 24, seed=3) / 2**13
     centre = integers(3, 24, seed=4) if centred else None
-    conditioning = Conditioning(rotate, centre, -10, -13)
+    equalizer = exact_equalizer() if equalized else None
+    conditioning = Conditioning(rotate, centre, -11, -13, equalizer=equalizer)
     conditioned_keys, saturated_keys = conditioning.condition_keys(keys)
     conditioned_values, saturated_values = conditioning.condition_values(values)
     assert conditioned_keys.dtype == conditioned_values.dtype == torch.int64
@@ -36,6 +45,18 @@ def test_attention_of_conditioned_vectors_is_that_of_the_vectors(rotate, centred
     )
     expected = float_reference.attend(queries.double(), keys.double(), values.double())
     torch.testing.assert_close(outputs, expected)
+
+
+def test_integers_are_those_of_equalized_vectors():
+    equalizer = exact_equalizer()
+    keys, values = integers(2, 3, 9, 24, seed=2) / 2**10, integers(2, 3, 9, 24, seed=3) / 2**13
+    conditioning = Conditioning(True, None, -11, -13, equalizer=equalizer)
+    assert conditioning.kv_heads == 3
+    scaled = keys.double() / equalizer.key_scales[None, :, None]
+    mapped = torch.einsum("bhtd,hde->bhte", values.double(), equalizer.value_basis)
+    assert torch.equal(conditioning.integer_keys(keys)[0], (scaled * 2**11).long())
+    assert torch.equal(conditioning.integer_values(values)[0], (mapped * 2**13).long())
+    assert not torch.equal(conditioning.integer_keys(keys)[0], (keys * 2**11).long())
 
 
 def test_each_head_has_its_own_centre():

@@ -350,7 +350,7 @@ def test_bound_with_several_planes_a_cycle(tiny_folder, engine, code, per_layer_
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [("balanced:3/2", " paint. She had a "), ("residual:4/3", " paint. She had a big ")],
+    [("balanced:3/2", " paint. She had a "), ("residual:4/3", " paint. She had a ")],
 )
 def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):
     report_file = tmp_path / "report.json"
@@ -374,8 +374,11 @@ def test_saturated_elements_are_counted_by_hand(monkeypatch):
     seen = []
 
     def attention(module, query, key, value, *args, **kwargs):
-        seen.append((measured.key_exponents[module.layer_idx], key))
-        seen.append((measured.value_exponents[module.layer_idx], value))
+        layer = module.layer_idx
+        scaled = key.double() / measured.key_scales[layer][:, None]
+        mapped = value.double() @ measured.value_bases[layer]
+        seen.append((measured.key_exponents[layer], scaled))
+        seen.append((measured.value_exponents[layer], mapped))
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
 
     AttentionInterface.register("seen", attention)

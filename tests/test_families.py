@@ -195,7 +195,7 @@ def test_a_sequence_does_not_depend_on_its_batch(family):
 def test_beam_search_reorders_the_cache(family):
     """The score of a beam is that of its tokens on a cache that was never reordered."""
     bench = Bench(family, CODES[0])
-    found = bench.generate(ids(9), num_beams=4, num_return_sequences=4, length_penalty=0.0)
+    found = bench.generate(ids(9, 1), num_beams=4, num_return_sequences=4, length_penalty=0.0)
     parents = found.beam_indices
     assert (parents.diff(dim=-1)[:, :7] != 0).any()  # beams did change places
     for tokens, score in zip(found.sequences, found.sequences_scores, strict=True):

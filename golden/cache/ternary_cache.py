@@ -44,7 +44,7 @@ from golden.cache.anchor_history import AnchorHistory
 from golden.cache.attention_job import AttentionBackend, CachePass, Revision
 from golden.cache.layer import StoredCache, StoredLayer
 from golden.cache.tiered_store import TieredStore
-from golden.conditioning import Conditioning, to_integers
+from golden.conditioning import Conditioning
 from golden.value_exponents import ExponentHistory
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
@@ -142,8 +142,8 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
                 f"max_context = {self.config.max_context}"
             )
         condition = self.conditioning
-        keys, saturated_keys = to_integers(key_states, condition.key_exponent)
-        values, saturated_values = to_integers(value_states, condition.value_exponent)
+        keys, saturated_keys = condition.integer_keys(key_states)
+        values, saturated_values = condition.integer_values(value_states)
         self.saturated += saturated_keys + saturated_values
         vectors = (keys, values) if new_tokens == 1 else None
         keys, values = condition.rotated(condition.centred(keys)), condition.rotated(values)

@@ -1,8 +1,10 @@
 """Calibration: the static constants of a model's cache, measured on some text.
 
-Calibration measures the mean keys, the range of keys and values, and the feedback matrices
-(`golden.feedback`). Feedback matrices describe which directions of a key's error change attention
-outputs, and which directions of a value's error pass the output projection.
+Calibration runs a model twice over a text. It first measures the power of the channels of keys and
+values, from which equalizers follow (`golden.equalizer`). Of equalized keys and values it then
+measures the mean keys, the ranges, and the feedback matrices (`golden.feedback`). Feedback matrices
+describe which directions of a key's error change attention outputs, and which directions of a
+value's error pass the output projection.
 
 The calibration text is never an evaluation text. Unless a text is given, the model writes the text
 itself (`golden.llm.sampling`). The result is kept in a safetensors file. The file's metadata name
@@ -13,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import Field
@@ -25,11 +28,14 @@ from transformers.pytorch_utils import Conv1D
 from golden.cache.anchor_history import MOST_HITS
 from golden.causal import causal_mask
 from golden.conditioning import Conditioning, to_integers
+from golden.equalizer import Equalizer
 from golden.feedback import FACTOR_MAX, MAX_SHIFT, Feedback, feedback_from_hessian
 from golden.hadamard import hadamard
 from golden.learned_sinks import softmax
 from golden.llm.anchor_thresholds import HitCounts
+from golden.llm.channel_power import FIRST_TOKENS, ChannelPower
 from golden.llm.models import LanguageModel
+from golden.llm.rotary_pairs import rotary_partners
 from golden.llm.sampling import sample_tokens
 from golden.llm.watching import LayerInputs, watched
 from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
@@ -47,10 +53,12 @@ __all__ = [
 ]
 
 DEFAULT_TOKENS = 4096
-_FORMAT = "kvtq-hw calibration 7"
+_FORMAT = "kvtq-hw calibration 8"
 _WHAT = "calibration file"
 
 _TENSORS = (
+    "key_scales",
+    "value_bases",
     "key_centres",
     "key_exponents",
     "value_exponents",
@@ -59,6 +67,8 @@ _TENSORS = (
     "value_feedback",
     "value_shifts",
     "anchor_thresholds",
+    "plain_key_exponents",
+    "plain_value_exponents",
 )
 
 #: Damping of the feedback matrices, as a share of the mean diagonal (docs/short-code.md).
@@ -67,9 +77,6 @@ VALUE_DAMPING = 0.03
 
 # Tokens per forward pass: the importance of queries takes memory quadratic in this number.
 _SEGMENT = 1024
-# Tokens at the start of a text, which attract attention and are stored in more digits.
-_FIRST_TOKENS = 4
-
 # Spare bits between the largest element seen in calibration and the largest 16-bit integer.
 _HEAD_ROOM = 1
 
@@ -78,18 +85,23 @@ _HEAD_ROOM = 1
 class Calibration:
     """Static constants of one model's cache.
 
-    key_centres : float32 [layers, kv_heads, D], mean post-RoPE key
-    key_exponents, value_exponents : int64 [layers]; keys and values become 16-bit integers in units
-        of ``2**exponent``, with one spare bit above the largest element seen
+    key_scales, value_bases : float64 [layers, kv_heads, D] and [layers, kv_heads, D, D]; see
+        `golden.equalizer.Equalizer`
+    key_centres : float32 [layers, kv_heads, D], mean equalized post-RoPE key
+    key_exponents, value_exponents : int64 [layers]; equalized keys and values become 16-bit
+        integers in units of ``2**exponent``, with one spare bit above the largest element seen
     key_feedback, value_feedback : int8 [layers, kv_heads, D, D]; see `golden.feedback.Feedback`
     key_shifts, value_shifts : int64 [layers, kv_heads, D]
     anchor_thresholds : int64 [layers, kv_heads]; see `golden.llm.anchor_thresholds`
+    plain_key_exponents, plain_value_exponents : the exponents of keys and values not equalized
     model_name : name under which the model was loaded
     model_fingerprint : SHA-256 of the model's weights
     tokens : number of tokens of the calibration text
     text_digest : SHA-256 of the token ids of the calibration text
     """
 
+    key_scales: Tensor
+    value_bases: Tensor
     key_centres: Tensor
     key_exponents: Tensor
     value_exponents: Tensor
@@ -98,13 +110,15 @@ class Calibration:
     value_feedback: Tensor
     value_shifts: Tensor
     anchor_thresholds: Tensor
+    plain_key_exponents: Tensor
+    plain_value_exponents: Tensor
     model_name: str
     model_fingerprint: str
     tokens: int
     text_digest: str
 
     def conditioning(self) -> list[Conditioning]:
-        """Return the conditioning of each layer: rotation, centring and feedback."""
+        """Return the conditioning of each layer: equalizing, centring, rotation and feedback."""
         exponents = zip(self.key_exponents.tolist(), self.value_exponents.tolist(), strict=True)
         return [
             Conditioning(
@@ -115,6 +129,7 @@ class Calibration:
                 Feedback(self.key_feedback[layer], self.key_shifts[layer]),
                 Feedback(self.value_feedback[layer], self.value_shifts[layer]),
                 self.anchor_thresholds[layer],
+                Equalizer(self.key_scales[layer], self.value_bases[layer]),
             )
             for layer, (key_exponent, value_exponent) in enumerate(exponents)
         ]
@@ -140,30 +155,17 @@ def calibrate(
         pieces = sample_tokens(language_model, tokens, _SEGMENT)
     else:
         pieces = _tokenized(language_model, text, tokens)
-    layers = [
-        _LayerStatistics(window, language_model.kv_heads) for window in language_model.windows
-    ]
-
-    def add(inputs: LayerInputs) -> None:
-        layers[inputs.layer].add(inputs)
-
-    with watched(language_model, add), torch.no_grad():
-        for piece in pieces:
-            language_model.model(language_model.placed(piece)[None], use_cache=False)
-    for index, layer in enumerate(layers):
-        if layer.tokens == 0:
-            raise UserError(
-                f"model {language_model.name!r}: layer {index} did not reach transformers' "
-                "attention interface; it cannot be calibrated"
-            )
-        if not (layer.largest_key.isfinite() and layer.largest_value.isfinite()):
-            raise UserError(
-                f"model {language_model.name!r}: keys or values of layer {index} are not finite, "
-                "though its weights are; it cannot be calibrated"
-            )
+    powers = _measured_power(language_model, pieces)
+    partners = rotary_partners(language_model)
+    equalizers = [power.equalizer(of) for power, of in zip(powers, partners, strict=True)]
+    pairs = zip(language_model.windows, equalizers, strict=True)
+    layers = [_LayerStatistics(*pair) for pair in pairs]
+    _watch_all(language_model, pieces, layers)
     keys = [feedback_from_hessian(layer.key_hessian, KEY_DAMPING) for layer in layers]
     values = [feedback_from_hessian(layer.value_hessian, VALUE_DAMPING) for layer in layers]
     return Calibration(
+        torch.stack([equalizer.key_scales for equalizer in equalizers]),
+        torch.stack([equalizer.value_basis for equalizer in equalizers]),
         torch.stack([layer.key_sum / layer.tokens for layer in layers]).float(),
         torch.tensor([_vector_exponent(layer.largest_key) for layer in layers]),
         torch.tensor([_vector_exponent(layer.largest_value) for layer in layers]),
@@ -172,11 +174,50 @@ def calibrate(
         torch.stack([feedback.factors for feedback in values]),
         torch.stack([feedback.shift for feedback in values]),
         torch.stack([layer.hits.thresholds() for layer in layers]),
+        torch.tensor([_vector_exponent(power.largest_key) for power in powers]),
+        torch.tensor([_vector_exponent(power.largest_value) for power in powers]),
         language_model.name,
         language_model.fingerprint,
         sum(map(len, pieces)),
         hashlib.sha256(torch.cat(pieces).numpy().tobytes()).hexdigest(),
     )
+
+
+class _Accumulator(Protocol):
+    def add(self, inputs: LayerInputs) -> None:
+        """Add the attention inputs of one piece."""
+        ...
+
+
+def _watch_all(
+    language_model: LanguageModel, pieces: list[Tensor], layers: Sequence[_Accumulator]
+) -> None:
+    """Run a model over the pieces of a text; each layer's accumulator gets what it computes."""
+
+    def add(inputs: LayerInputs) -> None:
+        layers[inputs.layer].add(inputs)
+
+    with watched(language_model, add), torch.no_grad():
+        for piece in pieces:
+            language_model.model(language_model.placed(piece)[None], use_cache=False)
+
+
+def _measured_power(language_model: LanguageModel, pieces: list[Tensor]) -> list[ChannelPower]:
+    """Measure each layer's channels; raise `UserError` where this cannot be done."""
+    layers = [ChannelPower() for _ in range(language_model.layers)]
+    _watch_all(language_model, pieces, layers)
+    for index, layer in enumerate(layers):
+        if layer.tokens == 0:
+            raise UserError(
+                f"model {language_model.name!r}: layer {index} did not reach transformers' "
+                "attention interface; it cannot be calibrated"
+            )
+        if not layer.finite:
+            raise UserError(
+                f"model {language_model.name!r}: keys or values of layer {index} are not finite, "
+                "though its weights are; it cannot be calibrated"
+            )
+    return layers
 
 
 def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Tensor]:
@@ -202,17 +243,17 @@ def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Te
 
 
 class _LayerStatistics:
-    """Accumulates the calibration statistics of one layer over the pieces of the text, on the CPU.
+    """Accumulates statistics of one layer's equalized vectors over the pieces of the text.
 
     Parameters
     ----------
     window : sliding window of the layer in tokens; None if there is none
-    kv_heads : number of KV heads
     """
 
-    def __init__(self, window: int | None, kv_heads: int) -> None:
+    def __init__(self, window: int | None, equalizer: Equalizer) -> None:
         self._window = window
-        self.hits = HitCounts(kv_heads)
+        self._equalizer = equalizer
+        self.hits = HitCounts(equalizer.kv_heads)
         self.tokens = 0
         self.largest_key = self.largest_value = torch.tensor(0.0)
         self.key_sum = self.key_hessian = torch.tensor(0.0, dtype=torch.float64)
@@ -220,11 +261,12 @@ class _LayerStatistics:
 
     def add(self, inputs: LayerInputs) -> None:
         """Add the attention inputs of one piece to the statistics."""
-        query, key, value = (x.float() for x in (inputs.queries, inputs.keys, inputs.values))
-        kv_heads, tokens, dim = key.shape
-        grouped = query.unflatten(0, (kv_heads, -1))
-        projection = _output_projection(inputs.module, query.shape[0], dim)
-        projection = projection.to(key.device).unflatten(0, (kv_heads, -1))
+        map_, heads = self._equalizer, inputs.queries.shape[0]
+        kv_heads, tokens, dim = inputs.keys.shape
+        key, value = map_.keys(inputs.keys).float(), map_.values(inputs.values).float()
+        grouped = map_.queries(inputs.queries.unflatten(0, (kv_heads, -1))).float()
+        projection = _output_projection(inputs.module, heads, dim).to(key.device)
+        projection = map_.projection(projection.unflatten(0, (kv_heads, -1))).float()
         through = projection.mT @ projection  # [kv_heads, G, D, D]
         sinks = inputs.sink_logits
         of_groups = None if sinks is None else sinks.float().unflatten(0, (kv_heads, -1))
@@ -268,7 +310,7 @@ def _importance(
         - 2 * seen_outputs @ values[:, None].mT
         + (seen_outputs * outputs).sum(-1)[..., None]
     )
-    return (weights.square() * distances.clamp(min=0))[..., _FIRST_TOKENS:].sum(-1)
+    return (weights.square() * distances.clamp(min=0))[..., FIRST_TOKENS:].sum(-1)
 
 
 def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
@@ -362,6 +404,8 @@ def _expected(language_model: LanguageModel) -> dict[str, Expected]:
     factors = Expected(torch.int8, (*heads, dim), -FACTOR_MAX, FACTOR_MAX)
     shifts = Expected(torch.int64, heads, 0, MAX_SHIFT)
     return {
+        "key_scales": Expected(torch.float64, heads),
+        "value_bases": Expected(torch.float64, (*heads, dim)),
         "key_centres": Expected(torch.float32, heads),
         "key_exponents": exponents,
         "value_exponents": exponents,
@@ -370,6 +414,8 @@ def _expected(language_model: LanguageModel) -> dict[str, Expected]:
         "value_feedback": factors,
         "value_shifts": shifts,
         "anchor_thresholds": Expected(torch.int64, (layers, language_model.kv_heads), 1, MOST_HITS),
+        "plain_key_exponents": exponents,
+        "plain_value_exponents": exponents,
     }
 
 

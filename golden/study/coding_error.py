@@ -27,8 +27,8 @@ def coding_errors(
 ) -> Tensor:
     """Return the errors of vectors [heads, T, D] in the body's digits, float64 [heads, T, D].
 
-    The errors are in the model's own units and for unrotated vectors; keys include their centres.
-    Sinks and window are ignored.
+    The errors are in the model's own units and for vectors neither rotated nor equalized;
+    keys include their centres. Sinks and window are ignored.
     """
     if side == "key":
         exponent, feedback = conditioning.key_exponent, conditioning.key_feedback
@@ -42,4 +42,8 @@ def coding_errors(
     store.append(integers)
     moved = (dequantize(config, store.planes()) - integers)[0].double()
     unrotated = inverse_hadamard(moved) if conditioning.rotate else moved
-    return unrotated * 2.0**exponent
+    mapped, equalizer = unrotated * 2.0**exponent, conditioning.equalizer
+    if equalizer is None:
+        return mapped
+    unmapped = equalizer.unmapped_keys if side == "key" else equalizer.unmapped_values
+    return unmapped(mapped)

@@ -1,8 +1,8 @@
 """Measure what is static in the cache of a model, on a text, and write it to a calibration file.
 
-The file holds key centres, number ranges and feedback matrices. Other commands calibrate
-automatically, on a text that the model itself writes, and keep the result in the user's cache
-folder. `decode --calibration` takes a file of this command.
+The file holds equalizers of channels, key centres, number ranges and feedback matrices. Other
+commands calibrate automatically, on a text that the model itself writes, and keep the result in the
+user's cache folder. `decode --calibration` takes a file of this command.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def command(
     tokens: int,
     output: Path,
 ) -> None:
-    """Measure key centres, number ranges and feedback matrices of a model."""
+    """Measure equalizers, key centres, number ranges and feedback matrices of a model."""
     from golden.llm.calibration import calibrate, save_calibration
     from golden.llm.models import load_model
     from golden.study.key_error import warn_of_keys

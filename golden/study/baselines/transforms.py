@@ -38,7 +38,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class IntegerConditioning:
-    """Centring and rotation as the ternary codes have them; stored vectors are in real units.
+    """Conditioning as the ternary codes have it; stored vectors are in real units.
 
     In real units, and not in those of the conditioning's integers, scales fit fp16.
     """
@@ -55,11 +55,17 @@ class IntegerConditioning:
 
     def queries(self, x: Tensor) -> Tensor:
         """Condition queries."""
-        return self.conditioning.condition_queries(x).float() / self._key_unit
+        conditioned = self.conditioning.condition_queries(self._grouped(x)).flatten(1, 2)
+        return conditioned.float() / self._key_unit
 
     def outputs(self, x: Tensor) -> Tensor:
         """Undo the conditioning of values."""
-        return self.conditioning.restore_outputs(x.double() / self._value_unit).float()
+        outputs = self._grouped(x.double() / self._value_unit)
+        return self.conditioning.restore_outputs(outputs).flatten(1, 2).float()
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """Separate the KV heads in [batch, heads, tokens, D]."""
+        return x.unflatten(1, (self.conditioning.kv_heads or 1, -1))
 
     @property
     def _key_unit(self) -> float:
