@@ -1,4 +1,4 @@
-"""Golden tables: the words that load the head constants (centres and feedback matrices).
+"""Golden tables: the words that load head constants and the state of anchors.
 
 A feedback matrix is strictly upper triangular. Row k starts at the word that holds element k + 1.
 A matrix takes `feedback_words` words of `feedback_lanes` factors, row after row.
@@ -6,7 +6,7 @@ A matrix takes `feedback_words` words of `feedback_lanes` factors, row after row
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,10 @@ from torch import Tensor
 from golden.feedback import Feedback
 from kvtq_hw.contract.config import EngineConfig
 
-__all__ = ["factor_words", "load_words"]
+__all__ = ["anchor_words", "factor_words", "load_words"]
+
+#: Section of the anchors, behind those of centres, factors and shifts.
+_ANCHORS = 5
 
 
 def factor_words(config: EngineConfig, factors: Tensor) -> Tensor:
@@ -59,6 +62,18 @@ def load_words(
             words = numbers[..., None] if section in (0, 2, 4) else numbers
             header = section | first_head << 3
             yield [header, *_chunks(words.long().flatten(0, 1).tolist(), width)]
+
+
+def anchor_words(head: int, count: int, hits: Sequence[int]) -> list[int]:
+    """Return the packet that loads the anchors of a head.
+
+    Parameters
+    ----------
+    head : number of the head
+    count : number of anchors
+    hits : hits of the token in each slot of the window's ring
+    """
+    return [_ANCHORS | head << 3, count, *hits]
 
 
 def _chunks(words: list[list[int]], width: int) -> Iterator[int]:

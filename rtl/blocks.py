@@ -54,6 +54,7 @@ BLOCKS = (
     "record_reader",
     "record_writer",
     "value_exponents",
+    "anchors",
     "scheduler",
     "engine",
     "accelerator",
@@ -69,7 +70,9 @@ def check_block(name: str) -> None:
 
 def blocks_of(config: EngineConfig) -> tuple[str, ...]:
     """Return the blocks of a configuration: for integers only the engine and its blocks."""
-    return BLOCKS if config.is_ternary else (*_OF_ENGINE, "engine")
+    if not config.is_ternary:
+        return (*_OF_ENGINE, "engine")
+    return tuple(name for name in BLOCKS if name != "anchors" or config.anchor_slots)
 
 
 def create_block(name: str, config: EngineConfig) -> wiring.Component:
@@ -78,11 +81,14 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     Raises
     ------
     UserError
-        For a name that is not in `BLOCKS`, and for a block that the cache format does not have.
+        For a name that is not in `BLOCKS`, and for a block that the configuration does not have.
     """
     check_block(name)
     if name not in blocks_of(config):
-        raise UserError(f"block: {name!r} does not exist in cache_format {config.cache_format!r}")
+        reason = "with anchor_slots 0"
+        if not config.is_ternary:
+            reason = f"in cache_format {config.cache_format!r}"
+        raise UserError(f"block: {name!r} does not exist {reason}")
     block = getattr(importlib.import_module(f"rtl.{name}"), name.title().replace("_", ""))
     return block(config)
 

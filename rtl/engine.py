@@ -5,7 +5,7 @@ An Amaranth component, for use in your own design or for conversion to Verilog::
     >>> from kvtq_hw.contract.config import load_config
     >>> from rtl.blocks import emit_block
     >>> sorted(Engine(load_config("tiny")).signature.members)
-    ['counters', 'job', 'keys', 'output', 'query', 'value_exponent', 'values']
+    ['counters', 'job', 'keys', 'output', 'query', 'scores', 'value_exponent', 'values']
     >>> "module kvtq_engine(" in emit_block("engine", load_config("tiny"))
     True
 """
@@ -24,6 +24,7 @@ from rtl.layouts import (
     key_input_layout,
     output_layout,
     query_layout,
+    score_tap_layout,
     value_exponent_layout,
     value_input_layout,
 )
@@ -54,6 +55,7 @@ class Engine(wiring.Component):
     query : stream In, one element of every head, D transfers per job
     keys, values : stream In, `key_input_layout` and `value_input_layout`
     output : stream Out, `output_layout`, D transfers per job
+    scores : Out, `score_tap_layout`, each score of every job, for a block that watches them
     counters : Out, `counters_layout`
     """
 
@@ -67,6 +69,7 @@ class Engine(wiring.Component):
                 "keys": In(stream.Signature(key_input_layout(config))),
                 "values": In(stream.Signature(value_input_layout(config))),
                 "output": Out(stream.Signature(output_layout(config))),
+                "scores": Out(score_tap_layout(config)),
                 "counters": Out(counters_layout()),
             }
         )
@@ -111,7 +114,14 @@ class Engine(wiring.Component):
         connect(m, value_lanes.o, normalizer.i)
         connect(m, normalizer.o, flipped(self.output))
 
-        self._count(m, sequencer.starved, plane_scaler.o)
+        scores = plane_scaler.o
+        m.d.comb += [
+            self.scores.valid.eq(scores.valid & scores.ready),
+            self.scores.scores.eq(scores.payload.scores),
+            self.scores.job_end.eq(scores.payload.job_end),
+        ]
+
+        self._count(m, sequencer.starved, scores)
         return m
 
     def _count(self, m: Module, starved: Value, scores: stream.Interface) -> None:

@@ -11,6 +11,7 @@ from rtl.elements import Trit, elements_of
 __all__ = [
     "ABSMEAN_CONSTANT_BITS",
     "FACTOR_BITS",
+    "HIT_BITS",
     "SHIFT_BITS",
     "Operation",
     "accumulate_layout",
@@ -25,6 +26,7 @@ __all__ = [
     "element_layout",
     "exponent_layout",
     "factors_signature",
+    "hit_task_layout",
     "host_query_layout",
     "job_layout",
     "key_input_layout",
@@ -43,6 +45,7 @@ __all__ = [
     "requantized_layout",
     "rotated_output_layout",
     "score_layout",
+    "score_tap_layout",
     "start_layout",
     "sum_layout",
     "value_exponent_layout",
@@ -57,6 +60,9 @@ __all__ = [
 #: Widths in bits: of an element of a feedback matrix (signed, -4..4), of a row's shift (unsigned).
 FACTOR_BITS = 4
 SHIFT_BITS = 3
+
+#: Width in bits of the hits of a token, which stop at the largest number.
+HIT_BITS = 8
 
 #: Width in bits of an absmean constant, by which the sum of magnitudes is multiplied to a scale.
 ABSMEAN_CONSTANT_BITS = 12
@@ -361,6 +367,35 @@ def score_layout(config: EngineConfig) -> data.StructLayout:
             "saturated": unsigned(config.query_group),
             "block_end": 1,
             "job_end": 1,
+        }
+    )
+
+
+def score_tap_layout(config: EngineConfig) -> data.StructLayout:
+    """Return the layout of what the engine shows of its scores: `valid` in a score's cycle."""
+    score = score_layout(config).members
+    return data.StructLayout({"valid": 1, "scores": score["scores"], "job_end": 1})
+
+
+def hit_task_layout(config: EngineConfig) -> data.StructLayout:
+    """Return the layout of a job's task for the anchors: which of its tokens get hits.
+
+    counted : the job gives hits; otherwise no other field has a meaning
+    table : number of the head
+    sink_tokens : tokens of the sinks, without anchors
+    settled_tokens : tokens before the window: sinks, anchors and body
+    window_tokens, window_start : tokens of the window, and the slot that is read first
+    """
+    tokens = range(config.max_context + 1)
+    slots = max(config.anchor_slots, 1)
+    return data.StructLayout(
+        {
+            "counted": 1,
+            "table": range(config.table_heads),
+            "sink_tokens": tokens,
+            "settled_tokens": tokens,
+            "window_tokens": range(slots + 1),
+            "window_start": range(slots),
         }
     )
 

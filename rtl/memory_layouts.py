@@ -62,9 +62,11 @@ def read_job_layout(config: EngineConfig) -> data.StructLayout:
         the first one that is read
     tier_digits : planes of records in sinks and window
     key_digits, value_digits, residual : format of the body
-    sink_tokens, body_tokens, window_tokens : tokens of each tier, together at least 1
+    sink_tokens, body_tokens, window_tokens : tokens of each tier, together at least 1; anchors are
+        in the sinks
     window_start : slot of the window that is read first; nonzero only in a full window
     body_slot : slot of the body that the job's append writes, if it writes any
+    new_anchor : the job's append writes the last record of the sinks
     appends : the job's newest records are in memory when this many appends are, modulo
         ``2**APPEND_BITS``
     """
@@ -85,6 +87,7 @@ def read_job_layout(config: EngineConfig) -> data.StructLayout:
             "window_tokens": tokens,
             "window_start": tokens,
             "body_slot": tokens,
+            "new_anchor": 1,
             "appends": unsigned(APPEND_BITS),
         }
     )

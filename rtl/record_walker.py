@@ -32,7 +32,8 @@ class RecordWalker(wiring.Component):
     ----------
     jobs : stream In, `read_job_layout`; taken after the last piece
     keys_appended, values_appended : In, the job's newest records are in memory. Pieces of the
-        window, pieces of the body from `body_slot` on, and the job's last wait for these records.
+        window, pieces of the body from `body_slot` on, the piece with a new anchor, and the job's
+        last wait for these records.
     fenced : Out, a piece waits for them
     pieces : stream Out, `placed_piece_layout`
     """
@@ -86,7 +87,8 @@ class RecordWalker(wiring.Component):
         piece = placed.piece
         piece_ends_job = in_job == records
         in_window = (tier == _WINDOW_END) | (tier == _WINDOW_START)
-        fence = piece_ends_job | in_window | (in_body & (in_tier - records < fresh))
+        new_anchor = job.new_anchor & (tier == _SINKS) & (in_tier == records)
+        fence = piece_ends_job | in_window | new_anchor | (in_body & (in_tier - records < fresh))
         open_ = ~fence | Mux(value, self.values_appended, self.keys_appended)
         m.d.comb += [
             placed.address.eq(address),
