@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from amaranth.hdl import Cat, Module, ResetInserter, Signal, Value
-from amaranth.lib import wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES
+from rtl.anchors import Anchors
 from rtl.append_path import AppendPath
 from rtl.axi import Axi4, Axi4Lite, AxiStream, join_ports
 from rtl.control import Control
 from rtl.engine import Engine
 from rtl.job_parts import attend_layout
+from rtl.layouts import load_layout
 from rtl.output_rotator import OutputRotator
 from rtl.query_conditioner import QueryConditioner
 from rtl.record_reader import RecordReader
@@ -45,7 +50,8 @@ class Accelerator(wiring.Component):
     s_axis_key_value : AXI4-Stream, 32 bits: element d of the new key (low half) and of the new
         value, D beats per job that appends
     s_axis_query : AXI4-Stream, G x 16 bits: element d of every query, D beats per job that attends
-    s_axis_table : AXI4-Stream, 32 bits: centres and feedback matrices, one section per packet
+    s_axis_table : AXI4-Stream, 32 bits: centres, feedback matrices and the state of anchors, one
+        section per packet
     m_axis_output : AXI4-Stream, G x 32 bits: element d of every output, D beats per job that
         attends, TLAST on the last beat, TUSER the signed exponent of all outputs
     irq : Out, level-sensitive interrupt
@@ -145,7 +151,10 @@ class Accelerator(wiring.Component):
         ]
         self._connect_vectors(m, scheduler, key_path, value_path)
         self._connect_queries(m, scheduler, conditioner)
-        self._connect_tables(m, tables)
+        loads = [tables.load]
+        if config.anchor_slots:
+            loads.append(self._connect_anchors(m, scheduler, core))
+        self._connect_tables(m, loads)
         self._connect_outputs(m, scheduler, rotator)
         self._count(m, control, scheduler, core, restart)
         return m
@@ -181,18 +190,26 @@ class Accelerator(wiring.Component):
             scheduler.query_taken.eq(queries.tvalid & queries.tready),
         ]
 
-    def _connect_tables(self, m: Module, tables: Tables) -> None:
-        """Give each packet to the tables, with its first word marked."""
+    def _connect_anchors(self, m: Module, scheduler: Scheduler, core: Engine) -> Any:
+        """Connect the anchors; return their load stream."""
+        m.submodules.anchors = anchors = Anchors(self._config)
+        connect(m, scheduler.hits, anchors.tasks)
+        connect(m, scheduler.decision, anchors.decision)
+        # the block keeps the state of heads without a failed job, and what the host loads
+        m.d.comb += [anchors.scores.eq(core.scores), anchors.restart.eq(scheduler.restart)]
+        return anchors.load
+
+    def _connect_tables(self, m: Module, loads: Sequence[Any]) -> None:
+        """Give each packet to the tables and the anchors, with its first word marked."""
         table = self.s_axis_table
         first = Signal(init=1)
         with m.If(table.tvalid & table.tready):
             m.d.sync += first.eq(table.tlast)
-        m.d.comb += [
-            tables.load.valid.eq(table.tvalid),
-            tables.load.payload.first.eq(first),
-            tables.load.payload.data.eq(table.tdata),
-            table.tready.eq(tables.load.ready),
-        ]
+        words = stream.Signature(load_layout()).create()
+        m.d.comb += [words.valid.eq(table.tvalid), table.tready.eq(words.ready)]
+        join(m, [words], loads)
+        for load in loads:
+            m.d.comb += [load.payload.first.eq(first), load.payload.data.eq(table.tdata)]
 
     def _connect_outputs(self, m: Module, scheduler: Scheduler, rotator: OutputRotator) -> None:
         """Give outputs to the host; a job that has offered an output gives all of its outputs."""
@@ -228,12 +245,14 @@ class Accelerator(wiring.Component):
         for port in (core.keys, core.values):  # at most one port transfers per cycle
             with m.If(port.valid & port.ready):
                 m.d.sync += zeros.eq(sum(~trit.nonzero for trit in port.payload.elements))
-        counted = {
+        counted: dict[str, Value] = {
             "zero_digits": zeros,
             "append_cycles": scheduler.appending,
             "read_words": self.m_axi.rvalid & self.m_axi.rready,
             "written_words": self.m_axi.wvalid & self.m_axi.wready,
         }
+        if config.anchor_slots:
+            counted["new_anchors"] = scheduler.decision.taken & scheduler.decision.promoted
         for name, amount in counted.items():
             counter = Signal(32, name=name)
             m.d.sync += counter.eq(counter + amount)

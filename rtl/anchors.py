@@ -10,12 +10,10 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import EngineConfig
-from rtl.layouts import HIT_BITS, hit_task_layout, load_layout, score_tap_layout
+from rtl.layouts import ANCHOR_BITS, HIT_BITS, hit_task_layout, load_layout, score_tap_layout
 
 __all__ = ["Anchors", "DecisionPort"]
 
-_THRESHOLD_BITS = HIT_BITS
-_MOST_BITS = 16  # width of a job's largest number of anchors
 _SECTION = 5  # of the words that load the state
 _MARGIN = 2  # a hit has a weight of at least 2**-_MARGIN of the largest weight so far
 
@@ -47,8 +45,8 @@ class DecisionPort(wiring.Signature):
                 "slot": Out(range(max(config.anchor_slots, 1))),
                 "enters": Out(1),
                 "leaving": Out(1),
-                "anchors": Out(_MOST_BITS),
-                "threshold": Out(_THRESHOLD_BITS),
+                "anchors": Out(ANCHOR_BITS),
+                "threshold": Out(HIT_BITS),
                 "new": Out(1),
                 "known": In(1),
                 "before": In(range(config.max_context + 1)),

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import ADDRESS_BITS, WORD_BYTES, Kind, Register, register_map
 from rtl.axi import Axi4Lite, Response
-from rtl.layouts import ABSMEAN_CONSTANT_BITS, start_layout
+from rtl.layouts import ABSMEAN_CONSTANT_BITS, ANCHOR_BITS, HIT_BITS, start_layout
 from rtl.streams import Queue, SkidBuffer
 
 __all__ = ["Control", "control_counters_layout", "descriptor_layout", "job_end_layout"]
@@ -49,6 +49,8 @@ def descriptor_layout(config: EngineConfig) -> data.StructLayout:
             "key_constants": constants,
             "value_constants": constants,
             "table": 16,
+            "anchors": ANCHOR_BITS,
+            "anchor_threshold": HIT_BITS,
             "key": addresses,
             "value": addresses,
             "value_exponent": unsigned(config.scale_exponent_bits),
@@ -248,6 +250,8 @@ class Control(wiring.Component):
             *(descriptor[f"{name}_digits"].eq(values["digits", name][0]) for name in _DIGITS),
             descriptor.tier_constant.eq(values["tier_constant", "constant"][0]),
             descriptor.table.eq(values["table", "index"][0]),
+            descriptor.anchors.eq(values["anchors", "count"][0]),
+            descriptor.anchor_threshold.eq(values["anchor_threshold", "hits"][0]),
             descriptor.value_exponent.eq(exponent),
         ]
         for name in _NUMBERS:

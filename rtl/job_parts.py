@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from amaranth.hdl import Module, Mux, ResetInserter, Value
+from amaranth.hdl import Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -16,7 +16,7 @@ from rtl.layouts import append_task_layout, start_layout
 from rtl.memory_layouts import APPEND_BITS, place_layout
 from rtl.streams import Fork, Queue
 
-__all__ = ["AppendPort", "JobParts", "attend_layout"]
+__all__ = ["AppendPort", "JobParts", "Promotion", "attend_layout"]
 
 
 class AppendPort(wiring.Signature):
@@ -50,6 +50,22 @@ def attend_layout(config: EngineConfig) -> data.StructLayout:
     return data.StructLayout({"last_token": config.token_bits, **start_layout(config).members})
 
 
+class Promotion:
+    """What a job has found out about its head's anchors; zeros for a job without anchors.
+
+    Attributes
+    ----------
+    promoted : Signal, the token that leaves the window becomes an anchor
+    before, after : Signal, number of anchors before the job, and with a new one
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        tokens = range(config.max_context + 1)
+        self.promoted = Signal()
+        self.before = Signal(tokens, name="anchors_before")
+        self.after = Signal(tokens, name="anchors_after")
+
+
 class JobParts:
     """Fork a job to the scheduler's ports; each part is taken in its own time.
 
@@ -58,14 +74,25 @@ class JobParts:
     m : Module
     ports : rtl.scheduler.Scheduler
     job : view of `rtl.control.descriptor_layout`
+    anchors : Promotion, constant while parts are offered
     offered : The job's parts are offered, until each is taken.
     renew : In the next cycle another job comes, and none of its parts has been taken.
     """
 
-    def __init__(self, m: Module, ports: Any, job: data.View, offered: Value, renew: Value) -> None:
+    def __init__(
+        self,
+        m: Module,
+        ports: Any,
+        job: data.View,
+        anchors: Promotion,
+        *,
+        offered: Value,
+        renew: Value,
+    ) -> None:
         self._m = m
         self._ports = ports
         self._job = job
+        self._anchors = anchors
         self._fork = Fork(m, offered, renew)
 
     @property
@@ -109,8 +136,25 @@ class JobParts:
         ]
         for field in ("tier_digits", "key_digits", "value_digits", "key", "value"):
             m.d.comb += read[field].eq(job[field])
-        for field in ("sink_tokens", "body_tokens", "window_tokens", "window_start", "body_slot"):
+        for field in ("window_tokens", "window_start"):
             m.d.comb += read[field].eq(job[field])
+        m.d.comb += [
+            read.sink_tokens.eq(job.sink_tokens + self._anchors.after),
+            read.body_tokens.eq(job.body_tokens - self._anchors.after),
+            read.body_slot.eq(job.body_slot - self._anchors.before),
+            read.new_anchor.eq(self._anchors.promoted),
+        ]
+
+    def offer_hits(self) -> None:
+        """Offer the part of the anchors: which of the job's scores give hits."""
+        m, job, hits = self._m, self._job, self._ports.hits.payload
+        self._fork.to("hits", self._ports.hits, times=job.attend)
+        m.d.comb += [
+            hits.counted.eq(job.anchors != 0),
+            hits.settled_tokens.eq(job.sink_tokens + job.body_tokens),
+        ]
+        for field in ("table", "sink_tokens", "window_tokens", "window_start"):
+            m.d.comb += hits[field].eq(job[field])
 
     def offer_fetch(self, appends_before: Value) -> None:
         """Offer the fetch of the token that leaves the window.
@@ -149,7 +193,7 @@ class JobParts:
         m, job, tasks = self._m, self._job, side.port.tasks
         done = self._fork.to(f"{side.name}_tasks", tasks, times=_records(job))
         leaving = done == 1
-        tier = _in_tier(job, leaving)
+        tier = self._in_tier(leaving)
         code = tasks.payload.code
         m.d.comb += [
             tasks.payload.leaving.eq(leaving),
@@ -171,18 +215,30 @@ class JobParts:
         m, job, places = self._m, self._job, side.port.places
         done = self._fork.to(f"{side.name}_places", places, times=_records(job), when=overwritable)
         leaving = done == 1
-        tier = _in_tier(job, leaving)
+        tier = self._in_tier(leaving)
         place = places.payload
         m.d.comb += [
             place.planes.eq(Mux(tier, job.tier_digits, side.digits)),
             place.residual.eq(~tier & job.residual),
             place.base.eq(side.regions.body),
-            place.slot.eq(job.body_slot),
+            place.slot.eq(job.body_slot - self._anchors.before),
         ]
         with m.If(~leaving & (job.window_tokens != 0)):
             m.d.comb += [place.base.eq(side.regions.window), place.slot.eq(job.window_slot)]
-        with m.Elif(job.body_tokens == 0):  # no token leaves then
-            m.d.comb += [place.base.eq(side.regions.sinks), place.slot.eq(job.sink_tokens - 1)]
+        with m.Elif(tier):  # a new sink, or a new anchor
+            m.d.comb += [
+                place.base.eq(side.regions.sinks),
+                place.slot.eq(job.sink_tokens + self._anchors.after - 1),
+            ]
+
+    def _in_tier(self, leaving: Value) -> Value:
+        """Return whether a record has the tiers' digits.
+
+        Those are records in the window, of anchors, and in the sinks of a job without a window.
+        """
+        job = self._job
+        newest = (job.window_tokens != 0) | (job.body_tokens == 0)
+        return Mux(leaving, self._anchors.promoted, newest)
 
 
 class _Side(NamedTuple):
@@ -200,11 +256,3 @@ class _Side(NamedTuple):
 def _records(job: data.View) -> Value:
     """Return the number of records per side that a job appends."""
     return Mux(job.append, 1 + job.leaving, 0)
-
-
-def _in_tier(job: data.View, leaving: Value) -> Value:
-    """Return whether a record has the tiers' digits.
-
-    Those are records in the window, and records in the sinks of a job without a window.
-    """
-    return ~leaving & ((job.window_tokens != 0) | (job.body_tokens == 0))

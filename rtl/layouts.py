@@ -10,6 +10,7 @@ from rtl.elements import Trit, elements_of
 
 __all__ = [
     "ABSMEAN_CONSTANT_BITS",
+    "ANCHOR_BITS",
     "FACTOR_BITS",
     "HIT_BITS",
     "SHIFT_BITS",
@@ -61,7 +62,8 @@ __all__ = [
 FACTOR_BITS = 4
 SHIFT_BITS = 3
 
-#: Width in bits of the hits of a token, which stop at the largest number.
+#: Widths in bits: of a job's most anchors, of the hits of a token, which stop at the largest number.
+ANCHOR_BITS = 16
 HIT_BITS = 8
 
 #: Width in bits of an absmean constant, by which the sum of magnitudes is multiplied to a scale.

@@ -10,10 +10,11 @@ from amaranth.lib.wiring import In, Out
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.registers import JobStatus
+from rtl.anchors import DecisionPort
 from rtl.axi import Response
 from rtl.control import descriptor_layout, job_end_layout
-from rtl.job_parts import AppendPort, JobParts, attend_layout
-from rtl.layouts import query_task_layout, value_exponent_task_layout
+from rtl.job_parts import AppendPort, JobParts, Promotion, attend_layout
+from rtl.layouts import hit_task_layout, query_task_layout, value_exponent_task_layout
 from rtl.memory_layouts import APPEND_BITS, fetch_layout, read_job_layout
 from rtl.streams import Queue
 
@@ -26,8 +27,8 @@ IN_FLIGHT = 4
 class Scheduler(wiring.Component):
     """Hand out one job at a time, while earlier jobs may still be in the core.
 
-    The parts of a job are queries, read, core, value exponent, fetch of the leaving token, and for
-    each side the append's tasks and places. Each block takes its part as soon as it can. The next
+    The parts of a job are queries, read, core, value exponent, hits, fetch of the leaving token, and
+    for each side the append's tasks and places. Each block takes its part as soon as it can. The next
     job is looked at when all parts are taken. The core takes its part when the job before has
     passed its last value slice: so one job is conditioned, fetched and appended ahead.
 
@@ -35,6 +36,11 @@ class Scheduler(wiring.Component):
     (`AppendPort.appended`). An append overwrites only records that have been read: the writer gets
     places when every earlier job has been read. The new token takes the slot of the token that
     leaves the window, so its place also waits until the leaving token has been fetched.
+
+    Anchors. A job with anchors learns how many its head has, and whether its leaving token becomes
+    one, before it is handed out; the number is looked up while the job is taken, so that this costs
+    no cycle unless `rtl.anchors.Anchors` must wait. Decisions are carried out when a job is handed
+    out, and never twice. A configuration without `anchor_slots` has neither port.
 
     Errors. An invalid descriptor ends its job with a status; the job's vectors are taken from the
     host and discarded. A memory error ends all jobs in flight with the error's status: reads and
@@ -47,6 +53,8 @@ class Scheduler(wiring.Component):
     jobs : stream In, `descriptor_layout`
     done : stream Out, `job_end_layout`, one per job in the order of the jobs
     queries, reads, attends, exponents, fetches : streams Out, a job's parts; withdrawn by `cancel`
+    hits : stream Out, `hit_task_layout`, a job's part for the anchors
+    decision : `DecisionPort`
     key, value : `AppendPort`, a job's parts for the append of either side
     job_read, fetch_read : In, pulses of the reader
     attended : In, pulse: a job's last output has left
@@ -70,6 +78,10 @@ class Scheduler(wiring.Component):
             "exponents": value_exponent_task_layout(config),
             "fetches": fetch_layout(config),
         }
+        with_anchors: dict[str, Any] = {}
+        if config.anchor_slots:
+            parts["hits"] = hit_task_layout(config)
+            with_anchors["decision"] = Out(DecisionPort(config))
         inputs = ("job_read", "fetch_read", "attended", "idle", "vector_taken", "query_taken")
         outputs = ("vectors_owed", "queries_owed", "discard", "cancel", "restart", "appending")
         super().__init__(
@@ -77,6 +89,7 @@ class Scheduler(wiring.Component):
                 "jobs": In(stream.Signature(descriptor_layout(config))),
                 "done": Out(stream.Signature(job_end_layout())),
                 **{name: Out(stream.Signature(layout)) for name, layout in parts.items()},
+                **with_anchors,
                 "key": Out(AppendPort(config)),
                 "value": Out(AppendPort(config)),
                 "read_error": In(Response),
@@ -91,6 +104,7 @@ class Scheduler(wiring.Component):
         config = self._config
         job = Signal(descriptor_layout(config))
         problem = self._problem(m, job)
+        taking = Signal()  # the next descriptor is taken, if there is one
         enter = Signal()  # the descriptor is valid: the job is handed out
         refuse = Signal()  # the descriptor is invalid
 
@@ -118,11 +132,17 @@ class Scheduler(wiring.Component):
             (self.key.appended != appends) | (self.value.appended != appends)
         )
         self._count_debts(m, enter | refuse, job)
+        anchors, decided = Promotion(config), Value.cast(1)
+        if config.anchor_slots:
+            decided = self._decide(m, job, anchors, taking, enter)
 
         # --- the job's parts ----------------------------------------------------------------------
         handing = Signal()  # some parts have not been taken
-        parts = JobParts(m, self, job, offered=handing & ~self.cancel, renew=enter | self.restart)
+        offered, renew = handing & ~self.cancel, enter | self.restart
+        parts = JobParts(m, self, job, anchors, offered=offered, renew=renew)
         parts.offer_attend(appends)
+        if config.anchor_slots:
+            parts.offer_hits()
         parts.offer_fetch(appends_before)
         parts.offer_appends(overwritable=(reads_done == reads_before) & fetched)
         for name, port in (("key", self.key), ("value", self.value)):
@@ -162,7 +182,7 @@ class Scheduler(wiring.Component):
         owed = self.vectors_owed | self.queries_owed
         with m.FSM():
             with m.State("TAKE"):
-                m.d.comb += self.jobs.ready.eq(~error)
+                m.d.comb += [self.jobs.ready.eq(~error), taking.eq(1)]
                 with m.If(error):
                     m.next = "FAIL"
                 with m.Elif(self.jobs.valid):
@@ -172,13 +192,14 @@ class Scheduler(wiring.Component):
                 with m.If(error):
                     m.next = "FAIL"
                 with m.Elif(flight.i.ready & (problem == JobStatus.OK)):
-                    m.d.comb += enter.eq(1)
-                    m.d.sync += [held.eq(0), handing.eq(1)]
-                    m.next = "HAND_OUT"
+                    m.d.comb += enter.eq(decided)
                 with m.Elif(flight.i.ready & ~owed):
                     m.d.comb += refuse.eq(1)
                     m.d.sync += held.eq(0)
                     m.next = "REFUSE"
+                with m.If(enter):
+                    m.d.sync += [held.eq(0), handing.eq(1)]
+                    m.next = "HAND_OUT"
             with m.State("HAND_OUT"):
                 with m.If(error):
                     m.next = "FAIL"
@@ -212,6 +233,36 @@ class Scheduler(wiring.Component):
                         m.next = "CHECK"
         return m
 
+    def _decide(
+        self, m: Module, job: data.View, anchors: Promotion, taking: Value, enter: Value
+    ) -> Value:
+        """Keep the decision of a job that enters; return whether it is known, if it is needed."""
+        port, with_anchors = self.decision, job.anchors != 0
+        looked_up = self.jobs.payload  # one cycle before its decision is looked at
+        m.d.comb += [
+            port.table.eq(Mux(taking, looked_up.table, job.table)),
+            port.slot.eq(Mux(taking, looked_up.window_slot, job.window_slot)),
+            port.enters.eq(
+                Mux(
+                    taking,
+                    looked_up.append & (looked_up.window_tokens != 0),
+                    job.append & (job.window_tokens != 0),
+                )
+            ),
+            port.leaving.eq(job.leaving),
+            port.anchors.eq(job.anchors),
+            port.threshold.eq(job.anchor_threshold),
+            port.new.eq(job.body_tokens == job.leaving),
+            port.taken.eq(enter & with_anchors),
+        ]
+        with m.If(enter):
+            m.d.sync += [
+                anchors.promoted.eq(with_anchors & port.promoted),
+                anchors.before.eq(Mux(with_anchors, port.before, 0)),
+                anchors.after.eq(Mux(with_anchors, port.before + port.promoted, 0)),
+            ]
+        return port.known | ~with_anchors
+
     def _problem(self, m: Module, job: data.View) -> Signal:
         """Return the status of a descriptor: OK, or what is wrong with it."""
         config = self._config
@@ -229,6 +280,7 @@ class Scheduler(wiring.Component):
             (job.window_tokens != 0) & (job.window_slot >= job.window_tokens),
             (job.body_tokens != 0) & (job.body_slot >= job.body_tokens),
             job.leaving & (~job.append | (job.window_tokens == 0) | (job.body_tokens == 0)),
+            (job.anchors != 0) & self._without_anchors(job),
         ]
         with m.If(job.tokens == 0):
             m.d.comb += problem.eq(JobStatus.NO_TOKENS)
@@ -237,6 +289,18 @@ class Scheduler(wiring.Component):
         with m.Elif(_any(bad)):
             m.d.comb += problem.eq(JobStatus.BAD_CODE)
         return problem
+
+    def _without_anchors(self, job: data.View) -> Value:
+        """Return whether a job can have no anchors.
+
+        Its window is longer than `anchor_slots`, or its body is a ring or has no window behind it.
+        """
+        if not self._config.anchor_slots:
+            return Value.cast(1)
+        ring = job.body_slot + 1 != job.body_tokens
+        return (job.window_tokens > self._config.anchor_slots) | (
+            (job.body_tokens != 0) & (ring | (job.window_tokens == 0))
+        )
 
     def _count_appends(self, m: Module, name: str, port: Any, enter: Value, leaving: Value) -> None:
         """Count the appends of one side that are in memory, each of one or two records."""

@@ -35,6 +35,7 @@ CONFIGS = {
         block=4,
         max_context=32,
         table_heads=3,
+        anchor_slots=7,
     ),
     # what decoding runs on
     "smollm2": load_config("smollm2"),

@@ -22,7 +22,7 @@ __all__ = ["LIMITS", "WRONG", "Limit", "Wrong", "limits_of", "random_job", "wron
 Job = dict[str, Any]
 _WORD = 1 << 32  # limit of a register: numbers of tokens and slots are below
 _TIERS = ("sink_tokens", "body_tokens", "window_tokens")
-_FIRST_SLOTS = {"window_start": 0, "window_slot": 0, "body_slot": 0}
+_FIRST_SLOTS = {"window_start": 0, "window_slot": 0, "body_slot": 0, "anchors": 0}
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,12 @@ def _leaving(job: Job, *, append: bool, body: int, window: int) -> Job:
     """Return a job with the flag that a token leaves the window."""
     few = _few(job, sink_tokens=1, body_tokens=body, window_tokens=window)
     return few | {"append": append, "leaving": True}
+
+
+def _anchored(job: Job, *, sinks: int = 1, body: int, window: int, **changes: int) -> Job:
+    """Return a job with anchors, wrong by `changes` alone or by its tokens per tier."""
+    few = _few(job, sink_tokens=sinks, body_tokens=body, window_tokens=window)
+    return few | {"anchors": 1, "body_slot": max(body - 1, 0)} | changes
 
 
 _BAD = JobStatus.BAD_CODE
@@ -171,6 +177,21 @@ WRONG: dict[str, Wrong] = {
         _BAD,
         lambda config, job: _leaving(job, append=True, body=0, window=1),
     ),
+    "anchors_long_window": Wrong(
+        "Anchors, and a window longer than the hits that are kept.",
+        _BAD,
+        lambda config, job: _anchored(job, body=1, window=config.anchor_slots + 1),
+    ),
+    "anchors_no_window": Wrong(
+        "Anchors, and a body without a window behind it.",
+        _BAD,
+        lambda config, job: _anchored(job, body=1, window=0),
+    ),
+    "anchors_ring": Wrong(
+        "Anchors, and a body that is a ring.",
+        _BAD,
+        lambda config, job: _anchored(job, body=2, window=1, body_slot=0),
+    ),
 }
 
 
@@ -247,6 +268,21 @@ LIMITS: dict[str, Limit] = {
         "A residual code scaled by absmean.",
         lambda config, job: job["residual"] and job["absmean"],
     ),
+    "anchors_full_window": Limit(
+        "Anchors, and as many tokens in the window as hits are kept.",
+        lambda config, job: job["anchors"] > 0 and job["window_tokens"] == config.anchor_slots,
+    ),
+    "anchors_most": Limit(
+        "As many anchors as the register holds.", _is("anchors", lambda config: 0xFFFF)
+    ),
+    "anchors_first_to_leave": Limit(
+        "The first token of the body may become an anchor.",
+        lambda config, job: job["anchors"] > 0 and job["leaving"] and job["body_tokens"] == 1,
+    ),
+    "anchors_in_sinks": Limit(
+        "Anchors in a context that has only sinks.",
+        lambda config, job: job["anchors"] > 0 and job["sink_tokens"] == job["tokens"],
+    ),
     "feedback": Limit("Rounding with feedback.", lambda config, job: bool(job["feedback"])),
     "nothing": Limit(
         "Neither an append nor an attention.",
@@ -281,6 +317,9 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
     order = rng.permutation(3)
     sizes = (min(first, second), abs(first - second), tokens - max(first, second))
     tiers = {name: sizes[place] for name, place in zip(_TIERS, order, strict=True)}
+    anchors = number(1, 0xFFFF) if rng.random() < 0.4 else 0
+    if anchors:
+        tokens, tiers = _anchored_tiers(rng, config, number)
     window, body = tiers["window_tokens"], tiers["body_tokens"]
     append, attend = ((True, True), (True, False), (False, True), (False, False))[
         rng.choice(4, p=(0.45, 0.25, 0.25, 0.05))
@@ -300,7 +339,9 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
         **tiers,
         "window_start": number(0, window - 1 if window else config.max_context),
         "window_slot": number(0, window - 1 if window else config.max_context),
-        "body_slot": number(0, body - 1 if body else config.max_context),
+        "body_slot": (
+            body - 1 if anchors and body else number(0, body - 1 if body else config.max_context)
+        ),
         **{f"{name}_digits": number(1, config.max_planes) for name in ("tier", "key", "value")},
         "tier_constant": int(rng.integers(constant)),
         **{
@@ -308,6 +349,8 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
             for side in SIDES
         },
         "table": number(0, config.table_heads - 1),
+        "anchors": anchors,
+        "anchor_threshold": int(rng.integers(256)),
         **{
             side: {name: int(rng.integers(address)) for name in ("sinks", "body", "window")}
             for side in SIDES
@@ -316,4 +359,19 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
         "query_exponent": rng.integers(-exponent, exponent, config.query_group).tolist(),
         "sink_maximum": rng.integers(-maximum, maximum, config.query_group).tolist(),
         "sink_weight": rng.integers(1 << config.weight_width, size=config.query_group).tolist(),
+    }
+
+
+def _anchored_tiers(
+    rng: np.random.Generator, config: EngineConfig, number: Callable[[int, int], int]
+) -> tuple[int, Job]:
+    """Draw the tokens of a job with anchors, in all and by tier."""
+    window = number(0, min(config.anchor_slots, config.max_context))
+    left = config.max_context - window
+    body = number(0, left) if window else 0
+    sinks = number(0 if window else 1, left - body) if left > body else 0
+    return sinks + body + window, {
+        "sink_tokens": sinks,
+        "body_tokens": body,
+        "window_tokens": window,
     }

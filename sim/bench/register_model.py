@@ -173,6 +173,8 @@ class RegisterModel:
             *((name, name) for name in ("tokens", "sink_tokens", "body_tokens", "window_tokens")),
             *((name, name) for name in ("window_start", "window_slot", "body_slot")),
             ("tier_constant", "tier_constant"),
+            ("anchors", "anchors"),
+            ("anchor_threshold", "anchor_threshold"),
         ):
             fields[name] = self._only(register)
         for name in ("query_exponent", "sink_maximum", "sink_weight"):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from golden.anchors import NO_DECISION, Decision
 from golden.scheduler import job_parts, job_problem
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.layout import SIDES
@@ -20,12 +21,12 @@ from sim.bench.axi_memory import RESPONSES
 from sim.bench.scoreboard import Mismatch
 from sim.bench.streams import Payload
 
-__all__ = ["ELEMENTS", "IN_FLIGHT", "PARTS", "Cycle", "Errors", "Rules", "Taken"]
+__all__ = ["ELEMENTS", "IN_FLIGHT", "PARTS", "Answer", "Cycle", "Errors", "Rules", "Taken"]
 
 #: Most jobs that were taken, are right or refused, and have not ended.
 IN_FLIGHT = 4
 #: Names of a job's parts (`golden.scheduler`), with the names of the streams that carry them.
-PARTS = {name: name for name in ("queries", "reads", "attends", "exponents", "fetches")} | {
+PARTS = {name: name for name in ("queries", "reads", "attends", "exponents", "fetches", "hits")} | {
     f"{side}_{part}": f"{side}__{part}" for part in ("tasks", "places") for side in SIDES
 }
 #: Elements that the host gives, with the descriptor field of the jobs that need them.
@@ -37,6 +38,24 @@ Job = Mapping[str, Any]
 Errors = tuple[int, int]  # responses of reader and writer
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The decision port in a cycle.
+
+    asked : table, slot and `enters`, for the answer of the next cycle
+    terms : leaving, anchors, threshold and `new`
+    known : the answer may be taken
+    decision : the answer
+    taken : it is taken
+    """
+
+    asked: tuple[int, int, int]
+    terms: tuple[int, int, int, int]
+    known: bool
+    decision: Decision
+    taken: bool
+
+
 @dataclass
 class Taken:
     """A job that was taken and has not ended.
@@ -46,6 +65,7 @@ class Taken:
     problem : status with which the job is refused, or OK
     entered : whether the job is in flight: its parts have been offered, its elements are owed, or
         the next descriptor has been taken
+    decided : whether the job's decision on anchors has been taken
     doubtful : whether the job may have been in flight at an abort; the ports do not show this for a
         job that neither appends nor attends
     """
@@ -53,6 +73,7 @@ class Taken:
     job: Job
     problem: JobStatus
     entered: bool = False
+    decided: bool = False
     doubtful: bool = False
 
     @property
@@ -94,6 +115,7 @@ class Cycle:
     given : whether the host gave an element, by name of `ELEMENTS`
     pulses : job_read, fetch_read, attended, key__written, value__written
     appended : counters of keys and values
+    answer : None where the hardware has no anchors
     """
 
     job: Job | None
@@ -111,6 +133,7 @@ class Cycle:
     errors: Errors
     idle: bool
     output_begun: bool
+    answer: Answer | None
 
 
 @dataclass
@@ -167,6 +190,7 @@ class Rules:
         self._errors: Errors = (_OKAY, _OKAY)  # in the previous cycle
         self._cancelled = False  # in the previous cycle
         self._offered: set[str] = set()  # offered but not taken in the previous cycle
+        self._asked: tuple[int, int, int] | None = None  # in the previous cycle
         self._begin()
 
     def _begin(self) -> None:
@@ -213,6 +237,8 @@ class Rules:
         self._count(cycle)
         if cycle.restart:
             self._restart(cycle)
+        if cycle.answer is not None:
+            self._decide(cycle.answer)
         if cycle.job is not None:
             self._take(cycle.job)
         self._errors, self._cancelled = cycle.errors, cycle.cancel and not cycle.restart
@@ -230,15 +256,43 @@ class Rules:
             newest.entered = True
         self.newest = Taken(job, job_problem(self._config, job))
         self.in_flight.append(self.newest)
-        self._expect_parts(self.newest)
+        if not job["anchors"]:
+            has_anchors = self._config.anchor_slots > 0
+            self._expect_parts(self.newest, NO_DECISION if has_anchors else None)
 
-    def _expect_parts(self, taken: Taken) -> None:
+    def _decide(self, answer: Answer) -> None:
+        """Check that each job with anchors takes one decision, of its own question."""
+        newest, asked = self.newest, self._asked
+        self._asked = answer.asked
+        if not answer.taken:
+            return
+        if newest is None or not newest.right or newest.decided or not newest.job["anchors"]:
+            raise Mismatch(f"a decision is taken, and no job needs one: {newest}")
+        if not answer.known:
+            raise Mismatch("a decision is taken that is not known")
+        job = newest.job
+        enters = bool(job["append"] and job["window_tokens"])
+        # the slot has no meaning where no token comes to the window
+        slot = job["window_slot"] if enters or asked is None else asked[1]
+        question = job["table"], slot, int(enters)
+        if asked != question:
+            raise Mismatch(f"asked was {asked}, the job's question is {question}")
+        new = int(job["body_tokens"] == job["leaving"])
+        terms = int(job["leaving"]), job["anchors"], job["anchor_threshold"], new
+        if answer.terms != terms:
+            raise Mismatch(f"the terms are {answer.terms}, of the job {terms}")
+        if answer.asked != asked:
+            raise Mismatch(f"the question changed from {asked} to {answer.asked}")
+        newest.decided = True
+        self._expect_parts(newest, answer.decision)
+
+    def _expect_parts(self, taken: Taken, decision: Decision | None) -> None:
         """Expect the parts of a job after the parts of earlier jobs."""
         if not taken.right:
             return
         job, done = taken.job, self.progress
         append = done.appends + job["append"]
-        for name, payloads in job_parts(job, done.appends).items():
+        for name, payloads in job_parts(job, done.appends, decision).items():
             for number, payload in enumerate(payloads):
                 bits, compared = self._packers[name](payload)
                 place = name.endswith("_places")
@@ -258,7 +312,7 @@ class Rules:
         if newest is None or newest.entered:
             return
         if newest.right:
-            enters = "exponents" in cycle.parts
+            enters = newest.decided or "exponents" in cycle.parts
         else:
             enters = any(cycle.owed.values()) and not any(self.debts.values())
         if not enters:
@@ -368,5 +422,7 @@ class Rules:
         self._failing = sum(taken.entered for taken in self.in_flight)
         if self.in_flight and not self.in_flight[-1].entered:
             kept = self.in_flight[-1]
-            kept.doubtful = not kept.asks
-            self._expect_parts(kept)
+            kept.doubtful = not (kept.asks or kept.job["anchors"])
+            if not kept.job["anchors"]:
+                has_anchors = self._config.anchor_slots > 0
+                self._expect_parts(kept, NO_DECISION if has_anchors else None)

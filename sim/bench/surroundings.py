@@ -17,10 +17,11 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge
 from cocotb.types import LogicArray
 
+from golden.anchors import Decision
 from kvtq_hw.contract.layout import SIDES
 from rtl.verilog import interfaces, port_members
 from sim.bench.bench import Bench
-from sim.bench.scheduler_rules import ELEMENTS, PARTS, Cycle, Errors, Rules
+from sim.bench.scheduler_rules import ELEMENTS, PARTS, Answer, Cycle, Errors, Rules
 from sim.bench.scoreboard import Mismatch, compared_bits
 from sim.bench.streams import PERIOD_NS, packer
 
@@ -33,8 +34,9 @@ _HANG = 4000  # cycles without a job's end that count as a hang
 class Pace:
     """Speed of the blocks: probabilities per cycle, and upper limits in cycles.
 
-    jobs, ends, parts, elements, idle : probabilities that a descriptor is offered, an end or a part
-        is taken, an element is given, or the memory becomes idle in an abort
+    jobs, ends, parts, elements, idle, decisions : probabilities that a descriptor is offered, an end
+        or a part is taken, an element is given, the memory becomes idle in an abort, or a decision
+        on anchors is known
     read, write, fetch, core, outputs : most cycles of each operation
     """
 
@@ -43,6 +45,7 @@ class Pace:
     parts: float = 1.0
     elements: float = 1.0
     idle: float = 1.0
+    decisions: float = 1.0
     read: int = 1
     write: int = 1
     fetch: int = 1
@@ -52,9 +55,9 @@ class Pace:
     @classmethod
     def random(cls, rng: np.random.Generator) -> Pace:
         """Draw a pace."""
-        jobs, ends, parts, elements, idle = rng.choice((1.0, 0.7, 0.3, 0.1), 5).tolist()
+        chances = rng.choice((1.0, 0.7, 0.3, 0.1), 6).tolist()
         read, write, fetch, core, outputs = rng.choice((1, 8, 40), 5).tolist()
-        return cls(jobs, ends, parts, elements, idle, read, write, fetch, core, outputs)
+        return cls(*chances, read, write, fetch, core, outputs)
 
 
 class Surroundings:
@@ -80,7 +83,8 @@ class Surroundings:
             for port, member in interfaces(bench.component).items()
             if not member.is_port
         }
-        packers = {name: compared_bits(shapes[port]) for name, port in PARTS.items()}
+        self._parts = {name: port for name, port in PARTS.items() if port in shapes}
+        packers = {name: compared_bits(shapes[port]) for name, port in self._parts.items()}
         self.rules = Rules(self.config, packers)
         self._pack_job = packer(shapes["jobs"])
         self.pace = Pace()
@@ -88,6 +92,7 @@ class Surroundings:
         self._errors: Errors = (0, 0)
         self._pins = {name: dut[name] for name in port_members(bench.component)}
         self._driven: dict[str, bool] = {}  # levels of driven pins
+        self._answer = False, Decision(False, 0)  # known, and the answer
         self._reset_state()
 
     def _reset_state(self) -> None:
@@ -194,7 +199,7 @@ class Surroundings:
 
     def _sample(self) -> Cycle:
         pin, pins = self._pin, self._pins
-        offered = {name: port for name, port in PARTS.items() if pin(f"{port}__valid")}
+        offered = {name: port for name, port in self._parts.items() if pin(f"{port}__valid")}
         end = pins["done__payload"].value.to_unsigned() if pin("done__valid") else None
         shown = {*offered, *(["done"] if end is not None else [])}
         return Cycle(
@@ -212,6 +217,21 @@ class Surroundings:
             errors=self._errors,
             idle=self._idle,
             output_begun=self._begun,
+            answer=self._sample_answer() if self.config.anchor_slots else None,
+        )
+
+    def _sample_answer(self) -> Answer:
+        def number(name: str) -> int:
+            pin = self._pins.get(f"decision__{name}")  # a field of zero bits has no pin
+            return int(pin.value) if pin is not None and pin.value.is_resolvable else 0
+
+        table, slot, enters = (number(name) for name in ("table", "slot", "enters"))
+        leaving, anchors, threshold = (number(x) for x in ("leaving", "anchors", "threshold"))
+        return Answer(
+            (table, slot, enters),
+            (leaving, anchors, threshold, number("new")),
+            *self._answer,
+            bool(number("taken")),
         )
 
     def _pin(self, name: str) -> bool:
@@ -219,7 +239,7 @@ class Surroundings:
 
     def _drive(self) -> None:
         """Drive all inputs but descriptors and errors."""
-        for name, port in (*PARTS.items(), ("done", "done")):
+        for name, port in (*self._parts.items(), ("done", "done")):
             self._set(f"{port}__ready", name in self._ready)
         for name, pulse in self._pulses.items():
             self._set(name, pulse)
@@ -227,6 +247,21 @@ class Surroundings:
         self._set("query_taken", self._given["queries"])
         self._set("idle", self._idle)
         self._set("output_begun", self._begun)
+        if self.config.anchor_slots:
+            self._drive_answer()
+
+    def _drive_answer(self) -> None:
+        """Answer the question of the job that is to be handed out; anything may come without one."""
+        newest = self.rules.newest
+        before, promoted = int(self.rng.integers(4)), bool(self.rng.integers(2))
+        if newest is not None and newest.right and not newest.decided:
+            settled = newest.job["body_tokens"] - newest.job["leaving"]
+            before, promoted = min(before, settled), promoted and newest.job["leaving"]
+        known = self._chance(self.pace.decisions)
+        self._answer = known, Decision(bool(promoted), before)
+        self._set("decision__known", known)
+        self._set("decision__promoted", bool(promoted))
+        self._pins["decision__before"].value = before
 
     def _set(self, name: str, level: bool) -> None:
         if self._driven.get(name) != level:
@@ -247,7 +282,7 @@ class Surroundings:
             width = len(dut.jobs__payload)
             dut.jobs__payload.value = LogicArray(self._pack_job(self.offering), width)
             dut.jobs__valid.value = 1
-        self._ready = {name for name in PARTS if self._chance(self.pace.parts)}
+        self._ready = {name for name in self._parts if self._chance(self.pace.parts)}
         if self._read_failed:
             self._ready -= {"reads", "fetches", "attends"}
         if self._write_failed:

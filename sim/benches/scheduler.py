@@ -21,6 +21,7 @@ from sim.bench.coverage import Coverage, Cross, Point
 from sim.bench.job_cases import LIMITS, WRONG, limits_of, random_job, wrong_job
 from sim.bench.scheduler_rules import IN_FLIGHT, PARTS, Cycle, Errors
 from sim.bench.scoreboard import Mismatch
+from sim.bench.streams import current_cycle
 from sim.bench.surroundings import Pace, Surroundings
 
 Job = dict[str, Any]
@@ -113,6 +114,22 @@ COVERAGE = Coverage(
         ),
         Point("wait", "What alone an abort waits for in a cycle.", WAITS),
         Point(
+            "anchors",
+            "What a job with anchors finds out.",
+            {
+                "none": "No anchor.",
+                "some": "Anchors, and none is new.",
+                "new": "A new anchor, which is not the first.",
+                "first": "The first anchor.",
+                "all": "All tokens that have left the window are anchors.",
+            },
+        ),
+        Point(
+            "decision",
+            "A decision that is not known at once.",
+            {"waits": "It comes later.", "error": "The memory fails before it comes."},
+        ),
+        Point(
             "stalled",
             "A stream that is offered and not taken.",
             {name: "That stream." for name in ("jobs", *PARTS, "done")},
@@ -185,6 +202,8 @@ class Life(Surroundings):
         cycle = await super().step()
         if cycle.job is not None:
             self._sample_job(self._kinds.pop(id(cycle.job), None), debts)
+        if cycle.answer is not None:
+            self._sample_decision(cycle)
         for name in {*cycle.parts} - cycle.taken:
             COVERAGE.sample(stalled=name)
         if self.offering and cycle.job is None:
@@ -204,6 +223,20 @@ class Life(Surroundings):
             COVERAGE.sample(wrong=kind, before=self._before)
             COVERAGE.sample(refusal=WRONG[kind].status.name, owed=owed)
         self._before = "wrong" if kind else "right"
+
+    def _sample_decision(self, cycle: Cycle) -> None:
+        answer, newest = cycle.answer, self.rules.newest
+        if answer is None or newest is None:
+            return
+        waits = newest.right and newest.job["anchors"] and not newest.decided and not answer.known
+        if waits and cycle.job is None:
+            COVERAGE.sample(decision="error" if any(cycle.errors) else "waits")
+        if answer.taken:
+            promoted, before = answer.decision
+            found = ("none", "first")[promoted] if before == 0 else ("some", "new")[promoted]
+            COVERAGE.sample(anchors=found)
+            if 0 < answer.decision.after == newest.job["body_tokens"]:
+                COVERAGE.sample(anchors="all")
 
     def _sample_abort(self, cycle: Cycle) -> None:
         waits = {
@@ -300,6 +333,23 @@ async def right_jobs_without_a_pause(dut: HierarchyObject) -> None:
 
 
 @cocotb.test()
+async def decisions_cost_no_cycle(dut: HierarchyObject) -> None:
+    """Run the same jobs with and without anchors: they take the same number of cycles."""
+    life = await start(dut)
+    tiers: Job = {"sink_tokens": 1, "body_tokens": 2, "window_tokens": 2, "tokens": 5}
+    tiers |= {"window_start": 1, "window_slot": 1, "body_slot": 1, "attend": True, "append": True}
+    cycles = []
+    for anchors in (0, 4):
+        for _ in range(20):
+            life.plan(None, **tiers, leaving=True, anchors=anchors)
+        begin = current_cycle()
+        await life.run_dry()
+        cycles.append(current_cycle() - begin)
+    life.bench.check(cycles[1], cycles[0], "cycles with anchors")
+    await finish(life, 40)
+
+
+@cocotb.test()
 async def flight_full_of_appends(dut: HierarchyObject) -> None:
     """Fill the flight with appends that all wait for their elements."""
     life = await start(dut)
@@ -311,7 +361,7 @@ async def flight_full_of_appends(dut: HierarchyObject) -> None:
     await life.run_dry()
     # the last of them has two records
     tiers: Job = {"sink_tokens": 1, "body_tokens": 1, "window_tokens": 1}
-    tiers |= dict.fromkeys(("window_start", "window_slot", "body_slot"), 0)
+    tiers |= dict.fromkeys(("window_start", "window_slot", "body_slot", "anchors"), 0)
     life.pace = Pace(elements=0.0)
     for number in range(IN_FLIGHT):
         leaving = number == IN_FLIGHT - 1
@@ -405,9 +455,10 @@ async def every_event_in_every_state(dut: HierarchyObject) -> None:
                 await life.run_dry()
             if state == "full":
                 await life.strike("reset")
-                life.pace = Pace(read=1000, elements=0.0)
-                for _ in range(IN_FLIGHT + 1):
-                    life.plan(append=False, attend=True, leaving=False)
+                # the append never comes into memory, and so nothing behind it is read
+                life.pace = Pace(elements=0.0)
+                for number in range(IN_FLIGHT + 1):
+                    life.plan(append=number == 0, attend=number > 0, leaving=False)
             await life.until(state)
             await life.strike(event)
             life.pace = Pace.random(life.rng)

@@ -22,6 +22,8 @@ _NUMBERS = {
     **dict.fromkeys(("tokens", "sink_tokens", "body_tokens", "window_tokens"), "count"),
     **dict.fromkeys(("window_start", "window_slot", "body_slot"), "slot"),
     "tier_constant": "constant",
+    "anchors": "count",
+    "anchor_threshold": "hits",
 }
 _OF_HEADS = {"query_exponent": "exponent", "sink_maximum": "maximum", "sink_weight": "weight"}
 
