@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from amaranth.hdl import Cat, Module, ResetInserter, Signal, Value
@@ -151,10 +150,7 @@ class Accelerator(wiring.Component):
         ]
         self._connect_vectors(m, scheduler, key_path, value_path)
         self._connect_queries(m, scheduler, conditioner)
-        loads = [tables.load]
-        if config.anchor_slots:
-            loads.append(self._connect_anchors(m, scheduler, core))
-        self._connect_tables(m, loads)
+        self._connect_tables(m, tables, scheduler, core)
         self._connect_outputs(m, scheduler, rotator)
         self._count(m, control, scheduler, core, restart)
         return m
@@ -199,8 +195,13 @@ class Accelerator(wiring.Component):
         m.d.comb += [anchors.scores.eq(core.scores), anchors.restart.eq(scheduler.restart)]
         return anchors.load
 
-    def _connect_tables(self, m: Module, loads: Sequence[Any]) -> None:
+    def _connect_tables(
+        self, m: Module, tables: Tables, scheduler: Scheduler, core: Engine
+    ) -> None:
         """Give each packet to the tables and the anchors, with its first word marked."""
+        loads: list[Any] = [tables.load]
+        if self._config.anchor_slots:
+            loads.append(self._connect_anchors(m, scheduler, core))
         table = self.s_axis_table
         first = Signal(init=1)
         with m.If(table.tvalid & table.tready):

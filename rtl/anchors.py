@@ -1,4 +1,4 @@
-"""Anchors: hits of the tokens in each head's window, and which of them stay in the tier's digits."""
+"""Anchors: hits of the tokens in each head's window, and which tokens stay in the tier's digits."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ class Anchors(wiring.Component):
 
     **Decision.** The answer to a question comes in the next cycle, unless a token of a window gets
     its hits in the question's cycle, or the job appends to the window while an earlier job of the
-    same head has scores to come. Carrying out a decision clears the hits of the slot, and counts a new anchor.
+    same head has scores to come. Carrying out a decision clears the hits of the slot, and counts a
+    new anchor.
 
     **Loading.** Words of section 5 (`rtl.tables`) are taken, one per cycle in which nothing else is
     written: per head the number of anchors, then the hits of each of `anchor_slots` slots. A head
@@ -139,7 +140,11 @@ class Anchors(wiring.Component):
         m.d.comb += [
             read.en.eq(1),
             read.addr.eq(
-                Mux(counting, self._address(task.table, slot), self._address(asked.table, asked.slot))
+                Mux(
+                    counting,
+                    self._address(task.table, slot),
+                    self._address(asked.table, asked.slot),
+                )
             ),
             new_number.en.eq((asked.taken & asked.leaving) | load.number),
             new_number.addr.eq(load.table),

@@ -62,7 +62,7 @@ __all__ = [
 FACTOR_BITS = 4
 SHIFT_BITS = 3
 
-#: Widths in bits: of a job's most anchors, of the hits of a token, which stop at the largest number.
+#: Widths in bits: of a job's most anchors, and of a token's hits, which stop at the largest number.
 ANCHOR_BITS = 16
 HIT_BITS = 8
 

@@ -27,10 +27,10 @@ IN_FLIGHT = 4
 class Scheduler(wiring.Component):
     """Hand out one job at a time, while earlier jobs may still be in the core.
 
-    The parts of a job are queries, read, core, value exponent, hits, fetch of the leaving token, and
-    for each side the append's tasks and places. Each block takes its part as soon as it can. The next
-    job is looked at when all parts are taken. The core takes its part when the job before has
-    passed its last value slice: so one job is conditioned, fetched and appended ahead.
+    The parts of a job are queries, read, core, value exponent, hits, fetch of the leaving token,
+    and for each side the append's tasks and places. Each block takes its part as soon as it can.
+    The next job is looked at when all parts are taken. The core takes its part when the job before
+    has passed its last value slice: so one job is conditioned, fetched and appended ahead.
 
     Order in memory. The reader waits until the records of a job's own append are in memory
     (`AppendPort.appended`). An append overwrites only records that have been read: the writer gets

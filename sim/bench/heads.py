@@ -16,12 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from golden.accelerator import KvHead
+from golden.anchors import Decision
 from golden.cache.memory_image import MemoryImage
 from golden.conditioning import Conditioning
 from golden.engine import Attention
 from golden.feedback import Feedback
 from golden.learned_sinks import LearnedSinks
-from golden.tables import load_words
+from golden.tables import anchor_words, load_words
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
 from kvtq_hw.contract.layout import MemoryLayout
@@ -73,11 +74,13 @@ class Heads:
     tokens : most tokens per head
     base : base address of the memory
     rotate : whether keys, values and queries are rotated
+    threshold : hits from which on a token becomes an anchor
 
     Attributes
     ----------
     memory : uint8, the bytes that the accelerator reads and writes
-    unknown : heads whose value exponent the hardware does not know
+    unknown : heads whose value exponent and anchors the hardware does not know
+    decisions : descriptor and decision of each job that appended
     """
 
     def __init__(
@@ -90,6 +93,7 @@ class Heads:
         tokens: int = 24,
         base: int = 0x4000,
         rotate: bool = True,
+        threshold: int = 0,
     ) -> None:
         self.config, self.rng = config, rng
         self._sinks_rng = rng.spawn(1)[0]  # jobs are the same with and without learned sinks
@@ -100,20 +104,29 @@ class Heads:
         dim = config.head_dim
         self._centres = torch.from_numpy(rng.integers(-9000, 9000, (count, dim)))
         self._feedback = [self._random_feedback(count) for _ in range(2)]
-        self._rotate = rotate
+        self._rotate, self._threshold = rotate, threshold
         self._descriptors = [
-            HeadDescriptors(self.layout, 0, head, table=head, rotate=rotate, centre=True)
+            HeadDescriptors(
+                self.layout,
+                0,
+                head,
+                table=head,
+                rotate=rotate,
+                centre=True,
+                anchor_threshold=threshold,
+            )
             for head in range(count)
         ]
         self._golden = [self._golden_head(head) for head in range(count)]
         self._tokens = [0] * count  # including planned tokens
         self.unknown = set(range(count))
+        self.decisions: list[tuple[dict[str, Any], Decision]] = []
 
     def _golden_head(self, head: int) -> KvHead:
         one = slice(head, head + 1)
         key, value = (Feedback(f.factors[one], f.shift[one]) for f in self._feedback)
         conditioning = Conditioning(self._rotate, self._centres[one], 0, 0, key, value)
-        return KvHead(self.config, self.code, conditioning)
+        return KvHead(self.config, self.code, conditioning, self._threshold)
 
     def _random_feedback(self, heads: int) -> Feedback:
         dim = self.config.head_dim
@@ -124,6 +137,16 @@ class Heads:
     def tables(self) -> Iterator[list[int]]:
         """Return packets of words that load the heads' tables."""
         return load_words(self.config, self._centres, self._feedback[0], self._feedback[1])
+
+    def anchors(self, head: int) -> list[int]:
+        """Return the packet of words that loads the anchors of a head as its golden head has them.
+
+        Of a head without tokens, whatever its slots had before is right: these are random words.
+        """
+        golden, slots = self._golden[head], self.code.tiers.window
+        noise = self.rng.integers(0, 256, slots + 1).tolist()
+        hits = [golden.anchors.hits.get(slot, noise[slot]) for slot in range(slots)]
+        return anchor_words(head, golden.anchors.count if golden.tokens else noise[-1], hits)
 
     def tokens(self, head: int) -> int:
         """Return the number of tokens of a head, including planned tokens."""
@@ -285,6 +308,7 @@ class Heads:
         head = self._golden[job.head]
         if job.vectors is not None:
             head.append(*torch.from_numpy(job.vectors))
+            self.decisions.append((job.descriptor, head.decision))
         if job.queries is None or output is None:
             return
         exponents, *learned_sinks = (
@@ -318,7 +342,7 @@ class Heads:
         for head in heads:
             for region in self._regions(head):
                 self.memory[region] = image[region]
-            self._tokens[head] = self._golden[head].keys.tokens
+            self._tokens[head] = self._golden[head].tokens
             self.unknown.add(head)
 
     def restore_all(self) -> None:
@@ -329,9 +353,9 @@ class Heads:
     def _image(self) -> NDArray[np.uint8]:
         image = MemoryImage(self.layout)
         for index, head in enumerate(self._golden):
-            if head.keys.tokens:
+            if head.tokens:
                 head.store(image, 0, index)
-                image.copy_forgotten(torch.from_numpy(self.memory), 0, index, head.keys.tokens)
+                image.copy_forgotten(torch.from_numpy(self.memory), 0, index, head.tokens)
         found: NDArray[np.uint8] = image.data.numpy()
         return found
 

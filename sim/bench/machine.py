@@ -183,14 +183,20 @@ class Machine:
         self.planned.clear()
         self.errors.clear()
         for packet in self.heads.tables():
-            data = b"".join(word.to_bytes(4, "little") for word in packet)
-            await self.tables.send(AxiStreamFrame(data))
+            await self._load(packet)
+
+    async def _load(self, packet: list[int]) -> None:
+        """Send a packet of words for the tables or the anchors."""
+        data = b"".join(word.to_bytes(4, "little") for word in packet)
+        await self.tables.send(AxiStreamFrame(data))
         await self.tables.wait()
 
     # --- jobs -------------------------------------------------------------------------------------
 
     async def step(self, head: int, **options: Any) -> None:
         """Start the next job of a head, planned by `Heads.plan`, and send its vectors."""
+        if head in self.heads.unknown and self.heads.code.tiers.anchors:
+            await self._load(self.heads.anchors(head))
         planned = self.heads.plan(head, **options)
         self.planned.append(planned)
         await self.until("status", "free", lambda free: free > 0)

@@ -64,16 +64,19 @@ class Job:
     def newest(self, side: Side) -> list[slice]:
         """Return the bytes of the records that the job's append writes.
 
-        These are the record in the body's slot that is written, and the window's newest record.
+        These are the new anchor, or the record in the body's slot that is written, and the window's
+        newest record.
         """
         sinks, body, window = self.records[side]
         bases = self.payload[side]
         found = []
-        if len(body):
+        if self.payload["new_anchor"]:
+            found.append((bases["sinks"], sinks, len(sinks) - 1))
+        elif len(body):
             found.append((bases["body"], body, self.payload["body_slot"]))
         if len(window):
             found.append((bases["window"], window, self.window_slot))
-        elif not len(body):
+        elif not len(body) and not found:
             found.append((bases["sinks"], sinks, len(sinks) - 1))
         return [_place(base, records, slot) for base, records, slot in found]
 
@@ -91,6 +94,7 @@ def random_job(
     residual: bool | None = None,
     appends: int = 0,
     body_slot: int | None = None,
+    new_anchor: bool | None = None,
 ) -> Job:
     """Draw a job and place its records in memory.
 
@@ -99,6 +103,7 @@ def random_job(
     counts : tokens in sinks, body and window
     planes : digits of the tiers, of keys in the body, and of values in the body
     body_slot : slot of the body that the job's append writes
+    new_anchor : the append writes the last record of the sinks instead
     """
     rng, config = bench.rng, bench.config
     if counts is None:
@@ -122,6 +127,10 @@ def random_job(
             stored = np.roll(some.data, start, axis=0) if name == "window" else some.data
             bases[side][name] = memory.place(stored)
             records[side].append(some)
+    if new_anchor is None:
+        new_anchor = body_slot is None and counts[0] > 0 and bool(rng.random() < 0.3)
+    if new_anchor:
+        body_slot = counts[1]
     payload = {
         "key": bases["key"],
         "value": bases["value"],
@@ -134,6 +143,7 @@ def random_job(
         "window_tokens": counts[2],
         "window_start": start,
         "body_slot": _body_slot(rng, counts[1]) if body_slot is None else body_slot,
+        "new_anchor": int(new_anchor),
         "appends": appends,
     }
     window_slot = int(rng.integers(counts[2])) if counts[2] else 0

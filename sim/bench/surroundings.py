@@ -34,9 +34,9 @@ _HANG = 4000  # cycles without a job's end that count as a hang
 class Pace:
     """Speed of the blocks: probabilities per cycle, and upper limits in cycles.
 
-    jobs, ends, parts, elements, idle, decisions : probabilities that a descriptor is offered, an end
-        or a part is taken, an element is given, the memory becomes idle in an abort, or a decision
-        on anchors is known
+    jobs, ends, parts, elements, idle, decisions : probabilities that a descriptor is offered, an
+        end or a part is taken, an element is given, the memory becomes idle in an abort, or a
+        decision on anchors is known
     read, write, fetch, core, outputs : most cycles of each operation
     """
 
@@ -56,8 +56,8 @@ class Pace:
     def random(cls, rng: np.random.Generator) -> Pace:
         """Draw a pace."""
         chances = rng.choice((1.0, 0.7, 0.3, 0.1), 6).tolist()
-        read, write, fetch, core, outputs = rng.choice((1, 8, 40), 5).tolist()
-        return cls(*chances, read, write, fetch, core, outputs)
+        limits = rng.choice((1, 8, 40), 5).tolist()
+        return cls(*chances, *limits)
 
 
 class Surroundings:
@@ -251,7 +251,7 @@ class Surroundings:
             self._drive_answer()
 
     def _drive_answer(self) -> None:
-        """Answer the question of the job that is to be handed out; anything may come without one."""
+        """Answer the question of the job that is to be handed out, or give any answer."""
         newest = self.rules.newest
         before, promoted = int(self.rng.integers(4)), bool(self.rng.integers(2))
         if newest is not None and newest.right and not newest.decided:

@@ -40,6 +40,14 @@ SLIDING = (
     "residual:2/1,sinks=3,window=1,sliding=10",
     "balanced:3/2,window=2,sliding=14,tier=3",
 )
+#: Codes with anchors, each with the hits from which on a token becomes one.
+ANCHORED = {
+    "balanced:2/1,sinks=2,window=3,anchors=3,feedback": 3,
+    "balanced:1/2,window=1,anchors=2": 0,  # no token gets a hit; the first two become anchors
+    "residual:2/3,sinks=1,window=4,anchors=40,tier=4": 3,  # more places than there will be tokens
+    "balanced:3/2,sinks=3,window=5,anchors=2,tier=3": 6,
+    "balanced:2/2,window=6,anchors=9": 0,  # all tokens become anchors
+}
 _PAGE = 4096
 _STALL = 200  # cycles
 _TRIES = 24  # most streams of jobs until a fault meets its state
@@ -98,6 +106,18 @@ COVERAGE = Coverage(
                 "between": "The leaving token takes a slot that is neither the first nor the last.",
                 "last": "The leaving token takes its last slot again.",
                 "none": "All tokens of the sliding window are in the tier.",
+            },
+        ),
+        Point(
+            "anchor",
+            "A token that comes to a window, in a head with anchors.",
+            {
+                "none_leaves": "The window is not full yet.",
+                "few_hits": "The token that leaves has too few hits.",
+                "first": "The token that leaves becomes the first anchor.",
+                "next": "It becomes another anchor.",
+                "full": "It has enough hits, and no place is free.",
+                "empty": "All tokens that have left are anchors.",
             },
         ),
         Point(
@@ -215,6 +235,74 @@ def ring_state(tiers: Tiers, tokens: int) -> str:
     if not spread.body or spread.body > tiers.spread(tokens - 1).body:
         return "grows"
     return {0: "first", tiers.body_slots - 1: "last"}.get(spread.body_slot, "between")
+
+
+@cocotb.test()
+@cocotb.parametrize(code=tuple(ANCHORED), pausing=(False, True))
+async def anchors(dut: HierarchyObject, code: str, pausing: bool) -> None:
+    """Run jobs of two heads in any order, often of one head back to back, with anchors."""
+    machine = Machine(dut, code, threshold=ANCHORED[code])
+    await machine.start(pausing=CHANNELS if pausing else ())
+    head = 0
+    for _ in range(44):
+        head = head ^ int(machine.rng.random() < 0.4)
+        tokens = machine.heads.tokens(head)
+        append = not tokens or (tokens < 24 and bool(machine.rng.random() < 0.85))
+        attend = not append or bool(machine.rng.random() < 0.85)
+        await machine.step(head, append=append, attend=attend)
+    await machine.settle()
+    found = sample_anchors(machine)
+    counted = (await machine.read("new_anchors"))["count"]
+    if counted != found:
+        raise Mismatch(f"new_anchors: {counted}, the golden heads have {found}")
+
+
+def sample_anchors(machine: Machine) -> int:
+    """Count what became of the tokens of all heads so far; return the number of new anchors."""
+    found = 0
+    for job, decision in machine.heads.decisions:
+        if not job["window_tokens"]:
+            continue
+        kind = "none_leaves"
+        if job["leaving"]:
+            kind = ("first", "next")[decision.before > 0] if decision.promoted else "few_hits"
+            if decision.before == job["anchors"]:
+                kind = "full"
+            if decision.after == job["body_tokens"]:
+                COVERAGE.sample(anchor="empty")
+        COVERAGE.sample(anchor=kind)
+        found += decision.promoted
+    return found
+
+
+@cocotb.test()
+@cocotb.parametrize(fault=("r_slverr", "b_slverr", "reset"))
+async def anchors_after_faults(dut: HierarchyObject, fault: str) -> None:
+    """Cause faults and resets in jobs with anchors: other heads' hits and anchors stay."""
+    code = next(iter(ANCHORED))
+    machine = Machine(dut, code, threshold=ANCHORED[code], count=4)
+    await machine.start()
+    for _ in range(6):
+        for head in range(4):
+            await machine.step(head)
+    await machine.settle()
+    for number in range(12):
+        after = int(machine.rng.integers(40 if fault.startswith("r_") else 6))
+        if fault != "reset":
+            machine.fail(fault, after)
+        for head in machine.rng.permutation(4)[:3].tolist():
+            await machine.step(head)
+        if fault == "reset":
+            await ClockCycles(dut.clk, 40 * after)
+            await machine.reset()
+            machine.heads.restore_all()
+        else:
+            await machine.settle(FAULTS[fault])
+            machine.heal()
+        for head in (3, number % 3):
+            await machine.step(head, append=machine.heads.tokens(head) < 24)
+        await machine.settle()
+    sample_anchors(machine)
 
 
 @cocotb.test()

@@ -202,7 +202,9 @@ class Surroundings:
         """Draw a number of anchors, and hits of all slots; many hits are near the most."""
         slots, most = self.config.anchor_slots, MOST_HITS
         few = self.rng.integers(2, size=slots)
-        hits = np.where(few, self.rng.integers(4, size=slots), most - self.rng.integers(3, size=slots))
+        hits = np.where(
+            few, self.rng.integers(4, size=slots), most - self.rng.integers(3, size=slots)
+        )
         return HeadAnchors(int(self.rng.integers(4)), dict(enumerate(hits.tolist())))
 
     def load(self, first: int, states: list[HeadAnchors], extra: int = 0) -> None:
@@ -335,9 +337,7 @@ class Surroundings:
         self.jobs.popleft()
         if job.task["counted"]:
             window = job.task["window_tokens"]
-            hits = window_hits(
-                self.config, job.scores.T.tolist(), job.task["sink_tokens"], window
-            )
+            hits = window_hits(self.config, job.scores.T.tolist(), job.task["sink_tokens"], window)
             self.heads[job.task["table"]].add(hits, job.task["window_start"])
 
     def _drive(self) -> None:

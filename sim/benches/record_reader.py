@@ -148,11 +148,11 @@ async def pace(dut: HierarchyObject) -> None:
 
 
 @cocotb.test()
-@cocotb.parametrize(ring=(False, True))
-async def fences(dut: HierarchyObject, ring: bool) -> None:
+@cocotb.parametrize(where=("body", "ring", "anchor"))
+async def fences(dut: HierarchyObject, where: str) -> None:
     """Check that only an append's records wait for the append; counters wrap.
 
-    The append writes the body's last record, or one in the middle of a ring.
+    The append writes the body's last record, or one in the middle of a ring, or a new anchor.
     """
     bench = await Bench.start(dut, "record_reader")
     config = bench.config
@@ -163,10 +163,11 @@ async def fences(dut: HierarchyObject, ring: bool) -> None:
     behind = (appends - 1) % (1 << APPEND_BITS)
     for side in SIDES:
         bench.set(f"{side}__appended", behind)
-    # with two sinks the body ends in block 2, and this slot of the ring is in block 1
-    body_slot = config.block + 1 if ring else 2 * config.block - 1
-    tokens = (2, 2 * config.block, 3)
-    job = random_job(bench, memory, tokens, appends=appends, body_slot=body_slot)
+    # with two sinks the body ends in block 2; the slot of the ring and the anchor are in block 1
+    body_slot = config.block + 1 if where == "ring" else 2 * config.block - 1
+    anchor = where == "anchor"
+    tokens = (2 + anchor * config.block, 2 * config.block, 3)
+    job = random_job(bench, memory, tokens, appends=appends, body_slot=body_slot, new_anchor=anchor)
     fetch = random_fetch(bench, memory, appends=appends)
     # the newest records of body and window, and of leaving tokens, are wrong until appended
     places = [p for side in SIDES for p in (*job.newest(side), fetch.place(side))]
@@ -177,8 +178,9 @@ async def fences(dut: HierarchyObject, ring: bool) -> None:
     async def append() -> None:
         await ClockCycles(dut.clk, 40 * config.block * config.max_planes)
         bench.check(int(dut.fenced.value), 1, "a piece waits")
-        # K 0 has passed, and without a ring K 1 and V 0
-        passed = {"key": config.block, "value": 0} if ring else {"key": 2 * config.block}
+        # K 0 has passed, and where the newest record is in block 2, K 1 and V 0
+        early = where != "body"
+        passed = {"key": config.block, "value": 0} if early else {"key": 2 * config.block}
         for side, count in ({"value": config.block} | passed).items():
             sinks, body, _ = job.records[side]  # type: ignore[index]
             counts = sinks.slice_counts(config) + body.slice_counts(config)

@@ -34,11 +34,13 @@ class HeadDescriptors:
     layer, head : indices of the layer and of the KV head in the layer
     table : index of the head's tables
     rotate, centre : whether the head's vectors are rotated, and its keys centred
+    anchor_threshold : hits from which on a token that leaves the window becomes an anchor
 
     Raises
     ------
     UserError
-        For a code that the hardware does not compute.
+        For a code that the hardware does not compute, and for anchors behind a window longer than
+        the hardware's `anchor_slots`.
     """
 
     def __init__(
@@ -50,9 +52,15 @@ class HeadDescriptors:
         table: int,
         rotate: bool,
         centre: bool,
+        anchor_threshold: int = 0,
     ) -> None:
         config, code = layout.config, layout.codes[layer]
         check_code(code)
+        if code.tiers.anchors and code.tiers.window > config.anchor_slots:
+            raise UserError(
+                f"code: {str(code)!r} has anchors and a window of {code.tiers.window} tokens; "
+                f"anchor_slots of configuration {config.name!r} allows up to {config.anchor_slots}"
+            )
         self._config = config
         self._code = code
         self._regions = regions = layout.heads[layer][head]
@@ -70,6 +78,8 @@ class HeadDescriptors:
             "key_constants": body_constants(config, code, "key"),
             "value_constants": body_constants(config, code, "value"),
             "table": table,
+            "anchors": code.tiers.anchors,
+            "anchor_threshold": anchor_threshold,
             **{
                 side: {name: region.base for name, region in vectors.regions.items()}
                 for side, vectors in (("key", regions.key), ("value", regions.value))
