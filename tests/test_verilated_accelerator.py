@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,10 +14,11 @@ from golden.cache.memory_image import MemoryImage
 from golden.conditioning import Conditioning
 from golden.feedback import Feedback
 from golden.learned_sinks import LearnedSinks
-from golden.tables import load_words
+from golden.tables import anchor_words, load_words
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.cycle_model import code_bound
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.layout import MemoryLayout
 from sim.bench.stimulus import random_learned_sinks
 from sim.host.descriptors import HeadDescriptors
@@ -35,6 +38,8 @@ CODES = [
     "balanced:3/2",
     "residual:2/2,scale=absmean,sinks=3,window=1",
 ]
+#: A code with anchors, and the hits from which on a token becomes one.
+ANCHORED, THRESHOLD = "balanced:2/1,sinks=2,window=4,anchors=3,feedback", 3
 
 
 class Heads:
@@ -46,6 +51,7 @@ class Heads:
         settings: MemorySettings,
         config: EngineConfig = TINY,
         count: int = 2,
+        threshold: int = 0,
     ) -> None:
         self.config, self.code = config, code
         self.random = torch.Generator().manual_seed(5)
@@ -77,11 +83,20 @@ class Heads:
                         for f in feedback
                     ),
                 ),
+                threshold,
             )
             for head in range(count)
         ]
         self.descriptors = [
-            HeadDescriptors(self.layout, 0, head, table=head, rotate=True, centre=True)
+            HeadDescriptors(
+                self.layout,
+                0,
+                head,
+                table=head,
+                rotate=True,
+                centre=True,
+                anchor_threshold=threshold,
+            )
             for head in range(count)
         ]
         self.accelerator = VerilatedAccelerator(
@@ -164,6 +179,50 @@ def live(heads: Heads) -> None:
             + counters["value_slices"] * config.value_planes_per_cycle
         )
         assert counters["zero_digits"] == digits - heads.nonzeros
+
+
+@pytest.mark.parametrize("settings", [IDEAL, SLOW], ids=["ideal", "slow"])
+@pytest.mark.parametrize("count", [1, 2], ids=["one head", "two heads"])
+def test_heads_with_anchors_live(count, settings):
+    """Outputs and memory to the bit, where every job of a single head waits for the one before."""
+    heads = Heads(ANCHORED, settings, count=count, threshold=THRESHOLD)
+    new = 0
+    for first, last in ((1, 1), (2, 9), (10, 20)):
+        jobs, expected = heads.steps(first, last)
+        run = heads.accelerator.run(jobs)
+        outputs = np.stack([attention.values[:, 0].numpy() for attention in expected])
+        assert np.array_equal(run.outputs, outputs)
+        assert heads.memory_differences() == 0
+        new += run.counters["new_anchors"]
+    assert new == sum(head.anchors.count for head in heads.golden)
+    assert 0 < new < 3 * count + 1
+
+
+def test_a_loaded_head_goes_on_with_its_hits_and_anchors():
+    """A head in another accelerator, with memory and anchors loaded, is the same head."""
+    code = ANCHORED.replace("anchors=3", "anchors=9")
+    first = Heads(code, IDEAL, count=1, threshold=THRESHOLD)
+    first.accelerator.run(first.steps(1, 13)[0])
+    second = Heads(code, IDEAL, count=1, threshold=THRESHOLD)
+    (head,) = second.golden = first.golden
+    second.memory[:] = first.memory
+    state = head.anchors
+    packet = anchor_words(0, state.count, [state.hits[slot] for slot in range(4)])
+    assert state.count
+    second.accelerator.load_tables([np.array(packet, np.uint32)])
+    jobs, expected = second.steps(14, 20)
+    floor = {"value_exponent": head.value_exponent, "first": True}
+    jobs[0] = replace(jobs[0], descriptor={**jobs[0].descriptor, **floor})
+    run = second.accelerator.run(jobs)
+    assert np.array_equal(run.outputs, np.stack([x.values[:, 0].numpy() for x in expected]))
+    assert second.memory_differences() == 0
+    assert state.count > packet[1]
+
+
+def test_anchors_behind_a_window_that_is_too_long_are_refused():
+    config = TINY.replace(anchor_slots=3)
+    with pytest.raises(UserError, match=r"a window of 4 tokens; anchor_slots of .* allows up to 3$"):
+        Heads(ANCHORED, IDEAL, config)
 
 
 def test_a_job_that_ends_badly_is_an_error():
