@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from decode_command import arguments, report_of
 from passes import CODES, PASSES, SLIDING, check_outputs, checked_session, run_passes
+from tiny_model import tiny_model
 
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.commands.frame.session import on_accelerator
@@ -34,6 +36,22 @@ def test_a_prompt_of_one_token_starts_in_an_empty_memory(tiny_folder):
     code = "balanced:3/2,sinks=1,window=2,feedback"
     found = report(tiny_folder, "--prompt", "w5", "--max-new-tokens", "6", "--code", code)
     assert (found["mismatches"], found["memory_differences"]) == (0, 0)
+
+
+def test_anchors_on_the_accelerator(tmp_path, monkeypatch):
+    """The hardware decides by itself: outputs and every byte of the memory are golden's."""
+    monkeypatch.chdir(tmp_path)
+    code = "balanced:2/1,sinks=1,window=5,anchors=4,feedback"
+    decided = 0
+    with checked_session(on_accelerator, tiny_model(), code) as session:
+        for passes in PASSES:
+            cache = run_passes(session, passes)
+            assert session.compare_memory(cache)[1] == 0
+            anchored = torch.stack([layer.keys.anchored for layer in cache.layers])
+            decided += int(anchored.sum())
+            assert not torch.equal(anchored[:, :, 0], anchored[:, :, 1]) or not anchored.any()
+        check_outputs(session)
+    assert decided
 
 
 @pytest.mark.parametrize("code", CODES)

@@ -77,8 +77,13 @@ class TieredView(NamedTuple):
         return torch.nn.functional.pad(self.anchored, (0, undecided))
 
     def newest(self, tokens: int) -> TieredView:
-        """Return the view of the newest `tokens` tokens, or of all if there are fewer."""
+        """Return the view of the newest `tokens` tokens, or of all if there are fewer.
+
+        Only a layer with a sliding window, which has no anchors, can lack some.
+        """
         surplus = max(0, self.stored - tokens)
+        if not surplus:
+            return self
         parts, left = [], surplus
         for part in self.parts:
             removed = min(left, part.tokens)

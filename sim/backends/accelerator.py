@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from golden.attend.backends import IntegerBackend
+from golden.cache.anchor_history import thresholds_of_window
 from golden.cache.attention_job import AttentionJob, Revision
 from golden.cache.memory_image import MemoryImage
 from golden.cache.ternary_cache import TernaryCache, TernaryCacheLayer
@@ -22,11 +23,12 @@ from golden.cache.tiered_store import TieredView
 from golden.conditioning import Conditioning
 from golden.engine import Attention
 from golden.feedback import Feedback
-from golden.tables import load_words
+from golden.tables import anchor_words, load_words
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.layout import MemoryLayout
+from kvtq_hw.contract.tiers import Tiers
 from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import IDEAL, AcceleratorJob, MemorySettings, VerilatedAccelerator
 
@@ -76,12 +78,6 @@ class AcceleratorBackend:
         kv_heads: int,
         settings: MemorySettings = IDEAL,
     ) -> None:
-        with_anchors = [code for code in codes if code.tiers.anchors]
-        if with_anchors:
-            raise UserError(
-                f"code: {str(with_anchors[0])!r} has anchors, which the accelerator does not have "
-                "yet; allowed are codes with anchors=0, or the engine"
-            )
         tables = len(codes) * kv_heads
         if tables > config.table_heads:
             raise UserError(
@@ -100,10 +96,11 @@ class AcceleratorBackend:
                     table=layer * kv_heads + head,
                     rotate=entry.rotate,
                     centre=entry.key_centre is not None,
+                    anchor_threshold=threshold,
                 )
-                for head in range(kv_heads)
+                for head, threshold in enumerate(_thresholds(code, entry, kv_heads))
             ]
-            for layer, entry in enumerate(conditioning)
+            for layer, (code, entry) in enumerate(zip(codes, conditioning, strict=True))
         ]
         self._layers = [_LayerState(floors=[0] * kv_heads) for _ in codes]
         self._accelerator = VerilatedAccelerator(
@@ -129,7 +126,7 @@ class AcceleratorBackend:
         follows = state.tokens == tokens - 1 and state.revision in (None, job.cache.revision)
         append = new is not None and follows
         if not append:
-            self.load(job)
+            self.load(job, attended=False)
             state = self._layers[job.layer_index]
         state.revision = job.cache.revision
         queries, floors, sinks = job.host_queries, state.floors, job.learned_sinks
@@ -157,15 +154,29 @@ class AcceleratorBackend:
             torch.tensor(run.counters["saturated_scores"]),
         )
 
-    def load(self, job: AttentionJob) -> None:
+    def load(self, job: AttentionJob, *, attended: bool) -> None:
         """Write what the golden model has stored of a job's layer into the memory.
 
-        Of a prefill's tokens, those that have left the sliding window are no longer stored.
+        Of a prefill's tokens, those that have left the sliding window are no longer stored. The
+        hardware's state of anchors is loaded too.
+
+        Parameters
+        ----------
+        attended : the job's newest query has been attended to, and its hits count
         """
         cache = job.cache
         kept = cache.code.tiers.spread(cache.tokens).tokens
         stored = cache.keys.newest(kept), cache.values.newest(kept)
         store_layer(self._image, job.layer_index, *stored)
+        if cache.hits is not None and cache.keys.anchored is not None:
+            heads = len(self._descriptors[job.layer_index])
+            counts = cache.keys.anchored[0].sum(-1).tolist()
+            hits = _by_slot(cache.code.tiers, cache.tokens, cache.hits[attended][0])
+            packets = [
+                np.array(anchor_words(job.layer_index * heads + head, count, row), np.uint32)
+                for head, (count, row) in enumerate(zip(counts, hits, strict=True))
+            ]
+            self._accelerator.load_tables(packets)
         floors = job.value_exponent[0, :, -1].tolist()
         self._layers[job.layer_index] = _LayerState(cache.tokens, cache.revision, floors)
 
@@ -195,7 +206,7 @@ class LoadingBackend:
     def attend(self, job: AttentionJob) -> Attention:
         """Compute the job on the reference, and load the layer into the accelerator's memory."""
         result = self._reference.attend(job)
-        self._accelerator.load(job)
+        self._accelerator.load(job, attended=True)
         return result
 
 
@@ -204,6 +215,22 @@ def store_layer(image: MemoryImage, layer: int, keys: TieredView, values: Tiered
     for head in range(len(image.layout.heads[layer])):
         image.store(layer, head, "key", keys)
         image.store(layer, head, "value", values)
+
+
+def _thresholds(code: CacheCode, conditioning: Conditioning, kv_heads: int) -> list[int]:
+    """Return the threshold of anchors of each KV head; 0 where there are none."""
+    thresholds = conditioning.anchor_thresholds
+    if not code.tiers.anchors or thresholds is None:
+        return [0] * kv_heads
+    return thresholds_of_window(thresholds, code.tiers.window).tolist()
+
+
+def _by_slot(tiers: Tiers, tokens: int, hits: Tensor) -> list[list[int]]:
+    """Arrange the hits of the tokens in the window, [kv_heads, n], by the slots of its ring."""
+    slots = [tiers.window_slot(token) for token in range(tokens - hits.shape[-1], tokens)]
+    arranged = hits.new_zeros(len(hits), tiers.window)
+    arranged[:, slots] = hits
+    return arranged.tolist()
 
 
 def _tables(
