@@ -5,16 +5,37 @@ docs/contract.md ("Anchor tokens") defines both. `golden.cache` computes them fo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvtq_hw.contract.config import EngineConfig
 
-__all__ = ["MOST_HITS", "NO_DECISION", "Decision", "HeadAnchors", "window_hits"]
+__all__ = [
+    "HIT_STEPS",
+    "MOST_HITS",
+    "NO_DECISION",
+    "Decision",
+    "HeadAnchors",
+    "sum_steps",
+    "window_hits",
+]
 
 #: A token's hits stop at this number.
-MOST_HITS = 255
+MOST_HITS = 4095
+#: Hits by the number of half octaves that a weight is below the sum of weights; no hits below.
+HIT_STEPS = tuple(int(16 * 2 ** (-(n + 0.5) / 2) + 0.5) for n in range(10))
+
+
+def sum_steps(config: EngineConfig) -> tuple[int, ...]:
+    """Return what is added to the larger of two scores to get the log2 of the weights' sum.
+
+    Entry n is for scores that are n half octaves apart; the last entry, zero, is for all others.
+    """
+    unit = 1 << config.score_fraction_bits
+    steps = (math.log2(1 + 2 ** (-(n + 0.5) / 2)) for n in range(16))
+    return (*(int(unit * step + 0.5) for step in steps), 0)
 
 
 class Decision(NamedTuple):
@@ -47,13 +68,22 @@ def window_hits(
     scores : of each query head, the scores of all tokens in the order of the stream
     sinks, window : number of tokens at the beginning and at the end of the stream
     """
+    steps, fraction_bits = sum_steps(config), config.score_fraction_bits
     hits = [0] * window
     for of_head in scores:
-        reference = max(of_head[:sinks], default=None)
-        recent = of_head[len(of_head) - window :]
-        for place, score in enumerate(recent[:-1]):
-            reference = score if reference is None else max(reference, score)
-            hits[place] += score >= reference - (2 << config.score_fraction_bits)
+        reference: int | None = None
+        for place, score in [
+            *((None, score) for score in of_head[:sinks]),
+            *enumerate(of_head[len(of_head) - window : -1 if window else 0]),
+        ]:
+            if reference is None:
+                reference = score
+            else:
+                apart = 2 * abs(score - reference) >> fraction_bits
+                reference = max(score, reference) + steps[min(apart, len(steps) - 1)]
+            if place is not None:
+                below = 2 * (reference - score) >> fraction_bits
+                hits[place] += HIT_STEPS[below] if below < len(HIT_STEPS) else 0
     return hits
 
 

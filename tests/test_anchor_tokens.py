@@ -35,7 +35,7 @@ CODES = (
     "residual:2/1,sinks=3,window=7,anchors=2",
     "balanced:2/2,sinks=1,window=2,anchors=60",
 )
-THRESHOLDS = 31, 43  # of a window of 32 tokens, that is, 31 queries
+THRESHOLDS = 250, 330  # of a window of 32 tokens, that is, 31 queries
 PIECES = [[60], [1] * 14 + [46], [13, 1, 6, 40], [5, 7, 9, 11, 28], [3, 1, 1, 30, 1, 24]]
 
 
@@ -153,14 +153,21 @@ def test_the_contract_step_by_step(code):
             sums = key_lanes(stream_keys.digits, queries.values)
             scores, _ = plane_scaler(TINY, sums, stream_keys, queries.exponent)
             places = [place for place, _ in window]
+            octave = 1 << TINY.score_fraction_bits
             for of_member in scores[:, 0].tolist():
-                reference = max([*of_member[: len(sinks)], -(1 << 40)])
-                recent = of_member[len(of_member) - len(places) :]
-                for place, score in zip(places, recent, strict=True):
-                    reference = max(reference, score)
-                    close = score >= reference - 2 * (1 << TINY.score_fraction_bits)
-                    if close and place != token:
-                        hits[place] = min(hits[place] + 1, 255)
+                first = [(None, score) for score in of_member[: len(sinks)]]
+                recent = zip(places, of_member[len(of_member) - len(places) :], strict=True)
+                reference = None
+                for place, score in [*first, *recent]:
+                    if reference is None:
+                        reference = score
+                    else:
+                        n = math.floor(2 * abs(score - reference) / octave)
+                        step = octave * math.log2(1 + 2 ** (-(n + 0.5) / 2)) if n < 16 else 0
+                        reference = max(reference, score) + math.floor(step + 0.5)
+                    n = math.floor(2 * (reference - score) / octave)
+                    if place not in (None, token) and n < 10:
+                        hits[place] += math.floor(16 * 2 ** (-(n + 0.5) / 2) + 0.5)
         assert chosen == cache.keys.anchored[0, head].tolist()
 
 

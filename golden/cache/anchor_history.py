@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from golden.anchors import HIT_STEPS, MOST_HITS, sum_steps
 from golden.key_lanes import key_lanes
 from golden.plane_scaler import plane_scaler
 from golden.planes import Planes
@@ -21,20 +22,18 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.tiers import Tiers
 
 __all__ = [
-    "HIT_MARGIN",
-    "MOST_HITS",
     "REFERENCE_WINDOW",
     "AnchorHistory",
+    "hits_of_scores",
     "thresholds_of_window",
     "window_hits",
 ]
 
-#: A token is hit by a weight of at least 2**-HIT_MARGIN of the largest weight so far.
-HIT_MARGIN = 2
-MOST_HITS = 255
 #: Window for which calibration measures thresholds.
 REFERENCE_WINDOW = 32
 
+# Reference of a query that has seen no score: its distance from any score has no step.
+_NOTHING = -(1 << 40)
 # Queries whose scores are computed at a time.
 _QUERIES = 256
 
@@ -42,7 +41,7 @@ _QUERIES = 256
 def thresholds_of_window(thresholds: Tensor, window: int) -> Tensor:
     """Return the thresholds of calibration in proportion to another window, int64 [kv_heads].
 
-    A token gets hits from ``window - 1`` queries. The result is in 1..255.
+    A token gets hits from ``window - 1`` queries. The result is in 1..4095.
     """
     of_reference = REFERENCE_WINDOW - 1
     return -(-thresholds * (window - 1) // of_reference).clamp(-MOST_HITS, -1)
@@ -62,7 +61,7 @@ def window_hits(
 
     Returns
     -------
-    uint8 [batch, kv_heads, I, window - 1]: hits that a query gives to the token 1, 2, ... before it
+    int16 [batch, kv_heads, I, window - 1]: hits that a query gives to the token 1, 2, ... before it
     """
     count = queries.values.shape[-2]
     pieces = []
@@ -92,28 +91,50 @@ def _hits(
     count = queries.values.shape[-2]
     if near.tokens == 0:  # there are only sinks yet
         shape = *near.digits.shape[:2], count, window - 1
-        return torch.zeros(shape, dtype=torch.uint8, device=device)
+        return torch.zeros(shape, dtype=torch.int16, device=device)
 
     def scores(keys: Planes) -> Tensor:
         return plane_scaler(config, key_lanes(keys.digits, queries.values), keys, queries.exponent)[
             0
         ]
 
-    nothing = torch.iinfo(torch.int64).min // 2
     token = torch.arange(first, first + count, device=device)
     in_sinks = torch.arange(sinks.tokens, device=device) <= token[:, None]  # [I, sinks]
-    reference = torch.full((*queries.exponent.shape, 1), nothing, device=device)
-    if sinks.tokens:
-        reference = scores(sinks).masked_fill(~in_sinks, nothing).amax(-1, keepdim=True)
     # the window of each query, in the order of the tokens: [I, window]
     seen = token[:, None] - torch.arange(window - 1, -1, -1, device=device)
     place = seen - (first + count - near.tokens)
     there = (seen >= tiers.sinks) & (place >= 0)
     of_window = scores(near).gather(-1, place.clamp(min=0).expand(*queries.exponent.shape, window))
-    of_window = of_window.masked_fill(~there, nothing)
-    largest = torch.maximum(of_window.cummax(-1).values, reference)
-    hit = there & (of_window >= largest - (HIT_MARGIN << config.score_fraction_bits))
-    return hit.sum(2, dtype=torch.uint8)[..., :-1].flip(-1)
+    hits = hits_of_scores(config, scores(sinks), in_sinks, of_window, there)
+    return hits.sum(2).to(torch.int16)[..., :-1].flip(-1)
+
+
+def hits_of_scores(
+    config: EngineConfig, of_sinks: Tensor, in_sinks: Tensor, of_window: Tensor, there: Tensor
+) -> Tensor:
+    """Return the hits that queries give to the tokens of their windows, int64 [..., I, window].
+
+    Parameters
+    ----------
+    of_sinks, of_window : scores int64 [..., I, sinks] and [..., I, window], in the order of the
+        stream
+    in_sinks, there : bool [I, sinks] and [I, window], which of them are scores of tokens
+    """
+    device, fraction_bits = of_window.device, config.score_fraction_bits
+    steps = torch.tensor(sum_steps(config), device=device)
+    gains = torch.tensor([*HIT_STEPS, 0], device=device)
+    reference = torch.full(of_window.shape[:-1], _NOTHING, device=device)
+    hits = []
+    for all_scores, known in ((of_sinks, in_sinks), (of_window, there)):
+        for place in range(all_scores.shape[-1]):
+            score, counts = all_scores[..., place], known[:, place]
+            apart = 2 * (score - reference).abs() >> fraction_bits
+            total = torch.maximum(score, reference) + steps[apart.clamp(max=len(steps) - 1)]
+            reference = torch.where(counts, total, reference)
+            if all_scores is of_window:
+                below = 2 * (reference - score) >> fraction_bits
+                hits.append(gains[below.clamp(0, len(gains) - 1)] * counts)
+    return torch.stack(hits, -1)
 
 
 class AnchorHistory:
@@ -135,7 +156,7 @@ class AnchorHistory:
         self.tokens = 0
         # [batch, kv_heads, queries, window - 1], of the newest queries
         shape = batch, len(thresholds), 0, tiers.window - 1
-        self._rows = torch.zeros(shape, dtype=torch.uint8, device=device)
+        self._rows = torch.zeros(shape, dtype=torch.int16, device=device)
 
     def append(self, tokens: int) -> None:
         """Add new tokens, whose queries have not given hits yet."""

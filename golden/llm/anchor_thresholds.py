@@ -11,17 +11,15 @@ import math
 import torch
 from torch import Tensor
 
-from golden.cache.anchor_history import (
-    HIT_MARGIN,
-    MOST_HITS,
-    REFERENCE_WINDOW,
-    thresholds_of_window,
-)
-from golden.causal import causal_mask
+from golden.anchors import MOST_HITS
+from golden.cache.anchor_history import REFERENCE_WINDOW, hits_of_scores, thresholds_of_window
+from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.tiers import ANCHOR_SHARE, Tiers
 
 __all__ = ["HitCounts", "anchors_of_text"]
 
+# Scores have the fraction bits of the presets.
+_CONFIG = load_config("smollm2")
 #: Tiers of the codes for which thresholds are measured.
 _TIERS = Tiers(sinks=4, window=REFERENCE_WINDOW)
 
@@ -52,7 +50,7 @@ class HitCounts:
         self._tokens.scatter_add_(-1, hits, torch.ones_like(hits))
 
     def thresholds(self) -> Tensor:
-        """Return the threshold of each KV head, int64 [kv_heads], 1..255."""
+        """Return the threshold of each KV head, int64 [kv_heads], 1..4095."""
         total = self._tokens.sum(-1, keepdim=True)
         at_least = self._tokens.flip(-1).cumsum(-1).flip(-1)  # tokens with so many hits, or more
         enough = at_least <= ANCHOR_SHARE * total
@@ -81,12 +79,16 @@ def anchors_of_text(
 
 def _hits(queries: Tensor, keys: Tensor, scaling: float, tiers: Tiers) -> Tensor:
     """Return the hits of the tokens of a text, int64 [kv_heads, T]."""
-    tokens = keys.shape[-2]
-    scores = queries @ keys[:, None].mT * (scaling / math.log(2))
-    window = causal_mask(tokens, tokens, tiers.window, keys.device)
-    causal = causal_mask(tokens, tokens, None, keys.device)
-    first = torch.arange(tokens, device=keys.device) < tiers.sinks
-    scores = scores.masked_fill(~(window | causal & first), -math.inf)
-    hit = scores >= scores.cummax(-1).values - HIT_MARGIN
-    hit &= window & ~torch.eye(tokens, dtype=torch.bool, device=keys.device)
-    return hit.sum((1, 2)).clamp(max=MOST_HITS)
+    tokens, window = keys.shape[-2], tiers.window
+    unit = (1 << _CONFIG.score_fraction_bits) / math.log(2)
+    scores = (queries @ keys[:, None].mT * (scaling * unit)).round().long()
+    token = torch.arange(tokens, device=keys.device)
+    in_sinks = token[: tiers.sinks] <= token[:, None]
+    seen = token[:, None] - torch.arange(window - 1, -1, -1, device=keys.device)
+    of_window = scores.gather(-1, seen.clamp(min=0).expand(*scores.shape[:2], -1, -1))
+    there = seen >= tiers.sinks
+    given = hits_of_scores(_CONFIG, scores[..., : tiers.sinks], in_sinks, of_window, there).sum(1)
+    hits = torch.zeros(len(keys), tokens, dtype=torch.long, device=keys.device)
+    for place in range(window - 1):  # the last place is the query's own
+        hits.index_add_(1, seen[:, place].clamp(min=0), given[..., place])
+    return hits.clamp(max=MOST_HITS)

@@ -25,7 +25,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from golden.cache.anchor_history import MOST_HITS
+from golden.anchors import MOST_HITS
 from golden.causal import causal_mask
 from golden.conditioning import Conditioning, to_integers
 from golden.equalizer import Equalizer
