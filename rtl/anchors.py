@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -15,7 +16,6 @@ from rtl.layouts import ANCHOR_BITS, HIT_BITS, hit_task_layout, load_layout, sco
 __all__ = ["Anchors", "DecisionPort"]
 
 _SECTION = 5  # of the words that load the state
-_MARGIN = 2  # a hit has a weight of at least 2**-_MARGIN of the largest weight so far
 
 
 class DecisionPort(wiring.Signature):
@@ -62,10 +62,12 @@ class Anchors(wiring.Component):
     The block keeps a number of anchors per head, and hits per head and slot of the head's window:
     two memories, of `table_heads` and of ``table_heads * anchor_slots`` words.
 
-    **Hits.** A score of each query head comes with each token of a job. A token of the window gets
-    a hit from each head with ``score >= reference - 2 * 2**F``, where the reference is the largest
-    score so far of sinks and window; the job's last token gets none. Throughput is one token per
-    cycle; its hits are in memory two cycles later.
+    **Hits.** A score of each query head comes with each token of a job. The reference of a head is
+    the log2 of the sum of the weights of sinks and window so far, by docs/contract.md: the larger
+    of reference and score, and a step for their distance. A token of the window gets hits from each
+    head for the distance of its score below the reference; the job's last token gets none. Steps
+    and hits come from tables of half octaves. Throughput is one token per cycle; its hits are in
+    memory two cycles later.
 
     **Decision.** The answer to a question comes in the next cycle, unless a token of a window gets
     its hits in the question's cycle, or the job appends to the window while an earlier job of the
@@ -204,7 +206,7 @@ class Anchors(wiring.Component):
         return task, pending[0] | pending[1]
 
     def _watch(self, m: Module, task: data.View) -> tuple[Signal, Signal, Value]:
-        """Compare each score with its head's reference.
+        """Add each score to its head's reference.
 
         Return whether the token of the score may get hits, its slot, and its number of hits.
         """
@@ -217,7 +219,8 @@ class Anchors(wiring.Component):
         slot, next_slot = Signal(range(self._slots)), Signal(range(self._slots))
         counting = Signal()
         references = [
-            Signal(signed(config.score_bits), name=f"reference_{g}", reset_less=True) for g in heads
+            Signal(signed(config.score_bits + 1), name=f"reference_{g}", reset_less=True)
+            for g in heads
         ]
         m.d.comb += [
             past_sinks.eq(past_sinks_before | (position == task.sink_tokens)),
@@ -226,12 +229,20 @@ class Anchors(wiring.Component):
             counting.eq(score.valid & task.counted & in_window & ~score.job_end),
         ]
         hits = []
-        margin = _MARGIN << config.score_fraction_bits
+        half_octave = config.score_fraction_bits - 1
         for g, reference in enumerate(references):
-            above = score.scores[g] - reference
-            hits.append(~opened | (above >= -margin))
-            with m.If(score.valid & (~past_sinks | in_window) & (~opened | (above > 0))):
-                m.d.sync += reference.eq(score.scores[g])
+            of_head = score.scores[g]
+            above = of_head > reference
+            apart = Mux(above, of_head - reference, reference - of_head)
+            step = _half_octaves(_sum_steps(config), apart >> half_octave)
+            larger = Mux(above, of_head, reference)
+            # the sum of weights is so near the largest that the reference has one bit more
+            total = Mux(opened, larger + step, of_head)[: len(reference)].as_signed()
+            below = Signal(range(2 << config.score_bits), name=f"below_{g}")
+            m.d.comb += below.eq(total - of_head)
+            hits.append(_half_octaves(_HITS, below >> half_octave))
+            with m.If(score.valid & (~past_sinks | in_window)):
+                m.d.sync += reference.eq(total)
         with m.If(score.valid):
             m.d.sync += [
                 position.eq(position + 1),
@@ -270,6 +281,22 @@ class Anchors(wiring.Component):
                 with m.If(slot == self._slots - 1):
                     m.d.sync += [table.eq(table + 1), slot.eq(0), in_hits.eq(0)]
         return _Load(taken & known & ~in_hits, taken & known & in_hits, table, slot)
+
+
+#: Hits for a score n half octaves below the reference.
+_HITS = [int(16 * 2 ** (-(n + 0.5) / 2) + 0.5) for n in range(10)]
+
+
+def _sum_steps(config: EngineConfig) -> list[int]:
+    """Return what a score adds to the reference if the two are n half octaves apart."""
+    octave = 1 << config.score_fraction_bits
+    return [int(octave * math.log2(1 + 2 ** (-(n + 0.5) / 2)) + 0.5) for n in range(16)]
+
+
+def _half_octaves(entries: list[int], n: Value) -> Value:
+    """Return entry n of a table; 0 behind its end."""
+    index = Mux(n >= len(entries), len(entries), n)[: len(entries).bit_length()]
+    return Array(Const(entry, max(entries).bit_length()) for entry in (*entries, 0))[index]
 
 
 class _Load(NamedTuple):

@@ -64,7 +64,7 @@ SHIFT_BITS = 3
 
 #: Widths in bits: of a job's most anchors, and of a token's hits, which stop at the largest number.
 ANCHOR_BITS = 16
-HIT_BITS = 8
+HIT_BITS = 12
 
 #: Width in bits of an absmean constant, by which the sum of magnitudes is multiplied to a scale.
 ABSMEAN_CONSTANT_BITS = 12

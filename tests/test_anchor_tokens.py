@@ -153,22 +153,28 @@ def test_the_contract_step_by_step(code):
             sums = key_lanes(stream_keys.digits, queries.values)
             scores, _ = plane_scaler(TINY, sums, stream_keys, queries.exponent)
             places = [place for place, _ in window]
-            octave = 1 << TINY.score_fraction_bits
             for of_member in scores[:, 0].tolist():
-                first = [(None, score) for score in of_member[: len(sinks)]]
-                recent = zip(places, of_member[len(of_member) - len(places) :], strict=True)
-                reference = None
-                for place, score in [*first, *recent]:
-                    if reference is None:
-                        reference = score
-                    else:
-                        n = math.floor(2 * abs(score - reference) / octave)
-                        step = octave * math.log2(1 + 2 ** (-(n + 0.5) / 2)) if n < 16 else 0
-                        reference = max(reference, score) + math.floor(step + 0.5)
-                    n = math.floor(2 * (reference - score) / octave)
-                    if place not in (None, token) and n < 10:
-                        hits[place] += math.floor(16 * 2 ** (-(n + 0.5) / 2) + 0.5)
+                for place, more in hits_of(of_member, len(sinks), places).items():
+                    hits[place] += more if place != token else 0
         assert chosen == cache.keys.anchored[0, head].tolist()
+
+
+def hits_of(scores: list[int], sinks: int, window: list[int]) -> dict[int, int]:
+    """Hits that a query head gives to the tokens of the window, by the text of the contract."""
+    octave = 1 << TINY.score_fraction_bits
+    recent = zip(window, scores[len(scores) - len(window) :], strict=True)
+    hits, reference = {}, None
+    for place, score in [*((None, score) for score in scores[:sinks]), *recent]:
+        if reference is None:
+            reference = score
+        else:
+            n = math.floor(2 * abs(score - reference) / octave)
+            step = octave * math.log2(1 + 2 ** (-(n + 0.5) / 2)) if n < 16 else 0
+            reference = max(reference, score) + math.floor(step + 0.5)
+        n = math.floor(2 * (reference - score) / octave)
+        if place is not None and n < 10:
+            hits[place] = math.floor(16 * 2 ** (-(n + 0.5) / 2) + 0.5)
+    return hits
 
 
 def integer(planes: Planes) -> torch.Tensor:

@@ -29,14 +29,17 @@ def test_a_block_without_slots_is_refused() -> None:
 
 
 def test_hits_by_hand() -> None:
-    """Quarters of the largest weight so far, of sinks and window, in units of 2**-5."""
-    scores = [
-        # two sinks, two of the body, five of the window
-        [10, 100, 900, 0, 36, 35, 200, 136, 900],
-        [0, 0, 0, 0, -64, -65, 0, 1, -64],
-    ]
-    assert window_hits(TINY, scores, 2, 5) == [2, 0, 2, 2, 0]
-    assert window_hits(TINY, [[5, -90]], 0, 2) == [1, 0]
+    """Scores in units of 2**-5; a half octave is 16."""
+    assert TINY.score_fraction_bits == 5
+    # equal scores: the reference rises by 32 log2(1 + 2**-1/4) = 28; 28 below it are 16 * 2**-3/4
+    assert window_hits(TINY, [[0, 900, 0, 0]], 1, 2) == [10, 0]
+    # 28, then 60 or 3 half octaves below: a step of 12, and 72 or 4 half octaves below the sum
+    assert window_hits(TINY, [[0, 900, 0, -32, 100]], 1, 3) == [10, 3, 0]
+    # ten octaves above all others: no step, and nothing for the token behind it
+    loud = [0, 900, 320, 0, 5]
+    assert window_hits(TINY, [loud], 1, 3) == [13, 0, 0]
+    assert window_hits(TINY, [[0, 900, 0, -32, 100], loud], 1, 3) == [23, 3, 0]
+    assert window_hits(TINY, [[5, -90]], 0, 2) == [13, 0]
     assert window_hits(TINY, [[5, -90]], 0, 1) == [0]
     assert window_hits(TINY, [[5]], 1, 0) == []
 
@@ -50,8 +53,8 @@ def test_decisions_by_hand() -> None:
     assert head.decide(leaving=True, slot=0, new=True, **ask) == Decision(False, 0)
     assert head.decide(leaving=True, slot=2, new=False, **ask) == Decision(True, 0)
     assert (head.count, head.hits[2]) == (1, 0)
-    head.add([0, 300], 0)
-    assert head.hits[1] == 255
+    head.add([0, 5000], 0)
+    assert head.hits[1] == 4095
     assert head.decide(leaving=True, slot=1, new=False, **ask) == Decision(True, 1)
     head.add([9, 9], 0)
     assert head.decide(leaving=True, slot=0, new=False, **ask) == Decision(False, 2)

@@ -19,8 +19,9 @@ from cocotb.triggers import RisingEdge
 from cocotb.types import LogicArray
 from numpy.typing import NDArray
 
-from golden.anchors import MOST_HITS, Decision, HeadAnchors, window_hits
+from golden.anchors import HIT_STEPS, MOST_HITS, Decision, HeadAnchors, sum_steps, window_hits
 from golden.tables import anchor_words
+from kvtq_hw.contract.config import EngineConfig
 from rtl.verilog import interfaces
 from sim.bench.bench import Bench
 from sim.bench.coverage import Coverage, Cross, Point
@@ -34,14 +35,24 @@ COVERAGE = Coverage(
     [
         Point(
             "score",
-            "A score of a token that may get a hit, against the largest one before.",
+            "A score of a token that may get hits, against the reference before.",
             {
                 "first": "There is none before.",
                 "above": "It is larger.",
-                "margin": "It is as far below as a hit may be.",
+                "margin": "It is as far below as a score with a hit may be.",
                 "beyond": "It is one further below.",
-                "far": "They are as far apart as scores can be.",
+                "far": "It is the smallest one, the reference at least the largest.",
             },
+        ),
+        Point(
+            "apart",
+            "Half octaves between a score and the reference before, above or below.",
+            {f"{way} {n}": f"{n}." for way in ("above", "below") for n in range(17)},
+        ),
+        Point(
+            "gain",
+            "Half octaves of a score below the reference that counts it.",
+            {str(n): f"{n}." for n in range(len(HIT_STEPS) + 1)},
         ),
         Point(
             "window",
@@ -437,7 +448,8 @@ def random_scores(world: Surroundings, sinks: int, body: int, window: int) -> li
     """Draw the scores of a query head."""
     rng, config = world.rng, world.config
     most = config.score_max
-    margin = 2 << config.score_fraction_bits
+    octave = 1 << config.score_fraction_bits
+    margin = margin_of(config)
     middle = int(rng.choice([0, most - 3, 3 - most, int(rng.integers(-most, most))]))
     reference: int | None = None
     scores = []
@@ -448,32 +460,55 @@ def random_scores(world: Surroundings, sinks: int, body: int, window: int) -> li
             "margin": near - margin,
             "beyond": near - margin - 1,
             "equal": near,
-            "near": near - int(rng.integers(2 * margin)),
+            "near": near + int(rng.integers(-9 * octave, 9 * octave)),
             "low": -most - 1,
             "high": most,
         }
-        weights = (0.1, 0.25, 0.25, 0.1, 0.2, 0.05, 0.05)
+        weights = (0.1, 0.15, 0.15, 0.1, 0.4, 0.05, 0.05)
         score = kinds[str(rng.choice(list(kinds), p=weights))]
         score = max(-most - 1, min(most, score))
         watched = not sinks <= token < sinks + body
         if sinks + body <= token < sinks + body + window - 1:
-            sample_score(reference, score, margin, most)
+            sample_score(config, reference, score)
         if watched:
-            reference = score if reference is None else max(reference, score)
+            reference = next_reference(config, reference, score)
         scores.append(score)
     return scores
 
 
-def sample_score(reference: int | None, score: int, margin: int, most: int) -> None:
-    """Count how a score of a token that may get a hit compares."""
+def next_reference(config: EngineConfig, reference: int | None, score: int) -> int:
+    """Return the reference that counts a score."""
+    if reference is None:
+        return score
+    steps = sum_steps(config)
+    apart = 2 * abs(score - reference) >> config.score_fraction_bits
+    return max(score, reference) + steps[min(apart, len(steps) - 1)]
+
+
+def margin_of(config: EngineConfig) -> int:
+    """Return how far below the reference before it a score with a hit may be."""
+    most = 8 << config.score_fraction_bits
+    below = [next_reference(config, 0, -apart) + apart for apart in range(most)]
+    hit = [2 * x >> config.score_fraction_bits < len(HIT_STEPS) for x in below]
+    return most - 1 - hit[::-1].index(True)
+
+
+def sample_score(config: EngineConfig, reference: int | None, score: int) -> None:
+    """Count how a score of a token that may get hits compares."""
+    below = next_reference(config, reference, score) - score
+    gain = 2 * below >> config.score_fraction_bits
+    COVERAGE.sample(gain=str(min(gain, len(HIT_STEPS))))
     if reference is None:
         COVERAGE.sample(score="first")
         return
+    apart = 2 * abs(score - reference) >> config.score_fraction_bits
+    way = "above" if score > reference else "below"
+    COVERAGE.sample(apart=f"{way} {min(apart, 16)}")
     found = {
         "above": score > reference,
-        "margin": score == reference - margin,
-        "beyond": score == reference - margin - 1,
-        "far": reference - score == 2 * most + 1,
+        "margin": score == reference - margin_of(config),
+        "beyond": score == reference - margin_of(config) - 1,
+        "far": score == -config.score_max - 1 and reference >= config.score_max,
     }
     for name, holds in found.items():
         if holds:
@@ -576,7 +611,7 @@ async def hits_stop_at_the_most(dut: HierarchyObject) -> None:
         await world.run()
         for _ in range(3):
             job = random_job(world, 0, window=slots, sinks=0)
-            job.scores[:] = 7  # equal scores: a hit from every query head
+            job.scores[:] = 7  # equal scores: hits from every query head
             await world.give(job)
             await world.run()
         await world.check_hits()
