@@ -82,8 +82,8 @@ class Heads:
                         Feedback(f.factors[head : head + 1], f.shift[head : head + 1])
                         for f in feedback
                     ),
+                    torch.tensor([threshold]),
                 ),
-                threshold,
             )
             for head in range(count)
         ]
