@@ -14,7 +14,6 @@ from torch import Tensor
 
 from golden.anchors import NO_DECISION, Decision, HeadAnchors, window_hits
 from golden.cache.memory_image import MemoryImage
-from golden.cache.plane_store import PlaneStore
 from golden.cache.tiered_store import TieredStore
 from golden.conditioning import Conditioning
 from golden.engine import Attention, attend
@@ -27,7 +26,7 @@ from golden.queries import Queries
 from golden.query_conditioner import query_conditioner
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import VECTOR_MAX, EngineConfig
-from kvtq_hw.contract.layout import SIDES, Side
+from kvtq_hw.contract.layout import Side
 
 __all__ = ["KvHead"]
 
@@ -43,7 +42,7 @@ class KvHead:
 
     Attributes
     ----------
-    keys, values : the stored vectors but for anchors; the batch and KV-head axes have size one
+    keys, values : the stored vectors; the batch and KV-head axes have size one
     anchors : number of anchors, and hits of the window's tokens
     decision : what the newest token decided about the token that left the window
     value_exponent : largest exponent of all value scales written so far
@@ -68,18 +67,9 @@ class KvHead:
         )
         self.keys = TieredStore(config, code, "key", feedback[0], *shape)
         self.values = TieredStore(config, code, "value", feedback[1], *shape)
-        digits = code.tier_digits(config.max_planes)
-        self._anchored: dict[Side, PlaneStore] = {
-            side: PlaneStore(config, "balanced", digits, *shape) for side in SIDES
-        }
         self.anchors = HeadAnchors()
         self.decision = NO_DECISION
         self.value_exponent = 0
-
-    @property
-    def tokens(self) -> int:
-        """Number of tokens of the context."""
-        return self.keys.tokens + self._anchored["key"].tokens
 
     def append(self, key: Tensor, value: Tensor) -> None:
         """Store a token: key and value int64 [D] of 16 bits; -2**15 is read as -VECTOR_MAX."""
@@ -87,71 +77,49 @@ class KvHead:
         key, value = (x.clamp(min=-VECTOR_MAX)[None, None, None] for x in (key, value))
         if condition.key_centre is not None:
             key = key - condition.key_centre[:, None]
-        self.decision = self._decide()
-        anchored = self._promote() if self.decision.promoted else 0
         self.keys.append(condition.rotated(key))
         written = self.values.append(condition.rotated(value))
-        largest = int(np.maximum(written.came, written.left).max())
-        self.value_exponent = max(self.value_exponent, largest, anchored)
+        self.decision = self._decide()
+        left = written.left_in_tier if self.decision.promoted else written.left
+        largest = int(np.maximum(written.came, left).max())
+        self.value_exponent = max(self.value_exponent, largest)
 
     def _decide(self) -> Decision:
-        """Decide what becomes of the token that leaves the window when another one comes."""
-        tiers, tokens = self._tiers, self.tokens + 1
+        """Decide what becomes of the token that the newest token has pushed out of the window."""
+        tiers, tokens = self._tiers, self.keys.tokens
         if not tiers.anchors:
             return NO_DECISION
-        spread = tiers.spread(tokens)
-        leaving = tiers.leaving(tokens)
-        return self.anchors.decide(
+        spread, leaving = tiers.spread(tokens), tiers.leaving(tokens)
+        decision = self.anchors.decide(
             leaving=leaving,
             slot=spread.window_slot if spread.window else None,
             new=spread.body == leaving,
             anchors=tiers.anchors,
             threshold=self._threshold,
         )
-
-    def _promote(self) -> int:
-        """Move the window's oldest token to the anchors; return its value's exponent."""
-        exponents: dict[Side, int] = {}
-        for side, stored in self._stores().items():
-            written = self._anchored[side].append_vectors(stored.window.vectors(0, 1))
-            exponents[side] = int(written.max())
-            stored.window.drop(1)
-        return exponents["value"]
-
-    def _stores(self) -> dict[Side, TieredStore]:
-        return {"key": self.keys, "value": self.values}
-
-    def _parts(self, side: Side) -> dict[str, Planes]:
-        """Return a side's vectors by region; anchors follow the sinks."""
-        stored = self._stores()[side]
-        parts = {
-            tier: getattr(stored, tier).planes().map_tokens(lambda x, axis: x[0, 0])
-            for tier in ("sinks", "body", "window")
-        }
-        anchors = self._anchored[side].planes().map_tokens(lambda x, axis: x[0, 0])
-        return parts | {"sinks": Planes.join([parts["sinks"], anchors])}
-
-    def store(self, image: MemoryImage, layer: int, head: int) -> None:
-        """Write all stored vectors into an image, at the place of KV head `head` of `layer`."""
-        anchors = self._anchored["key"].tokens
-        for side in SIDES:
-            for tier, planes in self._parts(side).items():
-                image.write(layer, head, side, tier, planes, self.tokens, anchors)
-
-    def _in_order(self, side: Side) -> Planes:
-        """Return a side's vectors in the order in which the engine reads them."""
-        if self._anchored[side].tokens:
-            return Planes.join([part for part in self._parts(side).values() if part.tokens])
-        planes = self._stores()[side].view().in_order(self._tiers)[0]
-        return planes.map_tokens(lambda x, axis: x[0, 0])
+        if leaving:
+            newest = torch.tensor([[[decision.promoted]]])
+            for stored in (self.keys, self.values):
+                stored.anchored = torch.cat((stored.anchored, newest), -1)
+        return decision
 
     def _count_hits(self, queries: Queries, keys: Planes) -> None:
         """Give hits to the tokens of the window."""
-        spread = self._tiers.spread(self.tokens)
+        spread = self._tiers.spread(self.keys.tokens)
         sums = key_lanes(keys.digits, queries.values)
         scores, _ = plane_scaler(self._config, sums, keys, queries.exponent)
         hits = window_hits(self._config, scores[:, 0].tolist(), spread.sinks, spread.window)
         self.anchors.add(hits, spread.window_start)
+
+    def store(self, image: MemoryImage, layer: int, head: int) -> None:
+        """Write all stored vectors into an image, at the place of KV head `head` of `layer`."""
+        stores: dict[Side, TieredStore] = {"key": self.keys, "value": self.values}
+        for side, vectors in stores.items():
+            view = vectors.view()
+            parts = view.of_head(0)
+            anchors = view.body.tokens - parts["body"].tokens
+            for tier, planes in parts.items():
+                image.write(layer, head, side, tier, planes, vectors.tokens, anchors)
 
     def attend(
         self, queries: Tensor, exponents: Tensor, learned_sinks: LearnedSinks | None = None
@@ -169,7 +137,10 @@ class KvHead:
         rotate = self._conditioning.rotate
         symmetric = queries.clamp(min=-VECTOR_MAX)
         host = Queries(symmetric[:, None], exponents[:, None])
-        keys, values = (self._in_order(side) for side in SIDES)
+        keys, values = (
+            stored.view().in_order(self._tiers)[0].map_tokens(lambda x, axis: x[0, 0])
+            for stored in (self.keys, self.values)
+        )
         conditioned = query_conditioner(self._config, host, rotate)
         if self._tiers.anchors:
             self._count_hits(conditioned, keys)

@@ -82,8 +82,8 @@ class Heads:
                         Feedback(f.factors[head : head + 1], f.shift[head : head + 1])
                         for f in feedback
                     ),
-                    torch.tensor([threshold]),
                 ),
+                threshold,
             )
             for head in range(count)
         ]
@@ -221,7 +221,9 @@ def test_a_loaded_head_goes_on_with_its_hits_and_anchors():
 
 def test_anchors_behind_a_window_that_is_too_long_are_refused():
     config = TINY.replace(anchor_slots=3)
-    with pytest.raises(UserError, match=r"window of 4 tokens; anchor_slots of .* allows up to 3$"):
+    with pytest.raises(
+        UserError, match=r"a window of 4 tokens; anchor_slots of .* allows up to 3$"
+    ):
         Heads(ANCHORED, IDEAL, config)
 
 
