@@ -27,6 +27,7 @@ from golden.llm.calibration import (
 )
 from golden.llm.models import LanguageModel
 from golden.llm.sampling import sample_tokens
+from golden.llm.watching import watched
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.errors import UserError
 
@@ -262,3 +263,26 @@ def test_a_model_without_a_place_for_the_cache_is_refused_before_it_writes_a_tex
         "full_attention, linear_attention; allowed are decoders whose layers all attend to the "
         "whole context or to a sliding window by one softmax"
     )
+
+
+def test_codes_without_feedback_get_plain_vectors():
+    """Not equalized: the mean key and the ranges are those of the model's own keys and values."""
+    seen = {}
+
+    def watch(inputs):
+        seen.setdefault(inputs.layer, []).append((inputs.keys, inputs.values))
+
+    language_model = tiny_model()
+    text = prompt(200)
+    made = calibrate(language_model, text, tokens=100)
+    ids = torch.tensor(language_model.tokenizer(text).input_ids[:100])
+    with watched(language_model, watch), torch.no_grad():
+        language_model.model(ids[None], use_cache=False)
+    for layer, plain in enumerate(made.conditioning(feedback=False)):
+        ((keys, values),) = seen[layer]
+        assert plain.equalizer is None
+        assert (plain.key_feedback, plain.value_feedback) == (None, None)
+        centre = plain.key_centre.double() * 2.0**plain.key_exponent
+        assert torch.allclose(centre, keys.double().mean(1), atol=2.0**plain.key_exponent)
+        for exponent, x in ((plain.key_exponent, keys), (plain.value_exponent, values)):
+            assert 2**13 <= x.abs().max() * 2.0**-exponent < 2**14

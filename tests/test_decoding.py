@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -350,7 +351,7 @@ def test_bound_with_several_planes_a_cycle(tiny_folder, engine, code, per_layer_
 
 @pytest.mark.parametrize(
     ("code", "text"),
-    [("balanced:3/2", " paint. She had a "), ("residual:4/3", " paint. She had a ")],
+    [("balanced:3/2", " paint. She had a "), ("residual:4/3", " paint. She had a big ")],
 )
 def test_smollm2_writes_english(smollm2_wheel, tmp_path, code, text):
     report_file = tmp_path / "report.json"
@@ -366,19 +367,24 @@ def narrow_exponents(monkeypatch) -> None:
     monkeypatch.setattr("golden.llm.calibration._HEAD_ROOM", -2)
 
 
-def test_saturated_elements_are_counted_by_hand(monkeypatch):
+@pytest.mark.parametrize("feedback", [False, True], ids=["plain", "equalized"])
+def test_saturated_elements_are_counted_by_hand(feedback, monkeypatch):
     narrow_exponents(monkeypatch)
     language_model = tiny_model()
     measured = calibrate(language_model, prompt(60), tokens=50)
-    cache = make_cache(TINY, CODE, measured, GoldenBackend())
+    cache = make_cache(TINY, replace(CODE, feedback=feedback), measured, GoldenBackend())
     seen = []
 
     def attention(module, query, key, value, *args, **kwargs):
         layer = module.layer_idx
-        scaled = key.double() / measured.key_scales[layer][:, None]
-        mapped = value.double() @ measured.value_bases[layer]
-        seen.append((measured.key_exponents[layer], scaled))
-        seen.append((measured.value_exponents[layer], mapped))
+        exponents = measured.plain_key_exponents, measured.plain_value_exponents
+        scaled, mapped = key, value
+        if feedback:
+            exponents = measured.key_exponents, measured.value_exponents
+            scaled = key.double() / measured.key_scales[layer][:, None]
+            mapped = value.double() @ measured.value_bases[layer]
+        seen.append((exponents[0][layer], scaled))
+        seen.append((exponents[1][layer], mapped))
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, *args, **kwargs)
 
     AttentionInterface.register("seen", attention)

@@ -117,8 +117,16 @@ class Calibration:
     tokens: int
     text_digest: str
 
-    def conditioning(self) -> list[Conditioning]:
-        """Return the conditioning of each layer: equalizing, centring, rotation and feedback."""
+    def conditioning(self, *, feedback: bool = True) -> list[Conditioning]:
+        """Return the conditioning of each layer: equalizing, centring, rotation and feedback.
+
+        Parameters
+        ----------
+        feedback : the code rounds with feedback. Without it vectors are not equalized: nothing
+            would move the errors of small channels, whose queries are large.
+        """
+        if not feedback:
+            return self._without_feedback()
         exponents = zip(self.key_exponents.tolist(), self.value_exponents.tolist(), strict=True)
         return [
             Conditioning(
@@ -132,6 +140,20 @@ class Calibration:
                 Equalizer(self.key_scales[layer], self.value_bases[layer]),
             )
             for layer, (key_exponent, value_exponent) in enumerate(exponents)
+        ]
+
+    def _without_feedback(self) -> list[Conditioning]:
+        centres = self.key_centres * self.key_scales  # of keys that are not equalized
+        ranges = self.plain_key_exponents.tolist(), self.plain_value_exponents.tolist()
+        return [
+            Conditioning(
+                True,
+                to_integers(centres[layer], key_exponent)[0],
+                key_exponent,
+                value_exponent,
+                anchor_thresholds=self.anchor_thresholds[layer],
+            )
+            for layer, (key_exponent, value_exponent) in enumerate(zip(*ranges, strict=True))
         ]
 
 

@@ -71,7 +71,8 @@ def make_cache(
     windows : sliding windows of the model's layers (`LanguageModel.windows`); no layer has one when
         None
     """
-    return TernaryCache(config, code, calibration.conditioning(), backend, windows)
+    conditioning = calibration.conditioning(feedback=code.feedback)
+    return TernaryCache(config, code, conditioning, backend, windows)
 
 
 def needed_context(language_model: LanguageModel, prompt: str, max_new_tokens: int) -> int:

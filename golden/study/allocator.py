@@ -93,7 +93,7 @@ def measure_sensitivity(
     on_tokens : called after each sequence with the sequence's number of tokens
     """
     losses = torch.zeros(2, language_model.layers, MAX_DIGITS, dtype=torch.float64)
-    conditioning = calibration.conditioning()
+    conditioning = calibration.conditioning(feedback=code.feedback)
     for ids in sample_tokens(language_model, tokens, _SEQUENCE, seed=_SEED):
         passes = _gradients(language_model, ids, code, calibration.anchor_thresholds)
         for layer, of_layer in enumerate(passes):

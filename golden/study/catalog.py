@@ -50,7 +50,11 @@ def parse_format(text: str, inputs: FormatInputs, backend: AttentionBackend) -> 
     code = ternary_code(text)
     inputs.language_model.check_fits(inputs.config, [code])
     calibration = inputs.calibration()
-    conditioning = kvtq.unconditioned(calibration) if published else calibration.conditioning()
+    conditioning = (
+        kvtq.unconditioned(calibration)
+        if published
+        else calibration.conditioning(feedback=code.feedback)
+    )
     name = text if published else str(code)
     windows = inputs.language_model.windows
     return TernaryFormat(

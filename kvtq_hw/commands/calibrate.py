@@ -73,4 +73,9 @@ def command(
         f"{layers} layers, {kv_heads} KV heads of {dim}, measured on {tokens} tokens; "
         f"written to {output}"
     )
-    warn_of_keys(language_model, calibration.conditioning(), config, DEFAULT_CODE)
+    warn_of_keys(
+        language_model,
+        calibration.conditioning(feedback=DEFAULT_CODE.feedback),
+        config,
+        DEFAULT_CODE,
+    )

@@ -287,6 +287,11 @@ class CodeTable:
         return max(code.most_digits for code in self.codes)
 
     @property
+    def feedback(self) -> bool:
+        """Whether body vectors are rounded with feedback, the same for every layer."""
+        return self.codes[0].feedback
+
+    @property
     def scale_choice(self) -> ScaleChoice:
         """Choice of the body's scale, the same for every layer."""
         return self.codes[0].scale_choice

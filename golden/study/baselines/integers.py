@@ -67,11 +67,11 @@ def parse(text: str, inputs: FormatInputs) -> BaselineFormat | None:
     calibration = inputs.calibration()
     rules = tuple(
         LayerRules(
-            rule(entry.key_feedback if "feedback" in settings else None),
-            rule(entry.value_feedback if "feedback" in settings else None),
+            rule(entry.key_feedback),
+            rule(entry.value_feedback),
             IntegerConditioning(entry),
         )
-        for entry in calibration.conditioning()
+        for entry in calibration.conditioning(feedback="feedback" in settings)
     )
     return BaselineFormat(text, __name__, rules, calibration)
 

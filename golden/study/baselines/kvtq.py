@@ -20,13 +20,5 @@ PREFIX = "kvtq:"
 
 def unconditioned(calibration: Calibration) -> list[Conditioning]:
     """Return conditioning that only converts keys and values to their static integer range."""
-    exponents = calibration.plain_key_exponents, calibration.plain_value_exponents
-    ranges = zip(*(of_side.tolist() for of_side in exponents), strict=True)
-    plain = [
-        replace(entry, rotate=False, key_centre=None, equalizer=None)
-        for entry in calibration.conditioning()
-    ]
-    return [
-        replace(entry, key_exponent=key, value_exponent=value)
-        for entry, (key, value) in zip(plain, ranges, strict=True)
-    ]
+    plain = calibration.conditioning(feedback=False)
+    return [replace(entry, rotate=False, key_centre=None) for entry in plain]

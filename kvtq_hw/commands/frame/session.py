@@ -194,7 +194,7 @@ def load_session(
             calibration = load_or_calibrate(model)
         else:
             calibration = load_calibration(calibration_file, model)
-    warn_of_keys(model, calibration.conditioning(), config, code)
+    warn_of_keys(model, calibration.conditioning(feedback=code.feedback), config, code)
     return Session(model, config, code, calibration, GoldenBackend())
 
 
@@ -255,9 +255,8 @@ def on_accelerator(session: Session, check: bool = False, status: Status = nullc
 
     model, codes = session.model, session.code.for_layers(session.model.windows)
     with status("Building the verilated accelerator"):
-        accelerator = AcceleratorBackend(
-            session.config, codes, session.calibration.conditioning(), model.kv_heads
-        )
+        conditioning = session.calibration.conditioning(feedback=session.code.feedback)
+        accelerator = AcceleratorBackend(session.config, codes, conditioning, model.kv_heads)
     checked = _checked(accelerator) if check else None
     prefill = LoadingBackend(GoldenBackend(), accelerator)
     return replace(
