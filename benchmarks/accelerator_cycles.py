@@ -5,8 +5,9 @@ Usage: python benchmarks/accelerator_cycles.py [--preset NAME] [--code CODE] [--
 Each row has a memory behind AXI with its width, latency and words per cycle. Jobs run back to back,
 as the KV heads of a layer do; "cycles" are the accelerator's own counter divided by the number of
 jobs. A job takes at least one cycle per plane slice, and at least the cycles in which the memory
-delivers its words; the larger number is the bound. The last table shows what an append adds. The
-memory is filled at random, since timing does not depend on data.
+delivers its words; the larger number is the bound. The last tables show what an append adds, and
+what anchors add to a job that appends. The memory is filled at random, since timing does not depend
+on data but for the number of anchors, which is loaded.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import replace
 import click
 import numpy as np
 
+from golden.tables import anchor_words
 from kvtq_hw.commands.frame.options import code_option, preset_option
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
@@ -39,6 +41,10 @@ HEADS = 3
 CODE = CacheCode.parse("balanced:2/1,sinks=4,window=32")
 #: Planes of keys and of values per cycle, measured besides one of each.
 PLANES = (3, 2)
+#: Places for anchors: 2 % of 1024 tokens.
+ANCHORS = 20
+#: Jobs with places for anchors: hits that make an anchor, and number of anchors before.
+WITH_ANCHORS = {"none": (4095, 0), "each job a new one": (0, 0), "all places taken": (0, ANCHORS)}
 
 
 def bounds(
@@ -58,9 +64,11 @@ def cycles(
     tokens: int,
     settings: MemorySettings,
     append: bool,
+    anchors: tuple[int, int] = (0, 0),
 ) -> float:
     """Measure cycles per job, with jobs of different KV heads back to back."""
-    return counters(config, code, tokens, settings, append, HEADS)["busy_cycles"] / HEADS
+    counted = counters(config, code, tokens, settings, append, HEADS, anchors)
+    return counted["busy_cycles"] / HEADS
 
 
 def counters(
@@ -70,10 +78,16 @@ def counters(
     settings: MemorySettings,
     append: bool,
     heads: int,
+    anchors: tuple[int, int] = (0, 0),
 ) -> dict[str, int]:
     """Attend to `tokens` tokens, one job per KV head; return the accelerator's counters by name.
 
     The memory holds random records. If `append`, each job appends the last of these tokens.
+
+    Parameters
+    ----------
+    anchors : hits that make an anchor, and number of anchors before the job, for a code with places
+        for anchors
     """
     rng = np.random.default_rng(tokens)
     layout = MemoryLayout(config, [code], heads, tokens)
@@ -81,7 +95,15 @@ def counters(
     largest = (1 << config.scale_exponent_bits) - 1
     work = []
     for head in range(heads):
-        descriptors = HeadDescriptors(layout, 0, head, table=head, rotate=True, centre=True)
+        descriptors = HeadDescriptors(
+            layout,
+            0,
+            head,
+            table=head,
+            rotate=True,
+            centre=True,
+            anchor_threshold=anchors[0],
+        )
         descriptor = descriptors.job(
             tokens,
             append=append,
@@ -93,6 +115,9 @@ def counters(
         queries = rng.integers(-(1 << 15), 1 << 15, (config.query_group, config.head_dim))
         work.append(AcceleratorJob(descriptor, vectors if append else None, queries))
     with VerilatedAccelerator(config, memory, settings=settings) as accelerator:
+        if code.tiers.anchors:
+            states = [anchor_words(n, anchors[1], [0] * code.tiers.window) for n in range(heads)]
+            accelerator.load_tables([np.array(state, np.uint32) for state in states])
         return accelerator.run(work).counters
 
 
@@ -147,6 +172,19 @@ def main(config: EngineConfig, code: CacheCode, widths: tuple[int, ...]) -> None
     for tokens in contexts:
         alone, both = (cycles(wide, code, tokens, IDEAL, append) for append in (False, True))
         click.echo(f"{tokens:8} {alone:8.0f} {both:8.0f} {both / alone - 1:8.2%}")
+
+    tokens, kept = contexts[-1], replace(code, tiers=replace(code.tiers, anchors=ANCHORS))
+    click.echo(f"\nAttention over {tokens} tokens with append, {ANCHORS} places for anchors")
+    click.echo(f"{'planes':>8} {'anchors':>20} {'cycles':>8} {'added':>8}")
+    for keys, values in ((1, 1), PLANES):
+        wide = config.replace(
+            memory_bits=widths[-1], key_planes_per_cycle=keys, value_planes_per_cycle=values
+        )
+        without = cycles(wide, code, tokens, IDEAL, append=True)
+        click.echo(f"{f'{keys}/{values}':>8} {'no places':>20} {without:8.0f}")
+        for name, anchors in WITH_ANCHORS.items():
+            taken = cycles(wide, kept, tokens, IDEAL, append=True, anchors=anchors)
+            click.echo(f"{'':8} {name:>20} {taken:8.0f} {taken / without - 1:8.2%}")
 
 
 if __name__ == "__main__":
