@@ -50,6 +50,7 @@ def test_fields_that_a_file_leaves_out() -> None:
         "memory_bits": 128,
         "address_bits": 40,
         "table_heads": 1,
+        "anchor_slots": 32,
         "read_ahead": 256,
     }
 
@@ -75,6 +76,7 @@ INTEGERS = {
     "memory_bits": "32..1024",
     "address_bits": "16..64",
     "table_heads": "1..1024",
+    "anchor_slots": "0..256",
     "read_ahead": "16..4096",
 }
 
@@ -300,6 +302,7 @@ def test_digest_tells_every_field_apart() -> None:
                 "memory_bits": base.memory_bits,
                 "address_bits": 1,
                 "table_heads": 1,
+                "anchor_slots": 1,
                 "read_ahead": base.read_ahead,
             }.items()
         ),
