@@ -153,7 +153,7 @@ async def identity_and_resets(dut: HierarchyObject) -> None:
     }
     bench.check(await read(master, "shape"), shape, "shape")
     bench.check(await read(master, "max_context"), {"tokens": config.max_context}, "max_context")
-    bench.check(await read(master, "version"), {"major": 1, "minor": 1}, "version")
+    bench.check(await read(master, "version"), {"major": 1, "minor": 2}, "version")
     bench.check(await read(master, "status"), {"free": 2, "pending": 0}, "status")
     for register in list(REGISTERS.values())[6:]:
         for index in range(register.count):
