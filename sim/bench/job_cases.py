@@ -350,7 +350,7 @@ def random_job(rng: np.random.Generator, config: EngineConfig) -> Job:
         },
         "table": number(0, config.table_heads - 1),
         "anchors": anchors,
-        "anchor_threshold": int(rng.integers(256)),
+        "anchor_threshold": int(rng.integers(4096)),
         **{
             side: {name: int(rng.integers(address)) for name in ("sinks", "body", "window")}
             for side in SIDES

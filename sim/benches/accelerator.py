@@ -42,10 +42,10 @@ SLIDING = (
 )
 #: Codes with anchors, each with the hits from which on a token becomes one.
 ANCHORED = {
-    "balanced:2/1,sinks=2,window=3,anchors=3,feedback": 3,
+    "balanced:2/1,sinks=2,window=3,anchors=3,feedback": 20,
     "balanced:1/2,window=1,anchors=2": 0,  # no token gets a hit; the first two become anchors
-    "residual:2/3,sinks=1,window=4,anchors=40,tier=4": 3,  # more places than there will be tokens
-    "balanced:3/2,sinks=3,window=5,anchors=2,tier=3": 6,
+    "residual:2/3,sinks=1,window=4,anchors=40,tier=4": 30,  # more places than there will be tokens
+    "balanced:3/2,sinks=3,window=5,anchors=2,tier=3": 40,
     "balanced:2/2,window=6,anchors=9": 0,  # all tokens become anchors
 }
 _PAGE = 4096
