@@ -115,11 +115,7 @@ class KvHead:
         """Write all stored vectors into an image, at the place of KV head `head` of `layer`."""
         stores: dict[Side, TieredStore] = {"key": self.keys, "value": self.values}
         for side, vectors in stores.items():
-            view = vectors.view()
-            parts = view.of_head(0)
-            anchors = view.body.tokens - parts["body"].tokens
-            for tier, planes in parts.items():
-                image.write(layer, head, side, tier, planes, vectors.tokens, anchors)
+            image.store(layer, head, side, vectors.view(), source=0)
 
     def attend(
         self, queries: Tensor, exponents: Tensor, learned_sinks: LearnedSinks | None = None

@@ -13,6 +13,7 @@ from golden.attend.backends import FloatBackend, GoldenBackend, to_float
 from golden.attend.single_precision import SinglePrecisionBackend
 from golden.cache.memory_image import MemoryImage
 from golden.cache.ternary_cache import TernaryCacheLayer
+from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.dequantizer import dequantize
 from golden.engine import Attention, attend
@@ -25,6 +26,7 @@ from golden.queries import Queries, quantize_queries
 from golden.query_conditioner import query_conditioner
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import load_config
+from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.layout import MemoryLayout
 
 TINY = load_config("tiny")  # blocks of 4 tokens
@@ -239,3 +241,12 @@ def test_a_calibration_without_thresholds_is_refused():
     )
     with pytest.raises(ValueError, match="the calibration no thresholds"):
         cache.update(KEYS, VALUES)
+
+
+def test_padded_batches_are_refused():
+    cache = layer(CODES[1])
+    stored, _ = cache.update(KEYS, VALUES)
+    mask = causal_mask(TOKENS, TOKENS)[None, None].clone()
+    mask[..., :3] = False
+    with pytest.raises(UserError, match=r"has anchors, which a batch with padded .* anchors=0$"):
+        ternary_attention(Module(), QUERIES, stored, stored, mask)

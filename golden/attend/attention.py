@@ -85,17 +85,14 @@ def ternary_attention(
         queries = queries * factor
     _check_window(kwargs.get("sliding_window"), key)
     visible = _visible(attention_mask, query.shape[-2], key)
-    if key.code.tiers.sinks and visible is not None and not visible.any(-2).all():
-        raise UserError(
-            f"code: {str(key.code)!r} has sinks, which a batch with padded sequences cannot have; "
-            "allowed are codes with sinks=0"
-        )
+    if visible is not None and not visible.any(-2).all():
+        for part in ("sinks", "anchors"):
+            if getattr(key.code.tiers, part):
+                raise UserError(
+                    f"code: {str(key.code)!r} has {part}, which a batch with padded sequences "
+                    f"cannot have; allowed are codes with {part}=0"
+                )
     if key.code.tiers.anchors:
-        if visible is not None and not visible.any(-2).all():
-            raise UserError(
-                f"code: {str(key.code)!r} has anchors, which a batch with padded sequences cannot "
-                "have; allowed are codes with anchors=0"
-            )
         lanes = query_conditioner(
             config, quantize_queries(config, queries), key.conditioning.rotate
         )

@@ -41,15 +41,18 @@ class MemoryImage:
                 f"must be torch.uint8 ({layout.bytes},)"
             )
 
-    def store(self, layer: int, head: int, side: Side, vectors: TieredView) -> None:
+    def store(
+        self, layer: int, head: int, side: Side, vectors: TieredView, source: int | None = None
+    ) -> None:
         """Write all vectors of one KV head of a cache layer's sequence 0.
 
         Parameters
         ----------
         layer, head, side : place in the layout
         vectors : the keys, or the values, of the cache layer
+        source : index of the KV head in `vectors`; `head` when None
         """
-        parts = vectors.of_head(head)
+        parts = vectors.of_head(head if source is None else source)
         anchors = vectors.body.tokens - parts["body"].tokens
         for name, planes in parts.items():
             self.write(layer, head, side, name, planes, vectors.tokens, anchors)
