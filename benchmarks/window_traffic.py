@@ -22,8 +22,8 @@ from typing import NamedTuple
 import click
 from accelerator_cycles import counters
 
-from kvtq_hw.commands.frame.options import DEFAULT_CODE, code_option
-from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.commands.frame.options import code_option
+from kvtq_hw.contract.codes import DEFAULT_CODE, CacheCode
 from kvtq_hw.contract.config import EngineConfig, load_config
 from kvtq_hw.contract.cycle_model import code_bound, code_job_cycles
 from kvtq_hw.contract.packing import cache_bytes

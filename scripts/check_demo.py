@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from kvtq_hw.commands.frame.options import DEFAULT_CODE
+from kvtq_hw.contract.codes import DEFAULT_CODE
 
 CODE = str(DEFAULT_CODE)
 NEW_TOKENS = 24

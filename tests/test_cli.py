@@ -17,14 +17,12 @@ from click.testing import CliRunner
 from kvtq_hw import __version__, commands
 from kvtq_hw.commands.frame.cli import EXTRA_OF_MODULE, cli, run
 from kvtq_hw.commands.frame.options import (
-    DEFAULT_CODE,
-    STANDARD_CODES,
     OutputFile,
     code_option,
     command_line,
     json_option,
 )
-from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.codes import DEFAULT_CODE, STANDARD_CODES, CacheCode
 
 COMMANDS = cli.list_commands(click.Context(cli))
 

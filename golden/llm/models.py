@@ -43,7 +43,7 @@ from kvtq_hw.contract.config import ConfigError, EngineConfig, load_config
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.model_wheels import WHEEL_MODELS, WheelModel, find_wheels, gguf_blocks
 
-__all__ = ["LanguageModel", "load_model"]
+__all__ = ["LanguageModel", "fitted_config", "load_model"]
 
 # Every tokenizer has at least one of these files.
 _VOCABULARIES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken")
@@ -166,18 +166,9 @@ class LanguageModel:
         ConfigError
             When no engine supports this model's head dimension, query group or the context.
         """
-        base = load_config("smollm2")
-        shape = {
-            "head_dim": self.head_dim,
-            "lanes": _lanes(self.head_dim),
-            "query_group": self.query_group,
-            "max_context": max(base.max_context, 1 << (context - 1).bit_length()),
-            "table_heads": min(self.layers * self.kv_heads, _MOST_TABLES),
-        }
-        if all(getattr(base, field) == value for field, value in shape.items()):
-            return base
+        tables = min(self.layers * self.kv_heads, _MOST_TABLES)
         try:
-            return base.replace(**shape, name="fitted")
+            return fitted_config(self.heads, context, tables)
         except ConfigError as error:
             raise ConfigError(f"model {self.name!r} fits no engine: {error}") from None
 
@@ -253,6 +244,33 @@ class LanguageModel:
         config = self.engine_config(context) if config is None else config
         self.check_fits(config, codes, context, tables=tables)
         return config
+
+
+def fitted_config(heads: HeadShape, context: int, tables: int) -> EngineConfig:
+    """Return a configuration with the widths of `smollm2`; see `LanguageModel.engine_config`.
+
+    Parameters
+    ----------
+    heads : head dimension and query group of the engine
+    context : most tokens of the cache
+    tables : KV heads whose constants are on chip
+
+    Raises
+    ------
+    ConfigError
+        When no engine supports this head dimension, query group or context.
+    """
+    base = load_config("smollm2")
+    shape = {
+        "head_dim": heads.head_dim,
+        "lanes": _lanes(heads.head_dim),
+        "query_group": heads.query_group,
+        "max_context": max(base.max_context, 1 << (context - 1).bit_length()),
+        "table_heads": tables,
+    }
+    if all(getattr(base, field) == value for field, value in shape.items()):
+        return base
+    return base.replace(**shape, name="fitted")
 
 
 def _lanes(head_dim: int) -> int:

@@ -13,12 +13,12 @@ import click
 from rich.console import Console
 
 from kvtq_hw.commands.frame.options import (
-    DEFAULT_CODE,
     MAX_TOKENS,
     OutputFile,
     device_options,
     model_option,
 )
+from kvtq_hw.contract.codes import DEFAULT_CODE
 from kvtq_hw.contract.files import read_text
 
 __all__ = ["command"]

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
-    STANDARD_CODES,
     check_context,
     code_option,
     command_line,
@@ -20,7 +19,7 @@ from kvtq_hw.commands.frame.options import (
     quality_option,
     write_json,
 )
-from kvtq_hw.contract.codes import CacheCode, CodeTable
+from kvtq_hw.contract.codes import STANDARD_CODES, CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["CODES", "command"]

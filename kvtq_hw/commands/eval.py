@@ -27,7 +27,6 @@ from rich.table import Table
 from kvtq_hw.commands.frame.cluster import connected
 from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
-    STANDARD_CODES,
     OutputFile,
     code_option,
     device_options,
@@ -37,7 +36,7 @@ from kvtq_hw.commands.frame.options import (
     scheduler_option,
     write_json,
 )
-from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.codes import STANDARD_CODES, CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import read_text, write_text

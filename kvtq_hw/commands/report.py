@@ -8,13 +8,12 @@ from pathlib import Path
 import click
 
 from kvtq_hw.commands.frame.options import (
-    STANDARD_CODES,
     OutputFolder,
     code_option,
     model_option,
     preset_option,
 )
-from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.codes import STANDARD_CODES, CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text, write_text

@@ -14,7 +14,6 @@ import click
 
 from kvtq_hw.commands.frame.cluster import ENDED, connected
 from kvtq_hw.commands.frame.options import (
-    DEFAULT_CODE,
     OutputFile,
     check_context,
     code_option,
@@ -25,7 +24,7 @@ from kvtq_hw.commands.frame.options import (
     quality_option,
     scheduler_option,
 )
-from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.codes import DEFAULT_CODE, CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError, shown
 from kvtq_hw.contract.files import csv_text, json_text, write_text

@@ -25,9 +25,11 @@ from kvtq_hw.contract.files import Schema, read_toml, validated
 from kvtq_hw.contract.tiers import NO_TIERS, Tiers
 
 __all__ = [
+    "DEFAULT_CODE",
     "MAX_DIGITS",
     "MAX_LAYERS",
     "SCALE_CHOICES",
+    "STANDARD_CODES",
     "CacheCode",
     "CodeKind",
     "CodeTable",
@@ -375,3 +377,13 @@ def _option(text: str, option: str) -> tuple[str, Any]:
         f"code: {shown(text)} has the unknown option {shown(option)}; allowed are sinks=N, "
         f"window=N, anchors=N, tier=N, sliding=N, feedback and scale={'|'.join(SCALE_CHOICES)}"
     )
+
+
+#: Codes that commands compare: they differ only in the body's digits of keys and values.
+STANDARD_CODES = tuple(
+    CacheCode.parse(f"balanced:{digits},sinks=4,window=32,feedback")
+    for digits in ("3/2", "2/2", "2/1", "1/1")
+)
+
+#: Code where none is given, and the recommended code (docs/quality.md).
+DEFAULT_CODE = STANDARD_CODES[0]

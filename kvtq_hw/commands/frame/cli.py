@@ -26,6 +26,7 @@ import click
 from kvtq_hw import __version__, commands
 from kvtq_hw.commands.frame.crash import write_crash
 from kvtq_hw.contract.errors import LOGGER, UserError, shown
+from kvtq_hw.host.packages import check_packages
 
 __all__ = ["EXTRA_OF_MODULE", "cli", "main", "run"]
 
@@ -98,6 +99,7 @@ class CommandGroup(click.Group):
 @click.version_option(__version__, prog_name="kvtq-hw")
 def cli() -> None:
     """Ternary KV-cache attention in hardware: generate, simulate, compare, measure."""
+    check_packages()
 
 
 def run(arguments: Sequence[str]) -> int:

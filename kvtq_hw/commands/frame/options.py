@@ -9,16 +9,14 @@ from typing import Any, Literal
 
 import click
 
-from kvtq_hw.contract.codes import CacheCode, CodeTable, read_code
+from kvtq_hw.contract.codes import DEFAULT_CODE, CacheCode, CodeTable, read_code
 from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import check_destination, check_folder, json_text, write_text
 from kvtq_hw.contract.model_wheels import WHEEL_MODELS
 
 __all__ = [
-    "DEFAULT_CODE",
     "MAX_TOKENS",
-    "STANDARD_CODES",
     "CodeType",
     "FiniteRange",
     "OutputFile",
@@ -40,15 +38,6 @@ __all__ = [
     "write_json",
 ]
 
-
-#: Codes that commands compare: they differ only in the body's digits of keys and values.
-STANDARD_CODES = tuple(
-    CacheCode.parse(f"balanced:{digits},sinks=4,window=32,feedback")
-    for digits in ("3/2", "2/2", "2/1", "1/1")
-)
-
-#: Code of commands if none is given, and the recommended code (docs/quality.md).
-DEFAULT_CODE = STANDARD_CODES[0]
 
 #: Most tokens that any option accepts: the longest context of a configuration.
 MAX_TOKENS = 1 << 20

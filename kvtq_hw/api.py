@@ -1,0 +1,154 @@
+"""The main things in one call each: a ternary cache for a model, attention on tensors, Verilog.
+
+`kvtq_hw` exports these functions and imports this module when one of them is used, so that
+``import kvtq_hw`` stays fast. Generating Verilog needs the base install; the other two need the
+extra ``golden``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvtq_hw.contract.codes import DEFAULT_CODE, CacheCode, CodeTable, read_code
+from kvtq_hw.contract.config import EngineConfig, load_config
+from kvtq_hw.contract.errors import UserError
+from kvtq_hw.host.packages import check_packages
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from golden.cache.ternary_cache import TernaryCache
+
+__all__ = ["attention", "generate_verilog", "ternary_cache"]
+
+check_packages()
+
+
+def ternary_cache(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    code: str | CacheCode | CodeTable = DEFAULT_CODE,
+    context: int | None = None,
+    calibration: Path | str | None = None,
+) -> TernaryCache:
+    """Make an empty ternary cache for a model of transformers, and let the model attend over it.
+
+    The model is calibrated on 4096 tokens that it writes itself, which takes minutes. The result is
+    kept in the user's cache folder and used again for the same weights. The model's attention
+    implementation becomes ``"kvtq_ternary"``; ``model.set_attn_implementation("sdpa")`` undoes it.
+    Attention computes in the integers of docs/contract.md, on the model's device.
+
+    Parameters
+    ----------
+    model : causal language model in evaluation mode
+    tokenizer : the model's tokenizer; None loads it from where the model came from
+    code : code of the cached vectors, such as ``"balanced:3/2"``, or the path of a code table; see
+        `kvtq_hw.contract.codes`
+    context : most tokens of the cache; None for as many as the model has positions
+    calibration : file of ``kvtq-hw calibrate``; None to calibrate once and keep the result
+
+    Returns
+    -------
+    The cache, for ``model.generate(..., past_key_values=cache)``. One cache serves one batch of
+    sequences; make another one for the next.
+
+    Raises
+    ------
+    UserError
+        When the code is none, the model does not run on a ternary cache, the tokenizer is not
+        found, or the file is no calibration of this model.
+    """
+    from rich.console import Console
+
+    from golden.attend.attention import ATTENTION
+    from golden.attend.backends import GoldenBackend
+    from golden.llm.calibration import load_calibration, load_or_calibrate
+    from golden.llm.decoding import make_cache
+    from golden.llm.models import LanguageModel
+    from golden.study.key_error import warn_of_keys
+
+    code = read_code(code) if isinstance(code, str) else code
+    name = model.config.name_or_path or type(model).__name__
+    language_model = LanguageModel(name, model, tokenizer or _tokenizer(name))
+    config = language_model.fitted(None, [code], context or language_model.max_positions)
+    with language_model.attending_with("sdpa"):
+        if calibration is not None:
+            measured = load_calibration(Path(calibration), language_model)
+        else:
+            with Console(stderr=True).status(f"Calibrating {name}, once: takes minutes"):
+                measured = load_or_calibrate(language_model)
+        warn_of_keys(language_model, measured.conditioning(feedback=code.feedback), config, code)
+    model.set_attn_implementation(ATTENTION)
+    return make_cache(config, code, measured, GoldenBackend(), language_model.windows)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of the model that was loaded from `name`."""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        first = str(error).partition("\n")[0]
+        raise UserError(
+            f"model {name!r}: its tokenizer cannot be loaded ({first}); pass it as tokenizer="
+        ) from None
+
+
+def attention(
+    queries: Tensor, keys: Tensor, values: Tensor, *, code: str | CacheCode = "balanced:3/2"
+) -> Tensor:
+    """Compute causal attention over keys and values in ternary digits, as the hardware does.
+
+    The formula is ``softmax(q.k / sqrt(D)) v`` per query head, with keys and values rotated,
+    rounded to the digits of `code` and attended to in the integers of docs/contract.md. Nothing is
+    calibrated: there are no centres, and the largest element sets the range.
+
+    Parameters
+    ----------
+    queries : float [heads, I, D], of the newest I tokens
+    keys, values : float [kv_heads, T, D]; `heads` is a multiple of `kv_heads`
+    code : code without feedback or anchors, which need a calibration
+
+    Returns
+    -------
+    float32 [heads, I, D]
+
+    Raises
+    ------
+    UserError
+        When the code needs a calibration, or no engine has this head dimension or query group.
+    ValueError
+        When the shapes do not fit each other, or an element is not finite.
+    """
+    from golden.llm.uncalibrated import uncalibrated_attention
+
+    parsed = CacheCode.parse(code) if isinstance(code, str) else code
+    return uncalibrated_attention(queries, keys, values, parsed)
+
+
+def generate_verilog(
+    config: EngineConfig | str | Path = "smollm2", block: str = "accelerator"
+) -> str:
+    """Return the Verilog of a block with everything below it, in one text.
+
+    Parameters
+    ----------
+    config : a configuration, the name of a preset (``tiny``, ``smollm2``, ``llama3-8b``) or the
+        path of a TOML file
+    block : ``"accelerator"`` with AXI ports, ``"engine"`` for the attention core alone, or another
+        name of `rtl.blocks.BLOCKS`
+
+    Raises
+    ------
+    UserError
+        When there is no such configuration or block.
+    """
+    from rtl.blocks import emit_block
+
+    if not isinstance(config, EngineConfig):
+        config = load_config(config)
+    return emit_block(block, config)

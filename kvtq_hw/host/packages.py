@@ -1,0 +1,37 @@
+"""The top-level packages of this distribution, and packages of others that hide them.
+
+The distribution installs `golden`, `rtl` and `sim` beside `kvtq_hw`. These names are short, so a
+folder or a file of the user's may have one of them. Python takes whichever comes first in
+``sys.path``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from kvtq_hw.contract.errors import UserError
+
+__all__ = ["check_packages"]
+
+_PACKAGES = ("golden", "rtl", "sim")
+
+
+def check_packages() -> None:
+    """Check that Python finds this distribution's packages under their names.
+
+    Raises
+    ------
+    UserError
+        When another package or module has one of the names, or a package is missing.
+    """
+    home = Path(__file__).resolve().parents[2]
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        expected = home / name / "__init__.py"
+        found = None if spec is None else spec.origin
+        if found is None or Path(found).resolve() != expected:
+            raise UserError(
+                f"package {name!r}: Python finds {found or 'a folder without __init__.py'!r} "
+                f"instead of {str(expected)!r}; rename the other one, or run in another folder"
+            )
