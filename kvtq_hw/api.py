@@ -68,7 +68,7 @@ def ternary_cache(
     from golden.llm.calibration import load_calibration, load_or_calibrate
     from golden.llm.decoding import make_cache
     from golden.llm.models import LanguageModel
-    from golden.study.key_error import warn_of_keys
+    from golden.study.coding_warnings import warn_of_losses
 
     code = read_code(code) if isinstance(code, str) else code
     name = model.config.name_or_path or type(model).__name__
@@ -80,7 +80,7 @@ def ternary_cache(
         else:
             with Console(stderr=True).status(f"Calibrating {name}, once: takes minutes"):
                 measured = load_or_calibrate(language_model)
-        warn_of_keys(language_model, measured.conditioning(feedback=code.feedback), config, code)
+        warn_of_losses(language_model, measured.conditioning(feedback=code.feedback), config, code)
     model.set_attn_implementation(ATTENTION)
     return make_cache(config, code, measured, GoldenBackend(), language_model.windows)
 

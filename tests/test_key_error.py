@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from golden.llm.calibration import calibrate
 from golden.llm.models import LanguageModel
 from golden.study.coding_error import coding_errors
-from golden.study.key_error import key_warning, score_errors, warn_of_keys
+from golden.study.coding_warnings import warn_of_losses
+from golden.study.key_error import key_warning, score_errors
 from golden.study.quality import documentation_text
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.codes import CacheCode, CodeTable
@@ -78,7 +79,7 @@ def test_the_whole_line(caplog):
     errors = score_errors(*setup, code)
     layer, kv_head = divmod(int(errors.argmax()), 2)
     with caplog.at_level(logging.WARNING, "kvtq_hw"):
-        warn_of_keys(*setup, code)
+        warn_of_losses(*setup, code)
     (record,) = caplog.records
     head, _, tail = record.getMessage().partition(" nats rms, ")
     assert head == (

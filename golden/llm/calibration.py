@@ -49,6 +49,7 @@ __all__ = [
     "calibrate",
     "load_calibration",
     "load_or_calibrate",
+    "output_projection",
     "save_calibration",
 ]
 
@@ -287,7 +288,7 @@ class _LayerStatistics:
         kv_heads, tokens, dim = inputs.keys.shape
         key, value = map_.keys(inputs.keys).float(), map_.values(inputs.values).float()
         grouped = map_.queries(inputs.queries.unflatten(0, (kv_heads, -1))).float()
-        projection = _output_projection(inputs.module, heads, dim).to(key.device)
+        projection = output_projection(inputs.module, heads, dim).to(key.device)
         projection = map_.projection(projection.unflatten(0, (kv_heads, -1))).float()
         through = projection.mT @ projection  # [kv_heads, G, D, D]
         sinks = inputs.sink_logits
@@ -335,7 +336,7 @@ def _importance(
     return (weights.square() * distances.clamp(min=0))[..., FIRST_TOKENS:].sum(-1)
 
 
-def _output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
+def output_projection(module: nn.Module, heads: int, dim: int) -> Tensor:
     """Return the output projection of an attention module, per head: [heads, out, D].
 
     The result is the identity where the module has no projection under a known name.

@@ -28,9 +28,9 @@ from golden.study.coding_error import coding_errors
 from golden.study.quality import documentation_text
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.errors import UserError, warn
+from kvtq_hw.contract.errors import UserError
 
-__all__ = ["key_warning", "score_errors", "warn_of_keys"]
+__all__ = ["documentation_inputs", "key_warning", "score_errors"]
 
 _TOKENS = 128
 # Queries with fewer tokens before them are skipped: their attention has little to get wrong.
@@ -67,6 +67,20 @@ def score_errors(
     UserError
         When the model's tokenizer makes no tokens of an English text.
     """
+    inputs = documentation_inputs(language_model)
+    codes = code.for_layers(language_model.windows)
+    entries = zip(codes, inputs, conditioning, strict=True)
+    return torch.stack([_layer_errors(config, *entry) for entry in entries]).cpu()
+
+
+def documentation_inputs(language_model: LanguageModel) -> list[LayerInputs]:
+    """Return the inputs of each layer's attention for the first tokens of the documentation.
+
+    Raises
+    ------
+    UserError
+        When the model's tokenizer makes no tokens of an English text.
+    """
     ids = language_model.tokenizer(documentation_text()[: 20 * _TOKENS]).input_ids[:_TOKENS]
     if not ids:
         raise UserError(
@@ -80,13 +94,7 @@ def score_errors(
 
     with watched(language_model, keep), torch.no_grad():
         language_model.model(language_model.placed(torch.tensor(ids))[None], use_cache=False)
-    codes = code.for_layers(language_model.windows)
-    return torch.stack(
-        [
-            _layer_errors(config, of_layer, layers[layer], entry)
-            for layer, (of_layer, entry) in enumerate(zip(codes, conditioning, strict=True))
-        ]
-    ).cpu()
+    return [layers[layer] for layer in range(language_model.layers)]
 
 
 def key_warning(
@@ -111,18 +119,6 @@ def key_warning(
         f"{times[layer, head]:.0f} times as far as usual; measure what is lost with kvtq-hw eval, "
         "or give keys more digits"
     )
-
-
-def warn_of_keys(
-    language_model: LanguageModel,
-    conditioning: Sequence[Conditioning],
-    config: EngineConfig,
-    code: CacheCode | CodeTable,
-) -> None:
-    """Give the warning of `key_warning`, if there is one."""
-    line = key_warning(language_model, conditioning, config, code)
-    if line is not None:
-        warn(f"model {language_model.name!r}, {line}")
 
 
 def _layer_errors(

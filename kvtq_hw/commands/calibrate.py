@@ -59,7 +59,7 @@ def command(
     """Measure equalizers, key centres, number ranges and feedback matrices of a model."""
     from golden.llm.calibration import calibrate, save_calibration
     from golden.llm.models import load_model
-    from golden.study.key_error import warn_of_keys
+    from golden.study.coding_warnings import warn_of_losses
 
     text = None if text_file is None else read_text(text_file, "text")
     console = Console()
@@ -73,7 +73,7 @@ def command(
         f"{layers} layers, {kv_heads} KV heads of {dim}, measured on {tokens} tokens; "
         f"written to {output}"
     )
-    warn_of_keys(
+    warn_of_losses(
         language_model,
         calibration.conditioning(feedback=DEFAULT_CODE.feedback),
         config,

@@ -199,7 +199,7 @@ def _formats(
 ) -> dict[str, CacheFormat | None]:
     """Return the format of each spelled code, None for the model's own cache.
 
-    Warns of keys that a code rounds badly.
+    Warns of keys that a code rounds badly, and of layers that lose far more than others.
 
     Parameters
     ----------
@@ -209,8 +209,8 @@ def _formats(
     from golden.attend.single_precision import SinglePrecisionBackend
     from golden.llm.calibration import load_or_calibrate
     from golden.study.catalog import TernaryFormat, parse_format
+    from golden.study.coding_warnings import warn_of_losses
     from golden.study.formats import FormatInputs
-    from golden.study.key_error import warn_of_keys
     from kvtq_hw.commands.frame.measuring import UNQUANTIZED
 
     backend = GoldenBackend() if attention == "integer" else SinglePrecisionBackend()
@@ -220,7 +220,7 @@ def _formats(
     }
     for entry in formats.values():
         if isinstance(entry, TernaryFormat) and entry.conditioning[0].rotate:
-            warn_of_keys(model, entry.conditioning, entry.config, entry.code)
+            warn_of_losses(model, entry.conditioning, entry.config, entry.code)
     return formats
 
 

@@ -169,7 +169,7 @@ def load_session(
 ) -> Session:
     """Make a session on the golden model: fit a configuration to the model, calibrate the model.
 
-    Warns of keys that the code rounds badly.
+    Warns of keys that the code rounds badly, and of layers that lose far more than others.
 
     Parameters
     ----------
@@ -186,7 +186,7 @@ def load_session(
     """
     from golden.attend.backends import GoldenBackend
     from golden.llm.calibration import load_calibration, load_or_calibrate
-    from golden.study.key_error import warn_of_keys
+    from golden.study.coding_warnings import warn_of_losses
 
     config = model.fitted(preset, [code], context, tables=tables)
     with status("Calibrating"):
@@ -194,7 +194,7 @@ def load_session(
             calibration = load_or_calibrate(model)
         else:
             calibration = load_calibration(calibration_file, model)
-    warn_of_keys(model, calibration.conditioning(feedback=code.feedback), config, code)
+    warn_of_losses(model, calibration.conditioning(feedback=code.feedback), config, code)
     return Session(model, config, code, calibration, GoldenBackend())
 
 
