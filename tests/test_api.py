@@ -49,9 +49,10 @@ def test_generate_with_a_stock_model(folder, tmp_path):
     assert model.generate(**inputs, max_new_tokens=2, do_sample=False).shape[1] == 14
 
 
-def test_the_example_of_the_readme(folder, capsys):
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text("utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
+def test_the_example_of_the_page(folder, capsys):
+    page = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
+    text = page.read_text("utf-8")
+    (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     name = '"HuggingFaceTB/SmolLM2-135M-Instruct"'
     assert name in block
     scope = {"queries": torch.ones(4, 1, 16), "keys": (x := torch.ones(2, 3, 16)), "values": x}

@@ -127,7 +127,7 @@ def test_the_default_codes_are_worth_it() -> None:
     cycles = {row.name: row.effective_cycles for row in rows}
     assert [row.name for row in rows[:3]] == ["ternary K3/V2", "ternary K2/V2", "ternary K2/V1"]
     speeds = [round(cycles["INT8"] / row.effective_cycles, 3) for row in rows[:3]]
-    assert speeds == [1.885, 2.307, 2.961]  # as README and docs/estimates.md have them
+    assert speeds == [1.885, 2.307, 2.961]  # as docs/measured.md and docs/estimates.md have them
     assert cycles["INT4"] > cycles["ternary K2/V2"]
 
 

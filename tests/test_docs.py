@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from kvtq_hw import __version__
+
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
 def paths(text: str) -> list[str]:
@@ -41,6 +43,10 @@ def test_architecture_draws_the_rooms_that_lint_checks() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     [rooms] = [c for c in project["tool"]["importlinter"]["contracts"] if c["id"] == "rooms"]
     assert drawn == rooms["layers"]
+
+
+def test_citation_is_of_this_version() -> None:
+    assert f"version: {__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
 
 
 def test_glossary_says_each_word_once() -> None:

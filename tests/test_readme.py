@@ -1,4 +1,4 @@
-"""The examples of the README and the demo of the Makefile: what they say must exist."""
+"""README, the page of commands and the demo of the Makefile: what they say must exist."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from kvtq_hw.contract.config import EngineConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+EXAMPLES = README + (ROOT / "docs" / "commands.md").read_text("utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """The fenced code blocks of a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    """The fenced code blocks of a language, on both pages."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", EXAMPLES, re.MULTILINE | re.DOTALL)
 
 
 def calls(script: str) -> list[str]:
@@ -50,9 +51,13 @@ def test_each_command_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("block", blocks("toml"))
-def test_configuration_of_the_readme_loads(tmp_path, block: str) -> None:
+def test_configuration_of_the_examples_loads(tmp_path, block: str) -> None:
     (tmp_path / "mine.toml").write_text(block)
     assert isinstance(load_config(tmp_path / "mine.toml"), EngineConfig)
+
+
+def test_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 130
 
 
 def test_paths_in_tables_and_links_exist() -> None:
