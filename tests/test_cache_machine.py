@@ -262,7 +262,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert (stored.tokens, stored.new_tokens) == (self.tokens, tokens)
         expected = self.values.exponents(self.real)[..., -tokens:]
         assert torch.equal(stored.value_exponent(self.visible(tokens)), expected)
-        assert (stored.vectors is not None) == (tokens == 1)
+        assert all(x.shape[-2] == tokens for x in stored.vectors)
 
     def attend(self, stored, tokens: int, generator: torch.Generator) -> None:
         """Attention of some tokens of each sequence, one by one, over its own real tokens."""

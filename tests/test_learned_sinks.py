@@ -18,12 +18,15 @@ from golden.attend.backends import FloatBackend, GoldenBackend
 from golden.attend.plain_attention import PLAIN_ATTENTION
 from golden.attend.single_precision import SinglePrecisionBackend
 from golden.cache.attention_job import AttentionJob
+from golden.cache.ternary_cache import TernaryCacheLayer
+from golden.conditioning import Conditioning
 from golden.learned_sinks import LearnedSinks, quantize_learned_sinks, softmax
 from golden.llm.calibration import _importance
 from golden.llm.capture import CaptureBackend
 from golden.online_softmax import online_softmax
 from golden.study.baselines.codecs import FloatCodec
 from golden.study.baselines.layer import BaselineLayer, LayerRules, TierRule, baseline_attention
+from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import load_config
 
 TINY, SMOLLM2 = load_config("tiny"), load_config("smollm2")
@@ -154,12 +157,16 @@ def test_a_job_gives_integers_of_its_layer() -> None:
 
 def test_captured_jobs_keep_those_of_their_head() -> None:
     config = SMOLLM2.replace(max_context=128)
-    layer = filled(config, "balanced:3/2", 1, 3)
     queries = gaussian(1, 3, config.query_group, 1, config.head_dim, seed=2) * 2.0**-17
     logits = gaussian(3, config.query_group, seed=3) * 4
-    backend = CaptureBackend([0], [2], [0, 1])
-    for sinks in (logits, None):
-        backend.attend(AttentionJob(0, queries, layer, None, sinks))
+    backend = CaptureBackend([0], [2], [7, 8])
+    layer = TernaryCacheLayer(
+        config, CacheCode.parse("balanced:3/2"), Conditioning(True, None, -12, -12), backend
+    )
+    for step in range(8):
+        cache, _ = layer.update(*gaussian(2, 1, 3, 1, config.head_dim, seed=step))
+        backend.attend(AttentionJob(0, queries, cache, None, logits))
+    backend.attend(AttentionJob(0, queries, cache, None))
     kept, without = backend.captured
     expected = quantize_learned_sinks(config, logits)
     assert torch.equal(kept.learned_sinks.maximum, expected.maximum[2])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from kvtq_hw.estimates.power import _energies
 
 LIBRARY = shipped_liberty()
 PREFIX = "sky130_fd_sc_hd__"
+INTEGERS = ("int8", "int4")
 
 
 def bits(*values: int, width: int = 1) -> np.ndarray:
@@ -197,29 +200,51 @@ def captured(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("power")
     model = save_tiny_model(folder / "model")
     options = ["--preset", "tiny", "--model", str(model), "--prompt", prompt(20)]
+    options += ["--code", "balanced:3/2,sinks=2,window=4"]
     assert run(["capture", *options, "-o", str(folder / "out")]) == 0
     (file,) = (folder / "out").iterdir()
     return file
 
 
-def test_integers_are_the_same_vectors(captured) -> None:
+@pytest.mark.parametrize("cache_format", INTEGERS)
+def test_integers_are_rounded_from_the_vectors_themselves(captured, cache_format) -> None:
     job = load_captured(captured)
-    other = as_integers(job, "int8")
-    assert other.config.cache_format == "int8" and torch.equal(other.golden(), other.expected)
-    for name in ("keys", "values"):
-        planes, integers = getattr(job, name), getattr(other, name)
-        weights = planes.run_weight() * decode_scale(job.config, *_first(planes))
-        exact = (planes.digits.long() * weights[..., None]).sum(-2)
-        scale = decode_scale(other.config, integers.fraction, integers.exponent)
+    other = as_integers(job, cache_format)
+    config = other.config
+    assert config.cache_format == cache_format and torch.equal(other.golden(), other.expected)
+    for name in ("key", "value"):
+        exact, integers = getattr(job, f"{name}_vectors"), getattr(other, f"{name}s")
+        scale = decode_scale(config, integers.fraction, integers.exponent)
         found = (integers.digits.long() * scale[..., None])[:, 0]
         assert ((found - exact).abs() * 2 <= scale).all()
         # the whole range is used: the scale has few bits, and is rounded up
-        assert (integers.digits.abs().amax(-1) > 127 // 2)[exact.any(-1)].all()
+        assert (integers.digits.abs().amax(-1) > config.element_max // 2)[exact.any(-1)].all()
+    # values have more levels than two digits: magnitudes 0 to 4
+    levels = [len(set(row.tolist())) for row in other.values.digits[:, 0].abs()]
+    assert max(levels) > 5
+    assert other.value_exponent == int(other.values.exponent.max())
 
 
-def _first(planes):
-    """Scale of the only run of a balanced code, for each of its planes."""
-    return planes.fraction[:, :1], planes.exponent[:, :1]
+def test_integers_come_closer_to_unrounded_attention_than_digits(captured) -> None:
+    job = load_captured(captured)
+    config, (digits, int8, int4) = job.config, (job, *(as_integers(job, x) for x in INTEGERS))
+    queries = job.queries.values[:, 0].double()
+    octaves = -config.score_fraction_bits - job.queries.exponent.double()
+    scores = queries @ job.key_vectors.double().T * octaves.exp2()
+    exact = (scores * math.log(2)).softmax(-1) @ job.value_vectors.double()
+
+    def error(found) -> float:
+        unit = found.value_exponent + config.scale_fraction_bits - config.output_fraction_bits
+        return float((found.expected * 2.0**unit - exact).norm() / exact.norm())
+
+    assert error(int8) < 0.02 < error(digits) and error(int8) < error(int4) < error(digits)
+
+
+def test_integers_of_an_attention_of_lanes_with_several_planes(captured) -> None:
+    job = load_captured(captured)
+    planes = {"key_planes_per_cycle": 3, "value_planes_per_cycle": 2}
+    several = dataclasses.replace(job, config=job.config.replace(**planes))
+    assert as_integers(several, "int8").config == as_integers(job, "int8").config
 
 
 def test_without_zeros_nothing_else_changes(captured) -> None:
@@ -236,7 +261,7 @@ def test_without_zeros_nothing_else_changes(captured) -> None:
 def test_command(captured, tmp_path, capsys) -> None:
     file = tmp_path / "power.json"
     arguments = ["power", str(captured), "--build-folder", str(FOLDER), "--json", str(file)]
-    variants = ["captured", "no-zero-keys", "no-zero-values"]
+    variants = ["captured", "no-zero-keys", "no-zero-values", *INTEGERS]
     options = [option for name in variants for option in ("--variant", name)]
     assert run([*arguments, "--shape", "Gemma-3-270M"]) != 0  # its layers are not alike
     assert "'Gemma-3-270M' is not one of 'SmolLM2-135M'" in capsys.readouterr().err
@@ -245,7 +270,7 @@ def test_command(captured, tmp_path, capsys) -> None:
     assert "SmolLM2-135M: " in out and " uJ a token" in out
     written = json.loads(file.read_text())
     assert written["attentions_per_token"] == 90
-    plain, keys, values = (written["variants"][name] for name in variants)
+    plain, keys, values, *integers = (written["variants"][name] for name in variants)
     assert plain["tags"]["energy"] == "projected" and not plain["internal_energies"]
     rows = plain["blocks"]
     assert set(rows) >= {"select_add", "select_accumulate", "normalizer", "engine"}
@@ -259,3 +284,8 @@ def test_command(captured, tmp_path, capsys) -> None:
         assert values["blocks"][block] == rows[block]
     assert values["blocks"]["select_accumulate"] != rows["select_accumulate"]
     assert keys["cycles"] == values["cycles"] == plain["cycles"]
+    # as many slices of 8 or of 4 bits; rescales go over the bits of an accumulator
+    int8, int4 = integers
+    assert int4["cycles"] < int8["cycles"] < plain["cycles"]
+    for block in ("multiply_add", "multiply_accumulate"):
+        assert int8["blocks"][block]["toggles"] > int4["blocks"][block]["toggles"] > 0

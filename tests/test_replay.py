@@ -9,13 +9,24 @@ import pytest
 import torch
 from bench_matrix import FOLDER
 from click.testing import CliRunner
+from input_files import calibration
+from safetensors import safe_open
+from safetensors.torch import save
 from tiny_model import prompt, save_tiny_model, tiny_model, with_window
 
+from golden.cache.attention_job import AttentionJob
+from golden.cache.ternary_cache import TernaryCacheLayer
+from golden.conditioning import Conditioning
+from golden.dequantizer import dequantize
 from golden.learned_sinks import LearnedSinks
-from golden.llm.capture import load_captured
+from golden.llm.capture import CaptureBackend, load_captured
+from golden.llm.decoding import decode, make_cache
+from golden.quantizer import quantize
 from kvtq_hw.commands.capture import command as capture
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.commands.replay import command as replay
+from kvtq_hw.contract.codes import CacheCode
+from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.errors import UserError
 
 
@@ -44,6 +55,84 @@ def test_captured_jobs_are_of_their_steps(files):
     assert first.expected.any()
     # sinks and body never change
     assert torch.equal(first.keys.digits[:17], later.keys.digits[:17])
+
+
+@pytest.mark.parametrize(
+    ("code", "in_tier"),
+    [
+        ("balanced:3/2", 0),
+        ("balanced:3/2,sinks=2,window=4", 6),
+        ("balanced:3/2,sinks=2,window=4,sliding=11", 4),
+        ("balanced:3/2,sinks=2,window=4,anchors=3", 9),
+    ],
+)
+def test_vectors_of_a_capture_are_those_that_were_rounded(code, in_tier):
+    """In the order of the planes: rounding them gives the planes of every token again."""
+    config, backend = load_config("tiny"), CaptureBackend((1,), (0, 1), (0, 3))
+    measured = dataclasses.replace(calibration(), anchor_thresholds=torch.full((2, 2), 160))
+    parsed, model = CacheCode.parse(code), tiny_model()
+    if parsed.tiers.sliding:
+        model = with_window(model, parsed.tiers.sliding)
+    cache = make_cache(config, parsed, measured, backend, model.windows)
+    decode(model, prompt(20), 5, cache)
+    order = cache.layers[1].keys.view().order(parsed.tiers)
+    assert (order is None) == (parsed.tiers.sliding is None and not parsed.tiers.anchors)
+    assert order is None or (order[0, 1].diff() < 0).any()  # not that of arrival
+    assert len(backend.captured) == 4
+    for job in backend.captured:
+        spread = parsed.tiers.spread(21 + job.step)
+        for name, digits in (("key", 3), ("value", 2)):
+            vectors = getattr(job, f"{name}_vectors").long()
+            planes, depths = getattr(job, f"{name}s"), getattr(job, f"{name}_depths")
+            assert int((depths == 5).sum()) == in_tier
+            tier = quantize(config, vectors, "balanced", 5, "absmean")
+            left = dequantize(config, tier) if spread.window else vectors
+            moved = {n: quantize(config, left, "balanced", n, "absmean") for n in (digits, 5)}
+            for token, depth in enumerate(depths.tolist()):
+                stays = token < spread.sinks or token >= spread.tokens - spread.window
+                expected = tier if stays and spread.window else moved[depth]
+                for field in ("digits", "unit", "fraction", "exponent"):
+                    found = getattr(planes, field)[token, :depth]
+                    assert torch.equal(found, getattr(expected, field)[token])
+
+
+def test_a_capture_needs_every_pass_of_its_layers():
+    config, backend = load_config("tiny"), CaptureBackend((0,), (0,), (0, 1))
+    layer = TernaryCacheLayer(
+        config, CacheCode.parse("balanced:1/1"), Conditioning(True, None, -12, -12), backend
+    )
+    passes = [layer.update(*torch.randn(2, 1, 2, count, 8))[0] for count in (4, 1, 2, 1)]
+    queries = torch.randn(1, 2, 2, 4, 8, dtype=torch.float64)
+
+    def attend(index: int) -> None:
+        count = passes[index].new_tokens
+        backend.attend(AttentionJob(0, queries[..., :count, :], passes[index], None))
+
+    attend(0)
+    with pytest.raises(ValueError, match=r"^layer 0: 1 tokens came in passes that were not comp"):
+        attend(2)
+    attend(1)
+    attend(2)
+    attend(1)  # two tokens were removed
+    with pytest.raises(ValueError, match=r"^layer 0: 2 tokens came in passes"):
+        attend(3)
+    for job in backend.captured:
+        assert len(job.key_vectors) == len(job.value_vectors) == 5
+
+
+def test_captures_without_the_vectors_are_to_be_made_again(files, tmp_path, capsys):
+    old, path = tmp_path / "old.safetensors", str(files[0])
+    with safe_open(files[0], framework="pt") as file:
+        metadata = {key: file.metadata()[key] for key in ("config", "place")}
+        tensors = {key: file.get_tensor(key) for key in file.keys() if "_vectors" not in key}  # noqa: SIM118
+    old.write_bytes(save(tensors, metadata))
+    for command in ("replay", "power"):
+        assert run([command, str(old)]) == 1
+        assert capsys.readouterr().err == (
+            f"kvtq-hw: error: captured attention {str(old)!r}: not a kvtq-hw capture 2 file, which "
+            "has the vectors from before rounding; capture again\n"
+        )
+    assert load_captured(Path(path)).key_vectors.any()
 
 
 def test_replay_compares_and_records(files, simulator):

@@ -62,9 +62,8 @@ class CachePass:
     window : the windows of keys and values with all tokens of the update, before any token left;
         None for an update of one token, where every query sees what is stored, and for a code
         without a window
-    vectors : unconditioned key and value of an update of one token, 16-bit integers int64
-        [batch, kv_heads, 1, D], for hardware that quantizes and stores them itself; None for an
-        update of several tokens
+    vectors : keys and values of the update before any conditioning, 16-bit integers int64
+        [batch, kv_heads, T, D]
     exponents : exponents of the value scales written so far
     settle : callback for the attention function, to be called once with the tokens that queries
         see, so that the cache knows which tokens are padding; see
@@ -85,7 +84,7 @@ class CachePass:
     values: TieredView
     new_tokens: int
     window: tuple[PlaneView, PlaneView] | None
-    vectors: tuple[Tensor, Tensor] | None
+    vectors: tuple[Tensor, Tensor]
     exponents: WrittenExponents
     settle: Callable[[Tensor | None], None]
     revision: Revision

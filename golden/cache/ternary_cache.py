@@ -145,7 +145,7 @@ class TernaryCacheLayer(StoredLayer[TieredStore]):
         keys, saturated_keys = condition.integer_keys(key_states)
         values, saturated_values = condition.integer_values(value_states)
         self.saturated += saturated_keys + saturated_values
-        vectors = (keys, values) if new_tokens == 1 else None
+        vectors = keys, values
         keys, values = condition.rotated(condition.centred(keys)), condition.rotated(values)
         if self._anchors is not None:
             self._decide(tokens - new_tokens)  # after an update without attention

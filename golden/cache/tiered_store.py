@@ -122,6 +122,19 @@ class TieredView(NamedTuple):
         behind = torch.where(token < tiers.sinks, token, token + later)
         return torch.where(anchored, tiers.sinks + before, behind)
 
+    def order(self, tiers: Tiers) -> Tensor | None:
+        """Return the stored tokens in the engine's order, as a query of the newest token reads.
+
+        Returns
+        -------
+        Indices of stored tokens, int64 [batch, kv_heads, stored]; None where tokens keep the order
+        of their arrival
+        """
+        places = self.places(tiers, self.tokens)
+        if places is None:
+            return None
+        return places.argsort(-1).expand(*self.body.data.shape[:2], -1)
+
     def in_order(self, tiers: Tiers) -> tuple[Planes, Tensor]:
         """Return the vectors in the engine's order, as a query of the newest token reads them.
 
@@ -131,10 +144,9 @@ class TieredView(NamedTuple):
         [batch, kv_heads, stored]
         """
         planes, depths = self.planes(), self.depths()
-        places = self.places(tiers, self.tokens)
-        if places is None:
+        order = self.order(tiers)
+        if order is None:
             return planes, depths
-        order = places.argsort(-1).expand(depths.shape)
 
         def ordered(x: Tensor, axis: int) -> Tensor:
             trailing = -axis - 1

@@ -2,7 +2,9 @@
 
 A captured file holds one KV head's job in the form that the engine takes: queries, planes of keys
 and values, the value exponent, and the golden model's outputs before they are rotated back. All are
-integers. A simulator needs nothing else to run the same attention.
+integers. A simulator needs nothing else to run the same attention. The vectors that the quantizer
+made the planes from are in the file as well, so that other formats can be made from the same
+vectors.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from kvtq_hw.contract.files import Schema, parse_json, validated
 __all__ = ["CaptureBackend", "Captured", "load_captured"]
 
 _WHAT = "captured attention"
+_FORMAT = "kvtq-hw capture 2"
 _FIELDS = ("digits", "unit", "fraction", "exponent")
 
 
@@ -43,6 +46,8 @@ class Captured:
     layer, head, step : origin of the attention; step 0 is the first decode step
     queries : values [G, 1, D], exponent [G, 1]
     keys, values : Planes [T, P, D]
+    key_vectors, value_vectors : the same tokens before they were first quantized, conditioned as
+        the quantizer takes them, int32 [T, D]
     key_depths, value_depths : number of planes of each token, int64 [T]
     value_exponent : the contract's `value_exponent`
     learned_sinks : [G]
@@ -56,6 +61,8 @@ class Captured:
     queries: Queries
     keys: Planes
     values: Planes
+    key_vectors: Tensor
+    value_vectors: Tensor
     key_depths: Tensor
     value_depths: Tensor
     value_exponent: int
@@ -80,6 +87,8 @@ class Captured:
         tensors = {
             "queries.values": self.queries.values,
             "queries.exponent": self.queries.exponent,
+            "key_vectors": self.key_vectors,
+            "value_vectors": self.value_vectors,
             "key_depths": self.key_depths,
             "value_depths": self.value_depths,
             "sink_maximum": self.learned_sinks.maximum,
@@ -89,7 +98,11 @@ class Captured:
         for name, planes in (("keys", self.keys), ("values", self.values)):
             tensors |= {f"{name}.{field}": getattr(planes, field) for field in _FIELDS}
         place = {key: getattr(self, key) for key in ("layer", "head", "step", "value_exponent")}
-        metadata = {"place": json.dumps(place), "config": self.config.model_dump_json()}
+        metadata = {
+            "format": _FORMAT,
+            "place": json.dumps(place),
+            "config": self.config.model_dump_json(),
+        }
         write_tensors(path, _WHAT, tensors, metadata)
 
 
@@ -115,8 +128,13 @@ def load_captured(path: Path) -> Captured:
     """
     place = f"{_WHAT} {str(path)!r}"
     metadata = read_metadata(path, _WHAT)
-    if set(metadata) != {"config", "place"}:
+    if not {"config", "place"} <= set(metadata):
         raise UserError(f"{place}: not written by kvtq-hw capture")
+    if metadata.get("format") != _FORMAT:
+        raise UserError(
+            f"{place}: not a {_FORMAT} file, which has the vectors from before rounding; capture "
+            "again"
+        )
     try:
         fields, about = (parse_json(metadata[name]) for name in ("config", "place"))
         config = config_from_fields(fields)
@@ -131,6 +149,8 @@ def load_captured(path: Path) -> Captured:
             queries=Queries(tensors["queries.values"], tensors["queries.exponent"]),
             keys=keys,
             values=values,
+            key_vectors=tensors["key_vectors"],
+            value_vectors=tensors["value_vectors"],
             key_depths=tensors["key_depths"],
             value_depths=tensors["value_depths"],
             learned_sinks=LearnedSinks(tensors["sink_maximum"], tensors["sink_weight"]),
@@ -149,11 +169,14 @@ def _expected(config: EngineConfig) -> dict[str, Expected]:
     group, dim = config.query_group, config.head_dim
     exponent, maximum = 1 << (config.query_exponent_bits - 1), 1 << (config.maximum_bits - 1)
     depths = Expected(torch.int64, ("T",), 1, config.max_planes)
+    vectors = Expected(torch.int32, ("T", dim), -config.conditioned_max, config.conditioned_max)
     found = {
         "queries.values": Expected(
             torch.int64, (group, 1, dim), -config.query_max, config.query_max
         ),
         "queries.exponent": Expected(torch.int64, (group, 1), -exponent, exponent - 1),
+        "key_vectors": vectors,
+        "value_vectors": vectors,
         "key_depths": depths,
         "value_depths": depths,
         "sink_maximum": Expected(torch.int64, (group,), -maximum, maximum - 1),
@@ -213,6 +236,8 @@ class CaptureBackend:
 
     layers, heads, steps : which jobs to keep: all combinations
     captured : the kept jobs, in the order of computation
+
+    The backend must see every pass of a chosen layer, since the cache keeps no unrounded vectors.
     """
 
     layers: Sequence[int]
@@ -221,23 +246,63 @@ class CaptureBackend:
     captured: list[Captured] = field(default_factory=list)
     _golden: GoldenBackend = field(default_factory=GoldenBackend)
     _seen: dict[int, int] = field(default_factory=dict)
+    _vectors: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Compute the job; if it is a chosen decode step, keep the chosen KV heads."""
+        """Compute the job; if it is a chosen decode step, keep the chosen KV heads.
+
+        Raises
+        ------
+        ValueError
+            When tokens of a chosen layer came in a pass that the backend has not seen.
+        """
+        layer = job.layer_index
+        if layer in self.layers:
+            self._vectors[layer] = _with_newest(self._vectors.get(layer), job)
         if job.is_decode_step:
-            step = self._seen.get(job.layer_index, 0)
-            self._seen[job.layer_index] = step + 1
-            if job.layer_index in self.layers and step in self.steps:
-                self.captured += [_captured(job, head, step) for head in self.heads]
+            step = self._seen.get(layer, 0)
+            self._seen[layer] = step + 1
+            if layer in self.layers and step in self.steps:
+                vectors = self._vectors[layer]
+                self.captured += [_captured(job, head, step, *vectors) for head in self.heads]
         return self._golden.attend(job)
 
 
-def _captured(job: AttentionJob, head: int, step: int) -> Captured:
+def _with_newest(earlier: tuple[Tensor, Tensor] | None, job: AttentionJob) -> tuple[Tensor, Tensor]:
+    """Return conditioned keys and values of a context with those of its newest tokens.
+
+    Parameters
+    ----------
+    earlier : vectors [batch, kv_heads, tokens, D] up to an earlier pass; those of tokens that were
+        removed since are dropped
+    """
+    cache = job.cache
+    before, condition = cache.tokens - cache.new_tokens, cache.conditioning
+    known = 0 if earlier is None else earlier[0].shape[-2]
+    if known < before:
+        raise ValueError(
+            f"layer {job.layer_index}: {before - known} tokens came in passes that were not "
+            "computed by this backend; it must compute all passes"
+        )
+    keys, values = cache.vectors
+    new = condition.rotated(condition.centred(keys)), condition.rotated(values)
+    if earlier is None or not before:
+        return new
+    return (
+        torch.cat((earlier[0][..., :before, :], new[0]), -2),
+        torch.cat((earlier[1][..., :before, :], new[1]), -2),
+    )
+
+
+def _captured(job: AttentionJob, head: int, step: int, *vectors: Tensor) -> Captured:
     cache = job.cache
     (keys, key_depths), (values, value_depths) = (
         _of_head(*vectors.in_order(cache.code.tiers), head)
         for vectors in (cache.keys, cache.values)
     )
+    stored = [x[0, head, cache.keys.forgotten :].int() for x in vectors]
+    order = cache.keys.order(cache.code.tiers)
+    key_vectors, value_vectors = stored if order is None else [x[order[0, head]] for x in stored]
     queries = Queries(job.queries.values[0, head], job.queries.exponent[0, head])
     exponent = job.value_exponent[0, head]
     sinks = job.learned_sinks
@@ -253,6 +318,8 @@ def _captured(job: AttentionJob, head: int, step: int) -> Captured:
         queries,
         keys,
         values,
+        key_vectors,
+        value_vectors,
         key_depths,
         value_depths,
         int(exponent),

@@ -18,23 +18,24 @@ _GUARD = 8
 
 
 def as_integers(captured: Captured, cache_format: str) -> Captured:
-    """Convert the cached vectors of a job to an integer cache format, and recompute its attention.
+    """Return the same attention on an engine with multipliers, in an integer cache format.
 
-    Each vector is quantized by its largest element, ``s >= max|v| / (2**(b-1) - 1)`` and
-    ``q = round(v / s)``, ties away from zero. Queries stay unchanged.
+    The integers are made from the vectors before ternary rounding. Each vector is quantized by its
+    largest element, ``s >= max|v| / (2**(b-1) - 1)`` and ``q = round(v / s)``, ties away from zero.
+    `value_exponent` is the largest exponent of these scales; queries stay unchanged.
 
     Parameters
     ----------
     captured : a job of a ternary engine
     cache_format : "int8" or "int4"
     """
-    config = EngineConfig.model_validate(
-        captured.config.model_dump() | {"cache_format": cache_format, "max_planes": 1}
-    )
+    one = {"max_planes": 1, "key_planes_per_cycle": 1, "value_planes_per_cycle": 1}
+    fields = captured.config.model_dump() | one
+    config = EngineConfig.model_validate(fields | {"cache_format": cache_format})
     keys, values = (
-        _integers(captured.config, config, planes) for planes in (captured.keys, captured.values)
+        _integers(config, vectors.long())
+        for vectors in (captured.key_vectors, captured.value_vectors)
     )
-    exponent = max(captured.value_exponent, int(values.exponent.max()))
     job = dataclasses.replace(
         captured,
         config=config,
@@ -42,7 +43,7 @@ def as_integers(captured: Captured, cache_format: str) -> Captured:
         values=values,
         key_depths=torch.ones_like(captured.key_depths),
         value_depths=torch.ones_like(captured.value_depths),
-        value_exponent=exponent,
+        value_exponent=int(values.exponent.max()),
     )
     return dataclasses.replace(job, expected=job.golden())
 
@@ -77,10 +78,8 @@ def without_zeros(captured: Captured, tensor: str) -> Captured:
     return dataclasses.replace(job, expected=job.golden())
 
 
-def _integers(ternary: EngineConfig, config: EngineConfig, planes: Planes) -> Planes:
-    merged = planes.merged()
-    scales = decode_scale(ternary, merged.fraction, merged.exponent) * merged.unit
-    vectors = (merged.digits.long() * scales[..., None]).sum(-2)  # [T, D]
+def _integers(config: EngineConfig, vectors: Tensor) -> Planes:
+    """Quantize vectors int64 [T, D] to one "plane" of integers each."""
     top = config.code_max - 1
     largest = vectors.abs().amax(-1)
     numerator = -(-(largest << _GUARD) // top)

@@ -39,8 +39,8 @@ VARIANTS = ("captured", "no-zero-keys", "no-zero-values", "int8", "int4")
     multiple=True,
     default=("captured",),
     show_default=True,
-    help="As captured; with each zero digit of keys or values replaced; the same vectors on an "
-    "engine with multipliers. Several are allowed.",
+    help="As captured; with each zero digit of keys or values replaced; the same vectors, before "
+    "they were rounded to digits, as integers on an engine with multipliers. Several are allowed.",
 )
 @click.option(
     "--shape",

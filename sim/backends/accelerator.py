@@ -122,9 +122,8 @@ class AcceleratorBackend:
         if not job.is_decode_step:
             raise ValueError("the accelerator computes decode steps of one sequence only")
         state = self._layers[job.layer_index]
-        tokens, new = job.cache.tokens, job.cache.vectors
-        follows = state.tokens == tokens - 1 and state.revision in (None, job.cache.revision)
-        append = new is not None and follows
+        tokens = job.cache.tokens
+        append = state.tokens == tokens - 1 and state.revision in (None, job.cache.revision)
         if not append:
             self.load(job, attended=False)
             state = self._layers[job.layer_index]
@@ -141,8 +140,8 @@ class AcceleratorBackend:
                 learned_sinks=None if sinks is None else sinks.of_kv_head(head),
             )
             vectors = None
-            if append and new is not None:
-                vectors = torch.stack([x[0, head, 0] for x in new]).numpy()
+            if append:
+                vectors = torch.stack([x[0, head, 0] for x in job.cache.vectors]).numpy()
             jobs.append(AcceleratorJob(descriptor, vectors, queries.values[0, head, :, 0].numpy()))
         run = self._accelerator.run(jobs)
         state.tokens, state.floors = tokens, None
