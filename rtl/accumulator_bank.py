@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
@@ -29,8 +30,10 @@ class AccumulatorBank:
     An operation changes the accumulators one cycle after it was decided: registers control all
     accumulators, and lanes have a cycle to prepare their terms.
 
-    With one slice per plane an accumulator goes through its adder in every cycle and keeps its
-    value by adding zero: it then needs neither an enable nor a multiplexer behind the adder.
+    An element has one enable for the accumulators of all heads, and takes the result of its lane
+    only where a value may change: at CLEAR, at a step of SHIFT that some head still needs, at an
+    ADD whose digits in this lane are not all zero. A drain moves nothing: it reads an element
+    through the multiplexers of slices, which the lanes have anyway, and one of lanes.
 
     Parameters
     ----------
@@ -39,20 +42,29 @@ class AccumulatorBank:
     config : EngineConfig
     i : stream interface, In, whose payload has `operation`, `slice` and `shifts`
     o : stream interface, Out, `accumulator_layout`
+    nonzero : per lane, whether any of the payload's digits of the lane is not zero
 
     Attributes
     ----------
     adding : Signal
         An ADD is taken in this cycle.
+    takes : list[Signal]
+        Per lane: its term must be renewed at this clock edge, with the ADD's, or with zero if no
+        ADD is taken. Else the term stays or is not read. With several slices per plane, a lane
+        whose digits are zero takes nothing, and everything behind its term stands still. With one
+        slice it takes zero: the next weights would move the term that stayed.
     """
 
     DRAIN_LATENCY = 3
 
-    def __init__(self, m: Module, config: EngineConfig, i: Any, o: Any) -> None:
+    def __init__(
+        self, m: Module, config: EngineConfig, i: Any, o: Any, nonzero: Sequence[Value]
+    ) -> None:
         self._m = m
         self._config = config
         self.adding = Signal()
-        heads = range(config.query_group)
+        heads, lanes = range(config.query_group), range(config.lanes)
+        self.takes = [Signal(name=f"takes_{n}") for n in lanes]
         self._accumulators = [
             [
                 Signal(signed(config.accumulator_bits), name=f"acc_{g}_{d}", reset_less=True)
@@ -61,32 +73,23 @@ class AccumulatorBank:
             for g in heads
         ]
         self._clearing = Signal(name="clearing")
-        self._moving = Signal(name="moving")  # every element moves to the place before its own
         self._by_one = [Signal(name=f"by_one_{g}") for g in heads]
-        self._enable = Signal(name="enable")  # accumulators of slice `active` take their result
-        self._active = Signal(range(config.slices), name="active")
-        moving_last = Signal()
 
         # effects of the current operation in the next cycle
-        clear, move, shifting = Signal(), Signal(), Signal()
+        clear, read, shifting, stepping = Signal(), Signal(), Signal(), Signal()
         step_slice = Signal(range(config.slices))
         step = Signal(range(config.rescale_steps))
         shifts = Signal(i.payload.shifts.shape(), reset_less=True)
-        index = Signal(range(config.head_dim))
-        m.d.sync += [
-            self._clearing.eq(clear),
-            self._moving.eq(move),
-            moving_last.eq(index == config.head_dim - 1),
-            self._enable.eq(self.adding | shifting),
-            self._active.eq(Mux(shifting, step_slice, i.payload.slice)),
-            *(self._by_one[g].eq(shifting & (step < shifts[g])) for g in heads),
-        ]
-
-        m.submodules.queue = queue = DrainQueue(accumulator_layout(config))
-        m.d.comb += [queue.push.eq(self._moving), queue.element.last.eq(moving_last)]
-        for g in heads:
-            m.d.comb += queue.element.values[g].eq(self._accumulators[g][0])
-        connect(m, queue.o, flipped(o))
+        by_one = [Signal(name=f"shifts_{g}") for g in heads]
+        m.d.comb += [by_one[g].eq(shifting & (step < shifts[g])) for g in heads]
+        m.d.comb += stepping.eq(Cat(by_one).any())
+        m.d.sync += self._clearing.eq(clear)
+        m.d.sync += [self._by_one[g].eq(by_one[g]) for g in heads]
+        read_slice = Signal(range(config.slices))
+        number = Mux(read, read_slice, Mux(stepping, step_slice, i.payload.slice))
+        self._lanes = [self._lane(n, nonzero[n], stepping, clear, read, number) for n in lanes]
+        self._chosen = [[self._choose(g, n) for n in lanes] for g in heads]
+        read_last = self._drain(o, read, read_slice)
 
         with m.FSM():
             with m.State("TAKE"):
@@ -111,47 +114,67 @@ class AccumulatorBank:
                         m.d.sync += step_slice.eq(0)
                         m.next = "TAKE"
             with m.State("DRAIN"):
-                m.d.comb += move.eq(queue.room)
-                with m.If(queue.room):
-                    m.d.sync += index.eq(index + 1)
-                    with m.If(index == config.head_dim - 1):
-                        m.d.sync += index.eq(0)
-                        m.next = "TAKE"
+                m.d.comb += read.eq(self._queue.room)
+                with m.If(read & read_last):
+                    m.next = "TAKE"
+
+    def _lane(
+        self, lane: int, nonzero: Value, stepping: Value, clear: Value, read: Value, number: Value
+    ) -> tuple[Signal, Signal]:
+        """Return whether an element takes the lane's result, and its slice, also in a drain."""
+        m, config = self._m, self._config
+        enable = Signal(name=f"enable_{lane}")
+        slice_number = Signal(range(config.slices), name=f"slice_{lane}", reset_less=True)
+        adds = self.adding & nonzero
+        takes = self.adding if config.slices == 1 else adds
+        m.d.comb += self.takes[lane].eq(takes | stepping | clear | read)
+        m.d.sync += enable.eq(adds | stepping)
+        with m.If(self.takes[lane]):
+            m.d.sync += slice_number.eq(number)
+        return enable, slice_number
+
+    def _choose(self, g: int, lane: int) -> Signal:
+        """Return the lane's accumulator of its slice."""
+        chosen = Signal(signed(self._config.accumulator_bits), name=f"chosen_{g}_{lane}")
+        elements = Array(self._accumulators[g][lane :: self._config.lanes])
+        self._m.d.comb += chosen.eq(elements[self._lanes[lane][1]])
+        return chosen
+
+    def _drain(self, o: Any, read: Value, read_slice: Signal) -> Value:
+        """Send an element a cycle after each `read`; return whether the next one is the last."""
+        m, config = self._m, self._config
+        m.submodules.queue = self._queue = DrainQueue(accumulator_layout(config))
+        connect(m, self._queue.o, flipped(o))
+        read_lane, lane = Signal(range(config.lanes)), Signal(range(config.lanes))
+        reading, reading_last = Signal(), Signal()
+        last_lane = read_lane == config.lanes - 1
+        last = last_lane & (read_slice == config.slices - 1)
+        m.d.sync += reading.eq(read)
+        with m.If(read):
+            m.d.sync += [lane.eq(read_lane), reading_last.eq(last), read_lane.eq(read_lane + 1)]
+            with m.If(last_lane):
+                m.d.sync += [read_lane.eq(0), read_slice.eq(Mux(last, 0, read_slice + 1))]
+        m.d.comb += [self._queue.push.eq(reading), self._queue.element.last.eq(reading_last)]
+        for chosen, value in zip(self._chosen, self._queue.element.values, strict=True):
+            m.d.comb += value.eq(Array(chosen)[lane])
+        return last
 
     def add(self, terms: list[list[Value]]) -> None:
-        """Add ``terms[g][lane]``: an ADD's terms in the cycle after the ADD is taken, else zero."""
-        for g in range(self._config.query_group):
-            for lane in range(self._config.lanes):
-                if self._config.slices == 1:
-                    self._add_always(g, lane, terms[g][lane])
-                else:
-                    self._add_to_slice(g, lane, terms[g][lane])
+        """Add ``terms[g][lane]``, which `takes` renewed at the last clock edge."""
+        for lane, (enable, slice_number) in enumerate(self._lanes):
+            results = [self._result(g, lane, row[lane]) for g, row in enumerate(terms)]
+            for number in range(self._config.slices):
+                element = number * self._config.lanes + lane
+                with self._m.If(self._clearing | (enable & (slice_number == number))):
+                    for accumulators, result in zip(self._accumulators, results, strict=True):
+                        self._m.d.sync += accumulators[element].eq(result)
 
-    def _add_always(self, g: int, lane: int, term: Value) -> None:
-        accumulator = self._accumulators[g][lane]
-        bits = len(accumulator)
-        keep = ~(self._clearing | self._moving | self._by_one[g])
-        kept = (
-            (accumulator.as_unsigned() & keep.replicate(bits))
-            | (Cat(accumulator[1:], accumulator[-1]) & self._by_one[g].replicate(bits))
-            | (self._following(g, lane).as_unsigned() & self._moving.replicate(bits))
+    def _result(self, g: int, lane: int, term: Value) -> Value:
+        """Return the lane's accumulator of its slice, cleared, shifted or as it is, plus a term."""
+        chosen = self._chosen[g][lane]
+        keeps = ~(self._clearing | self._by_one[g])
+        # AND-OR gates before the adder, which adds zero where the bank clears or shifts
+        kept = (chosen.as_unsigned() & keeps.replicate(len(chosen))) | (
+            Cat(chosen[1:], chosen[-1]) & self._by_one[g].replicate(len(chosen))
         )
-        self._m.d.sync += accumulator.eq(kept.as_signed() + term)
-
-    def _add_to_slice(self, g: int, lane: int, term: Value) -> None:
-        lanes = self._config.lanes
-        accumulators = self._accumulators[g][lane::lanes]
-        chosen = Array(accumulators)[self._active]
-        result = Mux(self._by_one[g], chosen >> 1, chosen) + term
-        for number, accumulator in enumerate(accumulators):
-            with self._m.If(self._clearing):
-                self._m.d.sync += accumulator.eq(0)
-            with self._m.Elif(self._moving):
-                self._m.d.sync += accumulator.eq(self._following(g, number * lanes + lane))
-            with self._m.Elif(self._enable & (self._active == number)):
-                self._m.d.sync += accumulator.eq(result)
-
-    def _following(self, g: int, element: int) -> Value:
-        """Return the next value of `element` in a drain; that of the last element is arbitrary."""
-        accumulators = self._accumulators[g]
-        return accumulators[min(element + 1, len(accumulators) - 1)]
+        return kept.as_signed() + term

@@ -50,10 +50,23 @@ class Elements(ABC):
         """Make ``sum_d queries[g][d] * elements[d]`` per head g from the rows' totals."""
 
     @abstractmethod
+    def nonzero(self, elements: Sequence[Value]) -> list[Value]:
+        """Return per lane whether any of its elements is not zero."""
+
+    @abstractmethod
     def terms(
-        self, m: Module, elements: Sequence[Value], weights: Sequence[Value], adding: Value
+        self,
+        m: Module,
+        elements: Sequence[Value],
+        weights: Sequence[Value],
+        adding: Value,
+        takes: Sequence[Value],
     ) -> list[list[Value]]:
-        """Make ``weights[g] * elements[lane]`` as [g][lane], a cycle later; 0 without `adding`."""
+        """Make ``weights[g] * elements[lane]`` as [g][lane], a cycle later.
+
+        Factors of the elements change with ``takes[lane]`` alone, and are zero if it comes without
+        `adding`; weights change with `adding` alone.
+        """
 
 
 class Trits(Elements):
@@ -96,27 +109,39 @@ class Trits(Elements):
         offset = config.slice_code_max * config.lanes << (config.query_bits - 1)
         return [total + ones - offset for total in heads], tag
 
+    def nonzero(self, elements: Sequence[Value]) -> list[Value]:
+        lanes, trits = self._config.lanes, list(elements)
+        return [Cat(trit.nonzero for trit in trits[d::lanes]).any() for d in range(lanes)]
+
     def terms(
-        self, m: Module, elements: Sequence[Value], weights: Sequence[Value], adding: Value
+        self,
+        m: Module,
+        elements: Sequence[Value],
+        weights: Sequence[Value],
+        adding: Value,
+        takes: Sequence[Value],
     ) -> list[list[Value]]:
         lanes, planes = self._config.lanes, self._config.value_planes_per_cycle
         trits = [data.View(Trit, Cat(t.nonzero & adding, t.negative)) for t in elements]
         terms: list[list[Value]] = [[Const(0)] * lanes for _ in weights]
         for first in range(0, planes - 1, 2):
             pairs = [
-                _Pair(m, trits[first * lanes + lane], trits[(first + 1) * lanes + lane])
-                for lane in range(lanes)
+                _Pair(m, trits[first * lanes + lane], trits[(first + 1) * lanes + lane], take)
+                for lane, take in enumerate(takes)
             ]
             for g, weight in enumerate(weights):
-                multiples = _multiples(m, triple(weight, first))
+                multiples = _multiples(m, triple(weight, first), adding)
                 terms[g] = [
                     term + pair.select(multiples)
                     for term, pair in zip(terms[g], pairs, strict=True)
                 ]
         if planes % 2:
-            selects = [data.View(Trit, _registered(m, trit.as_value())) for trit in trits[-lanes:]]
+            selects = [
+                data.View(Trit, _registered(m, trit.as_value(), take))
+                for trit, take in zip(trits[-lanes:], takes, strict=True)
+            ]
             for g, weight in enumerate(weights):
-                top = _registered(m, triple(weight, planes - 1))
+                top = _registered(m, triple(weight, planes - 1), adding)
                 terms[g] = [
                     term + select(trit, top) + (trit.nonzero & trit.negative)
                     for term, trit in zip(terms[g], selects, strict=True)
@@ -143,8 +168,16 @@ class Integers(Elements):
     def sums(self, pipe: Pipeline, totals: list[Value], tag: Value) -> tuple[list[Value], Value]:
         return totals, tag
 
+    def nonzero(self, elements: Sequence[Value]) -> list[Value]:
+        return [integer.any() for integer in elements]
+
     def terms(
-        self, m: Module, elements: Sequence[Value], weights: Sequence[Value], adding: Value
+        self,
+        m: Module,
+        elements: Sequence[Value],
+        weights: Sequence[Value],
+        adding: Value,
+        takes: Sequence[Value],
     ) -> list[list[Value]]:
         integers = [
             (integer.as_unsigned() & adding.replicate(len(integer))).as_signed()
@@ -156,7 +189,8 @@ class Integers(Elements):
             for lane, integer in enumerate(integers):
                 exact = Cat(weight, 0).as_signed() * integer
                 product = Signal.like(exact, name=f"product_{g}_{lane}")
-                m.d.sync += product.eq(exact)
+                with m.If(takes[lane]):
+                    m.d.sync += product.eq(exact)
                 row.append(product)
             products.append(row)
         return products
@@ -170,16 +204,16 @@ def elements_of(config: EngineConfig) -> Elements:
 class _Pair:
     """Two trits as a number u = low + 3 * high: the sign of u, and which of 1, 2, 3, 4 is abs(u).
 
-    Sign and choice are held in registers, which control what the lane adds.
+    Sign and choice are held in registers, which change with `take` and control what the lane adds.
     """
 
-    def __init__(self, m: Module, low: data.View, high: data.View) -> None:
+    def __init__(self, m: Module, low: data.View, high: data.View, take: Value) -> None:
         differ = low.negative ^ high.negative
         self._negative = _registered(
-            m, Mux(high.nonzero, high.negative, low.nonzero & low.negative)
+            m, Mux(high.nonzero, high.negative, low.nonzero & low.negative), take
         )
         self._is = [
-            _registered(m, is_it)
+            _registered(m, is_it, take)
             for is_it in (
                 low.nonzero & ~high.nonzero,
                 low.nonzero & high.nonzero & differ,
@@ -198,15 +232,16 @@ class _Pair:
         return (chosen ^ self._negative.replicate(bits)).as_signed() + self._negative
 
 
-def _multiples(m: Module, weight: Value) -> list[Value]:
+def _multiples(m: Module, weight: Value, enable: Value) -> list[Value]:
     """Return the weight times 1, 2, 3 and 4 from registers, by one adder."""
-    once, thrice = _registered(m, weight), _registered(m, triple(weight))
+    once, thrice = _registered(m, weight, enable), _registered(m, triple(weight), enable)
     return [once, Cat(0, once), thrice, Cat(0, 0, once)]
 
 
-def _registered(m: Module, value: Value) -> Signal:
+def _registered(m: Module, value: Value, enable: Value) -> Signal:
     register = Signal(value.shape(), reset_less=True)
-    m.d.sync += register.eq(value)
+    with m.If(enable):
+        m.d.sync += register.eq(value)
     return register
 
 

@@ -38,6 +38,9 @@ from rtl.weight_scaler import WeightScaler
 
 __all__ = ["Engine"]
 
+#: Fewest bits of a counter that every event clocks.
+_LOW_BITS = 4
+
 
 class Engine(wiring.Component):
     """Compute attention of G query heads over one KV head, as docs/contract.md defines it.
@@ -135,10 +138,15 @@ class Engine(wiring.Component):
         def count(name: str, amount: Value) -> None:
             # register the event first: it lies at the end of the long paths of ready
             event = Signal.like(amount, name=f"{name}_event")
-            m.d.sync += [
-                event.eq(amount),
-                self.counters[name].eq(self.counters[name] + event),
-            ]
+            m.d.sync += event.eq(amount)
+            # the upper bits have an enable of their own: they seldom change
+            low = max(_LOW_BITS, len(event))
+            lower, upper = self.counters[name][:low], self.counters[name][low:]
+            total = lower + event
+            with m.If(event != 0):
+                m.d.sync += lower.eq(total)
+            with m.If(total[low]):
+                m.d.sync += upper.eq(upper + 1)
 
         count("busy_cycles", enters | (in_flight != 0))
         count("key_slices", self.keys.valid & self.keys.ready)

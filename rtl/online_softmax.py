@@ -124,7 +124,7 @@ class OnlineSoftmax(wiring.Component):
         issue_last = issue_index == last_index[drain_bank]
         m.d.comb += [
             read.addr.eq(drain_bank * config.block + issue_index),
-            read.en.eq(pipe.advance),
+            read.en.eq(pipe.moving),
         ]
         s1 = pipe.stage(
             block_start=issue_index == 0,
@@ -154,12 +154,18 @@ class OnlineSoftmax(wiring.Component):
             job_end=s4.flags.job_end,
         )
 
-        with m.If(self.o.valid & self.o.ready):
-            for g in heads:
-                m.d.sync += sums[g].eq(sums[g] + s4.weights[g])
-
+        # one enable of the sums for all that changes them
+        summing = Signal()
+        next_sums = [Signal.like(sums[g], name=f"next_sum_{g}") for g in heads]
+        m.d.comb += summing.eq(self.o.valid & self.o.ready)
         for g in heads:
-            m.d.comb += self.sums.payload.sums[g].eq(sums[g])
+            m.d.comb += [
+                next_sums[g].eq(sums[g] + s4.weights[g]),
+                self.sums.payload.sums[g].eq(sums[g]),
+            ]
+            with m.If(summing):
+                m.d.sync += sums[g].eq(next_sums[g])
+
         with m.FSM():
             with m.State("WAIT"):
                 m.d.comb += self.starts.ready.eq(full[drain_bank] & job_opens)
@@ -171,12 +177,13 @@ class OnlineSoftmax(wiring.Component):
                     m.next = "RAISE"
                     with m.If(job_opens):
                         start = self.starts.payload
+                        m.d.comb += summing.eq(1)
                         for g in heads:
                             present = start.sink_weight[g][config.weight_bits - 1 :].any()
+                            m.d.comb += next_sums[g].eq(Mux(present, start.sink_weight[g], 0))
                             m.d.sync += [
                                 no_maximum[g].eq(~present),
                                 maximum[g].eq(start.sink_maximum[g]),
-                                sums[g].eq(Mux(present, start.sink_weight[g], 0)),
                             ]
             with m.State("RAISE"):
                 for g in heads:
@@ -192,11 +199,9 @@ class OnlineSoftmax(wiring.Component):
                     m.d.comb += shift.eq(
                         Mux(rise > config.accumulator_bits, config.accumulator_bits, rise)
                     )
-                    m.d.sync += [
-                        maximum[g].eq(raised),
-                        shifts[g].eq(shift),
-                        sums[g].eq(sums[g] >> shift),
-                    ]
+                    m.d.comb += next_sums[g].eq(sums[g] >> shift)
+                    m.d.sync += [maximum[g].eq(raised), shifts[g].eq(shift)]
+                m.d.comb += summing.eq(1)
                 m.next = "ISSUE"
             with m.State("ISSUE"):
                 m.d.comb += issuing.eq(1)

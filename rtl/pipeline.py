@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from amaranth.hdl import Module, Signal, ValueLike
+from amaranth.hdl import Module, Signal, Value, ValueLike
 
 __all__ = ["Pipeline"]
 
@@ -15,7 +15,8 @@ class Pipeline:
 
     All stages advance when the sink takes the last stage's transfer, or when the last stage is
     empty: throughput is one transfer per cycle, latency the number of stages. Payload is stable
-    while stalled.
+    while stalled. Only a transfer changes a stage's payload, which afterwards stays what it was:
+    whatever reads it must ask for the stage's valid.
 
     Parameters
     ----------
@@ -55,20 +56,34 @@ class Pipeline:
         A transfer for which `keep` is false ends here.
         """
         self._depth += 1
+        kept = Signal(name=f"kept_{self._depth}")
         valid = Signal(name=f"valid_{self._depth}")
+        self._m.d.comb += kept.eq(self.valid & keep)
         with self._m.If(self.advance):
-            self._m.d.sync += valid.eq(self.valid & keep)
+            self._m.d.sync += valid.eq(kept)
         self.valid = valid
-        return self._register(f"stage_{self._depth}", SimpleNamespace(**values))
+        return self._register(
+            f"stage_{self._depth}", SimpleNamespace(**values), kept & self.advance
+        )
 
-    def _register(self, name: str, value: Any) -> Any:
+    def part(self, when: ValueLike, **values: Any) -> SimpleNamespace:
+        """Register values beside the next stage, for transfers with `when` alone.
+
+        They stay what they were with every other transfer. To be called before `stage`.
+        """
+        name = f"part_{self._depth + 1}"
+        return self._register(name, SimpleNamespace(**values), self.moving & when)
+
+    def _register(self, name: str, value: Any, enable: Value) -> Any:
         if isinstance(value, list):
-            return [self._register(f"{name}_{i}", item) for i, item in enumerate(value)]
+            return [self._register(f"{name}_{i}", item, enable) for i, item in enumerate(value)]
         if isinstance(value, SimpleNamespace):
             fields = vars(value).items()
-            return SimpleNamespace(**{k: self._register(f"{name}_{k}", v) for k, v in fields})
+            return SimpleNamespace(
+                **{key: self._register(f"{name}_{key}", item, enable) for key, item in fields}
+            )
         register = Signal(value.shape(), name=name, reset_less=True)
-        with self._m.If(self.advance):
+        with self._m.If(enable):
             self._m.d.sync += register.eq(value)
         return register
 

@@ -73,7 +73,8 @@ class PlaneScaler(wiring.Component):
             product = Signal(signed(config.product_bits), name=f"product_{g}")
             if config.scale_fraction_bits:
                 mantissa = Cat(s1.tag.fraction, 1, 0).as_signed()
-                m.d.comb += product.eq(runs[g] * mantissa)
+                # sums of runs that are not complete do not reach the multiplier
+                m.d.comb += product.eq(Mux(pipe.valid, runs[g], 0) * mantissa)
             else:
                 m.d.comb += product.eq(runs[g])
             products.append(product)

@@ -40,8 +40,8 @@ class ValueLanes(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         beat = self.i.payload
-        bank = AccumulatorBank(m, self._config, self.i, self.o)
-        # without an ADD all terms are zero: so the bank's accumulators keep their value
         elements = elements_of(self._config)
-        bank.add(elements.terms(m, beat.elements, beat.weights, bank.adding))
+        nonzero = elements.nonzero(beat.elements)
+        bank = AccumulatorBank(m, self._config, self.i, self.o, nonzero)
+        bank.add(elements.terms(m, beat.elements, beat.weights, bank.adding, bank.takes))
         return m

@@ -97,10 +97,10 @@ class WeightScaler(wiring.Component):
             products.append(product)
         below = Signal(unsigned(config.scale_exponent_bits + 1))
         m.d.comb += below.eq(self.value_exponent - slice_.exponent + config.scale_fraction_bits)
+        first = adds & slice_.unit & (slice_.slice == 0)  # the only slice with a new weight
+        p1 = pipe.part(first, products=products, below=below)
         s1 = pipe.stage(
-            products=products,
-            below=below,
-            first=adds & slice_.unit & (slice_.slice == 0),
+            first=first,
             next_plane=adds & (slice_.slice == 0),
             operation=operation,
             elements=slice_.elements,
@@ -110,10 +110,10 @@ class WeightScaler(wiring.Component):
 
         # 2: times the scale's exponent
         scaled = [
-            rshift_round(s1.products[g], s1.below)[: config.scaled_weight_bits] for g in heads
+            rshift_round(p1.products[g], p1.below)[: config.scaled_weight_bits] for g in heads
         ]
+        p2 = pipe.part(s1.first, scaled=scaled)
         s2 = pipe.stage(
-            scaled=scaled,
             first=s1.first,
             next_plane=s1.next_plane,
             operation=s1.operation,
@@ -123,17 +123,17 @@ class WeightScaler(wiring.Component):
         )
 
         # 3: times the plane's power of three; the stage's own registers remember the last weight
-        s3 = pipe.stage(
-            operation=s2.operation, elements=s2.elements, slice=s2.slice, shifts=s2.shifts
-        )
         weights = []
         for g in heads:
             weight = Signal(config.tripled_weight_bits, name=f"weight_{g}", reset_less=True)
-            with m.If(pipe.advance):
+            with m.If(pipe.moving):
                 with m.If(s2.first):
-                    m.d.sync += weight.eq(s2.scaled[g])
+                    m.d.sync += weight.eq(p2.scaled[g])
                 with m.Elif(s2.next_plane):
                     m.d.sync += weight.eq(triple(weight, config.value_planes_per_cycle))
             weights.append(weight)
+        s3 = pipe.stage(
+            operation=s2.operation, elements=s2.elements, slice=s2.slice, shifts=s2.shifts
+        )
         pipe.finish(**vars(s3), weights=weights)
         return m
