@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from kvtq_hw.estimates.liberty import load_liberty
+from kvtq_hw.estimates.liberty import clock_gate_of, load_liberty
 from kvtq_hw.estimates.liberty_format import Group
 
 PREFIX = "sky130_fd_sc_hd__"
@@ -23,14 +23,14 @@ PREFIX = "sky130_fd_sc_hd__"
 KINDS = """
     inv buf nand2 nand3 nand4 nor2 nor3 nor4 and2 and3 and4 or2 or3 or4 nand2b nor2b and2b or2b
     xor2 xnor2 mux2 mux2i maj3 a21oi o21ai a22oi o22ai a21o o21a a22o o22a a211oi o211ai a31oi
-    o31ai a221oi o221ai dfxtp
+    o31ai a221oi o221ai dfxtp dlclkp
 """
 DRIVES = ("0", "1", "2", "4")
 DRIVES_OF_BUFFERS = (*DRIVES, "8", "16")
 
 HEADER = """\
 /* SkyWater 130 nm, library sky130_fd_sc_hd (high density): areas, functions and input capacitances
-   of the cells that kvtq-hw maps to. Area only: THE DELAYS ARE MADE UP.
+   of the cells that kvtq-hw maps to, dlclkp for its clock gates. Area only: THE DELAYS ARE MADE UP.
 
    Facts from the SkyWater Open Source PDK (https://github.com/google/skywater-pdk, Apache-2.0),
    corner tt, 25 C, 1.80 V: area in um^2, capacitance in pF. Extracted by
@@ -41,6 +41,8 @@ HEADER = """\
      slew  [ns] = 0.02 + 7.5 / drive * load [pF]
    They choose the same cells as the full file's do. Timing from them means nothing. */
 """
+#: Marks of a clock gate's pins.
+GATE_PINS = ("clock_gate_clock_pin", "clock_gate_enable_pin", "clock_gate_out_pin")
 SLEWS = (0.01, 0.2)
 LOADS = (0.0005, 0.05)
 
@@ -73,6 +75,13 @@ def _cell(name: str, cell: Group, drive: float) -> list[str]:
     pins = [pin for pin in cell.all("pin") if pin.get("direction") in ("input", "output")]
     inputs = sum(pin.get("direction") == "input" for pin in pins)
     lines = [f"  cell ({name}) {{", f"    area : {float(cell.get('area') or 0):.4f};"]
+    if clock_gate_of(cell):
+        (table,) = cell.all("statetable")
+        names = ", ".join(f'"{name}"' for name in table.names)
+        lines += [
+            f'    clock_gating_integrated_cell : "{cell.get("clock_gating_integrated_cell")}";',
+            f'    statetable ({names}) {{ table : "{table.get("table")}"; }}',
+        ]
     registers = list(cell.all("ff"))
     for register in registers:
         clock, state = register.get("clocked_on"), register.get("next_state")
@@ -80,17 +89,19 @@ def _cell(name: str, cell: Group, drive: float) -> list[str]:
         lines.append(f'    ff ({names}) {{ clocked_on : "{clock}"; next_state : "{state}"; }}')
     for pin in pins:
         lines.append(f"    pin ({pin.names[0]}) {{")
+        lines += [f"      {kind} : true;" for kind in GATE_PINS if pin.get(kind) == "true"]
         if pin.get("direction") == "input":
             clock = " clock : true;" if pin.get("clock") == "true" else ""
             capacitance = float(pin.get("capacitance") or 0)
             lines.append(f"      direction : input; capacitance : {capacitance:.6f};{clock}")
         else:
             limit = float(pin.get("max_capacitance") or 0)
+            kind = "function" if pin.get("function") else "state_function"
             lines.append(
-                f'      direction : output; function : "{pin.get("function")}"; '
+                f'      direction : output; {kind} : "{pin.get(kind)}"; '
                 f"max_capacitance : {limit:.4f};"
             )
-            if not registers:
+            if kind == "function" and not registers:
                 lines += _arcs(pin, inputs, drive)
         lines.append("    }")
     return [*lines, "  }"]

@@ -24,6 +24,7 @@ from kvtq_hw.estimates.comparison import (
     equal_speed,
     smallest,
 )
+from kvtq_hw.estimates.liberty import Liberty
 from kvtq_hw.estimates.quality_files import quality_of, read_quality
 
 # D = 8, two heads, 5 digits in a byte; blocks long enough to hide a rescale behind
@@ -34,14 +35,14 @@ INT4 = integers(TINY)[1]
 MIXED = CodeTable("mix.toml", (CacheCode("balanced", 3, 2), CacheCode("balanced", 1, 1)))
 
 
-def measure(config: EngineConfig) -> AreaReport:
+def measure(config: EngineConfig, liberty: Liberty | None = None) -> AreaReport:
     """Ten a lane and head in the lanes' block, one hundred for the rest."""
 
     def area(um2: float) -> Area:
         return Area(1, {}, um2, 0.0, 0, 0, 0)
 
     lanes = area(10.0 * config.lanes * config.query_group)
-    return AreaReport(config, "x", "x", {"select_add": lanes, "engine": area(100.0)})
+    return AreaReport(config, "x", "x", None, {"select_add": lanes, "engine": area(100.0)})
 
 
 def planes(row: Row) -> tuple[int, int]:

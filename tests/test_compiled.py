@@ -307,8 +307,9 @@ MEMORY = {
 }
 
 
-def simulate(net=6, inputs=(4, 5), table=XOR, memory=MEMORY, port=(2, 3), stimulus=1):
-    netlist = gates.Gates(7, {"x": port, "y": [6]}, [gates.Node(net, inputs, table)], [], [memory])
+def simulate(net=6, inputs=(4, 5), table=XOR, memory=MEMORY, port=(2, 3), stimulus=1, clocks=()):
+    node = gates.Node(net, inputs, table)
+    netlist = gates.Gates(7, {"x": port, "y": [6]}, [node], [], [memory], clocks)
     values = np.full((5, 2), stimulus, np.uint8)
     return gates.simulate(netlist, {"x": values}, {"y": np.zeros((5, 1), np.uint8)})
 
@@ -329,6 +330,8 @@ def test_a_netlist_with_a_memory():
         {"inputs": (2, 3, 4)},  # a table of eight
         {"port": (2, 7)},
         {"stimulus": 2},  # no bit: it would be a row beyond the table
+        {"clocks": [(7, 2)]},
+        {"clocks": [(6, -1)]},
         {"memory": MEMORY | {"RD_ADDR": [7]}},
         {"memory": MEMORY | {"RD_DATA": [4]}},
         {"memory": MEMORY | {"WR_EN": [1]}},

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.estimates.liberty import load_liberty, shipped_liberty, truth_table
+from kvtq_hw.estimates.liberty import (
+    clock_gate_of,
+    load_liberty,
+    shipped_liberty,
+    truth_table,
+)
 from kvtq_hw.estimates.liberty_format import parse_liberty
 
 SMALL = """
@@ -113,7 +118,7 @@ def test_packed_files_are_unpacked(tmp_path: Path) -> None:
 def test_shipped_library_alone() -> None:
     """Published areas: the data sheets of the cells give width times 2.72 um."""
     shipped = shipped_liberty()
-    widths = {"inv_1": 1.38, "nand2_1": 1.38, "xor2_1": 3.22, "dfxtp_1": 7.36}
+    widths = {"inv_1": 1.38, "nand2_1": 1.38, "xor2_1": 3.22, "dfxtp_1": 7.36, "dlclkp_4": 7.82}
     for cell, width in widths.items():
         assert shipped.area(f"sky130_fd_sc_hd__{cell}") == pytest.approx(width * 2.72, abs=1e-4)
 
@@ -122,11 +127,13 @@ def test_shipped_library_states_the_facts_of_the_full_one(sky130_liberty: Path) 
     full, shipped = load_liberty(sky130_liberty), shipped_liberty()
     for name, cell in shipped.cells.items():
         assert shipped.area(name) == round(full.area(name), 4)
+        assert clock_gate_of(cell) == clock_gate_of(full.cells[name])
         pins = {pin.names[0]: pin for pin in full.cells[name].all("pin")}
         for pin in cell.all("pin"):
             original = pins[pin.names[0]]
             assert pin.get("direction") == original.get("direction")
-            assert pin.get("function") == original.get("function")
+            for kind in ("function", "state_function"):
+                assert pin.get(kind) == original.get(kind)
             if pin.get("direction") == "input":
                 assert float(pin.get("capacitance") or 0) == round(
                     float(original.get("capacitance") or 0), 6

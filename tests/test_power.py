@@ -261,17 +261,25 @@ def test_without_zeros_nothing_else_changes(captured) -> None:
 def test_command(captured, tmp_path, capsys) -> None:
     file = tmp_path / "power.json"
     arguments = ["power", str(captured), "--build-folder", str(FOLDER), "--json", str(file)]
+    assert run([*arguments, "--no-clock-gating"]) == 0
+    assert "none (--no-clock-gating). Every flip-flop is" in capsys.readouterr().out
+    written = json.loads(file.read_text())
+    assert written["command"].endswith(" --no-clock-gating")
+    ungated = written["variants"]["captured"]
+    assert ungated["clock_gate"] is None
     variants = ["captured", "no-zero-keys", "no-zero-values", *INTEGERS]
     options = [option for name in variants for option in ("--variant", name)]
     assert run([*arguments, "--shape", "Gemma-3-270M"]) != 0  # its layers are not alike
     assert "'Gemma-3-270M' is not one of 'SmolLM2-135M'" in capsys.readouterr().err
     assert run([*arguments, *options, "--shape", "SmolLM2-135M"]) == 0
     out = capsys.readouterr().out
+    assert f"Clock gates: {PREFIX}dlclkp_4." in out
     assert "SmolLM2-135M: " in out and " uJ a token" in out
     written = json.loads(file.read_text())
     assert written["attentions_per_token"] == 90
     plain, keys, values, *integers = (written["variants"][name] for name in variants)
     assert plain["tags"]["energy"] == "projected" and not plain["internal_energies"]
+    assert plain["total"]["clock_pj"] < ungated["total"]["clock_pj"] / 2
     rows = plain["blocks"]
     assert set(rows) >= {"select_add", "select_accumulate", "normalizer", "engine"}
     for row in (*rows.values(), plain["total"]):
@@ -282,7 +290,10 @@ def test_command(captured, tmp_path, capsys) -> None:
     assert keys["blocks"]["select_add"]["toggles"] > rows["select_add"]["toggles"]
     for block in ("select_add", "plane_scaler", "online_softmax"):
         assert values["blocks"][block] == rows[block]
-    assert values["blocks"]["select_accumulate"] != rows["select_accumulate"]
+    # an accumulator with a zero digit is not clocked
+    accumulate = (values["blocks"]["select_accumulate"], rows["select_accumulate"])
+    assert accumulate[0]["clock_pj"] > 1.1 * accumulate[1]["clock_pj"]
+    assert plain["clock_gate"] == f"{PREFIX}dlclkp_4"
     assert keys["cycles"] == values["cycles"] == plain["cycles"]
     # as many slices of 8 or of 4 bits; rescales go over the bits of an accumulator
     int8, int4 = integers

@@ -44,7 +44,7 @@ class Inline(Executor):
         return future
 
 
-def area_of(config, block, source, text):
+def area_of(config, block, source, text, gating):
     return {"um2": float(config.lanes), "measured again": 1}
 
 

@@ -10,6 +10,8 @@ from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
     command_line,
+    gating_line,
+    gating_option,
     json_option,
     liberty_option,
     preset_option,
@@ -24,9 +26,14 @@ __all__ = ["command"]
 @preset_option
 @click.option("--block", metavar="NAME", help="Only this block.  [default: the whole engine]")
 @liberty_option
+@gating_option
 @json_option
 def command(
-    config: EngineConfig, block: str | None, library_file: Path | None, json_file: Path | None
+    config: EngineConfig,
+    block: str | None,
+    library_file: Path | None,
+    ungated: bool,
+    json_file: Path | None,
 ) -> None:
     """Area of an engine by block: cells, square micrometres, NAND2 equivalents, transistors.
 
@@ -37,7 +44,8 @@ def command(
     from kvtq_hw.estimates.area import measure_area
     from kvtq_hw.estimates.liberty import load_liberty
 
-    report = measure_area(config, block, load_liberty(library_file))
+    liberty = load_liberty(library_file, not ungated)
+    report = measure_area(config, block, liberty)
     click.echo(f"{config.name}: area in cells of {report.library}, measured on the netlist")
     table = Table(box=None)
     table.add_column("block", no_wrap=True)
@@ -58,5 +66,6 @@ def command(
         )
     Console().print(table)
     click.echo("Bits in RAM are apart: no area is counted for them. Transistors: of generic gates.")
-    command = command_line("--preset", "--block", "--liberty")
+    click.echo(gating_line(liberty))
+    command = command_line("--preset", "--block", "--liberty", "--no-clock-gating")
     write_json(json_file, {"command": command} | report.as_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -14,6 +15,8 @@ from kvtq_hw.commands.frame.options import (
     code_option,
     command_line,
     context_option,
+    gating_line,
+    gating_option,
     json_option,
     preset_option,
     quality_option,
@@ -34,6 +37,7 @@ CODES = STANDARD_CODES[:-1]
 @context_option
 @click.option("--memory-bits", type=click.IntRange(1, 1 << 16), default=64, show_default=True,
               help="Bits that memory delivers per cycle.")  # fmt: skip
+@gating_option
 @quality_option
 @json_option
 def command(
@@ -41,6 +45,7 @@ def command(
     codes: Sequence[CacheCode | CodeTable],
     tokens: int,
     memory_bits: int,
+    ungated: bool,
     quality_files: Sequence[Path],
     json_file: Path | None,
 ) -> None:
@@ -57,6 +62,7 @@ def command(
         equal_lanes,
         equal_speed,
     )
+    from kvtq_hw.estimates.liberty import load_liberty
     from kvtq_hw.estimates.quality_files import quality_of, read_quality
     from kvtq_hw.host.sources import hardware_digest
     from rtl.verilog import generator_version
@@ -65,10 +71,12 @@ def command(
     measured = read_quality(quality_files)
     windows = sliding_windows(codes)
     candidates = [ternary(config, code, windows) for code in codes] + integers(config, windows)
-    lanes = equal_lanes(candidates, config.lanes, tokens, measure_area)
+    liberty = load_liberty(None, not ungated)
+    measure = partial(measure_area, liberty=liberty)
+    lanes = equal_lanes(candidates, config.lanes, tokens, measure)
     int8 = next(row.cycles for row in lanes if row.name == "INT8")
-    speed = equal_speed(candidates, int8, tokens, measure_area)
-    bandwidth = equal_bandwidth(candidates, memory_bits, tokens, measure_area)
+    speed = equal_speed(candidates, int8, tokens, measure)
+    bandwidth = equal_bandwidth(candidates, memory_bits, tokens, measure)
     ways = {
         f"equal lanes: {config.lanes}": lanes,
         f"equal speed: INT8's {int8:,} cycles, 5 % more at most": speed,
@@ -93,12 +101,15 @@ def command(
                 f"x{quality['perplexity_ratio']:.4f}" if quality else "-",
             )
         Console().print(table)
+    click.echo(gating_line(liberty))
     click.echo("um2 is measured, cycles and bytes are derived, perplexity is measured.")
     if any(row.layers > 1 for row in lanes):
         click.echo("Cycles and bytes of several layers are their mean, rounded up.")
+    deciding = ("--preset", "--context", "--memory-bits", "--no-clock-gating", "--code")
     report = {
-        "command": command_line("--preset", "--context", "--memory-bits", "--code", "--quality"),
+        "command": command_line(*deciding, "--quality"),
         "config": config.model_dump(),
+        "clock_gate": liberty.clock_gate_cell,
         "generator": generator_version(),
         "sources": hardware_digest(),
         "tokens": tokens,

@@ -13,6 +13,8 @@ from rich.table import Table
 from kvtq_hw.commands.frame.options import (
     OutputFolder,
     command_line,
+    gating_line,
+    gating_option,
     json_option,
     liberty_option,
     write_json,
@@ -48,6 +50,7 @@ VARIANTS = ("captured", "no-zero-keys", "no-zero-values", "int8", "int4")
     help="Model whose layers and KV heads make an energy per token; all its layers are alike.",
 )
 @liberty_option
+@gating_option
 @click.option(
     "--build-folder",
     type=OutputFolder(),
@@ -61,6 +64,7 @@ def command(
     variants: Sequence[str],
     shape: str | None,
     library_file: Path | None,
+    ungated: bool,
     build_folder: Path,
     json_file: Path | None,
 ) -> None:
@@ -76,7 +80,7 @@ def command(
     from kvtq_hw.host.sources import hardware_digest
     from rtl.verilog import generator_version
 
-    captured, liberty = load_captured(file), load_liberty(library_file)
+    captured, liberty = load_captured(file), load_liberty(library_file, not ungated)
     model = MODELS[shape] if shape else None
     reports = {}
     for variant in variants:
@@ -105,11 +109,14 @@ def command(
         if model:
             energy = report.total.total_pj * model.layers * model.kv_heads
             click.echo(f"{shape}: {energy / 1e6:,.3f} uJ a token, all layers and KV heads alike")
+    click.echo(gating_line(liberty))
     place = {name: getattr(captured, name) for name in ("layer", "head", "step")}
     write_json(
         json_file,
         {
-            "command": command_line("file", "--variant", "--shape", "--liberty"),
+            "command": command_line(
+                "file", "--variant", "--shape", "--liberty", "--no-clock-gating"
+            ),
             "config": captured.config.model_dump(),
             "generator": generator_version(),
             "sources": hardware_digest(),

@@ -19,6 +19,7 @@ from kvtq_hw.commands.frame.options import (
     code_option,
     command_line,
     context_option,
+    gating_option,
     liberty_option,
     preset_option,
     quality_option,
@@ -48,6 +49,7 @@ _MOST_CONFIGURATIONS = 100_000
 @context_option
 @click.option("--block", metavar="NAME", help="Area of this block.  [default: the whole engine]")
 @liberty_option
+@gating_option
 @quality_option
 @scheduler_option("the processors of this machine")
 @click.option(
@@ -65,6 +67,7 @@ def command(
     tokens: int,
     block: str | None,
     library_file: Path | None,
+    ungated: bool,
     quality_files: Sequence[Path],
     scheduler: str | None,
     output: Path,
@@ -87,7 +90,7 @@ def command(
     values = _axes(axes)
     configs = configurations(config, values)
     check_context(tokens, *configs)
-    liberty = load_liberty(library_file)
+    liberty = load_liberty(library_file, not ungated)
     quality = read_quality(quality_files)
 
     def report(progress: Progress) -> None:
@@ -99,13 +102,14 @@ def command(
     with _executor(scheduler) as executor:
         areas = sweep_areas(configs, block, liberty, user_store(), executor, report)
     rows = table(configs, areas, codes, list(values), tokens, quality)
-    deciding = ("--preset", "--context", "--set", "--code", "--block", "--liberty", "--quality")
+    deciding = ("--preset", "--context", "--set", "--code", "--block", "--liberty")
     head = {
-        "command": command_line(*deciding, "-o"),
+        "command": command_line(*deciding, "--no-clock-gating", "--quality", "-o"),
         "config": config.model_dump(),
         "tokens": tokens,
         "block": block,
         "library": {"name": liberty.name, "source": liberty.source},
+        "clock_gate": liberty.clock_gate_cell,
         "generator": generator_version(),
         "sources": hardware_digest(block),
         "tags": {"area": "measured", "cycles": "derived", "bytes": "derived"}

@@ -8,7 +8,14 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from kvtq_hw.commands.frame.options import command_line, json_option, preset_option, write_json
+from kvtq_hw.commands.frame.options import (
+    command_line,
+    gating_line,
+    gating_option,
+    json_option,
+    preset_option,
+    write_json,
+)
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["command"]
@@ -26,9 +33,14 @@ __all__ = ["command"]
 )
 @click.option("--clock-mhz", type=click.IntRange(1, 10_000), default=100, show_default=True,
               help="Clock that gates are sized for.")  # fmt: skip
+@gating_option
 @json_option
 def command(
-    config: EngineConfig, library_file: Path, clock_mhz: int, json_file: Path | None
+    config: EngineConfig,
+    library_file: Path,
+    clock_mhz: int,
+    ungated: bool,
+    json_file: Path | None,
 ) -> None:
     """Longest path and highest clock of each block, and of the whole engine.
 
@@ -42,7 +54,7 @@ def command(
     from kvtq_hw.host.toolchain import opensta
     from rtl.verilog import generator_version
 
-    liberty = load_liberty(library_file)
+    liberty = load_liberty(library_file, not ungated)
     analyser = opensta()
     paths = measure_timing(config, liberty, analyser, clock_mhz=clock_mhz)
     tool = analyser.description if analyser else "abc, combinational logic alone"
@@ -58,11 +70,13 @@ def command(
         style = "bold" if block == "total" else None
         table.add_row(block, f"{path.delay_ps:,.0f}", f"{path.fmax_mhz:,.0f}", style=style)
     Console().print(table)
+    click.echo(gating_line(liberty))
     report = {
-        "command": command_line("--preset", "--liberty", "--clock-mhz"),
+        "command": command_line("--preset", "--liberty", "--clock-mhz", "--no-clock-gating"),
         "clock_mhz": clock_mhz,
         "config": config.model_dump(),
         "library": {"name": liberty.name, "source": liberty.source},
+        "clock_gate": liberty.clock_gate_cell,
         "tool": tool,
         "generator": generator_version(),
         "sources": hardware_digest(),

@@ -90,6 +90,8 @@ class AreaReport:
         Name of the library, as written in its text.
     library_source : str
         Path of the library's file, or "shipped".
+    clock_gate : str | None
+        Cell of the clock gates; None if every flip-flop is clocked in every cycle.
     blocks : dict[str, Area]
         Area by the block's `row_of`; "engine" is the logic outside the blocks.
     """
@@ -97,6 +99,7 @@ class AreaReport:
     config: EngineConfig
     library: str
     library_source: str
+    clock_gate: str | None
     blocks: dict[str, Area]
 
     @property
@@ -110,6 +113,7 @@ class AreaReport:
             "tag": "measured",
             "config": self.config.model_dump(),
             "library": {"name": self.library, "source": self.library_source},
+            "clock_gate": self.clock_gate,
             "clock_mhz": CLOCK_MHZ,
             "generator": generator_version(),
             "blocks": {name: area.as_dict() for name, area in self.blocks.items()},
@@ -148,7 +152,7 @@ def measure_area(
     for name, instances, mapping in _mappings(config, block, liberty, store, jobs):
         areas.setdefault(row_of(name, config), []).append(_area(instances, mapping, liberty))
     blocks = {name: _sum(parts) for name, parts in areas.items()}
-    return AreaReport(config, liberty.name, liberty.source, blocks)
+    return AreaReport(config, liberty.name, liberty.source, liberty.clock_gate_cell, blocks)
 
 
 def _mappings(
@@ -161,7 +165,7 @@ def _mappings(
     """Return block, instances and mapping per part; generate no netlist if all are stored."""
     index = {
         "what": "parts",
-        "liberty": liberty.digest,
+        **liberty.key,
         **design_key(config, block),
     }
     if (known := store.get(index, _Parts)) is not None:

@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.estimates.gates import pins_of
-from kvtq_hw.estimates.liberty import Liberty
+from kvtq_hw.estimates.liberty import Liberty, pins_of
 from kvtq_hw.estimates.liberty_format import Group
 
 __all__ = ["CellEnergy"]

@@ -2,7 +2,8 @@
 
 Between two clock edges every net has one settled value; a change of that value is a toggle.
 Glitches within a cycle are not simulated, so counts are a lower bound. Memories read and write at
-the clock edge; a read gives the content before the write. Outputs are compared in every cycle.
+the clock edge; a read gives the content before the write. A clock gate passes an edge if its enable
+is 1 then. Outputs are compared in every cycle.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Gates:
         Flip-flops: the node's value after the next clock edge.
     memories : Sequence[Mapping[str, Sequence[int]]]
         Nets of the ports RD_ADDR, RD_EN, RD_DATA, WR_ADDR, WR_DATA and WR_EN (one per bit).
+    clocks : Sequence[tuple[int, int]]
+        Gated clocks, each with the net of its enable. `states` hold their value without it.
     """
 
     nets: int
@@ -57,6 +60,7 @@ class Gates:
     nodes: Sequence[Node]
     states: Sequence[Node]
     memories: Sequence[Mapping[str, Sequence[int]]]
+    clocks: Sequence[tuple[int, int]]
 
 
 def simulate(
@@ -76,7 +80,7 @@ def simulate(
     Returns
     -------
     array of int64 [nets]
-        Toggles of each net.
+        Toggles of each net; of a gated clock, two in each cycle with its enable.
 
     Raises
     ------
@@ -91,6 +95,7 @@ def simulate(
         *_flat(gates.nodes),
         *_flat(gates.states),
         *_flat_memories(gates.memories),
+        np.array(gates.clocks, np.int32).reshape(-1, 2),
         inputs,
         values,
         outputs,
@@ -258,6 +263,7 @@ _STATE_RULES, _STATES = _nodes("state")
     memory_nets=Array(np.int32, "memory_pins", below="nets"),
     content_start=Array(np.int64, "content_starts"),
     contents=Array(np.uint8, "bits", written=True),
+    clocks=Array(np.int32, "gated", 2, below="nets"),
     inputs=Array(np.int32, "columns", below="nets"),
     stimulus=Array(np.uint8, "cycles", "columns", below=2),
     outputs=Array(np.int32, "compared", below="nets"),
@@ -280,6 +286,7 @@ def _run(
     memory_nets,
     content_start,
     contents,
+    clocks,
     inputs,
     stimulus,
     outputs,
@@ -301,6 +308,8 @@ def _run(
         wrong = _first_wrong(values, outputs, expected[cycle])
         if counted and wrong >= 0:
             return cycle * len(outputs) + wrong
+        for clock in range(len(clocks)):
+            toggles[clocks[clock, 0]] += 2 * (counted and values[clocks[clock, 1]])
         for state in range(len(state_net)):
             following[state] = _value(
                 values, state, state_start, state_inputs, state_table, state_tables

@@ -11,20 +11,23 @@ from typing import Any
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.gate_simulation import ONE, ZERO, Gates, Node
-from kvtq_hw.estimates.liberty import Liberty, truth_table
+from kvtq_hw.estimates.liberty import Liberty, clock_gate_of, pins_of, truth_table
 from kvtq_hw.estimates.liberty_format import Group
 from rtl.yosys import run_yosys
 
-__all__ = ["Cell", "Mapped", "link", "pins_of"]
+__all__ = ["Cell", "Mapped", "link"]
 
 _MEMORY = "kvtq_memory"
+
+#: Name, in the next state of a flip-flop behind a clock gate, of the gate's enable.
+_OPEN = "_clock_is_open_"
 
 
 @dataclass(frozen=True)
 class Cell:
     """An instance of a library cell: its path in the design, its cell, the nets of its pins.
 
-    clock : the clock pin of a flip-flop; empty for a gate
+    clock : the clock pin of a flip-flop or of a clock gate; empty for any other cell
     """
 
     name: str
@@ -42,19 +45,15 @@ class Mapped:
     cells: Sequence[Cell]
 
 
-def pins_of(cell: Group) -> dict[str, Group]:
-    """Return the pins of a library cell by name."""
-    return {pin.names[0]: pin for pin in cell.all("pin")}
-
-
 def link(netlists: Iterable[str], top: str, liberty: Liberty) -> Mapped:
     """Link Verilog modules of library cells into the flat netlist of the design `top`.
 
     Raises
     ------
     UserError
-        For what the simulation does not support: latches, asynchronous resets in use, memories
-        that are read without a clock, combinational loops.
+        For what the simulation does not support: latches other than those of clock gates, clock
+        gates one behind the other, asynchronous resets in use, memories that are read without a
+        clock, combinational loops.
     """
     with scratch_folder() as directory:
         for number, text in enumerate(netlists):
@@ -78,10 +77,13 @@ class _Linker:
     nodes: list[Node] = field(default_factory=list)
     states: list[Node] = field(default_factory=list)
     memories: list[dict[str, list[int]]] = field(default_factory=list)
+    enables: dict[int, int] = field(default_factory=dict)  # of gated clocks
 
     def mapped(self, module: Mapping[str, Any]) -> Mapped:
         ports = {name: self._nets(port["bits"]) for name, port in module["ports"].items()}
-        for name, cell in sorted(module["cells"].items()):
+        # clock gates come first: a flip-flop behind one needs to know its enable
+        cells = sorted(module["cells"].items())
+        for name, cell in sorted(cells, key=lambda item: not self._is_gate(item[1])):
             nets = {pin: self._nets(bits) for pin, bits in cell["connections"].items()}
             if cell["type"] == _MEMORY:
                 clocked = nets["RD_CLK"][0] not in (ZERO, ONE)
@@ -93,8 +95,13 @@ class _Linker:
             else:
                 self._add(name, cell["type"], {pin: bits[0] for pin, bits in nets.items()})
         count = len(self.numbers) - 2  # the constants x and z share the net of zero
-        gates = Gates(count, ports, _sorted(self.nodes), self.states, self.memories)
+        clocks = list(self.enables.items())
+        gates = Gates(count, ports, _sorted(self.nodes), self.states, self.memories, clocks)
         return Mapped(gates, self.cells)
+
+    def _is_gate(self, cell: Mapping[str, Any]) -> bool:
+        group = self.liberty.cells.get(cell["type"])
+        return group is not None and clock_gate_of(group) is not None
 
     def _nets(self, bits: Sequence[int | str]) -> list[int]:
         return [self._net(bit) for bit in bits]
@@ -106,6 +113,14 @@ class _Linker:
         """Add an instance of a library cell."""
         group = self.liberty.cells[kind]
         pins = pins_of(group)
+        if gate := clock_gate_of(group):
+            if nets[gate.clock] in self.enables:
+                raise UserError(f"power: {name} is a clock gate behind another one")
+            self.enables[nets[gate.output]] = nets[gate.enable]
+            inputs = {pin: nets[pin] for pin in (gate.clock, gate.enable)}
+            outputs = {gate.output: nets[gate.output]}
+            self.cells.append(Cell(name, kind, inputs, outputs, gate.clock))
+            return
         if any(group.all("latch")) or any(group.all("statetable")):
             raise UserError(f"power: {name} is a latch, which is not simulated")
         inputs = {pin: n for pin, n in nets.items() if pins[pin].get("direction") == "input"}
@@ -119,7 +134,11 @@ class _Linker:
             plain = [pin for pin, function in functions.items() if function == state]
             net = outputs[plain[0]] if plain else self._net(f"{name}.{state}")
             operands[state] = net
-            self.states.append(_node(net, str(flip_flop.get("next_state")), operands))
+            following = str(flip_flop.get("next_state"))
+            if (enable := self.enables.get(inputs[clock])) is not None:
+                operands[_OPEN] = enable
+                following = f"({_OPEN} & ({following})) | (!{_OPEN} & {state})"
+            self.states.append(_node(net, following, operands))
             functions = {
                 pin: f"!{state}" if function == inverse else function
                 for pin, function in functions.items()

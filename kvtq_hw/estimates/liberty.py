@@ -1,4 +1,4 @@
-"""Cell libraries in Liberty files: names, areas and functions of the cells."""
+"""Cell libraries in Liberty files: names, areas and functions of the cells, the clock gate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import io
 import itertools
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
@@ -18,11 +18,33 @@ from kvtq_hw.contract.files import LARGEST_FILE, decoded, read_bytes
 from kvtq_hw.estimates.liberty_check import check_library
 from kvtq_hw.estimates.liberty_format import Group, parse_liberty
 
-__all__ = ["Liberty", "load_liberty", "shipped_liberty", "truth_table"]
+__all__ = [
+    "ClockGate",
+    "Liberty",
+    "clock_gate_of",
+    "load_liberty",
+    "pins_of",
+    "shipped_liberty",
+    "truth_table",
+]
 
 _SHIPPED = "sky130hd_area.lib"
 
 _WHAT = "Liberty file"
+
+#: Liberty's name of a clock gate with a latch, for flip-flops of the rising edge: the latch takes
+#: the enable while the clock is low, so that the gated clock has whole pulses only.
+_LATCHED_GATE = "latch_posedge"
+
+
+@dataclass(frozen=True)
+class ClockGate:
+    """A clock gate: its cell, and the pins of the clock, of the enable and of the gated clock."""
+
+    cell: str
+    clock: str
+    enable: str
+    output: str
 
 
 @dataclass(frozen=True)
@@ -37,11 +59,14 @@ class Liberty:
         Text of the file, unpacked.
     root : Group
         The file's library group.
+    gating : bool
+        Whether synthesis may use the library's clock gates.
     """
 
     source: str
     text: str = field(repr=False)
     root: Group = field(repr=False)
+    gating: bool = True
 
     @property
     def name(self) -> str:
@@ -52,6 +77,30 @@ class Liberty:
     def digest(self) -> str:
         """SHA-256 of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @property
+    def key(self) -> dict[str, str | None]:
+        """What a result of synthesis depends on, for keys of stored results."""
+        return {"liberty": self.digest, "clock_gate": self.clock_gate_cell}
+
+    @property
+    def clock_gate_cell(self) -> str | None:
+        """Name of the clock gate's cell; None if every flip-flop is clocked in every cycle."""
+        return None if self.clock_gate is None else self.clock_gate.cell
+
+    @cached_property
+    def clock_gate(self) -> ClockGate | None:
+        """The strongest clock gate; None without `gating`, or if the library has none.
+
+        The clock pins behind a gate are a load of up to hundreds of flip-flops. Libraries mark
+        clock gates as ``dont_use``, since nothing else may take them: here the mark does not count.
+        """
+        found = [
+            (float(pins_of(self.cells[name])[gate.output].get("max_capacitance") or 0), name, gate)
+            for name, cell in self.cells.items()
+            if (gate := clock_gate_of(cell))
+        ]
+        return max(found, key=lambda entry: entry[:2])[2] if self.gating and found else None
 
     @cached_property
     def cells(self) -> dict[str, Group]:
@@ -104,6 +153,28 @@ class Liberty:
                 "allowed are libraries of standard cells with functions"
             )
         return min(found)[1]
+
+
+def pins_of(cell: Group) -> dict[str, Group]:
+    """Return the pins of a library cell by name."""
+    return {pin.names[0]: pin for pin in cell.all("pin")}
+
+
+def clock_gate_of(cell: Group) -> ClockGate | None:
+    """Return the pins of a cell that is a latch-based clock gate without further inputs."""
+    if cell.get("clock_gating_integrated_cell") != _LATCHED_GATE:
+        return None
+    pins = pins_of(cell)
+    found = [
+        [name for name, pin in pins.items() if pin.get(f"clock_gate_{kind}_pin") == "true"]
+        for kind in ("clock", "enable", "out")
+    ]
+    inputs = {name for name, pin in pins.items() if pin.get("direction") == "input"}
+    # the names go into a command of Yosys, separated by colons
+    if not all(len(names) == 1 and re.fullmatch(r"\w+", names[0]) for names in found):
+        return None
+    (clock,), (enable,), (output,) = found
+    return ClockGate(cell.names[0], clock, enable, output) if inputs == {clock, enable} else None
 
 
 def _table_of(cell: Group) -> tuple[bool, ...] | None:
@@ -193,8 +264,12 @@ class _Evaluation:
         return result
 
 
-def load_liberty(path: Path | None) -> Liberty:
+def load_liberty(path: Path | None, gating: bool = True) -> Liberty:
     """Load the library of a file, which may be packed by gzip; None for the shipped library.
+
+    Parameters
+    ----------
+    gating : whether synthesis may use the library's clock gates
 
     Raises
     ------
@@ -202,7 +277,7 @@ def load_liberty(path: Path | None) -> Liberty:
         When the file cannot be read, is broken or holds no cells.
     """
     if path is None:
-        return shipped_liberty()
+        return replace(shipped_liberty(), gating=gating)
     data = read_bytes(path, _WHAT)
     try:
         text = decoded(_unpacked(data), path, _WHAT)
@@ -211,7 +286,7 @@ def load_liberty(path: Path | None) -> Liberty:
     except (OSError, EOFError, zlib.error, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(f"{_WHAT} {str(path)!r}: {reason}") from None
-    return Liberty(str(path), text, root)
+    return Liberty(str(path), text, root, gating)
 
 
 def _unpacked(data: bytes) -> bytes:

@@ -2,8 +2,10 @@
 
 The netlist is simulated with the recorded port values of an RTL simulation, and its outputs must
 equal the RTL's in every cycle. A toggle of a net costs C V^2 / 2, where C is the capacitance of the
-pins that the net drives. Wires, memories, clock trees and glitches are not counted, so the energy
-is a lower bound and a projection. A full library adds its energies inside cells.
+pins that the net drives. The clock of a flip-flop behind a clock gate counts in cycles in which the
+gate is open; the gate's own clock counts always. Wires, memories, clock trees and glitches are not
+counted, so the energy is a lower bound and a projection. A full library adds its energies inside
+cells.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ class BlockPower:
     switching_pj : float
         Energy of these toggles in the pins that the nets drive (projected).
     clock_pj : float
-        Energy of the clock in the flip-flops' clock pins (projected).
+        Energy of the clock in the clock pins of flip-flops and clock gates (projected).
     internal_pj : float
         Energy inside the cells by the library's tables, with the clock's share; 0 if the library
         has no tables.
@@ -80,6 +82,7 @@ class PowerReport:
     config: EngineConfig
     library: str
     library_source: str
+    clock_gate: str | None
     internal: bool
     cycles: int
     blocks: dict[str, BlockPower]
@@ -101,6 +104,7 @@ class PowerReport:
             "tags": {"toggles": "measured", "cycles": "measured", "energy": "projected"},
             "config": self.config.model_dump(),
             "library": {"name": self.library, "source": self.library_source},
+            "clock_gate": self.clock_gate,
             "internal_energies": self.internal,
             "cycles": self.cycles,
             "blocks": {name: row.as_dict() for name, row in self.blocks.items()},
@@ -143,8 +147,15 @@ def measure_power(
     instances = _instances(netlists[-1], rows)
     blocks = _energies(mapped, toggles.tolist(), cycles, liberty, instances)
     ordered = {row: blocks[row] for row in rows.values()}
-    internal = liberty.has_timing
-    return PowerReport(config, liberty.name, liberty.source, internal, cycles, ordered)
+    return PowerReport(
+        config,
+        liberty.name,
+        liberty.source,
+        liberty.clock_gate_cell,
+        liberty.has_timing,
+        cycles,
+        ordered,
+    )
 
 
 def _instances(netlist: str, rows: Mapping[str, str]) -> dict[str, str]:
@@ -166,6 +177,7 @@ def _energies(
 ) -> dict[str, BlockPower]:
     """Sum toggles and energies (picojoules) over the cells of each block."""
     energy = CellEnergy(liberty)
+    gated = {clock for clock, _ in mapped.gates.clocks}
     loads = [0.0] * mapped.gates.nets
     for cell in mapped.cells:
         for pin, net in cell.inputs.items():
@@ -174,11 +186,13 @@ def _energies(
     for cell in mapped.cells:
         row = sums[instances.get(cell.name.partition(".")[0], "engine")]
         for pin, net in cell.outputs.items():
-            row[0] += toggles[net]
-            row[1] += toggles[net] * energy.switching(loads[net])
             row[3] += toggles[net] * energy.internal(cell.kind, pin, loads[net])
+            if net not in gated:  # what a gated clock drives are clock pins, counted below
+                row[0] += toggles[net]
+                row[1] += toggles[net] * energy.switching(loads[net])
         for pin, net in cell.inputs.items():
-            changes = 2 * cycles if pin == cell.clock else toggles[net]
+            is_clock = pin == cell.clock and net not in gated
+            changes = 2 * cycles if is_clock else toggles[net]
             row[3] += changes * energy.internal(cell.kind, pin)
             if pin == cell.clock:
                 row[2] += changes * energy.switching(energy.capacitance(cell.kind, pin))

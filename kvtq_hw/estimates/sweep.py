@@ -20,7 +20,7 @@ from kvtq_hw.contract.cycle_model import code_job_cycles
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.packing import bits_per_element, cache_bytes
 from kvtq_hw.estimates.area import measure_area
-from kvtq_hw.estimates.liberty import Liberty
+from kvtq_hw.estimates.liberty import Liberty, load_liberty
 from kvtq_hw.estimates.liberty_format import parse_liberty
 from kvtq_hw.estimates.quality_files import QualityResult, quality_of
 from kvtq_hw.estimates.store import design_key
@@ -94,8 +94,9 @@ def sweep_areas(
     from_store = len(areas)
     report(Progress(from_store, len(wanted), from_store))
     text = None if liberty.source == "shipped" else liberty.text
+    library = (liberty.source, text, liberty.gating)
     waiting: dict[Future[dict[str, Any]], str] = {
-        executor.submit(_area, config, block, liberty.source, text): name
+        executor.submit(_area, config, block, *library): name
         for name, (config, _) in wanted.items()
         if name not in areas
     }
@@ -114,15 +115,20 @@ def sweep_areas(
 def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str, Any]:
     return {
         "what": "sweep",
-        "liberty": liberty.digest,
+        **liberty.key,
         "clock_mhz": CLOCK_MHZ,
         **design_key(config, block),
     }
 
 
-def _area(config: EngineConfig, block: str | None, source: str, text: str | None) -> dict[str, Any]:
+def _area(
+    config: EngineConfig, block: str | None, source: str, text: str | None, gating: bool
+) -> dict[str, Any]:
     """Measure one configuration's total area in a worker; other workers use other processors."""
-    liberty = None if text is None else Liberty(source, text, parse_liberty(text))
+    if text is None:
+        liberty = load_liberty(None, gating)
+    else:
+        liberty = Liberty(source, text, parse_liberty(text), gating)
     return measure_area(config, block, liberty, jobs=1).total.as_dict()
 
 

@@ -4,6 +4,8 @@ Every design goes through the same commands with the same delay target, so that 
 commands are those of Yosys's own `synth`, except for memories. A writable memory stays a memory and
 is counted in bits, since a memory macro or a register file would take its place. A read-only memory
 (a table) becomes logic.
+
+Flip-flops that share an enable get a clock gate, if the library has one; the others, multiplexers.
 """
 
 from __future__ import annotations
@@ -26,6 +28,9 @@ __all__ = ["CLOCK_MHZ", "Mapping", "map_part", "mapped_netlist", "mapping_key"]
 #: Clock in MHz for which gates are sized. Every engine meets this clock on sky130, so that all
 #: areas belong to the same clock.
 CLOCK_MHZ = 100
+
+#: Fewest flip-flops behind a clock gate: from four on the gate is smaller than their multiplexers.
+_FEWEST_GATED = 4
 
 #: Load at each output of a block, in femtofarads: the inputs of a few gates.
 OUTPUT_LOAD_FF = 10
@@ -181,6 +186,7 @@ def _library_commands(liberty: Liberty, clock_mhz: int) -> list[str]:
     file = f"{liberty.digest[:16]}.lib"
     return [
         "design -load gates",
+        *_gating_commands(liberty),
         f"dfflibmap {avoid} -liberty {file}",
         "opt -fast",
         f"abc {avoid} -liberty {file} -D {_delay_target_ps(clock_mhz)} -constr abc.constr "
@@ -191,6 +197,24 @@ def _library_commands(liberty: Liberty, clock_mhz: int) -> list[str]:
         "chtype -set kvtq_memory t:$mem_v2",
         *(f"setparam -unset {name} t:kvtq_memory" for name in _MEMORY_PARAMETERS.split()),
         "write_verilog -noattr -noexpr -nohex mapped.v",
+    ]
+
+
+def _gating_commands(liberty: Liberty) -> list[str]:
+    """Return the commands that put flip-flops of one enable behind a clock gate.
+
+    Yosys's pass loses resets that take effect without the enable. So before it, every flip-flop
+    with reset and enable takes its reset under an enable that the reset opens as well.
+    """
+    if (gate := liberty.clock_gate) is None:
+        return []
+    kinds = ("_DFF_P_", "_DFFE_PP_", "_SDFFCE_PP0P_", "_SDFFCE_PP1P_")
+    pins = f"{gate.enable}:{gate.clock}:{gate.output}"
+    return [
+        f"dfflegalize {' '.join(f'-cell ${kind} 01' for kind in kinds)}",
+        "opt_merge",
+        "opt_clean",
+        f"clockgate -pos {gate.cell} {pins} -min_net_size {_FEWEST_GATED}",
     ]
 
 

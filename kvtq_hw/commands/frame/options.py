@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -14,6 +14,9 @@ from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import check_destination, check_folder, json_text, write_text
 from kvtq_hw.contract.model_wheels import WHEEL_MODELS
+
+if TYPE_CHECKING:
+    from kvtq_hw.estimates.liberty import Liberty
 
 __all__ = [
     "MAX_TOKENS",
@@ -29,6 +32,8 @@ __all__ = [
     "context_option",
     "device_options",
     "fitted_option",
+    "gating_line",
+    "gating_option",
     "json_option",
     "liberty_option",
     "model_option",
@@ -264,6 +269,23 @@ liberty_option = click.option(
     metavar="FILE",
     help="Library of cells (.lib or .lib.gz).  [default: the shipped areas of sky130_fd_sc_hd]",
 )
+
+#: `--no-clock-gating`, passed to the command as `ungated`.
+gating_option = click.option(
+    "--no-clock-gating",
+    "ungated",
+    is_flag=True,
+    help="Clock every flip-flop in every cycle: no clock gates.",
+)
+
+
+def gating_line(library: Liberty) -> str:
+    """Return a line that says by which cells clocks are gated, or why they are not."""
+    if library.clock_gate:
+        return f"Clock gates: {library.clock_gate.cell}."
+    why = f"none in {library.name}" if library.gating else "none (--no-clock-gating)"
+    return f"Clock gates: {why}. Every flip-flop is clocked in every cycle."
+
 
 #: `--quality FILE`, may be repeated, passed to the command as `quality_files`.
 quality_option = click.option(
