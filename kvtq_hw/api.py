@@ -131,7 +131,9 @@ def attention(
 
 
 def generate_verilog(
-    config: EngineConfig | str | Path = "smollm2", block: str = "accelerator"
+    config: EngineConfig | str | Path = "smollm2",
+    block: str = "accelerator",
+    prefix: str | None = None,
 ) -> str:
     """Return the Verilog of a block with everything below it, in one text.
 
@@ -141,14 +143,16 @@ def generate_verilog(
         path of a TOML file
     block : ``"accelerator"`` with AXI ports, ``"engine"`` for the attention core alone, or another
         name of `rtl.blocks.BLOCKS`
+    prefix : beginning of every module's name; None for ``kvtq_<name>``, with the name of the
+        configuration, so that several configurations live in one design
 
     Raises
     ------
     UserError
-        When there is no such configuration or block.
+        When there is no such configuration or block, or the prefix begins no name in Verilog.
     """
-    from rtl.blocks import emit_block
+    from rtl.blocks import emit_block, prefix_of
 
     if not isinstance(config, EngineConfig):
         config = load_config(config)
-    return emit_block(block, config)
+    return emit_block(block, config, prefix_of(config) if prefix is None else prefix)

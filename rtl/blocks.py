@@ -3,27 +3,33 @@
 """The blocks by name: components that can be generated, simulated and counted on their own.
 
 A block called ``key_lanes`` is the class ``KeyLanes`` of ``rtl/key_lanes.py``, constructed from the
-configuration alone. Its Verilog module is called ``kvtq_key_lanes``.
+configuration alone. Its Verilog module is called ``kvtq_key_lanes``, or has another prefix.
 """
 
 from __future__ import annotations
 
 import importlib
+import re
 
 from amaranth.lib import wiring
 
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.errors import UserError, shown
 from rtl.verilog import config_header, emit
 
 __all__ = [
     "BLOCKS",
+    "PREFIX",
     "blocks_of",
     "check_block",
     "create_block",
     "emit_block",
     "module_name",
+    "prefix_of",
 ]
+
+#: Prefix of module names inside this project, where a design holds one configuration.
+PREFIX = "kvtq"
 
 #: Blocks that the engine is composed of.
 _OF_ENGINE = (
@@ -93,16 +99,40 @@ def create_block(name: str, config: EngineConfig) -> wiring.Component:
     return block(config)
 
 
-def emit_block(name: str, config: EngineConfig, *, all_names: bool = False) -> str:
+def emit_block(
+    name: str,
+    config: EngineConfig,
+    prefix: str = PREFIX,
+    *,
+    all_names: bool = False,
+    initial_values: bool = True,
+) -> str:
     """Return a block's Verilog, named `module_name`, with a header that names the configuration.
 
-    `all_names` is the parameter of `rtl.verilog.emit`.
+    `all_names` and `initial_values` are the parameters of `rtl.verilog.emit`.
+
+    Raises
+    ------
+    UserError
+        For a block that there is not, and for a prefix that begins no name in Verilog.
     """
-    top = module_name(name)
-    header = config_header(top, config)
-    return emit(create_block(name, config), top, header, all_names=all_names)
+    top = module_name(name, prefix)
+    start = "also as initial values" if initial_values else "and no initial values"
+    header = f"{config_header(top, config)}\nRegisters have their reset values {start}."
+    block = create_block(name, config)
+    return emit(block, top, header, all_names=all_names, initial_values=initial_values)
 
 
-def module_name(name: str) -> str:
+def module_name(name: str, prefix: str = PREFIX) -> str:
     """Return the name of a block's Verilog module."""
-    return f"kvtq_{name}"
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", prefix):
+        raise UserError(
+            f"prefix: {shown(prefix)} is not allowed; must be letters, digits and _, "
+            "and begin with a letter or _"
+        )
+    return f"{prefix}_{name}"
+
+
+def prefix_of(config: EngineConfig) -> str:
+    """Return the prefix with which two configurations live in one design: ``kvtq_<name>``."""
+    return f"{PREFIX}_{config.name.replace('-', '_')}"

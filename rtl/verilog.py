@@ -7,11 +7,14 @@ instead, and one flip-flop block per register.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from importlib import metadata, resources
 
 from amaranth.back import rtlil
+from amaranth.hdl import Fragment, Module, Signal, Value
+from amaranth.hdl._ir import PortDirection
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import Member
 
@@ -19,6 +22,8 @@ from kvtq_hw import __version__
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.files import scratch_folder
 from rtl.axi import BusSignature
+from rtl.names import Interface, merged, plainly_named
+from rtl.verilog_text import tidied
 from rtl.yosys import run_yosys, yosys_version
 
 __all__ = [
@@ -33,13 +38,15 @@ __all__ = [
 
 _PASSES = (
     "proc -norom",  # processes -> cells; case statements stay multiplexers
+    "opt_expr",
+    "opt_merge",  # Amaranth writes an expression wherever it is used
     "pmuxtree",  # $pmux has no spelling that Icarus takes at -g2005
     "opt_expr",
+    "opt_merge",
     "opt_clean -purge",  # drops names that nothing reads
     "memory_collect",  # memories as Verilog arrays
 )
 
-_MODULE_NAME = re.compile(r"^(module|  cell) \\(\S+)", re.MULTILINE)
 # Zeros with which Amaranth fills every memory, spelled out. Memories start with any contents here,
 # as SRAM does: no result depends on a word that is read before it has been written.
 _ZEROED_MEMORY = re.compile(
@@ -47,6 +54,21 @@ _ZEROED_MEMORY = re.compile(
     r"(?:    [^\n]*\n)*?    connect \\DATA \d+'0*\n(?:    [^\n]*\n)*  end\n",
     re.MULTILINE,
 )
+_INITIAL_VALUE = re.compile(
+    r"^  attribute \\init [^\n]*\n"
+    r"(?P<declaration>(?:  attribute [^\n]*\n)*  wire [^\n]* (?P<wire>\S+)$)",
+    re.MULTILINE,
+)
+# What a reset assigns, registers with their next values, other names of values.
+_RESET = re.compile(
+    r"^    switch \\rst \[0\]\n      case 1'1\n((?:        assign [^\n]*\n)*)", re.MULTILINE
+)
+_REGISTER = re.compile(
+    r"^  cell \$dff [^\n]*\n(?:    [^\n]*\n)*?    connect \\D (\S+)[^\n]*\n"
+    r"(?:    [^\n]*\n)*?    connect \\Q (\S+)",
+    re.MULTILINE,
+)
+_ALIAS = re.compile(r"^connect (\S+) (\S+)", re.MULTILINE)
 
 
 def generator_version() -> str:
@@ -108,57 +130,118 @@ def port_members(component: wiring.Component) -> dict[str, Member]:
     return ports
 
 
-def emit_rtlil(component: wiring.Component, name: str) -> str:
-    """Convert a component to RTLIL text with Verilog-friendly module names.
+def _named_ports(component: wiring.Component) -> dict[str, Value]:
+    """Return every single port of a component under its name in Verilog, as `port_members`."""
+    buses = [
+        name
+        for name, member in interfaces(component).items()
+        if not member.is_port and isinstance(member.signature, BusSignature)
+    ]
+    ports: dict[str, Value] = {}
+    for path, _, value in component.signature.flatten(component):
+        name = "__".join(map(str, path))
+        for bus in buses:
+            if name.startswith(f"{bus}__"):
+                name = f"{bus}_{name.removeprefix(f'{bus}__')}"
+        if name in ports:
+            raise ValueError(f"port: the name {name!r} is taken by another port")
+        ports[name] = Value.cast(value)
+    return ports
 
-    Amaranth names submodules ``top.sub``; here they become ``top_sub``, so that no name needs
-    escaping and none clashes with another generated design.
+
+def _description(kind: type) -> str:
+    """Return the first sentence of a class's documentation."""
+    paragraph = (inspect.getdoc(kind) or "").partition("\n\n")[0]
+    return re.split(r"(?<=\.) ", " ".join(paragraph.split()))[0].replace("`", "")
+
+
+def _elaborated(component: wiring.Component, name: str) -> tuple[str, dict[str, Interface]]:
+    """Return a component as RTLIL, and what the source says about each of its modules."""
+    ports = {
+        "__".join(map(str, path)): (
+            Value.cast(value),
+            PortDirection.Input if member.flow == wiring.In else PortDirection.Output,
+        )
+        for path, member, value in component.signature.flatten(component)
+    }
+    design = Fragment.get(component, None).prepare(ports, hierarchy=(name,))
+    text, _ = rtlil.convert_fragment(design, name=name, emit_src=False)
+    described: dict[str, Interface] = {}
+    for fragment, found in design.fragments.items():
+        sources = [o for o in fragment.origins or () if not isinstance(o, Module)]
+        names: dict[str, str] = {}
+        for source in sources[:1]:
+            if isinstance(source, wiring.Component):
+                for port, value in _named_ports(source).items():
+                    if isinstance(value, Signal) and value in found.signal_names:
+                        names.setdefault(found.signal_names[value], port)
+        if found.name == (name,):
+            names = dict(zip(ports, _named_ports(component), strict=True))
+        comment = _description(type(sources[0])) if sources else ""
+        described[".".join(found.name)] = Interface(names, comment)
+    return text, described
+
+
+def emit_rtlil(component: wiring.Component, name: str) -> str:
+    """Convert a component to RTLIL text in which every name is plain (`rtl.names`).
+
+    Submodules are called ``name_submodule``, so that none clashes with another generated design.
 
     Raises
     ------
     ValueError
-        When `name` is no plain Verilog identifier, or two modules would get the same name.
+        When `name` is no plain Verilog identifier, or two things would get the same name.
     """
+    return _described_rtlil(component, name)[0]
+
+
+def _described_rtlil(
+    component: wiring.Component, name: str, *, initial_values: bool = True
+) -> tuple[str, dict[str, str]]:
+    """Return `emit_rtlil`'s text, and the first sentence about each module of it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"module name must be a plain Verilog identifier, not {name!r}")
-    text = rtlil.convert(component, name=name, emit_src=False)
-    original: dict[str, str] = {}
-
-    def rename(match: re.Match[str]) -> str:
-        keyword, module = match.groups()
-        renamed = module.replace(".", "_")
-        if original.setdefault(renamed, module) != module:
-            raise ValueError(
-                f"modules {original[renamed]!r} and {module!r} would both be named {renamed!r}"
-            )
-        return f"{keyword} \\{renamed}"
-
-    # Verilog knows no wire without bits: such a port of the top module would come out with two bits
+    text, described = _elaborated(component, name)
+    text = text.replace('attribute \\generator "Amaranth"\n', "")
+    # Verilog knows no wire without bits: such a port would come out with two bits
     text = re.sub(r"^(  wire width 0) (?:input|output) \d+ ", r"\1 ", text, flags=re.MULTILINE)
     text = _ZEROED_MEMORY.sub("", text)
-    return _MODULE_NAME.sub(rename, _with_bus_names(text, component))
+    text, modules = plainly_named(text, described)
+    if not initial_values:
+        text = _without_initial_values(text)
+    return text, {plain: described[module].comment for module, plain in modules.items()}
 
 
-def _with_bus_names(text: str, component: wiring.Component) -> str:
-    """Return RTLIL text with members of the component's AXI ports named as in `port_members`."""
-    renamed = {
-        f"{port}__{name}": f"{port}_{name}"
-        for port, member in component.signature.members.items()
-        if not member.is_port and isinstance(member.signature, BusSignature)
-        for name in member.signature.members
+def _without_initial_values(text: str) -> str:
+    """Return RTLIL text in which no register that has a reset has an initial value."""
+    return "".join(map(_module_without, re.split(r"^(?=module )", text, flags=re.MULTILINE)))
+
+
+def _module_without(module: str) -> str:
+    """Return the text of a module without initial values of registers that have a reset."""
+    reset = {
+        value for case in _RESET.findall(module) for value in re.findall(r"assign (\S+)", case)
     }
-    if not renamed:
-        return text
-    taken = re.search(rf"^  wire .*\\({'|'.join(renamed.values())})$", text, re.MULTILINE)
-    if taken:
-        raise ValueError(f"the name {taken[1]!r} of a bus port is taken by another signal")
-    return re.sub(r"(?<=\\)\w+(?=\s)", lambda match: renamed.get(match[0], match[0]), text)
+    registers = {output for value, output in _REGISTER.findall(module) if value in reset}
+    registers |= {name for name, value in _ALIAS.findall(module) if value in registers}
+
+    def shortened(match: re.Match[str]) -> str:
+        return match["declaration"] if match["wire"] in registers else match[0]
+
+    return _INITIAL_VALUE.sub(shortened, module)
 
 
-def emit(component: wiring.Component, name: str, header: str, *, all_names: bool = False) -> str:
+def emit(
+    component: wiring.Component,
+    name: str,
+    header: str,
+    *,
+    all_names: bool = False,
+    initial_values: bool = True,
+) -> str:
     """Convert a component to Verilog-2005 text.
 
-    The same component, name and header give the same bytes.
+    The same component, name and header give the same bytes. Identical modules are written once.
 
     Parameters
     ----------
@@ -172,6 +255,9 @@ def emit(component: wiring.Component, name: str, header: str, *, all_names: bool
         Comment for the head of the file, without comment signs.
     all_names : bool
         Keep names that nothing reads, such as those of a payload's fields: for waves.
+    initial_values : bool
+        Give registers that have a reset its value as initial value too. Registers without a reset
+        have one in either case.
 
     Raises
     ------
@@ -180,16 +266,14 @@ def emit(component: wiring.Component, name: str, header: str, *, all_names: bool
     rtl.yosys.YosysError
         When Yosys rejects the design.
     """
-    source = emit_rtlil(component, name)
+    text, comments = _described_rtlil(component, name, initial_values=initial_values)
     with scratch_folder() as directory:
-        (directory / "design.il").write_text(source, encoding="utf-8")
+        (directory / "design.il").write_text(merged(text), encoding="utf-8")
         passes = [p.replace(" -purge", "") if all_names else p for p in _PASSES]
         run_yosys(
             ["read_rtlil design.il", *passes, "write_verilog -noattr design.v"],
             directory,
         )
         verilog = (directory / "design.v").read_text(encoding="utf-8")
-    # Yosys's first line names its compiler's path: machines would differ in it.
-    verilog = re.sub(r"\A/\* Generated by [^\n]*\*/\n", "", verilog)
     comment = "\n".join(f"// {line}".rstrip() for line in header.splitlines())
-    return f"{comment}\n{verilog}"
+    return f"{comment}\n{tidied(verilog, comments)}"

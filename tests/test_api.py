@@ -58,7 +58,9 @@ def test_the_example_of_the_page(folder, capsys):
     scope = {"queries": torch.ones(4, 1, 16), "keys": (x := torch.ones(2, 3, 16)), "values": x}
     exec(block.replace(name, repr(str(folder))), scope)
     assert len(capsys.readouterr().out.split()) == 6 + 16
-    assert scope["outputs"].shape == (4, 1, 16) and "module kvtq_engine(" in scope["verilog"]
+    assert (
+        scope["outputs"].shape == (4, 1, 16) and "module kvtq_smollm2_engine(" in scope["verilog"]
+    )
 
 
 def test_what_the_cache_refuses_leaves_the_model_as_it_was(folder, tmp_path):
@@ -134,7 +136,7 @@ def test_verilog_is_that_of_the_generator():
     config = load_config("tiny")
     for name in ("tiny", config):
         assert kvtq_hw.generate_verilog(name, "packer") == emit_block("packer", config)
-    assert "module kvtq_accelerator(" in kvtq_hw.generate_verilog("tiny")
+    assert "module kvtq_tiny_accelerator(" in kvtq_hw.generate_verilog("tiny")
     with pytest.raises(UserError, match="block: 'lanes' is unknown"):
         kvtq_hw.generate_verilog("tiny", "lanes")
 

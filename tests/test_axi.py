@@ -118,7 +118,7 @@ def test_manifest_lists_buses() -> None:
 
 
 def test_name_that_is_taken() -> None:
-    message = r"^the name 'm_axi_awaddr' of a bus port is taken by another signal$"
+    message = r"^port: the name 'm_axi_awaddr' is taken by another port$"
     with pytest.raises(ValueError, match=message):
         emit(Whole(m_axi_awaddr=In(3)), "whole", "")
 

@@ -237,7 +237,7 @@ def test_a_sweep_onto_a_full_disk_is_one_line_and_can_go_on(tmp_path, capsys, mo
 
 def test_generated_files_are_whole_or_not_there(tmp_path, capsys, monkeypatch) -> None:
     """The disk is full in the middle of the second file: the first is whole, nothing else is."""
-    monkeypatch.setattr("rtl.blocks.emit_block", lambda block, config: block * 20_000)
+    monkeypatch.setattr("rtl.blocks.emit_block", lambda block, *rest, **options: block * 20_000)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, before[1]))
@@ -248,7 +248,7 @@ def test_generated_files_are_whole_or_not_there(tmp_path, capsys, monkeypatch) -
         signal.signal(signal.SIGXFSZ, handler)
     assert status == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("kvtq_accelerator.v': File too large")
+    assert line.endswith("kvtq_tiny_accelerator.v': File too large")
     assert list((tmp_path / "out").iterdir()) == []
 
 
