@@ -22,7 +22,8 @@ def manifest(
     """Describe a generated engine, as plain values for JSON.
 
     Keys: ``generator``, ``top``, ``configuration`` (every field), ``digest``, ``derived`` (every
-    width that follows from the configuration), ``clock``, ``reset``, ``ports``, ``streams``,
+    width that follows from the configuration), ``clock``, ``reset``, ``ports`` (in the order of the
+    Verilog), ``streams``,
     ``buses`` (AXI ports, by the prefix of their ports' names; a manager or the source of a stream
     is "out"), ``signals`` (all other ports), ``latencies`` in cycles, ``files``. Fields of a
     payload have ``offset`` and ``width`` in bits, counted from the least significant bit.
