@@ -80,7 +80,8 @@ def test_every_name_is_plain(block: str) -> None:
     assert "\\" not in verilog
     without_functions = re.sub(r"\$(?:un)?signed\(", "(", verilog)
     assert "$" not in without_functions
-    assert not re.search(r"\bport\b|\bport_\d", verilog), "a port that is called after nothing"
+    without_comments = re.sub(r"//.*", "", verilog)
+    assert not re.search(r"\bport(_\d+)?\b", without_comments), "a port called after nothing"
 
 
 def test_names_of_waves_are_plain_too() -> None:
@@ -101,7 +102,7 @@ def test_inner_ports_have_names_and_order_of_their_component() -> None:
     assert ports_of(texts["chain_stage_0"]) == ["clk", "rst", *of_stage]
     assert ports_of(texts["chain"]) == ["clk", "rst", *of_stage, "sums"]
     # named after the field that it carries
-    assert ports_of(texts["chain_half"]) == ["clk", "rst", "sums_low", "i__payload_7_4"]
+    assert ports_of(texts["chain_half"]) == ["clk", "rst", "i__payload", "sums_low"]
 
 
 def test_identical_modules_are_written_once() -> None:
