@@ -117,8 +117,10 @@ def emit_block(
         For a block that there is not, and for a prefix that begins no name in Verilog.
     """
     top = module_name(name, prefix)
-    start = "also as initial values" if initial_values else "and no initial values"
-    header = f"{config_header(top, config)}\nRegisters have their reset values {start}."
+    start = "its value also as" if initial_values else "no"
+    header = (
+        f"{config_header(top, config)}\nRegisters that have a reset have {start} initial value."
+    )
     block = create_block(name, config)
     return emit(block, top, header, all_names=all_names, initial_values=initial_values)
 
