@@ -24,6 +24,25 @@ from kvtq_hw.commands.frame.options import (
 )
 from kvtq_hw.contract.codes import DEFAULT_CODE, STANDARD_CODES, CacheCode
 
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["kvtq-hw", "de"], ["plain,decode"]),
+        (["kvtq-hw", "decode", "--backe"], ["plain,--backend"]),
+        (["kvtq-hw", "area", "--preset", "smol"], ["plain,smollm2"]),
+        (["kvtq-hw", "area", "--preset", "mine"], ["file,mine"]),
+    ],
+)
+def test_the_shell_completes(words, offered, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("COMP_WORDS", " ".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    monkeypatch.setenv("_KVTQ_HW_COMPLETE", "bash_complete")
+    with pytest.raises(SystemExit, match="0"):
+        run([])
+    assert capsys.readouterr().out.splitlines() == offered
+
+
 COMMANDS = cli.list_commands(click.Context(cli))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.shell_completion import CompletionItem
 
 from kvtq_hw.contract.codes import DEFAULT_CODE, CacheCode, CodeTable, read_code
 from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
@@ -76,6 +77,15 @@ class PresetType(SpelledType):
 
     def read(self, text: str) -> EngineConfig:
         return load_config(text)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Offer presets that begin with the text, else files."""
+        names = [name for name in preset_names() if name.startswith(incomplete)]
+        if names:
+            return [CompletionItem(name) for name in names]
+        return [CompletionItem(incomplete, type="file")]
 
 
 class CodeType(SpelledType):
