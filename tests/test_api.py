@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.errors import UserError
 from rtl.blocks import emit_block
 
+ROOT = Path(__file__).resolve().parent.parent
 CODE = "balanced:3/2,sinks=2,window=4,feedback"
 
 
@@ -50,7 +52,7 @@ def test_generate_with_a_stock_model(folder, tmp_path):
 
 
 def test_the_example_of_the_page(folder, capsys):
-    page = Path(__file__).resolve().parent.parent / "docs" / "commands.md"
+    page = ROOT / "docs" / "commands.md"
     text = page.read_text("utf-8")
     (block,) = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     name = '"HuggingFaceTB/SmolLM2-135M-Instruct"'
@@ -135,7 +137,8 @@ def test_attention_refuses_what_it_cannot_compute():
 def test_verilog_is_that_of_the_generator():
     config = load_config("tiny")
     for name in ("tiny", config):
-        assert kvtq_hw.generate_verilog(name, "packer") == emit_block("packer", config)
+        text = kvtq_hw.generate_verilog(name, "packer", prefix="mine")
+        assert text == emit_block("packer", config, "mine")
     assert "module kvtq_tiny_accelerator(" in kvtq_hw.generate_verilog("tiny")
     with pytest.raises(UserError, match="block: 'lanes' is unknown"):
         kvtq_hw.generate_verilog("tiny", "lanes")
@@ -161,7 +164,9 @@ def test_a_package_that_hides_ours_is_named(kind, tmp_path):
         place.write_text("")
     script = tmp_path / "mine.py"
     script.write_text("import kvtq_hw\nprint(kvtq_hw.generate_verilog('tiny', 'packer'))\n")
-    run = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    # ours stand in a folder of sys.path; an editable install would find theirs first
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = subprocess.run([sys.executable, script], capture_output=True, text=True, env=environment)
     if place.suffix:
         name = kind.partition("/")[0].removesuffix(".py")
         assert run.returncode and f"package '{name}': Python finds '{place}'" in run.stderr
