@@ -69,6 +69,24 @@ def test_a_module_of_no_block_is_refused() -> None:
         count_multipliers(verilog, TOP)
 
 
+def test_every_instance_of_a_module_counts() -> None:
+    """Identical modules are written once, and instantiated where they were."""
+    verilog = (
+        "module kvtq_engine(input [7:0] a, b, output [15:0] x, y); "
+        "kvtq_engine_normalizer n(.a(a), .b(b), .y(x)); "
+        "kvtq_engine_key_lanes k(.a(a), .b(b), .y(y)); endmodule\n"
+        "module kvtq_engine_normalizer(input [7:0] a, b, output [15:0] y); wire [15:0] p, q; "
+        "kvtq_engine_key_lanes_product one(.a(a), .b(b), .y(p)); "
+        "kvtq_engine_key_lanes_product two(.a(b), .b(b), .y(q)); assign y = p + q; endmodule\n"
+        "module kvtq_engine_key_lanes(input [7:0] a, b, output [15:0] y); "
+        "kvtq_engine_key_lanes_product one(.a(a), .b(b), .y(y)); endmodule\n"
+        "module kvtq_engine_key_lanes_product(input [7:0] a, b, output [15:0] y); "
+        "assign y = a * b; endmodule\n"
+    )
+    counts = count_multipliers(verilog, TOP)
+    assert counts == dict.fromkeys(BLOCKS, 0) | {"engine": 0, "normalizer": 2, "key_lanes": 1}
+
+
 def test_constant_powers_of_two_are_no_multipliers() -> None:
     verilog = (
         "module kvtq_engine(input [7:0] a, input [7:0] b, output [15:0] x, y, z);"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.files import scratch_folder
@@ -62,12 +63,25 @@ def count_multipliers(verilog: str, top: str) -> dict[str, int]:
             directory,
         )
         modules = json.loads((directory / "cells.json").read_text("utf-8"))["modules"]
+    cells = {
+        name.removeprefix("\\"): Counter[str](statistics["num_cells_by_type"])
+        for name, statistics in modules.items()
+    }
     counts: Counter[str] = Counter(dict.fromkeys(BLOCKS, 0))
-    for escaped, statistics in modules.items():
-        block = block_of(escaped.removeprefix("\\"), top)
-        cells = statistics["num_cells_by_type"]
-        counts[block] += sum(number for cell, number in cells.items() if cell in MULTIPLIER_CELLS)
+    for kind, number in cells[top].items():
+        if kind in cells:
+            counts[block_of(kind, top)] += number * _multipliers(cells, kind)
+        elif kind in MULTIPLIER_CELLS:
+            counts["engine"] += number
     return dict(counts)
+
+
+def _multipliers(cells: Mapping[str, Counter[str]], module: str) -> int:
+    """Count the multipliers of a module with everything in it: a module may have many instances."""
+    return sum(
+        number * (_multipliers(cells, kind) if kind in cells else kind in MULTIPLIER_CELLS)
+        for kind, number in cells[module].items()
+    )
 
 
 def expected_multipliers(config: EngineConfig) -> dict[str, int]:
