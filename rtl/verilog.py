@@ -39,10 +39,12 @@ __all__ = [
 _PASSES = (
     "proc -norom",  # processes -> cells; case statements stay multiplexers
     "opt_expr",
-    "opt_merge",  # Amaranth writes an expression wherever it is used
+    # Amaranth writes an expression wherever it is used. Multiplexers of the same inputs stay apart:
+    # joined, they tie fields of a payload together, and Verilator sees loops that no bit has.
+    "opt_merge -nomux",
     "pmuxtree",  # $pmux has no spelling that Icarus takes at -g2005
     "opt_expr",
-    "opt_merge",
+    "opt_merge -nomux",
     "opt_clean -purge",  # drops names that nothing reads
     "memory_collect",  # memories as Verilog arrays
 )
