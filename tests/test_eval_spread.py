@@ -44,7 +44,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 def cluster() -> Iterator[Any]:
     """Two workers in this process."""
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=2, processes=False, dashboard_address=None
+        n_workers=2, threads_per_worker=2, processes=False, dashboard_address=":0"
     ) as made:
         yield made
 
@@ -75,7 +75,7 @@ def test_a_process_gives_the_same_results_and_is_killed(folder, monkeypatch):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         distributed.LocalCluster(
-            n_workers=1, threads_per_worker=1, dashboard_address=None
+            n_workers=1, threads_per_worker=1, dashboard_address=":0"
         ) as cluster,
     ):
         remote = evaluated("--scheduler", cluster.scheduler_address, needles=0)
@@ -170,7 +170,7 @@ def test_a_scheduler_that_is_not_there(folder, capsys):
 
 def test_a_cluster_without_workers_is_waited_for(caplog):
     with (
-        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as empty,
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as empty,
         connected(empty.scheduler_address),
     ):
         pass
@@ -179,7 +179,7 @@ def test_a_cluster_without_workers_is_waited_for(caplog):
 
 def test_a_scheduler_that_goes_away_is_one_line():
     with (
-        distributed.LocalCluster(n_workers=0, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as cluster,
         pytest.raises(UserError, match=r"went away; run again: what was measured is kept$"),
         connected(cluster.scheduler_address) as client,
     ):

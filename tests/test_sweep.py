@@ -196,7 +196,7 @@ def test_dask_cluster_gives_the_same_table(tmp_path, monkeypatch) -> None:
     arguments = ["sweep", "--preset", "tiny", "--context", "32", "--block", "packer"]
     arguments += ["--set", "packing=5in8,2bit", "--code", "balanced:3/2"]
     with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=None
+        n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
     ) as cluster:
         remote = tmp_path / "remote.json"
         address = ["--scheduler", cluster.scheduler_address]
