@@ -23,15 +23,16 @@ def check_packages() -> None:
     Raises
     ------
     UserError
-        When another package or module has one of the names, or a package is missing.
+        When another package or module has one of the names.
     """
     home = Path(__file__).resolve().parents[2]
     for name in _PACKAGES:
         spec = importlib.util.find_spec(name)
         expected = home / name / "__init__.py"
-        found = None if spec is None else spec.origin
-        if found is None or Path(found).resolve() != expected:
+        if spec is None:  # nothing hides what is not there
+            continue
+        if spec.origin is None or Path(spec.origin).resolve() != expected:
             raise UserError(
-                f"package {name!r}: Python finds {found or 'a folder without __init__.py'!r} "
+                f"package {name!r}: Python finds {spec.origin or 'a folder without __init__.py'!r} "
                 f"instead of {str(expected)!r}; rename the other one, or run in another folder"
             )
