@@ -143,17 +143,14 @@ def test_replay_compares_and_records(files, simulator):
     waves = Path(result.output.partition("waves: ")[2].strip())
     assert waves.suffix == (".fst" if simulator == "icarus" else ".vcd")
     pywellen = pytest.importorskip("pywellen")
-    signals = {
-        signal.full_name.replace("\\", ""): signal
-        for signal in pywellen.Waveform(str(waves)).all_vars()
-    }
+    signals = {signal.full_name: signal for signal in pywellen.Waveform(str(waves)).all_vars()}
     # states in the order in which an attention goes through them, one after the other
     assert texts(signals["kvtq_engine.sequencer.fsm_state_text"])[:5] == [
         *("IDLE", "QUERY", "KEYS", "VALUES", "KEYS")
     ]
     assert set(texts(signals["kvtq_engine.weight_scaler.operation_text"])) >= {"CLEAR", "DRAIN"}
-    fields = {name.rpartition(".")[2] for name in signals if ".keys__payload$" in name}
-    assert fields >= {"fraction", "exponent", "unit", "last", "elements"}
+    for part in ("fraction", "exponent", "unit", "last", "elements"):
+        assert f"kvtq_engine.keys__payload_{part}" in signals
     # the view shows what is there
     view = waves.with_suffix(".gtkw").read_text()
     assert f'[dumpfile] "{waves}"' in view
