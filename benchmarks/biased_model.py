@@ -39,9 +39,8 @@ def add_biases(language_model: LanguageModel, bias: float) -> None:
                 key_bias[head, [pair, pair + half]] = bias
         for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
             projection = getattr(attention, name)
-            added = key_bias.flatten() if name == "k_proj" else None
-            size = projection.out_features
-            projection.bias = nn.Parameter(torch.zeros(size) if added is None else added)
+            none = torch.zeros(projection.out_features)
+            projection.bias = nn.Parameter(key_bias.flatten() if name == "k_proj" else none)
     language_model.model.config.attention_bias = True
 
 

@@ -65,7 +65,7 @@ def ternary_cache(
 
     from golden.attend.attention import ATTENTION
     from golden.attend.backends import GoldenBackend
-    from golden.llm.calibration import load_calibration, load_or_calibrate
+    from golden.llm.calibration import load_or_calibrate
     from golden.llm.decoding import make_cache
     from golden.llm.models import LanguageModel
     from golden.study.coding_warnings import warn_of_losses
@@ -75,11 +75,9 @@ def ternary_cache(
     language_model = LanguageModel(name, model, tokenizer or _tokenizer(name))
     config = language_model.fitted(None, [code], context or language_model.max_positions)
     with language_model.attending_with("sdpa"):
-        if calibration is not None:
-            measured = load_calibration(Path(calibration), language_model)
-        else:
-            with Console(stderr=True).status(f"Calibrating {name}, once: takes minutes"):
-                measured = load_or_calibrate(language_model)
+        file = None if calibration is None else Path(calibration)
+        with Console(stderr=True).status(f"Calibrating {name}, once: takes minutes"):
+            measured = load_or_calibrate(language_model, file)
         warn_of_losses(language_model, measured.conditioning(feedback=code.feedback), config, code)
     model.set_attn_implementation(ATTENTION)
     return make_cache(config, code, measured, GoldenBackend(), language_model.windows)
@@ -115,7 +113,7 @@ def attention(
 
     Returns
     -------
-    float32 [heads, I, D]
+    float [heads, I, D], in the dtype of the queries. A warning says how many scores saturated.
 
     Raises
     ------

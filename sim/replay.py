@@ -21,10 +21,10 @@ from sim.benches.engine import Job, run
 
 __all__ = ["FILE_VARIABLE", "replayed_cycles"]
 
-#: Cycles in reset before the job: more than the stages of any path from the sequencer to a port.
-#: Pipeline registers have no reset. They take their values from the blocks in reset, and after that
-#: a netlist that started from other values equals the RTL in payloads without `valid` as well.
-SETTLING_CYCLES = 32
+# Cycles in reset before the job: more than the stages of any path from the sequencer to a port.
+# Pipeline registers have no reset. They take their values from the blocks in reset, and after that
+# a netlist that started from other values equals the RTL in payloads without `valid` as well.
+_SETTLING_CYCLES = 32
 
 #: Environment variable with the path of the captured file.
 FILE_VARIABLE = "KVTQ_REPLAY_FILE"
@@ -49,7 +49,7 @@ async def captured(dut: HierarchyObject) -> None:
     if file := os.environ.get(RECORD_VARIABLE):
         cocotb.start_soon(record(dut, create_block("engine", bench_config()), Path(file)))
     bench = await Bench.start(dut, "engine")
-    await bench.reset(SETTLING_CYCLES)
+    await bench.reset(_SETTLING_CYCLES)
     job = load_captured(Path(os.environ[FILE_VARIABLE]))
     counters = await run(
         bench,

@@ -20,6 +20,7 @@ from golden.llm.devices import find_device, find_dtype
 from golden.llm.models import LanguageModel, load_model
 from golden.study.allocator import measure_sensitivity
 from golden.study.catalog import parse_format
+from golden.study.coded_layers import coded_layers
 from golden.study.formats import CacheFormat, FormatInputs, calibration_digest
 from golden.study.key_error import score_errors
 from golden.study.needle import make_haystack, retrieve
@@ -135,7 +136,9 @@ def measured(language_model: LanguageModel) -> list[object]:
     with torch.inference_mode():
         calibrations = [calibrate(language_model, text, 40) for text in (prompt(60), None)]
         rotations = fit(language_model, 40)
-        errors = score_errors(language_model, CALIBRATION.conditioning(), CONFIG, code)
+        errors = score_errors(
+            coded_layers(language_model, CALIBRATION.conditioning(), CONFIG, code)
+        )
     losses = measure_sensitivity(language_model, CALIBRATION, CONFIG, code, 40).losses()
     digests = map(calibration_digest, [*calibrations, rotations])
     return [*digests, errors.tolist(), losses.tolist()]

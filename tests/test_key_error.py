@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from golden.llm.calibration import calibrate
 from golden.llm.models import LanguageModel
+from golden.study.coded_layers import coded_layers
 from golden.study.coding_error import coding_errors
 from golden.study.coding_warnings import warn_of_losses
 from golden.study.key_error import key_warning, score_errors
@@ -48,7 +49,7 @@ def measured(language_model: LanguageModel):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_warning_for_ordinary_models(family):
     setup = measured(family_model(family))
-    assert [key_warning(*setup, code) for code in CODES] == [None] * len(CODES)
+    assert [key_warning(code, coded_layers(*setup, code)) for code in CODES] == [None] * len(CODES)
 
 
 def test_a_tokenizer_without_words_is_one_line():
@@ -57,15 +58,15 @@ def test_a_tokenizer_without_words_is_one_line():
         Regex(".|\n"), "removed"
     )
     with pytest.raises(UserError, match=r"^model 'tiny': its tokenizer makes no tokens of an Eng"):
-        score_errors(*setup, CODES[0])
+        score_errors(coded_layers(*setup, CODES[0]))
 
 
 @pytest.mark.parametrize("code", CODES, ids=str)
 @pytest.mark.parametrize("bias", [100, 600])
 def test_warning_for_keys_with_a_large_bias(bias, code):
     setup = measured(biased(bias))
-    line = key_warning(*setup, code)
-    errors = score_errors(*setup, code)
+    line = key_warning(code, coded_layers(*setup, code))
+    errors = score_errors(coded_layers(*setup, code))
     assert line is not None
     layer, head = divmod(int(errors.argmax()), 2)
     assert line.startswith(f"layer {layer}, KV head {head}")
@@ -76,7 +77,7 @@ def test_warning_for_keys_with_a_large_bias(bias, code):
 def test_the_whole_line(caplog):
     setup = measured(biased(100))
     code = CacheCode("balanced", 5, 5)
-    errors = score_errors(*setup, code)
+    errors = score_errors(coded_layers(*setup, code))
     layer, kv_head = divmod(int(errors.argmax()), 2)
     with caplog.at_level(logging.WARNING, "kvtq_hw"):
         warn_of_losses(*setup, code)
@@ -97,9 +98,9 @@ def test_the_whole_line(caplog):
 def test_every_layer_is_measured_in_its_own_code():
     setup = measured(family_model("qwen2"))
     table = CodeTable("by layer", (CacheCode("balanced", 1, 1), CacheCode("balanced", 4, 1)))
-    errors = score_errors(*setup, table)
+    errors = score_errors(coded_layers(*setup, table))
     for layer, code in enumerate(table.codes):
-        assert torch.equal(errors[layer], score_errors(*setup, code)[layer])
+        assert torch.equal(errors[layer], score_errors(coded_layers(*setup, code))[layer])
     assert errors[0].min() > 5 * errors[1].max()
 
 
@@ -117,7 +118,7 @@ def test_score_errors_by_hand():
         queries = block.self_attn.q_proj(states).view(128, 4, 8) / math.sqrt(8)
         keys = block.self_attn.k_proj(states).view(128, 4, 8)
     errors = coding_errors(config, code, "key", keys.transpose(0, 1), conditioning[0])
-    found = score_errors(language_model, conditioning, config, code)[0]
+    found = score_errors(coded_layers(language_model, conditioning, config, code))[0]
     for head in range(4):
         total = 0.0
         for i in range(8, 128):

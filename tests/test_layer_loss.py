@@ -13,6 +13,7 @@ from transformers import LlamaConfig
 
 from golden.llm.calibration import calibrate
 from golden.llm.models import LanguageModel
+from golden.study.coded_layers import coded_layers
 from golden.study.coding_error import coding_errors
 from golden.study.layer_loss import layer_losses, loss_warning
 from kvtq_hw.commands.frame.cli import run
@@ -27,7 +28,7 @@ TEXT = prompt(200, seed=3)
 @pytest.fixture(autouse=True)
 def text(monkeypatch):
     """A text in words of the tiny model; all English words are the same token to it."""
-    monkeypatch.setattr("golden.study.key_error.documentation_text", lambda: TEXT)
+    monkeypatch.setattr("golden.study.coded_layers.documentation_text", lambda: TEXT)
 
 
 def biased(layer: int | None) -> LanguageModel:
@@ -49,10 +50,10 @@ def measured(language_model: LanguageModel, feedback: bool = False):
 
 
 def test_the_layer_is_named():
-    assert loss_warning(*measured(biased(None)), CODE) is None
+    assert loss_warning(CODE, coded_layers(*measured(biased(None)), CODE)) is None
     setup = measured(biased(2))
-    line = loss_warning(*setup, CODE)
-    losses = layer_losses(*setup, CODE)
+    line = loss_warning(CODE, coded_layers(*setup, CODE))
+    losses = layer_losses(coded_layers(*setup, CODE))
     assert losses.argmax() == 2
     times = losses[2] / losses.median()
     assert line == (
@@ -63,14 +64,14 @@ def test_the_layer_is_named():
     # more digits for that layer are what helps
     codes = [CODE] * 4
     codes[2] = CacheCode.parse("balanced:5/5,sinks=2,window=4")
-    assert layer_losses(*setup, CodeTable("more", tuple(codes)))[2] < losses[2] / 3
+    assert layer_losses(coded_layers(*setup, CodeTable("more", tuple(codes))))[2] < losses[2] / 3
 
 
 def test_an_equalizer_leaves_nothing_to_warn_of():
     """With feedback the vectors are equalized."""
     setup = measured(biased(2), feedback=True)
     code = CacheCode.parse("balanced:2/2,sinks=2,window=4,feedback")
-    assert loss_warning(*setup, code) is None
+    assert loss_warning(code, coded_layers(*setup, code)) is None
 
 
 def test_loss_by_hand():
@@ -114,7 +115,7 @@ def test_loss_by_hand():
         before, after = (weight @ torch.cat(outputs) for outputs in (exact, coded))
         energy += float(before.square().sum())
         change += float((after - before).square().sum())
-    found = layer_losses(language_model, conditioning, config, CODE)[0].item()
+    found = layer_losses(coded_layers(language_model, conditioning, config, CODE))[0].item()
     assert found == pytest.approx(change / energy, rel=1e-4)
 
 

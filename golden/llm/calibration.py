@@ -442,8 +442,22 @@ def _expected(language_model: LanguageModel) -> dict[str, Expected]:
     }
 
 
-def load_or_calibrate(language_model: LanguageModel) -> Calibration:
-    """Return a model's default calibration, measured once and kept in the user's cache folder."""
+def load_or_calibrate(language_model: LanguageModel, file: Path | None = None) -> Calibration:
+    """Return a model's calibration: the default one, or that of a file.
+
+    The default one is measured once and kept in the user's cache folder.
+
+    Parameters
+    ----------
+    file : file of `kvtq-hw calibrate`; None for the default calibration
+
+    Raises
+    ------
+    UserError
+        When the file is no calibration of this model, or `calibrate` fails.
+    """
+    if file is not None:
+        return load_calibration(file, language_model)
     folder = cache_folder() / "calibration"
     begun = "-begun" if language_model.beginning else ""
     name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}{begun}"

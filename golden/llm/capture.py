@@ -297,8 +297,7 @@ def _with_newest(earlier: tuple[Tensor, Tensor] | None, job: AttentionJob) -> tu
 def _captured(job: AttentionJob, head: int, step: int, *vectors: Tensor) -> Captured:
     cache = job.cache
     (keys, key_depths), (values, value_depths) = (
-        _of_head(*vectors.in_order(cache.code.tiers), head)
-        for vectors in (cache.keys, cache.values)
+        _of_head(*view.in_order(cache.code.tiers), head) for view in (cache.keys, cache.values)
     )
     stored = [x[0, head, cache.keys.forgotten :].int() for x in vectors]
     order = cache.keys.order(cache.code.tiers)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from golden.conditioning import Conditioning
 from golden.llm.models import LanguageModel
+from golden.study.coded_layers import coded_layers
 from golden.study.key_error import key_warning
 from golden.study.layer_loss import loss_warning
 from kvtq_hw.contract.codes import CacheCode, CodeTable
@@ -32,7 +33,8 @@ def warn_of_losses(
     UserError
         When the model's tokenizer makes no tokens of an English text.
     """
+    layers = coded_layers(language_model, conditioning, config, code)
     for warning in (key_warning, loss_warning):
-        line = warning(language_model, conditioning, config, code)
+        line = warning(code, layers)
         if line is not None:
             warn(f"model {language_model.name!r}, {line}")

@@ -19,20 +19,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from golden.causal import causal_mask
 from golden.conditioning import Conditioning
 from golden.learned_sinks import softmax
-from golden.llm.models import LanguageModel
-from golden.llm.watching import LayerInputs, watched
+from golden.study.coded_layers import CodedLayer
 from golden.study.coding_error import coding_errors
-from golden.study.quality import documentation_text
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.errors import UserError
 
-__all__ = ["documentation_inputs", "key_warning", "score_errors"]
+__all__ = ["key_warning", "score_errors"]
 
-_TOKENS = 128
 # Queries with fewer tokens before them are skipped: their attention has little to get wrong.
 _FIRST_QUERY = 8
 
@@ -47,66 +42,19 @@ _USUAL = 4.0
 _FAR = 2.5
 
 
-def score_errors(
-    language_model: LanguageModel,
-    conditioning: Sequence[Conditioning],
-    config: EngineConfig,
-    code: CacheCode | CodeTable,
-) -> Tensor:
+def score_errors(layers: Sequence[CodedLayer]) -> Tensor:
     """Return the errors of attention scores, in nats, with body keys: float64 [layers, kv_heads].
 
     An error is the standard deviation of a query's score errors under the query's attention, as the
     root mean square over queries and heads.
-
-    Parameters
-    ----------
-    conditioning : one entry per layer
-
-    Raises
-    ------
-    UserError
-        When the model's tokenizer makes no tokens of an English text.
     """
-    inputs = documentation_inputs(language_model)
-    codes = code.for_layers(language_model.windows)
-    entries = zip(codes, inputs, conditioning, strict=True)
-    return torch.stack([_layer_errors(config, *entry) for entry in entries]).cpu()
+    return torch.stack([_layer_errors(layer) for layer in layers]).cpu()
 
 
-def documentation_inputs(language_model: LanguageModel) -> list[LayerInputs]:
-    """Return the inputs of each layer's attention for the first tokens of the documentation.
-
-    Raises
-    ------
-    UserError
-        When the model's tokenizer makes no tokens of an English text.
-    """
-    ids = language_model.tokenizer(documentation_text()[: 20 * _TOKENS]).input_ids[:_TOKENS]
-    if not ids:
-        raise UserError(
-            f"model {language_model.name!r}: its tokenizer makes no tokens of an English text; "
-            "save the model's own tokenizer beside it"
-        )
-    layers: dict[int, LayerInputs] = {}
-
-    def keep(inputs: LayerInputs) -> None:
-        layers[inputs.layer] = inputs
-
-    with watched(language_model, keep), torch.no_grad():
-        language_model.model(language_model.placed(torch.tensor(ids))[None], use_cache=False)
-    return [layers[layer] for layer in range(language_model.layers)]
-
-
-def key_warning(
-    language_model: LanguageModel,
-    conditioning: Sequence[Conditioning],
-    config: EngineConfig,
-    code: CacheCode | CodeTable,
-) -> str | None:
+def key_warning(code: CacheCode | CodeTable, layers: Sequence[CodedLayer]) -> str | None:
     """Return a one-line warning if a code moves scores far more than usual, else None."""
-    errors = score_errors(language_model, conditioning, config, code)
-    codes = code.for_layers(language_model.windows)
-    rounding = torch.tensor([[_rounding_error(config, of_layer)] for of_layer in codes])
+    errors = score_errors(layers)
+    rounding = torch.tensor([[_rounding_error(layer.config, layer.code)] for layer in layers])
     times = errors / (_USUAL * rounding)
     heads = int((times > _FAR).sum())
     if not heads:
@@ -121,18 +69,14 @@ def key_warning(
     )
 
 
-def _layer_errors(
-    config: EngineConfig, code: CacheCode, inputs: LayerInputs, conditioning: Conditioning
-) -> Tensor:
+def _layer_errors(layer: CodedLayer) -> Tensor:
     """Return `score_errors` of a layer, [kv_heads]. A learned sink's score has no error."""
+    inputs = layer.inputs
     keys, sinks = inputs.keys, inputs.sink_logits
-    errors = coding_errors(config, code, "key", keys, conditioning)
     grouped = (inputs.queries.float() * inputs.scaling).double().unflatten(0, (len(keys), -1))
-    scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, errors))
-    tokens = scores.shape[-1]
-    causal = causal_mask(tokens, tokens, code.tiers.sliding, scores.device)
+    scores, moved = (grouped @ x.double()[:, None].mT for x in (keys, layer.key_errors))
     of_groups = None if sinks is None else sinks.unflatten(0, (len(keys), -1))
-    weights = softmax(scores.masked_fill(~causal, -math.inf), of_groups)
+    weights = softmax(scores.masked_fill(~layer.causal, -math.inf), of_groups)
     common = (weights * moved).sum(-1, keepdim=True)
     variance = (weights * (moved - common).square()).sum(-1)  # [kv_heads, G, T]
     if sinks is not None:

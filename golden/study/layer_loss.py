@@ -14,16 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from golden.causal import causal_mask
-from golden.conditioning import Conditioning
 from golden.learned_sinks import softmax
 from golden.llm.calibration import output_projection
-from golden.llm.models import LanguageModel
-from golden.llm.watching import LayerInputs
-from golden.study.coding_error import coding_errors
-from golden.study.key_error import documentation_inputs
+from golden.study.coded_layers import CodedLayer
 from kvtq_hw.contract.codes import CacheCode, CodeTable
-from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["layer_losses", "loss_warning"]
 
@@ -35,37 +29,14 @@ _FAR = 5.0
 _NAMED = 8
 
 
-def layer_losses(
-    language_model: LanguageModel,
-    conditioning: Sequence[Conditioning],
-    config: EngineConfig,
-    code: CacheCode | CodeTable,
-) -> Tensor:
-    """Return each layer's loss, float64 [layers].
-
-    Parameters
-    ----------
-    conditioning : one entry per layer
-
-    Raises
-    ------
-    UserError
-        When the model's tokenizer makes no tokens of an English text.
-    """
-    inputs = documentation_inputs(language_model)
-    codes = code.for_layers(language_model.windows)
-    entries = zip(inputs, codes, conditioning, strict=True)
-    return torch.stack([_loss(config, *entry) for entry in entries]).cpu()
+def layer_losses(layers: Sequence[CodedLayer]) -> Tensor:
+    """Return each layer's loss, float64 [layers]."""
+    return torch.stack([_loss(layer) for layer in layers]).cpu()
 
 
-def loss_warning(
-    language_model: LanguageModel,
-    conditioning: Sequence[Conditioning],
-    config: EngineConfig,
-    code: CacheCode | CodeTable,
-) -> str | None:
+def loss_warning(code: CacheCode | CodeTable, layers: Sequence[CodedLayer]) -> str | None:
     """Return a one-line warning that names layers which lose far more than others, else None."""
-    losses = layer_losses(language_model, conditioning, config, code)
+    losses = layer_losses(layers)
     times = losses / losses.median().clamp(min=1e-300)
     far = [layer for layer in times.argsort(descending=True).tolist() if times[layer] > _FAR]
     if not far:
@@ -79,29 +50,22 @@ def loss_warning(
     )
 
 
-def _loss(
-    config: EngineConfig, inputs: LayerInputs, code: CacheCode, conditioning: Conditioning
-) -> Tensor:
+def _loss(layer: CodedLayer) -> Tensor:
     """Return the loss of one layer, float64."""
+    inputs, first = layer.inputs, layer.code.tiers.sinks
     keys, values = inputs.keys.double(), inputs.values.double()
     heads, (kv_heads, tokens, dim) = len(inputs.queries), keys.shape
     queries = (inputs.queries.double() * inputs.scaling).unflatten(0, (kv_heads, -1))
-    causal = causal_mask(tokens, tokens, code.tiers.sliding, keys.device)
     sinks = inputs.sink_logits
     of_groups = None if sinks is None else sinks.double().unflatten(0, (kv_heads, -1))
     projection = output_projection(inputs.module, heads, dim).to(keys.device).double()
 
     def projected(keys: Tensor, values: Tensor) -> Tensor:
-        scores = (queries @ keys[:, None].mT).masked_fill(~causal, -math.inf)
+        scores = (queries @ keys[:, None].mT).masked_fill(~layer.causal, -math.inf)
         outputs = (softmax(scores, of_groups) @ values[:, None]).flatten(0, 1)
         return (outputs @ projection.mT).sum(0)
 
-    moved = (
-        coding_errors(config, code, "key", inputs.keys, conditioning),
-        coding_errors(config, code, "value", inputs.values, conditioning),
-    )
-    for errors in moved:
-        errors[:, : code.tiers.sinks] = 0
+    behind = (torch.arange(tokens, device=keys.device) >= first)[:, None]  # the sinks are exact
     exact = projected(keys, values)
-    change = projected(keys + moved[0], values + moved[1]) - exact
-    return change.square().sum() / exact.square().sum().clamp(min=1e-300)
+    change = projected(keys + layer.key_errors * behind, values + layer.value_errors * behind)
+    return (change - exact).square().sum() / exact.square().sum().clamp(min=1e-300)

@@ -24,11 +24,7 @@ class Descriptions(griffe.Extension):
         """Mend the parsed docstring of an object; the parsed sections are kept with it."""
         if obj.docstring is None:
             return
-        parser, options = (
-            griffe.Parser("numpy"),
-            {"warnings": False},
-        )
-        sections = obj.docstring.parse(parser, **options)
+        sections = obj.docstring.parse(griffe.Parser("numpy"), warnings=False)
         for section in sections:
             if isinstance(section, _SECTIONS):
                 for element in section.value:

@@ -185,15 +185,12 @@ def load_session(
         When the configuration does not fit the model, or the file is no calibration of this model.
     """
     from golden.attend.backends import GoldenBackend
-    from golden.llm.calibration import load_calibration, load_or_calibrate
+    from golden.llm.calibration import load_or_calibrate
     from golden.study.coding_warnings import warn_of_losses
 
     config = model.fitted(preset, [code], context, tables=tables)
     with status("Calibrating"):
-        if calibration_file is None:
-            calibration = load_or_calibrate(model)
-        else:
-            calibration = load_calibration(calibration_file, model)
+        calibration = load_or_calibrate(model, calibration_file)
     warn_of_losses(model, calibration.conditioning(feedback=code.feedback), config, code)
     return Session(model, config, code, calibration, GoldenBackend())
 
