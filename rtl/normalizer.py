@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from typing import Any
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -19,12 +21,16 @@ class Normalizer(wiring.Component):
 
     ``out = sat(round(acc * floor(2**(R+k) / sum) * 2**-(R + k - Fo)))``, k = floor(log2(sum)).
 
-    The denominator is shifted until its top bit is set, a restoring divider makes one bit of the
-    reciprocal per cycle, and each element takes one multiply. Needs ``sum >= 2**(W-1)``, which the
-    online softmax guarantees.
+    One restoring divider makes the reciprocals of all heads, one head after the other: it shifts
+    the denominator until its top bit is set, and makes one bit of the reciprocal per cycle. Needs
+    ``sum >= 2**(W-1)``, which the online softmax guarantees.
 
-    Throughput one element per cycle; `reciprocal_latency` cycles from the denominators to the first
-    accumulator taken, then `LATENCY` cycles per element.
+    A multiplier serves the `normalizer_turns` heads that are next to each other, in as many cycles
+    per element. Their outputs leave together.
+
+    Throughput one element per `normalizer_turns` cycles; `reciprocal_latency` cycles from the
+    denominators to the first accumulator's first turn, then `LATENCY` cycles from an accumulator's
+    last turn, in which it is taken, to its outputs.
 
     Attributes
     ----------
@@ -33,7 +39,7 @@ class Normalizer(wiring.Component):
     o : stream Out, `output_layout`
     """
 
-    LATENCY = 2
+    LATENCY = 4
 
     def __init__(self, config: EngineConfig) -> None:
         self._config = config
@@ -47,11 +53,22 @@ class Normalizer(wiring.Component):
 
     @property
     def reciprocal_latency(self) -> int:
-        """Cycles from the transfer of the denominators to `i.ready`."""
-        return self._config.reciprocal_bits + 3
+        """Cycles from the transfer of the denominators to the first turn."""
+        return 1 + self._config.query_group * (self._config.reciprocal_bits + 2)
 
-    def elaborate(self, platform: object) -> Module:  # noqa: PLR0915  hardware in one piece
+    def elaborate(self, platform: object) -> Module:
         m = Module()
+        running = Signal()
+        reciprocals, right_shifts = self._divide(m, running)
+        self._multiply(m, running, reciprocals, right_shifts)
+        return m
+
+    def _divide(self, m: Module, running: Signal) -> tuple[list[Signal], list[Signal]]:
+        """Divide, and return the reciprocals and right shifts of the heads.
+
+        What belongs to a head is in a chain of registers that moves on from head to head: the
+        denominator in the first place is divided by, and results enter in the last place.
+        """
         config = self._config
         heads = range(config.query_group)
         width = config.sum_of_weights_bits
@@ -59,19 +76,16 @@ class Normalizer(wiring.Component):
         spread = width - 1 - smallest  # the most that a denominator is shifted to the left
 
         denominators = [Signal(width, name=f"denominator_{g}", reset_less=True) for g in heads]
-        left_shifts = [
-            Signal(range(spread + 1), name=f"left_shift_{g}", reset_less=True) for g in heads
-        ]
-        remainders = [Signal(width + 1, name=f"remainder_{g}", reset_less=True) for g in heads]
         reciprocals = [
             Signal(config.reciprocal_bits + 1, name=f"reciprocal_{g}", reset_less=True)
             for g in heads
         ]
+        right_shifts = [
+            Signal(range(1, spread + 2), name=f"right_shift_{g}", reset_less=True) for g in heads
+        ]
+        remainder = Signal(width + 1, reset_less=True)
+        head = Signal(range(config.query_group))
         step = Signal(range(config.reciprocal_bits + 1))
-
-        running = Signal()
-        pipe = Pipeline(m, self.i.valid & running, self.o)
-        m.d.comb += self.i.ready.eq(running & pipe.advance)
 
         with m.FSM():
             with m.State("WAIT"):
@@ -80,54 +94,119 @@ class Normalizer(wiring.Component):
                     m.d.sync += [denominators[g].eq(self.sums.payload.sums[g]) for g in heads]
                     m.next = "ALIGN"
             with m.State("ALIGN"):
-                for g in heads:
-                    shift = Signal(range(spread + 1), name=f"leading_zeros_{g}")
-                    for zeros in reversed(range(spread + 1)):
-                        with m.If(denominators[g][width - 1 - zeros]):
-                            m.d.comb += shift.eq(zeros)
-                    m.d.sync += [
-                        denominators[g].eq(denominators[g] << shift),
-                        left_shifts[g].eq(shift),
-                        remainders[g].eq(1 << (width - 1)),
-                    ]
+                zeros = Signal(range(spread + 1))
+                for count in reversed(range(spread + 1)):
+                    with m.If(denominators[0][width - 1 - count]):
+                        m.d.comb += zeros.eq(count)
+                m.d.sync += [
+                    denominators[0].eq(denominators[0] << zeros),
+                    remainder.eq(1 << (width - 1)),
+                    *(reciprocals[g].eq(reciprocals[g + 1]) for g in heads[:-1]),
+                    *(right_shifts[g].eq(right_shifts[g + 1]) for g in heads[:-1]),
+                    right_shifts[-1].eq(1 + spread - zeros),  # k = width - 1 - zeros
+                ]
                 m.next = "DIVIDE"
             with m.State("DIVIDE"):
-                for g in heads:
-                    difference = Signal(signed(width + 2), name=f"difference_{g}")
-                    fits = difference >= 0
-                    m.d.comb += difference.eq(remainders[g] - denominators[g])
-                    m.d.sync += [
-                        remainders[g].eq(Mux(fits, difference, remainders[g]) << 1),
-                        reciprocals[g].eq(Cat(fits, reciprocals[g])),
-                    ]
-                m.d.sync += step.eq(step + 1)
+                difference = Signal(signed(width + 2))
+                fits = difference >= 0
+                m.d.comb += difference.eq(remainder - denominators[0])
+                m.d.sync += [
+                    remainder.eq(Mux(fits, difference, remainder) << 1),
+                    reciprocals[-1].eq(Cat(fits, reciprocals[-1])),
+                    step.eq(step + 1),
+                ]
                 with m.If(step == config.reciprocal_bits):
-                    m.d.sync += step.eq(0)
-                    m.next = "RUN"
+                    m.d.sync += [
+                        step.eq(0),
+                        head.eq(head + 1),
+                        *(denominators[g].eq(denominators[g + 1]) for g in heads[:-1]),
+                    ]
+                    m.next = "ALIGN"
+                    with m.If(head == config.query_group - 1):
+                        m.d.sync += head.eq(0)
+                        m.next = "RUN"
             with m.State("RUN"):
                 m.d.comb += running.eq(1)
                 with m.If(self.i.valid & self.i.ready & self.i.payload.last):
                     m.next = "WAIT"
+        return reciprocals, right_shifts
 
+    def _multiply(
+        self,
+        m: Module,
+        running: Signal,
+        reciprocals: list[Signal],
+        right_shifts: list[Signal],
+    ) -> None:
+        """Multiply accumulators by reciprocals, round, and send the outputs of all heads."""
+        config = self._config
+        turns = config.normalizer_turns
+        groups = [
+            list(range(first, min(first + turns, config.query_group)))
+            for first in range(0, config.query_group, turns)
+        ]
+        turn = Signal(range(turns))
+        last_turn = turn == turns - 1
+        pipe = Pipeline(m, self.i.valid & running, self.o)
+        m.d.comb += self.i.ready.eq(running & pipe.advance & last_turn)
+        with m.If(pipe.moving):
+            m.d.sync += turn.eq(Mux(last_turn, 0, turn + 1))
+
+        def of_turn(values: Any) -> list[Value]:
+            # a group of fewer heads starts with its first head until the others' turns are as many
+            return [
+                Array([*[values[group[0]]] * (turns - len(group)), *(values[g] for g in group)])[
+                    turn
+                ]
+                for group in groups
+            ]
+
+        s1 = pipe.stage(
+            factors=of_turn(self.i.payload.values),
+            reciprocals=of_turn(reciprocals),
+            right_shifts=of_turn(right_shifts),
+            last_turn=last_turn,
+            last=self.i.payload.last,
+        )
         # The shift right, R + k - Fo, is at least R - Fo + W - 1, for the smallest denominator.
         # That many bits, but for one that decides the rounding, are dropped before the shifter.
-        dropped = config.reciprocal_bits - config.output_fraction_bits + smallest - 1
-        products = []
-        for g in heads:
-            bits = config.accumulator_bits + config.reciprocal_bits + 1
-            product = Signal(signed(bits), name=f"product_{g}")
-            m.d.comb += product.eq(self.i.payload.values[g] * Cat(reciprocals[g], 0).as_signed())
-            products.append(product[dropped:].as_signed())
-        right_shifts = []
-        for g in heads:
-            # k = width - 1 - left_shift
-            right_shift = Signal(range(1, spread + 2), name=f"right_shift_{g}")
-            m.d.comb += right_shift.eq(1 + spread - left_shifts[g])
-            right_shifts.append(right_shift)
-        s1 = pipe.stage(products=products, right_shifts=right_shifts, last=self.i.payload.last)
-        rounded = [rshift_round(s1.products[g], s1.right_shifts[g]) for g in heads]
+        dropped = config.reciprocal_bits - config.output_fraction_bits + config.weight_bits - 2
+        # The low and the high bits of an accumulator are multiplied apart, and the halves of the
+        # product added a cycle later. No carry comes from the bits below the high half.
+        low_bits = min(dropped, 3 * config.accumulator_bits // 5)
+        lows, highs = [], []
+        for number, (factor, reciprocal) in enumerate(zip(s1.factors, s1.reciprocals, strict=True)):
+            low = Signal(low_bits + len(reciprocal), name=f"low_{number}")
+            high = Signal(signed(len(factor) - low_bits + len(reciprocal)), name=f"high_{number}")
+            m.d.comb += [
+                low.eq(factor[:low_bits] * reciprocal),
+                high.eq(factor[low_bits:].as_signed() * Cat(reciprocal, 0).as_signed()),
+            ]
+            lows.append(low[low_bits:])
+            highs.append(high)
         s2 = pipe.stage(
-            values=[saturate(rounded[g], config.output_bits)[0] for g in heads], last=s1.last
+            lows=lows,
+            highs=highs,
+            right_shifts=s1.right_shifts,
+            last_turn=s1.last_turn,
+            last=s1.last,
         )
-        pipe.finish(values=s2.values, last=s2.last)
-        return m
+        sums = [(low + high)[: len(high)] for low, high in zip(s2.lows, s2.highs, strict=True)]
+        s3 = pipe.stage(
+            products=[total[dropped - low_bits :].as_signed() for total in sums],
+            right_shifts=s2.right_shifts,
+            last_turn=s2.last_turn,
+            last=s2.last,
+        )
+        outputs = []
+        for number, group in enumerate(groups):
+            chain = [
+                Signal(signed(config.output_bits), name=f"output_{g}", reset_less=True)
+                for g in group
+            ]
+            rounded = rshift_round(s3.products[number], s3.right_shifts[number])
+            with m.If(pipe.moving):
+                m.d.sync += Cat(chain).eq(Cat(chain[1:], saturate(rounded, config.output_bits)[0]))
+            outputs += chain
+        s4 = pipe.stage(keep=s3.last_turn, last=s3.last)
+        pipe.finish(values=outputs, last=s4.last)

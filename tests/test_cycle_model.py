@@ -67,14 +67,18 @@ def test_mixed_digits(seed: int, planes_per_cycle: int) -> None:
 
 
 def test_steady_state_of_the_smollm2_engine() -> None:
-    """At 1024 tokens the engine takes at most 5 % more cycles than one slice per cycle needs."""
+    """Jobs of 1024 tokens back to back take at most 5 % more cycles than a slice per cycle needs.
+
+    The last job's outputs, behind no other job, are included.
+    """
     config = load_config("smollm2")
     case = random_case(0, config, [3] * 1024, [2] * 1024, code="balanced")
     with VerilatedEngine(config) as engine:
-        run = engine.run([case.job])
-    np.testing.assert_array_equal(run.outputs[0], case.expected)
-    assert run.cycles == uniform_job_cycles(config, 1024, 3, 2)
-    assert 1024 * 5 < run.cycles <= 1.05 * bound_cycles(config, 1024, 3, 2)
+        alone, run = engine.run([case.job]), engine.run([case.job] * 3)
+    for outputs in (*alone.outputs, *run.outputs):
+        np.testing.assert_array_equal(outputs, case.expected)
+    assert alone.cycles == uniform_job_cycles(config, 1024, 3, 2)
+    assert 3 * 1024 * 5 < run.cycles <= 3 * 1.05 * bound_cycles(config, 1024, 3, 2)
 
 
 def score_path(config: EngineConfig) -> int:
@@ -87,20 +91,45 @@ def test_latencies_are_those_of_the_blocks(config: EngineConfig) -> None:
     """Lengthening a block must not be forgotten: one token's cycles hold the blocks' latencies."""
     normalizer = Normalizer(config)
     cycles = 1 + config.head_dim + config.slices + score_path(config) + config.slices
-    cycles += 1 + normalizer.reciprocal_latency + config.head_dim + normalizer.LATENCY
+    cycles += 1 + normalizer.reciprocal_latency
+    cycles += config.normalizer_turns * config.head_dim + normalizer.LATENCY
     assert uniform_job_cycles(config, 1, 1, 1) == cycles
 
 
 def test_latencies_behind_a_rescale_are_those_of_the_blocks() -> None:
     """A last block of one slice, whose rescale takes longer than the reciprocal."""
-    config = variant(lanes=8)
+    config = variant(lanes=8, query_group=1)
     block, dim = config.block, config.head_dim
     cycles = 1 + dim + block + score_path(config) + block
     cycles += OnlineSoftmax.LATENCY + config.slices * config.rescale_steps
     cycles += 1 + 1 + WeightScaler.LATENCY + AccumulatorBank.DRAIN_LATENCY
-    cycles += dim + Normalizer.LATENCY
+    cycles += config.normalizer_turns * dim + Normalizer.LATENCY
     assert config.rescale_steps > Normalizer(config).reciprocal_latency
     assert uniform_job_cycles(config, block + 1, 1, 1) == cycles
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TINY,
+        variant(lanes=8),
+        variant(block=8, query_group=5),
+        load_config("smollm2"),
+        load_config("benchmarks/configs/smollm2-planes.toml"),
+        load_config("benchmarks/configs/smollm2-8lanes-planes.toml"),
+    ],
+    ids=lambda c: f"{c.name}-{c.query_group}-{c.lanes}-{c.normalizer_turns}",
+)
+def test_outputs_are_hidden_behind_the_next_job(config: EngineConfig) -> None:
+    """A job back to back costs the cycles up to its last value slice, and no more."""
+    tokens = 2 * config.block
+    case = random_case(1, config, [3] * tokens, [1] * tokens, code="balanced")
+    normalizer = Normalizer(config)
+    after_values = normalizer.reciprocal_latency + normalizer.LATENCY
+    after_values += config.normalizer_turns * config.head_dim
+    with VerilatedEngine(config) as engine:
+        one, three = (engine.run([case.job] * jobs).cycles for jobs in (1, 3))
+    assert three - one == 2 * (one - after_values)
 
 
 @pytest.mark.parametrize(("keys", "values"), [([], []), ([4], []), ([4, 4], [4])])

@@ -28,14 +28,14 @@ def test_expected_numbers() -> None:
     assert {name: number for name, number in scaled.items() if number} == {
         "plane_scaler": 3,
         "weight_scaler": 3,
-        "normalizer": 3,
+        "normalizer": 2,
     }
-    assert {name: number for name, number in shifted.items() if number} == {"normalizer": 3}
+    assert {name: number for name, number in shifted.items() if number} == {"normalizer": 2}
     integers = expected_multipliers(INTEGER_CONFIGS["int8"])
     assert {name: number for name, number in integers.items() if number} == {
         "plane_scaler": 2,
         "weight_scaler": 2,
-        "normalizer": 2,
+        "normalizer": 4,
         "key_lanes": 8,
         "value_lanes": 8,
     }

@@ -395,6 +395,23 @@ class EngineConfig(BaseModel):
         return self.output_fraction_bits + 6
 
     @property
+    def normalizer_turns(self) -> int:
+        """Turns of the normalizer per element: query heads that share one of its multipliers.
+
+        As many as leave the outputs of a job hidden behind the queries and the first two blocks of
+        keys of the next job, whose first value slice needs the accumulators. These blocks are taken
+        to be of keys of three digits, as in the default code. The reciprocals, which one divider
+        makes, come before the outputs.
+        """
+        digits = min(3, self.max_planes)
+        slices = self.slices * -(-digits // self.key_planes_per_cycle)
+        hidden = self.head_dim + 2 * self.block * slices
+        reciprocals = self.query_group * (self.reciprocal_bits + 2)
+        turns = (hidden - reciprocals) // self.head_dim
+        multipliers = -(-self.query_group // max(1, turns))
+        return -(-self.query_group // multipliers)
+
+    @property
     def output_bits(self) -> int:
         """Signed width of an output element: |o| < 2 * code_max in units of the value exponent."""
         return signed_bits((2 * self.code_max) << self.output_fraction_bits)

@@ -28,7 +28,7 @@ _PLANE_SCALER = 4
 _SOFTMAX = 7  # from a block's last score, or the previous block's last weight, to its first weight
 _WEIGHT_SCALER = 3
 _DRAIN = 3  # from an accepted DRAIN to its accumulator's value leaving the bank
-_NORMALIZER = 2
+_NORMALIZER = 4
 
 
 def bound_cycles(config: EngineConfig, tokens: int, key_planes: int, value_planes: int) -> int:
@@ -104,7 +104,7 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
                + max(k_1, A)                    block 0's scores to weights, behind K block 1
                + sum_{0<i<n} max(k_{i+1}, H_i)  rescale by block i, behind K block i+1
                + H_n                            the last rescale overlaps with no key block (n > 0)
-               + (R + D + 6)                    reciprocal, and the outputs
+               + (G (R + 2) + D U + 6)          reciprocals, and the outputs in U turns each
 
     A is the latency from the last key slice of a block to the block's weights. H_i is the latency
     of a rescale, longer where V block i-1 is too short to hide the scores of block i.
@@ -132,7 +132,7 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
     if last:
         key_ends += key_slices[1]
     values_end = max(key_ends, scores_end + _SOFTMAX) + value_slices[0]
-    reciprocal = values_end + config.reciprocal_bits + 4
+    reciprocals = config.query_group * (config.reciprocal_bits + 2) + 2
     drain = values_end + 1 + _WEIGHT_SCALER + _DRAIN
     for block in range(1, last + 1):
         scores_end = key_ends + score_latency
@@ -147,9 +147,9 @@ def job_cycles(config: EngineConfig, key_slices: Sequence[int], value_slices: Se
         values_end = start + value_slices[block]
         if value_slices[block] > early:
             values_end = rescaled + value_slices[block]
-        reciprocal = values_end + config.reciprocal_bits + 4
         drain = rescaled + value_slices[block] + 1 + _WEIGHT_SCALER + _DRAIN
-    return max(reciprocal, drain) + config.head_dim + _NORMALIZER
+    outputs = config.head_dim * config.normalizer_turns + _NORMALIZER
+    return max(values_end + reciprocals, drain) + outputs
 
 
 def _adder_latency(config: EngineConfig) -> int:

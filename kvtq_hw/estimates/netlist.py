@@ -87,8 +87,9 @@ def _multipliers(cells: Mapping[str, Counter[str]], module: str) -> int:
 def expected_multipliers(config: EngineConfig) -> dict[str, int]:
     """Return the multipliers per block that the design promises.
 
-    Only the two scalers and the normalizer multiply, with one multiplier per query head. With
-    power-of-two scales the scalers shift, and the path of a token holds no multiplier. The
+    Only the two scalers and the normalizer multiply: the scalers with one multiplier per query
+    head, the normalizer with one for as many heads as have turns, in two halves that count apart.
+    With power-of-two scales the scalers shift, and the path of a token holds no multiplier. The
     comparison engines have one more multiplier per lane of each head.
     """
     lanes = 0 if config.is_ternary else config.query_group * config.lanes
@@ -96,7 +97,7 @@ def expected_multipliers(config: EngineConfig) -> dict[str, int]:
     return dict.fromkeys(BLOCKS, 0) | {
         "plane_scaler": scalers,
         "weight_scaler": scalers,
-        "normalizer": config.query_group,
+        "normalizer": 2 * -(-config.query_group // config.normalizer_turns),
         "key_lanes": lanes,
         "value_lanes": lanes,
     }

@@ -97,15 +97,18 @@ async def corner_accumulators(dut: HierarchyObject, value: str) -> None:
 
 @cocotb.test()
 async def exact_cycles(dut: HierarchyObject) -> None:
-    """Check `reciprocal_latency` cycles from denominators to element 0, then one per cycle."""
+    """Check `reciprocal_latency` cycles from denominators to element 0, then each one's turns."""
     bench = await Bench.start(dut, "normalizer")
     config, block = bench.config, bench.component
     await run(bench, random_accumulators(bench, 3), random_sums(bench, 3))
     starts = bench.drivers["sums"].cycles
-    job_cycles = block.reciprocal_latency + config.head_dim
+    turns = config.normalizer_turns
+    job_cycles = block.reciprocal_latency + config.head_dim * turns
     bench.check(starts, [starts[0] + i * job_cycles for i in range(3)], "cycles of the sums")
     elements = [
-        start + block.reciprocal_latency + d for start in starts for d in range(config.head_dim)
+        start + block.reciprocal_latency + (d + 1) * turns - 1
+        for start in starts
+        for d in range(config.head_dim)
     ]
     bench.check(bench.drivers["i"].cycles, elements, "cycles of the accumulators")
     expected = [cycle + block.LATENCY for cycle in elements]
