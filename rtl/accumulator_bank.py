@@ -32,22 +32,23 @@ class AccumulatorBank:
 
     An element has one enable for the accumulators of all heads, and takes the result of its lane
     only where a value may change: at CLEAR, at a step of SHIFT that some head still needs, at an
-    ADD whose digits in this lane are not all zero. A drain moves nothing: it reads an element
-    through the multiplexers of slices, which the lanes have anyway, and one of lanes.
+    ADD with a weight that is not zero and digits in this lane that are not all zero. A drain moves
+    nothing: it reads an element through the multiplexers of slices, which the lanes have anyway,
+    and one of lanes.
 
     Parameters
     ----------
     m : Module
         Receives the registers.
     config : EngineConfig
-    i : stream interface, In, whose payload has `operation`, `slice` and `shifts`
+    i : stream interface, In, whose payload has `operation`, `weighty`, `slice` and `shifts`
     o : stream interface, Out, `accumulator_layout`
     nonzero : per lane, whether any of the payload's digits of the lane is not zero
 
     Attributes
     ----------
     adding : Signal
-        An ADD is taken in this cycle.
+        An ADD with a weight that is not zero is taken in this cycle.
     takes : list[Signal]
         Per lane: its term must be renewed at this clock edge, with the ADD's, or with zero if no
         ADD is taken. Else the term stays or is not read. With several slices per plane, a lane
@@ -97,7 +98,7 @@ class AccumulatorBank:
                 with m.If(i.valid):
                     with m.Switch(i.payload.operation):
                         with m.Case(Operation.ADD):
-                            m.d.comb += self.adding.eq(1)
+                            m.d.comb += self.adding.eq(i.payload.weighty)
                         with m.Case(Operation.CLEAR):
                             m.d.comb += clear.eq(1)
                         with m.Case(Operation.SHIFT):

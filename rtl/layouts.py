@@ -445,10 +445,14 @@ class Operation(enum.Enum, shape=2):  # type: ignore[call-arg]  # what Amaranth 
 
 
 def accumulate_layout(config: EngineConfig) -> data.StructLayout:
-    """Return the input layout of the value lanes. An operation reads only the fields it needs."""
+    """Return the input layout of the value lanes. An operation reads only the fields it needs.
+
+    weighty : 0 for an ADD whose weights are zero for all heads: it reads nothing else
+    """
     return data.StructLayout(
         {
             "operation": Operation,
+            "weighty": 1,
             "elements": _slice_elements(config, config.value_planes_per_cycle),
             "slice": range(config.slices),
             "weights": data.ArrayLayout(unsigned(config.tripled_weight_bits), config.query_group),

@@ -28,6 +28,9 @@ class WeightScaler(wiring.Component):
     job's first block) or SHIFT precedes a token that opens a block; DRAIN follows the last token of
     a job. With power-of-two scales (M = 0) there is no multiplier, only a shifter.
 
+    A slice whose weights are zero for all heads adds nothing. Its ADD says so, and leaves without
+    elements: the value lanes rest in its cycle.
+
     Throughput one slice per cycle, latency `LATENCY` cycles.
 
     Attributes
@@ -132,8 +135,8 @@ class WeightScaler(wiring.Component):
                 with m.Elif(s2.next_plane):
                     m.d.sync += weight.eq(triple(weight, config.value_planes_per_cycle))
             weights.append(weight)
-        s3 = pipe.stage(
-            operation=s2.operation, elements=s2.elements, slice=s2.slice, shifts=s2.shifts
-        )
-        pipe.finish(**vars(s3), weights=weights)
+        weighty = Cat(p2.scaled).any()  # p2 holds the weights of the run, for all of its slices
+        p3 = pipe.part(weighty, elements=s2.elements, slice=s2.slice)
+        s3 = pipe.stage(operation=s2.operation, shifts=s2.shifts, weighty=weighty)
+        pipe.finish(**vars(p3), **vars(s3), weights=weights)
         return m

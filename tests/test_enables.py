@@ -33,7 +33,10 @@ from rtl.verilog import emit_rtlil
     ids=lambda config: config.name,
 )
 def test_an_accumulator_is_clocked_where_its_value_may_change(config: EngineConfig, tmp_path):
-    """By a clear, by a shift for as long as some head needs it, by digits that are not zero."""
+    """By a clear, by a shift for as long as some head needs it, by digits and weights.
+
+    That is by digits that are not zero, of an ADD with a weight that is not zero.
+    """
     rng = np.random.default_rng(1)
     beats: list[dict[str, object] | None] = [None]
     edges = np.zeros((config.slices, config.lanes), int)
@@ -47,12 +50,14 @@ def test_an_accumulator_is_clocked_where_its_value_may_change(config: EngineConf
         width = config.value_planes_per_cycle * config.lanes
         digits = rng.integers(config.element_min, config.element_max + 1, width)
         digits[rng.random(width) > kept] = 0
-        edges[number] += digits.reshape(-1, config.lanes).any(0)
+        weighty = rng.random() < 0.7
+        edges[number] += digits.reshape(-1, config.lanes).any(0) & weighty
         elements = [int(digit) for digit in digits]
         if config.is_ternary:
             elements = [{"nonzero": digit != 0, "negative": digit < 0} for digit in elements]
         weights = rng.integers(0, 1 << config.tripled_weight_bits, config.query_group).tolist()
-        take(Operation.ADD, slice=number, elements=elements, weights=weights)
+        added = {"slice": number, "elements": elements, "weights": weights}
+        take(Operation.ADD, weighty=int(weighty), **added)
 
     def shift(*shifts: int) -> None:
         steps = 1 + config.slices * config.rescale_steps

@@ -45,12 +45,16 @@ def job(
             operations.append({"operation": Operation.SHIFT, "shifts": shifts[block].tolist()})
         for plane in range(elements.shape[1]):
             for number in range(config.slices):
+                weight = weights[block, plane]
+                if not weight.any():  # an ADD that says so reads nothing else
+                    weight = bench.rng.integers(0, 1 << config.tripled_weight_bits, len(weight))
                 operations.append(
                     {
                         "operation": Operation.ADD,
+                        "weighty": int(weights[block, plane].any()),
                         "elements": digits[block][plane][number],
                         "slice": number,
-                        "weights": weights[block, plane].tolist(),
+                        "weights": weight.tolist(),
                     }
                 )
     operations.append({"operation": Operation.DRAIN})
@@ -74,6 +78,7 @@ def random_job(bench: Bench, blocks: int, additions: int) -> tuple[Payloads, Pay
     top = config.scaled_weight_max * slice_powers(config)[-1]
     weights = rng.integers(0, top + 1, (blocks, additions, config.query_group))
     weights >>= rng.integers(0, config.tripled_weight_bits + 1, weights.shape)
+    weights[rng.random(weights.shape[:2]) < 0.3] = 0
     shifts = rng.integers(0, config.accumulator_bits + 1, (blocks, config.query_group))
     shifts >>= rng.integers(0, config.rescale_bits + 1, shifts.shape)
     width = config.value_planes_per_cycle * config.head_dim

@@ -64,13 +64,10 @@ def payloads(
                         "last": int(plane == together.counts[token] - 1),
                     }
                 )
-                operations.append(
-                    {
-                        **common,
-                        "operation": Operation.ADD,
-                        "weights": weight,
-                    }
+                added = (
+                    {**common, "weights": weight, "weighty": 1} if any(weight) else {"weighty": 0}
                 )
+                operations.append({"operation": Operation.ADD, **added})
         if ends:
             operations.append({"operation": Operation.DRAIN})
     return tokens, slices, operations
@@ -91,8 +88,8 @@ async def run(
     weights: np.ndarray,
     jobs: list[int],
     mixes: tuple[str, str, str] = ("none", "none", "none"),
-) -> None:
-    """Drive jobs that share one value exponent and compare the operations."""
+) -> Payloads:
+    """Drive jobs that share one value exponent and compare the operations; return them."""
     room = (1 << bench.config.scale_exponent_bits) - 1 - values.largest_exponent
     exponent = values.largest_exponent + int(bench.rng.integers(0, min(room, 2) + 1))
     tokens, slices, operations = payloads(bench, values, weights, exponent, jobs)
@@ -101,6 +98,7 @@ async def run(
     bench.drive("slices", slices, mixes[1])
     bench.expect("o", operations, mixes[2])
     await bench.finish()
+    return operations
 
 
 @cocotb.test()
@@ -137,6 +135,28 @@ async def largest_weights(dut: HierarchyObject) -> None:
     values.exponent[::2][values.unit[::2]] = (1 << config.scale_exponent_bits) - 1
     weights = np.full((len(counts), config.query_group), 1 << config.weight_bits)
     await run(bench, values, weights, [len(counts)])
+
+
+@cocotb.test()
+@cocotb.parametrize(source=STALL_MIXES, sink=STALL_MIXES)
+async def weights_of_zero(dut: HierarchyObject, source: str, sink: str) -> None:
+    """Check which slices have a weight that is not zero for some head, in any order.
+
+    Weights are zero before scaling, or small and vanish under their scale.
+    """
+    bench = await Bench.start(dut, "weight_scaler")
+    config = bench.config
+    counts = random_planes(bench.rng, config, 64)
+    values = random_vectors(bench.rng, config, counts)
+    shape = (len(counts), config.query_group)
+    weights = bench.rng.integers(1, 4, shape) << bench.rng.integers(
+        0, config.weight_bits - 2, shape
+    )
+    weights[bench.rng.random(shape) < 0.5] = 0
+    weights[bench.rng.random(len(counts)) < 0.5] = 0
+    operations = await run(bench, values, weights, [len(counts)], (source, source, sink))
+    weighty = [operation["weighty"] for operation in operations if "weighty" in operation]
+    bench.check(set(weighty), {0, 1}, "slices of both kinds")
 
 
 @cocotb.test()
