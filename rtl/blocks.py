@@ -15,6 +15,7 @@ from amaranth.lib import wiring
 
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError, shown
+from rtl.reset import Reset
 from rtl.verilog import config_header, emit
 
 __all__ = [
@@ -105,11 +106,12 @@ def emit_block(
     prefix: str = PREFIX,
     *,
     all_names: bool = False,
+    reset: Reset = Reset.SYNC_HIGH,
     initial_values: bool = True,
 ) -> str:
     """Return a block's Verilog, named `module_name`, with a header that names the configuration.
 
-    `all_names` and `initial_values` are the parameters of `rtl.verilog.emit`.
+    `all_names`, `reset` and `initial_values` are the parameters of `rtl.verilog.emit`.
 
     Raises
     ------
@@ -122,7 +124,7 @@ def emit_block(
         f"{config_header(top, config)}\nRegisters that have a reset have {start} initial value."
     )
     block = create_block(name, config)
-    return emit(block, top, header, all_names=all_names, initial_values=initial_values)
+    return emit(block, top, header, all_names=all_names, reset=reset, initial_values=initial_values)
 
 
 def module_name(name: str, prefix: str = PREFIX) -> str:

@@ -11,13 +11,18 @@ from amaranth.lib.wiring import Flow
 from kvtq_hw.contract.config import EngineConfig
 from rtl.axi import BusSignature
 from rtl.blocks import create_block
+from rtl.reset import Reset
 from rtl.verilog import generator_version, port_members
 
 __all__ = ["manifest"]
 
 
 def manifest(
-    component: wiring.Component, name: str, config: EngineConfig, files: list[str]
+    component: wiring.Component,
+    name: str,
+    config: EngineConfig,
+    files: list[str],
+    reset: Reset = Reset.SYNC_HIGH,
 ) -> dict[str, Any]:
     """Describe a generated engine, as plain values for JSON.
 
@@ -30,7 +35,7 @@ def manifest(
     """
     ports = [
         {"name": "clk", "direction": "in", "width": 1},
-        {"name": "rst", "direction": "in", "width": 1},
+        {"name": reset.port, "direction": "in", "width": 1},
     ]
     for port, member in port_members(component).items():
         width = Shape.cast(member.shape).width
@@ -58,7 +63,7 @@ def manifest(
         "digest": config.digest(),
         "derived": _derived(config),
         "clock": {"port": "clk", "edge": "rising"},
-        "reset": {"port": "rst", "active": "high", "synchronous": True},
+        "reset": {"port": reset.port, "active": reset.active, "synchronous": reset.synchronous},
         "ports": ports,
         "streams": streams,
         "buses": buses,

@@ -178,7 +178,7 @@ def _local_names(body: str, interface: Interface, carried: Mapping[str, str]) ->
 
 def _ports_in_order(body: str, order: list[str]) -> str:
     """Return a module's text that begins with its ports: clock, reset, those of `order`, others."""
-    places = {name: place for place, name in enumerate(["clk", "rst", *order])}
+    places = {name: place for place, name in enumerate(["clk", "rst", "rst_n", *order])}
     ports = [(match["name"], match["number"], match[0]) for match in _PORT.finditer(body)]
     ports.sort(key=lambda port: (places.get(port[0], len(places)), int(port[1])))
     # numbered from 1: Yosys puts a port numbered 0 last

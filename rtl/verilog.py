@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from importlib import metadata, resources
 
 from amaranth.back import rtlil
-from amaranth.hdl import Fragment, Module, Signal, Value
+from amaranth.hdl import ClockDomain, Fragment, Module, Signal, Value
 from amaranth.hdl._ir import PortDirection
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import Member
@@ -23,6 +23,7 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.files import scratch_folder
 from rtl.axi import BusSignature
 from rtl.names import Interface, merged, plainly_named
+from rtl.reset import Reset
 from rtl.verilog_text import tidied
 from rtl.yosys import run_yosys, yosys_version
 
@@ -66,7 +67,7 @@ _RESET = re.compile(
     r"^    switch \\rst \[0\]\n      case 1'1\n((?:        assign [^\n]*\n)*)", re.MULTILINE
 )
 _REGISTER = re.compile(
-    r"^  cell \$dff [^\n]*\n(?:    [^\n]*\n)*?    connect \\D (\S+)[^\n]*\n"
+    r"^  cell \$(a?)dff [^\n]*\n(?:    [^\n]*\n)*?    connect \\D (\S+)[^\n]*\n"
     r"(?:    [^\n]*\n)*?    connect \\Q (\S+)",
     re.MULTILINE,
 )
@@ -157,7 +158,9 @@ def _description(kind: type) -> str:
     return re.split(r"(?<=\.) ", " ".join(paragraph.split()))[0].replace("`", "")
 
 
-def _elaborated(component: wiring.Component, name: str) -> tuple[str, dict[str, Interface]]:
+def _elaborated(
+    component: wiring.Component, name: str, reset: Reset
+) -> tuple[str, dict[str, Interface]]:
     """Return a component as RTLIL, and what the source says about each of its modules."""
     ports = {
         "__".join(map(str, path)): (
@@ -166,7 +169,15 @@ def _elaborated(component: wiring.Component, name: str) -> tuple[str, dict[str, 
         )
         for path, member, value in component.signature.flatten(component)
     }
-    design = Fragment.get(component, None).prepare(ports, hierarchy=(name,))
+    fragment = Fragment.get(component, None)
+    domain = ClockDomain("sync", async_reset=not reset.synchronous)
+    fragment.add_domains(domain)
+    pin = domain.rst
+    if reset.active == "low":
+        pin = Signal(name=reset.port)
+        fragment.add_statements("comb", domain.rst.eq(~pin))
+    clocked = {"clk": (domain.clk, PortDirection.Input), reset.port: (pin, PortDirection.Input)}
+    design = fragment.prepare(ports | clocked, hierarchy=(name,))
     text, _ = rtlil.convert_fragment(design, name=name, emit_src=False)
     described: dict[str, Interface] = {}
     for fragment, found in design.fragments.items():
@@ -198,12 +209,16 @@ def emit_rtlil(component: wiring.Component, name: str) -> str:
 
 
 def _described_rtlil(
-    component: wiring.Component, name: str, *, initial_values: bool = True
+    component: wiring.Component,
+    name: str,
+    *,
+    reset: Reset = Reset.SYNC_HIGH,
+    initial_values: bool = True,
 ) -> tuple[str, dict[str, str]]:
     """Return `emit_rtlil`'s text, and the first sentence about each module of it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise ValueError(f"module name must be a plain Verilog identifier, not {name!r}")
-    text, described = _elaborated(component, name)
+    text, described = _elaborated(component, name, reset)
     text = text.replace('attribute \\generator "Amaranth"\n', "")
     # Verilog knows no wire without bits: such a port would come out with two bits
     text = re.sub(r"^(  wire width 0) (?:input|output) \d+ ", r"\1 ", text, flags=re.MULTILINE)
@@ -224,7 +239,11 @@ def _module_without(module: str) -> str:
     reset = {
         value for case in _RESET.findall(module) for value in re.findall(r"assign (\S+)", case)
     }
-    registers = {output for value, output in _REGISTER.findall(module) if value in reset}
+    registers = {
+        output
+        for asynchronous, value, output in _REGISTER.findall(module)
+        if asynchronous or value in reset
+    }
     registers |= {name for name, value in _ALIAS.findall(module) if value in registers}
 
     def shortened(match: re.Match[str]) -> str:
@@ -239,6 +258,7 @@ def emit(
     header: str,
     *,
     all_names: bool = False,
+    reset: Reset = Reset.SYNC_HIGH,
     initial_values: bool = True,
 ) -> str:
     """Convert a component to Verilog-2005 text.
@@ -249,14 +269,16 @@ def emit(
     ----------
     component : amaranth.lib.wiring.Component
         Top of the hierarchy. Stream ports appear as ``port__valid``, ``port__ready`` and
-        ``port__payload``, AXI ports as ``port_member`` (`port_members`); the clock domain as
-        ``clk`` and the synchronous reset ``rst``.
+        ``port__payload``, AXI ports as ``port_member`` (`port_members`); the clock as
+        ``clk``, the reset as `Reset.port` says.
     name : str
         Name of the top module; submodules are called ``name_submodule``.
     header : str
         Comment for the head of the file, without comment signs.
     all_names : bool
         Keep names that nothing reads, such as those of a payload's fields: for waves.
+    reset : Reset
+        Kind of the reset.
     initial_values : bool
         Give registers that have a reset its value as initial value too. Registers without a reset
         have one in either case.
@@ -268,7 +290,7 @@ def emit(
     rtl.yosys.YosysError
         When Yosys rejects the design.
     """
-    text, comments = _described_rtlil(component, name, initial_values=initial_values)
+    text, comments = _described_rtlil(component, name, reset=reset, initial_values=initial_values)
     with scratch_folder() as directory:
         (directory / "design.il").write_text(merged(text), encoding="utf-8")
         passes = [p.replace(" -purge", "") if all_names else p for p in _PASSES]

@@ -9,6 +9,7 @@ import click
 from kvtq_hw.commands.frame.options import OutputFolder, preset_option
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.files import check_folder, json_text, write_text
+from rtl.reset import Reset
 
 __all__ = ["command", "generate"]
 
@@ -18,6 +19,7 @@ def generate(
     folder: Path,
     prefix: str | None = None,
     *,
+    reset: Reset = Reset.SYNC_HIGH,
     initial_values: bool = True,
 ) -> list[Path]:
     """Write ``.v``, ``.json`` and ``.vlt`` of accelerator and engine, and ``kvtq_registers.h``.
@@ -28,6 +30,7 @@ def generate(
     ----------
     prefix : beginning of the names of modules and files; None for ``kvtq_<name>``, with the name of
         the configuration
+    reset : kind of the reset
     initial_values : whether registers that have a reset also have an initial value
 
     Raises
@@ -46,8 +49,8 @@ def generate(
     for block in ("accelerator", "engine"):
         top = module_name(block, prefix)
         files = [f"{top}.v", f"{top}.json", f"{top}.vlt", "kvtq_registers.h"]
-        description = manifest(create_block(block, config), top, config, files)
-        verilog = emit_block(block, config, prefix, initial_values=initial_values)
+        description = manifest(create_block(block, config), top, config, files, reset)
+        verilog = emit_block(block, config, prefix, reset=reset, initial_values=initial_values)
         of_block = verilog, json_text(description), lint_waivers(), c_header()
         texts |= dict(zip(files, of_block, strict=True))
     for name, text in texts.items():
@@ -70,13 +73,25 @@ def generate(
     help="Beginning of every module's name.  [default: kvtq_<name of the configuration>]",
 )
 @click.option(
+    "--reset",
+    type=click.Choice([kind.value for kind in Reset]),
+    default=Reset.SYNC_HIGH.value,
+    show_default=True,
+    help="Kind of the reset: port rst, or rst_n if low; an asynchronous one must end in time with "
+    "the clock.",
+)
+@click.option(
     "--initial-values/--no-initial-values",
     default=True,
     show_default=True,
     help="Give registers that have a reset an initial value too, as FPGAs and simulators like it.",
 )
 def command(
-    config: EngineConfig, output: Path | None, prefix: str | None, initial_values: bool
+    config: EngineConfig,
+    output: Path | None,
+    prefix: str | None,
+    reset: str,
+    initial_values: bool,
 ) -> None:
     """Write Verilog, manifests and lint waivers, and the registers' C header.
 
@@ -93,5 +108,5 @@ def command(
     of one, live in one design.
     """
     folder = output or Path("build") / config.name
-    for path in generate(config, folder, prefix, initial_values=initial_values):
+    for path in generate(config, folder, prefix, reset=Reset(reset), initial_values=initial_values):
         click.echo(path)
