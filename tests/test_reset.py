@@ -100,12 +100,23 @@ def test_engines_side_by_side(kind: Reset, simulator: str, tmp_path: Path) -> No
     assert same == str(int(kind.synchronous)), "an asynchronous reset acts without a clock edge"
 
 
-def test_generate_says_which_reset(tmp_path: Path) -> None:
+@pytest.mark.parametrize("simulator", ["verilator"], indirect=True)
+def test_generate_says_which_reset(simulator: str, tmp_path: Path) -> None:
     assert run(["generate", "--preset", "tiny", "--reset", "async-low", "-o", str(tmp_path)]) == 0
     described = json.loads((tmp_path / "kvtq_tiny_engine.json").read_text("utf-8"))
     assert described["reset"] == {"port": "rst_n", "active": "low", "synchronous": False}
     assert [port["name"] for port in described["ports"][:2]] == ["clk", "rst_n"]
     for block in ("engine", "accelerator"):
-        text = (tmp_path / f"kvtq_tiny_{block}.v").read_text("utf-8")
-        assert re.search(rf"^module kvtq_tiny_{block}\(\s*clk,\s*rst_n,", text, re.MULTILINE)
+        name = f"kvtq_tiny_{block}"
+        text = (tmp_path / f"{name}.v").read_text("utf-8")
+        assert re.search(rf"^module {name}\(\s*clk,\s*rst_n,", text, re.MULTILINE)
         assert "always @(posedge clk, posedge rst)" in text
+        done = subprocess.run(
+            ["verilator", "--lint-only", "-Wall", "--quiet", f"{name}.vlt", f"{name}.v"],
+            cwd=tmp_path,
+            env=find_simulator(simulator).environment(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
