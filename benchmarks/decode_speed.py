@@ -2,8 +2,10 @@
 
 Usage: python benchmarks/decode_speed.py [--new-tokens N] [--json FILE]
 
-The prompt is cut so that the context passes 64 tokens in the middle of the run. Outputs are not
-compared here; `kvtq-hw decode --check` does that.
+The prompt is cut so that the context passes 64 tokens in the middle of the run. The accelerator
+runs at the demo's code, the others at three digits of keys and two of values. Outputs are not
+compared here; `kvtq-hw decode --check` does that. Cycles per second are those with a job in flight,
+and the seconds have the model's own time in them.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from golden.llm.decoding import Decoded, decode_unquantized
 from golden.llm.models import LanguageModel, load_model
 from golden.study.quality import documentation_text
 from kvtq_hw.commands.frame.options import json_option, write_json
-from kvtq_hw.commands.frame.session import load_session, on_engine
+from kvtq_hw.commands.frame.session import load_session, on_accelerator, on_engine
 from kvtq_hw.contract.codes import CacheCode
 
 CONTEXT = 64
 CODE = CacheCode("balanced", 3, 2)
+#: Code of the accelerator, as in `make demo`.
+DEMO_CODE = CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback")
 
 
 @click.command()
@@ -40,16 +44,25 @@ def main(new_tokens: int, json_file: Path | None) -> None:
         "golden": loaded,
         "float": replace(loaded, backend=FloatBackend()),
         "engine": on_engine(loaded),
+        "accelerator": on_accelerator(load_session(model, DEMO_CODE, 2 * CONTEXT, tables=True)),
     }
+    cycles: dict[str, int] = {}
     for name, opened in sessions.items():
         with opened as session:
             runs[name] = session.decode(prompt, new_tokens)
+            if session.hardware is not None:
+                cycles[name] = session.hardware.cycles
     base = runs["unquantized"].tokens_per_second
     for name, run in runs.items():
         speed = run.tokens_per_second
         click.echo(
             f"{name:12} {speed:7.2f} tokens/s  {speed / base:6.3f} of unquantized  "
             f"({run.steps} decode steps to a context of {run.context})"
+        )
+    for name, count in cycles.items():
+        click.echo(
+            f"{name:12} {count / runs[name].steps:,.0f} cycles per token, "
+            f"{count / runs[name].seconds / 1e6:.3f} million cycles per second"
         )
     write_json(json_file, {name: run.tokens_per_second for name, run in runs.items()})
 
