@@ -58,8 +58,8 @@ def test_runs_of_one_plane_come_one_by_one() -> None:
     residual = ternary(TINY, CacheCode("residual", 3, 2, Tiers(sinks=1)))
     wide = residual.engine(8, 3, 2)
     # a sink in five digits of one run: two slices of keys, three of values
-    assert residual.layers[0].slices(wide, 10) == (2 + 9 * 3) + (3 + 9 * 2)
-    assert K3V2.layers[0].slices(wide, 10) == 10 + 10
+    assert residual.layers[0].slices(wide, 10) == (2 + 9 * 3, 3 + 9 * 2)
+    assert K3V2.layers[0].slices(wide, 10) == (10, 10)
 
 
 def test_a_tables_layers_are_summed() -> None:
@@ -180,10 +180,22 @@ def test_tiers_of_conditioned_int4() -> None:
     # four sinks, one token of the body and 27 of the window in the first block; five in the second
     blocks = [2 * (4 * 2 + 1 + 27 * 2), 2 * 5 * 2]
     assert conditioned.cycles(config, 37) == job_cycles(config, blocks, blocks)
-    assert conditioned.layers[0].slices(config, 37) == 2 * sum(blocks)
+    assert conditioned.layers[0].slices(config, 37) == (sum(blocks), sum(blocks))
     # in lanes of 8 bits the tier is like the rest
     tiered = IntegerLayer(8, Tiers(sinks=4, window=32))
     assert tiered.cycles(int8.config, 40) == int8.cycles(int8.config, 40)
+
+
+def test_an_append_moves_the_new_token_and_the_one_that_leaves_the_window() -> None:
+    int8, _, conditioned = of_integers("INT8", "INT4", "INT4 conditioned")
+    [plain], [tiered] = int8.layers, conditioned.layers
+    # 8 elements and a scale: 9 bytes in 8 bits, 5 in 4 bits
+    assert plain.append_bytes(TINY) == 2 * 9
+    assert tiered.append_bytes(TINY) == 2 * (9 + 9 + 5)
+    # planes of two bytes
+    of_code = ternary(TINY, CacheCode("balanced", 3, 2, Tiers(sinks=4, window=8))).layers[0]
+    assert of_code.append_bytes(TINY) == 2 * (11 + 11) + 7 + 5
+    assert K3V2.layers[0].append_bytes(TINY) == 7 + 5
 
 
 def test_conditioned_int4_is_as_long_as_eval_measured() -> None:

@@ -280,6 +280,10 @@ def test_command(captured, tmp_path, capsys) -> None:
     plain, keys, values, *integers = (written["variants"][name] for name in variants)
     assert plain["tags"]["energy"] == "projected" and not plain["internal_energies"]
     assert plain["total"]["clock_pj"] < ungated["total"]["clock_pj"] / 2
+    # six tokens of five digits, the others of 3 and 2; two slices of four lanes
+    tokens = written["tokens"]
+    assert plain["slices"] == {"key": (3 * tokens + 2 * 6) * 2, "value": (2 * tokens + 3 * 6) * 2}
+    assert plain["tags"]["slices"] == "measured"
     rows = plain["blocks"]
     assert set(rows) >= {"select_add", "select_accumulate", "normalizer", "engine"}
     for row in (*rows.values(), plain["total"]):
@@ -297,6 +301,7 @@ def test_command(captured, tmp_path, capsys) -> None:
     assert keys["cycles"] == values["cycles"] == plain["cycles"]
     # as many slices of 8 or of 4 bits; rescales go over the bits of an accumulator
     int8, int4 = integers
+    assert int8["slices"] == int4["slices"] == {"key": 2 * tokens, "value": 2 * tokens}
     assert int4["cycles"] < int8["cycles"] < plain["cycles"]
     for block in ("multiply_add", "multiply_accumulate"):
         assert int8["blocks"][block]["toggles"] > int4["blocks"][block]["toggles"] > 0

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
+import shutil
 from collections import Counter
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -219,7 +222,7 @@ def test_a_sweep_shows_what_was_swept():
     assert table.columns[:4] == ("lanes", "query_group", "code", "um2")
 
 
-@pytest.mark.parametrize("name", ["comparison", "power", *COMMITTED])
+@pytest.mark.parametrize("name", ["comparison", "power", "system_energy", *COMMITTED])
 def test_without_results_there_is_no_section(name, tmp_path):
     assert SECTIONS[name](Inputs(TINY, CODES, "m", tmp_path)) is None
 
@@ -271,6 +274,7 @@ def test_power_by_block_and_of_the_lanes(tmp_path):
     library = {"name": "lib", "source": "shipped"}
     blocks = {"select_add": row, "normalizer": row}
     variant = {"cycles": 7, "library": library, "blocks": blocks, "total": row | {"toggles": 20}}
+    variant |= {"config": TINY.model_dump(), "slices": {"key": 3, "value": 2}}
     place = {"layer": 1, "head": 2, "step": 0, "tokens": 5, "attentions_per_token": 90}
     variants = {"captured": variant, "no-zero-keys": variant}
     inputs = record(tmp_path, "power", variants=variants, **place)
@@ -286,6 +290,55 @@ def test_power_by_block_and_of_the_lanes(tmp_path):
         ("no-zero-keys", "select_add", 7, 10, 4),
         ("no-zero-keys", "all", 7, 20, 4),
     )
+
+
+def test_energy_of_a_token_by_part_and_by_memory():
+    section = SECTIONS["system_energy"](replace(INPUTS, memory_pj=5.0))
+    parts, by_memory, llama, _ = section.tables
+    assert parts.title == "Energy per token of SmolLM2-135M, KV memory of 5 pJ/bit"
+    assert llama.title == "Energy per token of Llama-3-8B, KV memory of 5 pJ/bit"
+    assert {row[0] for row in parts.rows} == {1024, 8192, 32768}
+    names = list(dict.fromkeys(row[1] for row in parts.rows))
+    tables = ["ternary smollm2-anchors-3.6", "ternary smollm2-anchors-2.7"]
+    assert names == ["ternary K3/V2", *tables, "INT4 conditioned", "INT8"]
+    for row in (*parts.rows, *llama.rows):
+        *_, engine, on_chip, kv_memory, total, ratio = row
+        assert engine + on_chip + kv_memory == pytest.approx(total, abs=2)
+        assert (ratio == 1.0) == (row[1] == "INT8")
+    # 5 pJ times the bits of INT8: 90 heads, 130 bytes a token, and one token written
+    [kv_memory] = [row[7] for row in parts.rows if row[:2] == (1024, "INT8")]
+    assert kv_memory == round(90 * 130 * 8 * 1025 * 5 / 1e6)
+    assert by_memory.columns[3:6] == ("no KV memory", "HBM2, 3.92 pJ/bit", "LPDDR4, 8.0 pJ/bit")
+    for plot, table in zip(section.plots, (parts, llama), strict=True):
+        shown = [row for row in table.rows if row[0] == 8192]
+        assert [series.name for series in plot.series] == ["engine", "on chip", "KV memory"]
+        ends = [sum(x) for x in zip(*(series.x for series in plot.series), strict=True)]
+        assert ends[::-1] == pytest.approx([row[-2] for row in shown], rel=0.01)
+
+
+def test_energy_of_a_token_without_int8_or_tables(tmp_path):
+    data = json.loads((INPUTS.results / "power-smollm2-8lanes-planes.json").read_text())
+    assert set(data["variants"]) == {"captured", "no-zero-values"}
+    (tmp_path / "power.json").write_text(json.dumps(data))
+    section = SECTIONS["system_energy"](Inputs(TINY, CODES, "m", tmp_path))
+    for table in section.tables:
+        assert {row[-1] for row in table.rows} == {None}
+        assert "ternary K3/V2" in {cell for row in table.rows for cell in row}
+    assert len(section.plots[0].series[0].x) == 1
+
+
+def test_bars_of_several_series_stand_on_one_another():
+    bars = ((1.0, 1.5), (3.0, 0.5), (0.5, 2.0))
+    series = tuple(Series(str(n), x, (), ("a", "b")) for n, x in enumerate(bars))
+    text = svg(asdict(Plot("P", "measured", "c", "bar", "x", "", series)))
+    shapes = re.findall(r'<g id="patch_\d+">\s*<path d="([^"]+)"', text)[2:8]  # after the frames
+    ends = [[float(x) for x in re.findall(r"[ML] (\S+) ", shape)] for shape in shapes]
+    first, second, third = [[(min(x), max(x)) for x in ends[n : n + 2]] for n in (0, 2, 4)]
+    assert first[0][0] == first[1][0]
+    for before, after in ((first, second), (second, third)):
+        assert [start for start, _ in after] == [end for _, end in before]
+    unit = first[0][1] - first[0][0]
+    assert [end - start for start, end in third] == pytest.approx([0.5 * unit, 2 * unit], rel=1e-4)
 
 
 def test_recorded_power_shows_the_lanes_of_both_formats():
@@ -325,6 +378,27 @@ def test_what_is_measured_is_not_measured_again(monkeypatch, tmp_path):
     other = Inputs(TINY, CODES[:1], "no model", INPUTS.results)
     collect(other, lambda name: None, store)
     assert len(built) == 4
+    collect(replace(other, memory_pj=1.0), lambda name: None, store)
+    assert len(built) == 6
+
+
+def test_a_table_of_digits_is_part_of_the_results(monkeypatch, tmp_path):
+    built = []
+
+    def build(inputs: Inputs) -> Section:
+        built.append(inputs)
+        return SECTION
+
+    build.__module__ = headline.__name__
+    monkeypatch.setattr(collect_module, "SECTIONS", {"a": build})
+    store = ResultStore(tmp_path / "store.sqlite")
+    shutil.copy(next(INPUTS.results.glob("*8x1024-baselines.json")), tmp_path)
+    table = tmp_path / "tables" / "a.toml"
+    table.parent.mkdir()
+    for text in ("one", "two", "two"):
+        table.write_text(text)
+        collect(Inputs(TINY, CODES, "m", tmp_path), lambda name: None, store)
+    assert len(built) == 2
 
 
 def test_command_writes_three_files(monkeypatch, tmp_path):

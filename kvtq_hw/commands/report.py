@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from kvtq_hw.commands.frame.options import (
+    FiniteRange,
     OutputFolder,
     code_option,
     model_option,
@@ -17,6 +18,7 @@ from kvtq_hw.contract.codes import STANDARD_CODES, CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text, write_text
+from kvtq_hw.estimates.traffic import MEMORIES
 
 __all__ = ["command"]
 
@@ -33,6 +35,13 @@ __all__ = ["command"]
     help="Folder with files of `kvtq-hw eval --json`.",
 )
 @click.option(
+    "--memory-pj",
+    type=FiniteRange(min=0),
+    default=MEMORIES["LPDDR4"].picojoules_per_bit,
+    show_default=True,
+    help="Picojoules per bit of the KV memory, for the energy of a token; the default is LPDDR4.",
+)
+@click.option(
     "-o",
     "--output",
     type=OutputFolder(),
@@ -45,6 +54,7 @@ def command(
     model_name: str,
     codes: tuple[CacheCode, ...],
     results: Path,
+    memory_pj: float,
     output: Path,
 ) -> None:
     """Measure what has not been measured yet, and write the report.
@@ -67,7 +77,7 @@ def command(
     console = Console()
     with console.status("") as status:
         report = collect(
-            Inputs(config, codes, model_name, results),
+            Inputs(config, codes, model_name, results, memory_pj),
             lambda name: status.update(f"Section {name}"),
         )
     text = json_text(report, indent=1)

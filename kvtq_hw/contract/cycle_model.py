@@ -16,6 +16,7 @@ __all__ = [
     "bound_cycles",
     "code_bound",
     "code_job_cycles",
+    "code_slices",
     "job_cycles",
     "token_job_cycles",
     "token_slices",
@@ -60,7 +61,13 @@ def uniform_job_cycles(
 
 def code_bound(config: EngineConfig, code: CacheCode, tokens: int) -> int:
     """Return `bound_cycles` of a context in a code, with sinks and window in the tier's digits."""
-    return sum(code.tiers.total(tokens, *slices) for slices in _code_slices(config, code))
+    return sum(code_slices(config, code, tokens))
+
+
+def code_slices(config: EngineConfig, code: CacheCode, tokens: int) -> tuple[int, int]:
+    """Return the slices of a context's keys and those of its values, in a code with its tiers."""
+    keys, values = _code_slices(config, code)
+    return code.tiers.total(tokens, *keys), code.tiers.total(tokens, *values)
 
 
 def code_job_cycles(config: EngineConfig, code: CacheCode, tokens: int) -> int:

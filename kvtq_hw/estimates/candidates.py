@@ -14,9 +14,9 @@ from typing import Protocol
 
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.cycle_model import code_bound, code_job_cycles, token_job_cycles
+from kvtq_hw.contract.cycle_model import code_job_cycles, code_slices, token_job_cycles
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.contract.packing import cache_bytes, scale_bytes
+from kvtq_hw.contract.packing import cache_bytes, scale_bytes, token_bytes, vector_bytes
 from kvtq_hw.contract.tiers import NO_TIERS, Tiers
 
 __all__ = [
@@ -40,16 +40,29 @@ CONDITIONED_INT4 = f"int4,conditioned,feedback,sinks={_TIERS.sinks},window={_TIE
 class LayerFormat(Protocol):
     """Cost of attention for one KV head of one layer, over a context of `tokens` tokens."""
 
+    @property
+    def feedback(self) -> bool:
+        """Whether vectors are centred, and rounded with feedback, as they are stored."""
+        ...
+
     def cycles(self, config: EngineConfig, tokens: int) -> int:
         """Return the engine's cycles if memory never delays it."""
         ...
 
-    def slices(self, config: EngineConfig, tokens: int) -> int:
-        """Return the slices of keys and values: the cycles in which the lanes work."""
+    def slices(self, config: EngineConfig, tokens: int) -> tuple[int, int]:
+        """Return the slices of keys and those of values: the cycles in which the lanes work."""
         ...
 
     def bytes(self, config: EngineConfig, tokens: int) -> int:
         """Return the bytes that the engine reads."""
+        ...
+
+    def append_bytes(self, config: EngineConfig) -> int:
+        """Return the bytes that an append of one token moves, in a context longer than the tiers.
+
+        With a window: the new token is written, the token that leaves the window is read in the
+        tier's digits and written in the body's. Without one: the new token is written.
+        """
         ...
 
 
@@ -59,22 +72,34 @@ class TernaryLayer:
 
     code: CacheCode
 
+    @property
+    def feedback(self) -> bool:
+        """See `LayerFormat`."""
+        return self.code.feedback
+
     def cycles(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`."""
         return code_job_cycles(config, self.code, tokens)
 
-    def slices(self, config: EngineConfig, tokens: int) -> int:
+    def slices(self, config: EngineConfig, tokens: int) -> tuple[int, int]:
         """See `LayerFormat`."""
-        return code_bound(config, self.code, tokens)
+        return code_slices(config, self.code, tokens)
 
     def bytes(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`."""
         return cache_bytes(config, self.code, tokens)
 
+    def append_bytes(self, config: EngineConfig) -> int:
+        """See `LayerFormat`."""
+        tier = 2 * vector_bytes(config, self.code.tier_digits(config.max_planes), 1)
+        return _append_bytes(self.code.tiers, tier, token_bytes(config, self.code))
+
 
 @dataclass(frozen=True)
 class IntegerLayer:
     """A layer in integers of `bits` bits under one scale per vector; sinks and window in 8 bits.
+
+    feedback : as in `LayerFormat`
 
     Lanes narrower than 8 bits take an element of sinks or window in two halves, in two slices. The
     engine as built does not support such halves: no area includes the logic for them.
@@ -82,26 +107,41 @@ class IntegerLayer:
 
     bits: int
     tiers: Tiers = NO_TIERS
+    feedback: bool = False
 
     def cycles(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`."""
         slices = self.tiers.per_token(tokens, *self._token_slices(config))
         return token_job_cycles(config, slices, slices)
 
-    def slices(self, config: EngineConfig, tokens: int) -> int:
+    def slices(self, config: EngineConfig, tokens: int) -> tuple[int, int]:
         """See `LayerFormat`."""
-        return 2 * self.tiers.total(tokens, *self._token_slices(config))
+        of_keys = self.tiers.total(tokens, *self._token_slices(config))
+        return of_keys, of_keys
 
     def bytes(self, config: EngineConfig, tokens: int) -> int:
         """See `LayerFormat`; a scale has as many bytes as the engine's scales."""
+        return self.tiers.total(tokens, *self._token_bytes(config))
+
+    def append_bytes(self, config: EngineConfig) -> int:
+        """See `LayerFormat`."""
+        return _append_bytes(self.tiers, *self._token_bytes(config))
+
+    def _token_bytes(self, config: EngineConfig) -> tuple[int, int]:
+        """Return bytes per token, key and value, of sinks and window, and of the body."""
         tier, body = (
-            -(-config.head_dim * bits // 8) + scale_bytes(config) for bits in (TIER_BITS, self.bits)
+            2 * (-(-config.head_dim * bits // 8) + scale_bytes(config))
+            for bits in (TIER_BITS, self.bits)
         )
-        return 2 * self.tiers.total(tokens, tier, body)
+        return tier, body
 
     def _token_slices(self, config: EngineConfig) -> tuple[int, int]:
         """Return slices per vector of sinks and window, and per vector of the body."""
         return -(-TIER_BITS // self.bits) * config.slices, config.slices
+
+
+def _append_bytes(tiers: Tiers, tier: int, body: int) -> int:
+    return 2 * tier + body if tiers.window else body
 
 
 @dataclass(frozen=True)
@@ -174,7 +214,11 @@ class Candidate:
         hides these cycles.
         """
         config = self.engines()[-1]
-        return self._sum(lambda layer: layer.cycles(config, tokens) - layer.slices(config, tokens))
+
+        def of(layer: LayerFormat) -> int:
+            return layer.cycles(config, tokens) - sum(layer.slices(config, tokens))
+
+        return self._sum(of)
 
     def bytes(self, tokens: int) -> int:
         """Return the bytes that attention for one KV head of every layer reads."""
@@ -252,13 +296,14 @@ def integers(config: EngineConfig, windows: Sequence[int | None] | None = None) 
         EngineConfig.model_validate(fields | {"cache_format": name}) for name in ("int8", "int4")
     )
 
-    def layers(bits: int, tiers: Tiers) -> tuple[IntegerLayer, ...]:
+    def layers(bits: int, tiers: Tiers, feedback: bool = False) -> tuple[IntegerLayer, ...]:
         return tuple(
-            IntegerLayer(bits, tiers.sliding_over(window)) for window in windows or (None,)
+            IntegerLayer(bits, tiers.sliding_over(window), feedback)
+            for window in windows or (None,)
         )
 
     return [
         Candidate("INT8", int8, "int8", layers(8, NO_TIERS)),
         Candidate("INT4", int4, "int4", layers(4, NO_TIERS)),
-        Candidate("INT4 conditioned", int4, CONDITIONED_INT4, layers(4, _TIERS)),
+        Candidate("INT4 conditioned", int4, CONDITIONED_INT4, layers(4, _TIERS, True)),
     ]

@@ -77,6 +77,8 @@ class PowerReport:
     ----------
     cycles : int
         Clock cycles from the end of reset to the end of the run.
+    slices : dict[str, int]
+        Slices of keys ("key") and of values ("value") that the engine took.
     """
 
     config: EngineConfig
@@ -85,6 +87,7 @@ class PowerReport:
     clock_gate: str | None
     internal: bool
     cycles: int
+    slices: dict[str, int]
     blocks: dict[str, BlockPower]
 
     @property
@@ -101,12 +104,14 @@ class PowerReport:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with everything that the numbers depend on."""
         return {
-            "tags": {"toggles": "measured", "cycles": "measured", "energy": "projected"},
+            "tags": dict.fromkeys(("toggles", "cycles", "slices"), "measured")
+            | {"energy": "projected"},
             "config": self.config.model_dump(),
             "library": {"name": self.library, "source": self.library_source},
             "clock_gate": self.clock_gate,
             "internal_energies": self.internal,
             "cycles": self.cycles,
+            "slices": self.slices,
             "blocks": {name: row.as_dict() for name, row in self.blocks.items()},
             "total": self.total.as_dict(),
         }
@@ -154,8 +159,15 @@ def measure_power(
         liberty.clock_gate_cell,
         liberty.has_timing,
         cycles,
+        {side: _transfers(recording, f"{side}s", first) for side in ("key", "value")},
         ordered,
     )
+
+
+def _transfers(recording: Recording, stream: str, first: int) -> int:
+    """Count the transfers of an input stream from a cycle on."""
+    valid, ready = recording.inputs[f"{stream}__valid"], recording.outputs[f"{stream}__ready"]
+    return int((valid & ready)[first:].sum())
 
 
 def _instances(netlist: str, rows: Mapping[str, str]) -> dict[str, str]:

@@ -66,9 +66,11 @@ class Memory:
 
 
 #: Energies of whole accesses: activation (1.21 pJ/bit in HBM2), movement on the chip (2.24),
-#: interface (0.3). Both energies are taken from works that cite the two papers.
+#: interface (0.3). HBM2's and DDR's are taken from works that cite the two papers. For
+#: LPDDR4 simulations of dies give more: 13 to 14 pJ/bit (H. Ha's thesis, Stanford).
 MEMORIES = {
     "HBM2": Memory(3.92, "O'Connor et al., Fine-Grained DRAM, MICRO 2017, ECC included"),
+    "LPDDR4": Memory(8.0, "Accelergy's CACTI plug-in (Wu, Emer and Sze, ICCAD 2019)"),
     "DDR": Memory(20.3, "Horowitz, ISSCC 2014: 1.3 to 2.6 nJ for 64 bits, the lower end"),
 }
 

@@ -44,6 +44,7 @@ def collect(
         "codes": list(map(str, inputs.codes)),
         "model": inputs.model,
         "results": _digest(inputs.results),
+        "memory_pj": inputs.memory_pj,
     }
     sections = []
     for name, build in SECTIONS.items():
@@ -72,6 +73,6 @@ def collect(
 
 def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("*.json")):
+    for file in sorted((*folder.glob("*.json"), *folder.glob("tables/*.toml"))):
         digest.update(file.name.encode() + b"\0" + read_bytes(file, "result"))
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.estimates.traffic import MEMORIES
 
 __all__ = ["Cell", "Inputs", "Plot", "Section", "Series", "Table", "Tag"]
 
@@ -26,12 +27,14 @@ class Inputs:
     codes : cache codes to compare, the first code in most detail
     model : name of the language model
     results : folder with files of `kvtq-hw eval --json`
+    memory_pj : picojoules per bit of the KV memory
     """
 
     config: EngineConfig
     codes: tuple[CacheCode, ...]
     model: str
     results: Path
+    memory_pj: float = MEMORIES["LPDDR4"].picojoules_per_bit
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot of series, with points joined by lines or separate.
+    """A plot of series: points joined by lines or separate, or bars stacked on one another.
 
     Raises
     ------

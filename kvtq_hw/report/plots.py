@@ -28,13 +28,21 @@ def svg(plot: Mapping[str, Any]) -> str:
     with matplotlib.rc_context(style):
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.subplots()
+        ends: dict[str, float] = {}  # where the next series' bars begin, by label
         for index, series in enumerate(plot["series"]):
             look = index % len(_COLOURS)
             colour, marker = _COLOURS[look], _MARKERS[look]
             if plot["kind"] == "bar":
+                labels = list(series["labels"])
+                starts = [ends.get(label, 0.0) for label in labels]
+                ends |= {
+                    label: start + x
+                    for label, start, x in zip(labels, starts, series["x"], strict=True)
+                }
                 axes.barh(
-                    list(series["labels"]),
+                    labels,
                     series["x"],
+                    left=starts,
                     color=colour,
                     edgecolor="black",
                     hatch=_HATCHES[look],

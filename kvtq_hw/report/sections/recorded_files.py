@@ -128,9 +128,16 @@ class _Energy(Schema):
     total_pj: _Number
 
 
+class _Slices(Schema):
+    key: PositiveInt
+    value: PositiveInt
+
+
 class _Variant(Schema):
+    config: _Config
     library: _Named
     cycles: PositiveInt
+    slices: _Slices
     blocks: Annotated[dict[str, _Energy], Field(min_length=1)]
     total: _Energy
 

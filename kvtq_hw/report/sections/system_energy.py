@@ -1,0 +1,188 @@
+"""System energy: engine, on-chip memories and KV memory per decoded token, by cache format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from kvtq_hw.contract.codes import CodeTable
+from kvtq_hw.estimates.system_energy import (
+    CONTEXTS,
+    SRAM,
+    SYSTEMS,
+    Measured,
+    System,
+    SystemEnergy,
+    candidates,
+    measurements,
+    nearest,
+    system_energy,
+)
+from kvtq_hw.estimates.traffic import MEMORIES
+from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
+from kvtq_hw.report.sections.recorded import Recorded, recorded
+
+__all__ = ["build"]
+
+#: Tables of digits by layer, in the folder `tables` of the results.
+_TABLES = ("smollm2-anchors-3.6.toml", "smollm2-anchors-2.7.toml")
+
+#: Context of the plots, and of the comparison of memories.
+_SHOWN = CONTEXTS[1]
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Energy of a format on an engine, and that of INT8 on as many lanes if there is any."""
+
+    name: str
+    measured: Measured
+    energy: SystemEnergy
+    int8: SystemEnergy | None
+
+    @property
+    def cells(self) -> tuple[str, int, str]:
+        """Format, lanes and planes per cycle."""
+        planes = "{}/{}".format(*self.measured.planes)
+        return self.name, self.measured.config.lanes, planes
+
+    def ratio(self, memory_pj: float) -> float | None:
+        """Return the energy over that of INT8."""
+        if self.int8 is None:
+            return None
+        return round(self.energy.total(memory_pj) / self.int8.total(memory_pj), 2)
+
+
+def build(inputs: Inputs) -> Section | None:
+    """Make the tables of each model: the parts by context, and the ratio to INT8 by memory."""
+    files = recorded(inputs.results, "power", inputs.config)
+    measured = measurements(entry.data for entry in files)
+    if not measured:
+        return None
+    folder = inputs.results / "tables"
+    code_tables = [CodeTable.load(folder / name) for name in _TABLES if (folder / name).is_file()]
+    command = f"kvtq-hw report --preset {inputs.config.name} --memory-pj {inputs.memory_pj:g}"
+    tables, plots = [], []
+    for system in SYSTEMS:
+        engines = nearest(measured, system)
+        entries = {tokens: _entries(system, tokens, engines, code_tables) for tokens in CONTEXTS}
+        tables += [
+            _parts(system, entries, inputs.memory_pj, command, files),
+            _by_memory(system, entries[_SHOWN], command),
+        ]
+        plots.append(_plot(system, entries[_SHOWN], inputs.memory_pj, command))
+    return Section(
+        "Energy of a token",
+        "Attention of all layers and KV heads for one decoded token. The engine's energy is that "
+        "of a measured attention, scaled by slices, cycles and query heads; the KV memory's is "
+        "every bit read or written times an energy per bit. Not counted: the blocks around the "
+        "engine, leakage, wires and clock tree, the model's weights.",
+        tuple(tables),
+        tuple(plots),
+    )
+
+
+def _entries(
+    system: System, tokens: int, engines: Sequence[Measured], code_tables: Sequence[CodeTable]
+) -> list[_Entry]:
+    """Return all formats on all engines that read them, in the order of `candidates`."""
+    # a ternary configuration if there is one: digits of codes are checked against its planes
+    config = max((engine.config for engine in engines), key=lambda config: config.max_planes)
+    rows = [
+        (candidate.name, engine, system_energy(system, tokens, candidate, engine))
+        for candidate in candidates(config, code_tables)
+        for engine in engines
+        if engine.config.cache_format == candidate.config.cache_format
+    ]
+    int8 = {
+        engine.config.lanes: energy
+        for _, engine, energy in rows
+        if engine.config.cache_format == "int8"
+    }
+    return [
+        _Entry(name, engine, energy, int8.get(engine.config.lanes)) for name, engine, energy in rows
+    ]
+
+
+def _parts(
+    system: System,
+    entries: dict[int, list[_Entry]],
+    memory_pj: float,
+    command: str,
+    files: Sequence[Recorded],
+) -> Table:
+    sources = "; ".join(entry.command for entry in files)
+    notes = " ".join(dict.fromkeys(entry.note for entry in files))
+    return Table(
+        f"Energy per token of {system.model}, KV memory of {memory_pj:g} pJ/bit",
+        "projected",
+        command,
+        (
+            "tokens",
+            "format",
+            "lanes",
+            "planes per cycle",
+            "bits per element",
+            "engine, uJ",
+            "on chip, uJ",
+            "KV memory, uJ",
+            "total, uJ",
+            "total, INT8 = 1",
+        ),
+        tuple(
+            (
+                tokens,
+                *entry.cells,
+                round(entry.energy.bits_per_element, 3),
+                _rounded(entry.energy.engine),
+                _rounded(entry.energy.on_chip),
+                _rounded(entry.energy.kv_memory(memory_pj)),
+                _rounded(entry.energy.total(memory_pj)),
+                entry.ratio(memory_pj),
+            )
+            for tokens, row in entries.items()
+            for entry in row
+        ),
+        f"Engine: toggles measured, scaled from {sources}. On chip: {SRAM.picojoules} pJ per "
+        f"access of {SRAM.bits} bits ({SRAM.source}). Digits by layer are those of SmolLM2; "
+        f"another model counts with the mean over SmolLM2's layers. {notes}".strip(),
+    )
+
+
+def _by_memory(system: System, entries: Sequence[_Entry], command: str) -> Table:
+    energies = {"no KV memory": 0.0} | {
+        f"{name}, {memory.picojoules_per_bit} pJ/bit": memory.picojoules_per_bit
+        for name, memory in MEMORIES.items()
+    }
+    return Table(
+        f"Energy per token of {system.model}, INT8 = 1, by KV memory, {_SHOWN} tokens",
+        "projected",
+        command,
+        ("format", "lanes", "planes per cycle", *energies),
+        tuple((*entry.cells, *map(entry.ratio, energies.values())) for entry in entries),
+        "; ".join(f"{name}: {memory.source}" for name, memory in MEMORIES.items()) + ".",
+    )
+
+
+def _plot(system: System, entries: Sequence[_Entry], memory_pj: float, command: str) -> Plot:
+    shown = entries[::-1]  # bars are drawn from below
+    labels = tuple("{}, {} lanes, {}".format(*entry.cells) for entry in shown)
+    parts = {
+        "engine": [entry.energy.engine for entry in shown],
+        "on chip": [entry.energy.on_chip for entry in shown],
+        "KV memory": [entry.energy.kv_memory(memory_pj) for entry in shown],
+    }
+    return Plot(
+        f"Energy per token of {system.model}, {_SHOWN} tokens",
+        "projected",
+        command,
+        "bar",
+        "uJ per token",
+        "",
+        tuple(Series(name, tuple(x), (), labels) for name, x in parts.items()),
+    )
+
+
+def _rounded(microjoules: float) -> float | int:
+    """Round to the digits that the model is worth."""
+    return round(microjoules) if microjoules >= 100 else round(microjoules, 1)
