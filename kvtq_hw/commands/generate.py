@@ -1,8 +1,9 @@
-"""Write Verilog, manifests and lint waivers of engine and accelerator, and the C header."""
+"""Write Verilog, manifests, lint waivers, the registers' C header, and a testbench in Verilog."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,7 +12,12 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.files import check_folder, json_text, write_text
 from rtl.reset import Reset
 
+if TYPE_CHECKING:
+    from sim.plain.session import Session
+
 __all__ = ["command", "generate"]
+
+_SEED = 1  # of a testbench's random jobs
 
 
 def generate(
@@ -21,6 +27,7 @@ def generate(
     *,
     reset: Reset = Reset.SYNC_HIGH,
     initial_values: bool = True,
+    testbench: Path | int | None = None,
 ) -> list[Path]:
     """Write ``.v``, ``.json`` and ``.vlt`` of accelerator and engine, and ``kvtq_registers.h``.
 
@@ -32,11 +39,14 @@ def generate(
         the configuration
     reset : kind of the reset
     initial_values : whether registers that have a reset also have an initial value
+    testbench : write a testbench of the accelerator too (``PREFIX_accelerator_tb.v`` and its
+        vectors), with the attention of a captured file, or with random jobs of this seed
 
     Raises
     ------
     UserError
-        When the folder cannot be written, or the prefix begins no name in Verilog.
+        When the folder cannot be written, the prefix begins no name in Verilog, or the captured
+        attention cannot be read or is of another configuration.
     """
     from kvtq_hw.contract.registers import c_header
     from rtl.blocks import create_block, emit_block, module_name, prefix_of
@@ -45,17 +55,34 @@ def generate(
 
     check_folder(folder, "output")
     prefix = prefix_of(config) if prefix is None else prefix
+    blocks = {name: create_block(name, config) for name in ("accelerator", "engine")}
+    session = None if testbench is None else _session(config, testbench)
     texts: dict[str, str] = {}
-    for block in ("accelerator", "engine"):
+    for block, component in blocks.items():
         top = module_name(block, prefix)
         files = [f"{top}.v", f"{top}.json", f"{top}.vlt", "kvtq_registers.h"]
-        description = manifest(create_block(block, config), top, config, files, reset)
+        description = manifest(component, top, config, files, reset)
         verilog = emit_block(block, config, prefix, reset=reset, initial_values=initial_values)
         of_block = verilog, json_text(description), lint_waivers(), c_header()
         texts |= dict(zip(files, of_block, strict=True))
+    if session is not None:
+        from sim.plain.testbench import files_of_testbench
+
+        texts |= files_of_testbench(module_name("accelerator", prefix), session, reset)
     for name, text in texts.items():
         write_text(folder / name, text, "output")
     return [folder / name for name in texts]
+
+
+def _session(config: EngineConfig, testbench: Path | int) -> Session:
+    """Return what a testbench does: the job of a captured file, or random jobs of a seed."""
+    if isinstance(testbench, int):
+        from sim.plain.random_jobs import random_session
+
+        return random_session(config, testbench)
+    from sim.plain.captured_job import captured_session
+
+    return captured_session(config, testbench)
 
 
 @click.command()
@@ -86,14 +113,28 @@ def generate(
     show_default=True,
     help="Give registers that have a reset an initial value too, as FPGAs and simulators like it.",
 )
+@click.option(
+    "--testbench",
+    is_flag=False,
+    flag_value="",
+    metavar="[CAPTURE]",
+    help="Write a testbench too: of a file of `kvtq-hw capture`, or of random jobs.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    help=f"Random seed of the testbench's jobs.  [default: {_SEED}]",
+)
 def command(
     config: EngineConfig,
     output: Path | None,
     prefix: str | None,
     reset: str,
     initial_values: bool,
+    testbench: str | None,
+    seed: int | None,
 ) -> None:
-    """Write Verilog, manifests and lint waivers, and the registers' C header.
+    """Write Verilog, manifests and lint waivers, the registers' C header, and a testbench.
 
     The accelerator is the whole of it, behind AXI ports; the engine is its attention core alone.
 
@@ -104,9 +145,24 @@ def command(
     PREFIX_engine.*          the same of the engine
     kvtq_registers.h         addresses and fields of the registers, for C
 
+    With --testbench, which needs the extras golden and sim:
+
+    \b
+    PREFIX_accelerator_tb.v        a testbench that checks itself, for any simulator; how to run
+                                   it stands in its first lines
+    PREFIX_accelerator_vectors/    its vectors as hexadecimal text, described by index.json
+
     Every module's name begins with the prefix, so that several configurations, and several copies
     of one, live in one design.
     """
+    if seed is not None and testbench != "":
+        raise click.UsageError("--seed: only with --testbench without CAPTURE")
+    jobs: Path | int | None = None if testbench is None else Path(testbench)
+    if testbench == "":
+        jobs = _SEED if seed is None else seed
     folder = output or Path("build") / config.name
-    for path in generate(config, folder, prefix, reset=Reset(reset), initial_values=initial_values):
+    paths = generate(
+        config, folder, prefix, reset=Reset(reset), initial_values=initial_values, testbench=jobs
+    )
+    for path in paths:
         click.echo(path)

@@ -303,21 +303,29 @@ class Heads:
                 return number, True
         return min(reported), False
 
-    def _do(self, number: int, job: Planned, output: Output | None) -> None:
-        """Run a job on its golden head and compare the output."""
+    def append(self, job: Planned) -> None:
+        """Append a job's key and value to its golden head."""
         head = self._golden[job.head]
-        if job.vectors is not None:
-            head.append(*torch.from_numpy(job.vectors))
-            self.decisions.append((job.descriptor, head.decision))
-        if job.queries is None or output is None:
-            return
+        head.append(*torch.from_numpy(job.vectors))
+        self.decisions.append((job.descriptor, head.decision))
+
+    def attend(self, job: Planned) -> Attention:
+        """Return the attention of a job's queries over all tokens of its golden head."""
         exponents, *learned_sinks = (
             torch.tensor(job.descriptor[name])
             for name in ("query_exponent", "sink_maximum", "sink_weight")
         )
-        expected: Attention = head.attend(
+        return self._golden[job.head].attend(
             torch.from_numpy(job.queries), exponents, LearnedSinks(*learned_sinks)
         )
+
+    def _do(self, number: int, job: Planned, output: Output | None) -> None:
+        """Run a job on its golden head and compare the output."""
+        if job.vectors is not None:
+            self.append(job)
+        if job.queries is None or output is None:
+            return
+        expected = self.attend(job)
         if not np.array_equal(output.values, expected.values[:, 0].numpy()):
             raise Mismatch(f"outputs of job {number}: {output.values}, expected {expected.values}")
         if output.exponent != int(expected.exponent[0]):
@@ -327,7 +335,7 @@ class Heads:
 
     def _compare_memory(self, spoiled: Iterable[int]) -> None:
         """Check that the memory equals the golden heads' image, except for spoiled heads."""
-        image = self._image()
+        image = self.image()
         for head in spoiled:
             for region in self._regions(head):
                 image[region] = self.memory[region]
@@ -338,7 +346,7 @@ class Heads:
 
     def restore(self, heads: Iterable[int]) -> None:
         """Restore heads after failed jobs, as a host does: load golden heads into the memory."""
-        image = self._image()
+        image = self.image()
         for head in heads:
             for region in self._regions(head):
                 self.memory[region] = image[region]
@@ -350,7 +358,8 @@ class Heads:
         self.restore(range(len(self._golden)))
         self._compare_memory(())
 
-    def _image(self) -> NDArray[np.uint8]:
+    def image(self) -> NDArray[np.uint8]:
+        """Return the bytes that the memory must have: what all golden heads have stored."""
         image = MemoryImage(self.layout)
         for index, head in enumerate(self._golden):
             if head.keys.tokens:
