@@ -9,6 +9,7 @@ from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib.wiring import connect, flipped
 
 from kvtq_hw.contract.config import EngineConfig
+from rtl.elements import Term
 from rtl.layouts import Operation, accumulator_layout
 from rtl.streams import DrainQueue
 
@@ -160,7 +161,7 @@ class AccumulatorBank:
             m.d.comb += value.eq(Array(chosen)[lane])
         return last
 
-    def add(self, terms: list[list[Value]]) -> None:
+    def add(self, terms: list[list[Term]]) -> None:
         """Add ``terms[g][lane]``, which `takes` renewed at the last clock edge."""
         for lane, (enable, slice_number) in enumerate(self._lanes):
             results = [self._result(g, lane, row[lane]) for g, row in enumerate(terms)]
@@ -170,7 +171,7 @@ class AccumulatorBank:
                     for accumulators, result in zip(self._accumulators, results, strict=True):
                         self._m.d.sync += accumulators[element].eq(result)
 
-    def _result(self, g: int, lane: int, term: Value) -> Value:
+    def _result(self, g: int, lane: int, term: Term) -> Value:
         """Return the lane's accumulator of its slice, cleared, shifted or as it is, plus a term."""
         chosen = self._chosen[g][lane]
         keeps = ~(self._clearing | self._by_one[g])
@@ -178,4 +179,9 @@ class AccumulatorBank:
         kept = (chosen.as_unsigned() & keeps.replicate(len(chosen))) | (
             Cat(chosen[1:], chosen[-1]) & self._by_one[g].replicate(len(chosen))
         )
-        return kept.as_signed() + term
+        if not term.ones:
+            return kept.as_signed() + term.value
+        # one adder: the carry out of an additional lowest place is the first of the ones
+        first, *others = term.ones
+        total = Cat(1, kept).as_signed() + Cat(first, term.value).as_signed()
+        return sum(others, total[1:].as_signed())

@@ -5,6 +5,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from amaranth.hdl import Cat, Const, Module, Mux, ShapeLike, Signal, Value, signed
 from amaranth.lib import data
@@ -13,7 +14,7 @@ from kvtq_hw.contract.config import EngineConfig
 from rtl.fixed_point import select, triple
 from rtl.pipeline import Pipeline
 
-__all__ = ["Elements", "Integers", "Trit", "Trits", "elements_of"]
+__all__ = ["Elements", "Integers", "Term", "Trit", "Trits", "elements_of"]
 
 
 class Trit(data.Struct):
@@ -21,6 +22,21 @@ class Trit(data.Struct):
 
     nonzero: 1
     negative: 1
+
+
+@dataclass(frozen=True)
+class Term:
+    """A number that a value lane adds: ``value + ones``.
+
+    ones : bits that are added at the lowest place; each makes an inverted number a negated one
+    """
+
+    value: Value = field(default_factory=lambda: Const(0))
+    ones: tuple[Value, ...] = ()
+
+    def plus(self, value: Value, one: Value) -> "Term":
+        """Return this term plus a value and a bit."""
+        return Term(self.value + value if self.ones else value, (*self.ones, one))
 
 
 class Elements(ABC):
@@ -61,7 +77,7 @@ class Elements(ABC):
         weights: Sequence[Value],
         adding: Value,
         takes: Sequence[Value],
-    ) -> list[list[Value]]:
+    ) -> list[list[Term]]:
         """Make ``weights[g] * elements[lane]`` as [g][lane], a cycle later.
 
         Factors of the elements change with ``takes[lane]`` alone, and are zero if it comes without
@@ -120,10 +136,10 @@ class Trits(Elements):
         weights: Sequence[Value],
         adding: Value,
         takes: Sequence[Value],
-    ) -> list[list[Value]]:
+    ) -> list[list[Term]]:
         lanes, planes = self._config.lanes, self._config.value_planes_per_cycle
         trits = [data.View(Trit, Cat(t.nonzero & adding, t.negative)) for t in elements]
-        terms: list[list[Value]] = [[Const(0)] * lanes for _ in weights]
+        terms = [[Term()] * lanes for _ in weights]
         for first in range(0, planes - 1, 2):
             pairs = [
                 _Pair(m, trits[first * lanes + lane], trits[(first + 1) * lanes + lane], take)
@@ -132,7 +148,7 @@ class Trits(Elements):
             for g, weight in enumerate(weights):
                 multiples = _multiples(m, triple(weight, first), adding)
                 terms[g] = [
-                    term + pair.select(multiples)
+                    term.plus(pair.select(multiples), pair.negative)
                     for term, pair in zip(terms[g], pairs, strict=True)
                 ]
         if planes % 2:
@@ -143,7 +159,7 @@ class Trits(Elements):
             for g, weight in enumerate(weights):
                 top = _registered(m, triple(weight, planes - 1), adding)
                 terms[g] = [
-                    term + select(trit, top) + (trit.nonzero & trit.negative)
+                    term.plus(select(trit, top), trit.nonzero & trit.negative)
                     for term, trit in zip(terms[g], selects, strict=True)
                 ]
         return terms
@@ -178,20 +194,20 @@ class Integers(Elements):
         weights: Sequence[Value],
         adding: Value,
         takes: Sequence[Value],
-    ) -> list[list[Value]]:
+    ) -> list[list[Term]]:
         integers = [
             (integer.as_unsigned() & adding.replicate(len(integer))).as_signed()
             for integer in elements
         ]
-        products: list[list[Value]] = []
+        products: list[list[Term]] = []
         for g, weight in enumerate(weights):
-            row: list[Value] = []
+            row: list[Term] = []
             for lane, integer in enumerate(integers):
                 exact = Cat(weight, 0).as_signed() * integer
                 product = Signal.like(exact, name=f"product_{g}_{lane}")
                 with m.If(takes[lane]):
                     m.d.sync += product.eq(exact)
-                row.append(product)
+                row.append(Term(product))
             products.append(row)
         return products
 
@@ -204,12 +220,13 @@ def elements_of(config: EngineConfig) -> Elements:
 class _Pair:
     """Two trits as a number u = low + 3 * high: the sign of u, and which of 1, 2, 3, 4 is abs(u).
 
-    Sign and choice are held in registers, which change with `take` and control what the lane adds.
+    Sign (`negative`) and choice are held in registers, which change with `take` and control what
+    the lane adds.
     """
 
     def __init__(self, m: Module, low: data.View, high: data.View, take: Value) -> None:
         differ = low.negative ^ high.negative
-        self._negative = _registered(
+        self.negative = _registered(
             m, Mux(high.nonzero, high.negative, low.nonzero & low.negative), take
         )
         self._is = [
@@ -223,13 +240,13 @@ class _Pair:
         ]
 
     def select(self, multiples: list[Value]) -> Value:
-        """Return u * weight, from the weight times 1, 2, 3 and 4."""
+        """Return u * weight from the weight times 1, 2, 3 and 4, inverted if u is negative."""
         bits = len(multiples[-1]) + 1
         chosen: Value = Const(0, bits)
         for multiple, is_it in zip(multiples, self._is, strict=True):
             extended = Cat(multiple, Const(0, bits - len(multiple)))
             chosen = chosen | (extended & is_it.replicate(bits))
-        return (chosen ^ self._negative.replicate(bits)).as_signed() + self._negative
+        return (chosen ^ self.negative.replicate(bits)).as_signed()
 
 
 def _multiples(m: Module, weight: Value, enable: Value) -> list[Value]:
