@@ -75,14 +75,14 @@ def test_a_tables_layers_are_summed() -> None:
 
 def test_every_layer_waits_for_its_own_bytes() -> None:
     mixed = ternary(TINY, TABLE)
-    # two lanes: four slices per plane; 24 bits per cycle: four cycles per token of K3/V2, two of K1
+    # two lanes: four slices per plane; 16 bits per cycle: six cycles per token of K3/V2, three of K1
     narrow, wide = mixed.engine(2), mixed.engine(8, 3, 2)
-    assert mixed.cycles(narrow, 32, 24) == mixed.cycles(narrow, 32)
+    assert mixed.cycles(narrow, 32, 16) == mixed.cycles(narrow, 32)
     # the short layers' bytes are there before their engine is through its fixed cycles
     short = ternary(TINY, CacheCode("balanced", 1, 1))
-    assert short.memory_cycles(24, 32) == 64 < short.cycles(wide, 32)
-    assert K3V2.memory_cycles(24, 32) == 128 > K3V2.cycles(wide, 32)
-    assert mixed.cycles(wide, 32, 24) == 2 * (128 + short.cycles(wide, 32))
+    assert short.memory_cycles(16, 32) == 96 < short.cycles(wide, 32)
+    assert K3V2.memory_cycles(16, 32) == 192 > K3V2.cycles(wide, 32)
+    assert mixed.cycles(wide, 32, 16) == 2 * (192 + short.cycles(wide, 32))
 
 
 def test_a_committed_table() -> None:
