@@ -8,6 +8,7 @@ import pytest
 
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import ConfigError, load_config
+from kvtq_hw.contract.cycle_model import code_job_cycles
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates import system_energy as module
 from kvtq_hw.estimates.candidates import integers, ternary
@@ -107,6 +108,16 @@ def test_int8_of_llama_at_32768_tokens() -> None:
     assert found.moved_bits == heads * 8 * 2 * 129 * (tokens + 1)
     accesses = 2 * (2 * 129 * tokens // 16) * 4 + 2 * tokens * 2
     assert found.on_chip == pytest.approx(heads * accesses * SRAM.picojoules / 1e6)
+
+
+def test_cycles_are_those_of_an_engine_that_holds_the_context() -> None:
+    tokens, measured = 32_768, Measured(EIGHT, 9, Work(1, 1, 1, 3), {"engine": 1.0})
+    long, short = (
+        code_job_cycles(EIGHT.replace(max_context=most), CODE, tokens) for most in (tokens, 8192)
+    )
+    assert long > short
+    found = system_energy(SMOLLM2, tokens, ternary(EIGHT, CODE), measured)
+    assert found.engine == pytest.approx(90 * long / 1e6, rel=1e-9)
 
 
 def test_a_table_of_other_layers_counts_with_its_mean() -> None:
