@@ -75,7 +75,7 @@ def test_a_tables_layers_are_summed() -> None:
 
 def test_every_layer_waits_for_its_own_bytes() -> None:
     mixed = ternary(TINY, TABLE)
-    # two lanes: four slices per plane; 16 bits per cycle: six cycles per token of K3/V2, three of K1
+    # two lanes: four slices per plane; 16 bits per cycle: six cycles a token in K3/V2, three in K1
     narrow, wide = mixed.engine(2), mixed.engine(8, 3, 2)
     assert mixed.cycles(narrow, 32, 16) == mixed.cycles(narrow, 32)
     # the short layers' bytes are there before their engine is through its fixed cycles
