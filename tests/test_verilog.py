@@ -267,7 +267,7 @@ def test_generate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     arguments = ["generate", "--preset", "tiny", "-o"]
     assert run([*arguments, str(tmp_path / "one")]) == 0
     assert run([*arguments, str(tmp_path / "two")]) == 0
-    endings, header = ("v", "json", "vlt"), "kvtq_registers.h"
+    endings, header = ("v", "json", "vlt", "core"), "kvtq_registers.h"
     tops = {
         block: [*(f"kvtq_tiny_{block}.{ending}" for ending in endings), header]
         for block in ("accelerator", "engine")

@@ -1,9 +1,8 @@
-"""Write Verilog, manifests, lint waivers, the registers' C header, and a testbench in Verilog."""
+"""Write Verilog with manifests, waivers, core files and a C header; a testbench in Verilog."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -11,9 +10,6 @@ from kvtq_hw.commands.frame.options import OutputFolder, preset_option
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.files import check_folder, json_text, write_text
 from rtl.reset import Reset
-
-if TYPE_CHECKING:
-    from sim.plain.session import Session
 
 __all__ = ["command", "generate"]
 
@@ -29,7 +25,7 @@ def generate(
     initial_values: bool = True,
     testbench: Path | int | None = None,
 ) -> list[Path]:
-    """Write ``.v``, ``.json`` and ``.vlt`` of accelerator and engine, and ``kvtq_registers.h``.
+    """Write accelerator and engine (``.v``, ``.json``, ``.vlt``, ``.core``), ``kvtq_registers.h``.
 
     The same configuration gives the same bytes.
 
@@ -50,39 +46,43 @@ def generate(
     """
     from kvtq_hw.contract.registers import c_header
     from rtl.blocks import create_block, emit_block, module_name, prefix_of
+    from rtl.core_file import core_file
     from rtl.manifest import manifest
     from rtl.verilog import lint_waivers
 
     check_folder(folder, "output")
     prefix = prefix_of(config) if prefix is None else prefix
     blocks = {name: create_block(name, config) for name in ("accelerator", "engine")}
-    session = None if testbench is None else _session(config, testbench)
+    bench = {} if testbench is None else _testbench(config, testbench, prefix, reset)
     texts: dict[str, str] = {}
     for block, component in blocks.items():
         top = module_name(block, prefix)
-        files = [f"{top}.v", f"{top}.json", f"{top}.vlt", "kvtq_registers.h"]
+        files = [f"{top}.v", f"{top}.json", f"{top}.vlt", f"{top}.core", "kvtq_registers.h"]
         description = manifest(component, top, config, files, reset)
         verilog = emit_block(block, config, prefix, reset=reset, initial_values=initial_values)
-        of_block = verilog, json_text(description), lint_waivers(), c_header()
+        core = core_file(top, config, list(bench) if block == "accelerator" else ())
+        of_block = verilog, json_text(description), lint_waivers(), core, c_header()
         texts |= dict(zip(files, of_block, strict=True))
-    if session is not None:
-        from sim.plain.testbench import files_of_testbench
-
-        texts |= files_of_testbench(module_name("accelerator", prefix), session, reset)
+    texts |= bench
     for name, text in texts.items():
         write_text(folder / name, text, "output")
     return [folder / name for name in texts]
 
 
-def _session(config: EngineConfig, testbench: Path | int) -> Session:
-    """Return what a testbench does: the job of a captured file, or random jobs of a seed."""
-    if isinstance(testbench, int):
-        from sim.plain.random_jobs import random_session
-
-        return random_session(config, testbench)
+def _testbench(
+    config: EngineConfig, source: Path | int, prefix: str, reset: Reset
+) -> dict[str, str]:
+    """Return the files of a testbench: of a captured file's job, or of random jobs of a seed."""
+    from rtl.blocks import module_name
     from sim.plain.captured_job import captured_session
+    from sim.plain.random_jobs import random_session
+    from sim.plain.testbench import files_of_testbench
 
-    return captured_session(config, testbench)
+    if isinstance(source, int):
+        session = random_session(config, source)
+    else:
+        session = captured_session(config, source)
+    return files_of_testbench(module_name("accelerator", prefix), session, reset)
 
 
 @click.command()
@@ -134,7 +134,7 @@ def command(
     testbench: str | None,
     seed: int | None,
 ) -> None:
-    """Write Verilog, manifests and lint waivers, the registers' C header, and a testbench.
+    """Write Verilog with manifests, lint waivers and core files, a C header, and a testbench.
 
     The accelerator is the whole of it, behind AXI ports; the engine is its attention core alone.
 
@@ -142,6 +142,7 @@ def command(
     PREFIX_accelerator.v     Verilog-2005, the whole hierarchy in one file
     PREFIX_accelerator.json  ports, payload fields, widths, latencies
     PREFIX_accelerator.vlt   waivers for verilator --lint-only -Wall, each with its reason
+    PREFIX_accelerator.core  targets lint, synth and, with a testbench, sim for FuseSoC
     PREFIX_engine.*          the same of the engine
     kvtq_registers.h         addresses and fields of the registers, for C
 
