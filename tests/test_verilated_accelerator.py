@@ -103,7 +103,8 @@ class Heads:
             config, self.memory, base=self.layout.base, settings=settings
         )
         packets = load_words(config, centres, feedback[0], feedback[1])
-        self.accelerator.load_tables([np.array(packet, np.uint32) for packet in packets])
+        self.tables = [np.array(packet, np.uint32) for packet in packets]
+        self.accelerator.load_tables(self.tables)
 
     def integers(self, shape: tuple[int, ...]) -> torch.Tensor:
         return torch.randint(-15000, 15001, shape, generator=self.random)

@@ -65,7 +65,8 @@ class DecodeReport:
     outputs_compared, mismatches : output elements of the RTL compared with the golden model's
     memory_bytes_compared, memory_differences : bytes of the accelerator's memory compared with the
         golden cache at the end, and the number of bytes that differ
-    rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter
+    rtl_cycles : cycles of all jobs of all decode steps, by the RTL's own counter; None where KV
+        heads ran side by side (``rtl`` with ``--no-check``)
     bound_cycles : cycles of the same jobs at one slice per cycle (`cycle_model.code_bound`)
     tokens_per_second : decode steps per second of wall time, prefill not counted
     bits_per_element : stored bits per cached number, scales and padding included

@@ -30,7 +30,8 @@ from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.layout import MemoryLayout
 from kvtq_hw.contract.tiers import Tiers
 from sim.host.descriptors import HeadDescriptors
-from sim.verilated.accelerator import IDEAL, AcceleratorJob, MemorySettings, VerilatedAccelerator
+from sim.verilated.accelerator import IDEAL, AcceleratorJob, MemorySettings
+from sim.verilated.side_by_side import SideBySide
 
 __all__ = ["AcceleratorBackend", "LoadingBackend"]
 
@@ -57,10 +58,12 @@ class AcceleratorBackend:
     codes, conditioning : the code and the conditioning of each layer
     kv_heads : KV heads of a layer
     settings : timing of the memory
+    accelerators : accelerators that are simulated side by side, each for its share of the KV heads
 
     Attributes
     ----------
-    cycles : clock cycles with a job in flight
+    cycles : clock cycles with a job in flight; None when there are several accelerators, since one
+        accelerator, which overlaps its jobs, takes fewer cycles than they do together
     jobs : KV heads attended
 
     Raises
@@ -77,6 +80,7 @@ class AcceleratorBackend:
         conditioning: Sequence[Conditioning],
         kv_heads: int,
         settings: MemorySettings = IDEAL,
+        accelerators: int = 1,
     ) -> None:
         tables = len(codes) * kv_heads
         if tables > config.table_heads:
@@ -103,16 +107,16 @@ class AcceleratorBackend:
             for layer, (code, entry) in enumerate(zip(codes, conditioning, strict=True))
         ]
         self._layers = [_LayerState(floors=[0] * kv_heads) for _ in codes]
-        self._accelerator = VerilatedAccelerator(
-            config, memory, base=layout.base, settings=settings
+        self._accelerators = SideBySide(
+            config, memory, accelerators, base=layout.base, settings=settings
         )
         packets = load_words(config, *_tables(conditioning))
-        self._accelerator.load_tables([np.array(packet, np.uint32) for packet in packets])
-        self.cycles = 0
+        self._accelerators.load_tables([np.array(packet, np.uint32) for packet in packets])
+        self.cycles: int | None = 0 if accelerators == 1 else None
         self.jobs = 0
 
     def attend(self, job: AttentionJob) -> Attention:
-        """Append the newest token of one layer and attend, all KV heads back to back.
+        """Append the newest token of one layer and attend, an accelerator's KV heads back to back.
 
         Raises
         ------
@@ -143,9 +147,10 @@ class AcceleratorBackend:
             if append:
                 vectors = torch.stack([x[0, head, 0] for x in job.cache.vectors]).numpy()
             jobs.append(AcceleratorJob(descriptor, vectors, queries.values[0, head, :, 0].numpy()))
-        run = self._accelerator.run(jobs)
+        run = self._accelerators.run(jobs)
         state.tokens, state.floors = tokens, None
-        self.cycles += run.counters["busy_cycles"]
+        if self.cycles is not None:
+            self.cycles += run.counters["busy_cycles"]
         self.jobs += len(jobs)
         return Attention(
             torch.from_numpy(run.outputs.copy())[None, :, :, None],
@@ -171,11 +176,9 @@ class AcceleratorBackend:
             heads = len(self._descriptors[job.layer_index])
             counts = cache.keys.anchored[0].sum(-1).tolist()
             hits = _by_slot(cache.code.tiers, cache.tokens, cache.hits[attended][0])
-            packets = [
-                np.array(anchor_words(job.layer_index * heads + head, count, row), np.uint32)
-                for head, (count, row) in enumerate(zip(counts, hits, strict=True))
-            ]
-            self._accelerator.load_tables(packets)
+            for head, (count, row) in enumerate(zip(counts, hits, strict=True)):
+                packet = anchor_words(job.layer_index * heads + head, count, row)
+                self._accelerators.load_tables([np.array(packet, np.uint32)], head)
         floors = job.value_exponent[0, :, -1].tolist()
         self._layers[job.layer_index] = _LayerState(cache.tokens, cache.revision, floors)
 
@@ -191,8 +194,8 @@ class AcceleratorBackend:
         return sum(layer.stored_bytes() for layer in cache.layers), different
 
     def close(self) -> None:
-        """End the simulation."""
-        self._accelerator.close()
+        """End the simulations."""
+        self._accelerators.close()
 
 
 class LoadingBackend:

@@ -221,7 +221,8 @@ public:
             queries.show();
             tables.show();
             m.m_axis_output_tready = 1;
-            m.eval();
+            // no output sees an input of the same cycle, so the outputs are as the last cycle left
+            // them, and the inputs are evaluated with the clock
             if (m.m_axis_output_tvalid) receive(m, call.output);
             memory_.step();
             program.step();

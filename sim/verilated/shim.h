@@ -61,10 +61,12 @@ public:
     }
     Model& model() { return *model_; }
 
-    // Run one clock cycle: a rising edge, then a falling edge.
+    // Run one clock cycle. Without waves, either edge of the clock is an active one
+    // (quick_verilog.py), so that a cycle takes one evaluation; with waves, it is a rising edge,
+    // then a falling edge.
     void cycle() {
-        for (int level : {1, 0}) {
-            model_->clk = level;
+        for (int edge = 0; edge <= KVTQ_TRACE; ++edge) {
+            model_->clk = !model_->clk;
             model_->eval();
             context_.timeInc(5);
 #if KVTQ_TRACE

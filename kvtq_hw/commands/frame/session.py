@@ -55,10 +55,11 @@ class Hardware(Protocol):
 
     Attributes
     ----------
-    cycles : clock cycles with a job in flight, summed over all jobs so far
+    cycles : clock cycles with a job in flight, summed over all jobs so far; None when KV heads run
+        side by side, which one accelerator does not do
     """
 
-    cycles: int
+    cycles: int | None
 
     def attend(self, job: AttentionJob) -> Attention:
         """Compute one layer's decode step."""
@@ -230,7 +231,12 @@ def on_engine(session: Session, check: bool = False, status: Status = nullcontex
     return replace(on_golden(session), backend=backend, hardware=engine, checked=checked)
 
 
-def on_accelerator(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
+def on_accelerator(
+    session: Session,
+    check: bool = False,
+    status: Status = nullcontext,
+    accelerators: int | None = None,
+) -> Session:
     """Move the session's decode steps and cache to the verilated accelerator.
 
     The golden model computes the prefill, and the golden cache is loaded into the accelerator's
@@ -240,6 +246,9 @@ def on_accelerator(session: Session, check: bool = False, status: Status = nullc
     ----------
     check : compare every output with the golden model, and make the memory comparable
     status : shows that the simulator is being built
+    accelerators : number that are simulated side by side, each for its share of the KV heads; one
+        is what a chip has, and its cycles are counted. When None, one with a check or on a single
+        processor, else one per KV head
 
     Raises
     ------
@@ -248,12 +257,17 @@ def on_accelerator(session: Session, check: bool = False, status: Status = nullc
         hardware's `table_heads`.
     """
     from golden.attend.backends import GoldenBackend, SplitBackend
+    from kvtq_hw.estimates.workers import processors
     from sim.backends.accelerator import AcceleratorBackend, LoadingBackend
 
     model, codes = session.model, session.code.for_layers(session.model.windows)
+    if accelerators is None:
+        accelerators = 1 if check or processors() == 1 else model.kv_heads
     with status("Building the verilated accelerator"):
         conditioning = session.calibration.conditioning(feedback=session.code.feedback)
-        accelerator = AcceleratorBackend(session.config, codes, conditioning, model.kv_heads)
+        accelerator = AcceleratorBackend(
+            session.config, codes, conditioning, model.kv_heads, accelerators=accelerators
+        )
     checked = _checked(accelerator) if check else None
     prefill = LoadingBackend(GoldenBackend(), accelerator)
     return replace(
