@@ -51,15 +51,15 @@ Status = Callable[[str], AbstractContextManager[object]]
 
 
 class Hardware(Protocol):
-    """Verilated RTL that computes decode steps.
+    """Verilated RTL that computes decode steps."""
 
-    Attributes
-    ----------
-    cycles : clock cycles with a job in flight, summed over all jobs so far; None when KV heads run
-        side by side, which one accelerator does not do
-    """
+    @property
+    def cycles(self) -> int | None:
+        """Clock cycles with a job in flight, summed over all jobs so far.
 
-    cycles: int | None
+        None when KV heads run side by side, which one accelerator does not do.
+        """
+        ...
 
     def attend(self, job: AttentionJob) -> Attention:
         """Compute one layer's decode step."""
