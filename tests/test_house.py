@@ -328,6 +328,7 @@ OWN_FILES = {
     "rtl/combinational_paths.py",
     "kvtq_hw/estimates/netlist.py",
     "rtl/verilog.py",
+    "sim/verilated/quick_verilog.py",
     "sim/bench/axi_checker.py",
     "sim/bench/coverage.py",
     "sim/proofs/formal.py",
