@@ -13,6 +13,8 @@ import pytest
 import torch
 from bench_matrix import CONFIGS, FOLDER, TINY
 from click.testing import CliRunner
+from pyslang.driver import Driver
+from test_readers import SLANG
 from tiny_model import prompt, save_tiny_model
 
 from golden.llm.capture import load_captured
@@ -125,6 +127,26 @@ def test_generate_writes_a_testbench(
         for name in re.findall(r"^module (\w+)", bench, re.MULTILINE)
     )
     assert verdict(simulate(tmp_path, simulator)).startswith("PASS")
+
+
+@pytest.mark.parametrize("simulator", ["icarus"], indirect=True)
+@pytest.mark.parametrize("language", ["2001", "2012"])
+def test_icarus_has_no_complaint(folder: Path, language: str, simulator: str) -> None:
+    command = ["iverilog", "-Wall", f"-g{language}", "-t", "null", f"{TOP}_tb.v", f"{TOP}.v"]
+    environment = find_simulator(simulator).environment()
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_slang_has_no_complaint(folder: Path) -> None:
+    """But those that the accelerator has (`test_readers`): numbers are extended as Verilog does."""
+    driver = Driver()
+    driver.addStandardArgs()
+    files = f"{folder}/{TOP}_tb.v {folder}/{TOP}.v"
+    assert driver.parseCommandLine(f"slang -Weverything --top {TOP}_tb {files}")
+    assert driver.processOptions() and driver.parseAllSources()
+    found = {str(said.code) for said in driver.createCompilation().getAllDiagnostics()}
+    assert found <= {f"DiagCode({kind})" for kind in SLANG}
 
 
 # --- it fails -------------------------------------------------------------------------------------
