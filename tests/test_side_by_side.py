@@ -32,7 +32,9 @@ def live(heads: Heads, settings: MemorySettings, accelerators: int | None):
         runner = heads.accelerator
     else:
         base = heads.layout.base
-        runner = SideBySide(heads.config, heads.memory, accelerators, base=base, settings=settings)
+        runner = SideBySide(
+            heads.config, heads.memory, accelerators, base=base, settings=settings, quick=True
+        )
         runner.load_tables(heads.tables)
     with runner:
         for tokens in range(1, 13):

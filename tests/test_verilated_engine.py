@@ -111,9 +111,10 @@ def test_waves(tmp_path: Path) -> None:
     with VerilatedEngine(TINY, waves=waves) as engine:
         compare(engine, [case])
         recorded = engine.run([case.job])
-    with VerilatedEngine(TINY) as engine:  # another model: of quicker Verilog, a cycle per edge
-        compare(engine, [case])
-        assert engine.run([case.job]).counters == recorded.counters
+    for quick in (False, True):  # other models: without waves, and of quicker Verilog
+        with VerilatedEngine(TINY, quick=quick) as engine:
+            compare(engine, [case])
+            assert engine.run([case.job]).counters == recorded.counters
     text = waves.read_text()
     assert "$enddefinitions" in text
     assert " output___05Fpayload " in text or " output__payload " in text

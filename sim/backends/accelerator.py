@@ -59,6 +59,7 @@ class AcceleratorBackend:
     kv_heads : KV heads of a layer
     settings : timing of the memory
     accelerators : accelerators that are simulated side by side, each for its share of the KV heads
+    quick : simulate a quicker text than the generated Verilog (`sim.verilated.quick_verilog`)
 
     Attributes
     ----------
@@ -81,6 +82,7 @@ class AcceleratorBackend:
         kv_heads: int,
         settings: MemorySettings = IDEAL,
         accelerators: int = 1,
+        quick: bool = False,
     ) -> None:
         tables = len(codes) * kv_heads
         if tables > config.table_heads:
@@ -108,7 +110,7 @@ class AcceleratorBackend:
         ]
         self._layers = [_LayerState(floors=[0] * kv_heads) for _ in codes]
         self._accelerators = SideBySide(
-            config, memory, accelerators, base=layout.base, settings=settings
+            config, memory, accelerators, base=layout.base, settings=settings, quick=quick
         )
         packets = load_words(config, *_tables(conditioning))
         self._accelerators.load_tables([np.array(packet, np.uint32) for packet in packets])

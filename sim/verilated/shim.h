@@ -61,11 +61,10 @@ public:
     }
     Model& model() { return *model_; }
 
-    // Run one clock cycle. Without waves, either edge of the clock is an active one
-    // (quick_verilog.py), so that a cycle takes one evaluation; with waves, it is a rising edge,
-    // then a falling edge.
+    // Run one clock cycle: a rising edge, then a falling edge; of quick Verilog (quick_verilog.py),
+    // in which either edge is an active one, one edge.
     void cycle() {
-        for (int edge = 0; edge <= KVTQ_TRACE; ++edge) {
+        for (int edge = 0; edge < KVTQ_EDGES; ++edge) {
             model_->clk = !model_->clk;
             model_->eval();
             context_.timeInc(5);

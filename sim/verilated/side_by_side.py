@@ -39,7 +39,7 @@ class SideBySide:
 
     Parameters
     ----------
-    config, memory, base, settings : as `VerilatedAccelerator` takes them
+    config, memory, base, settings, quick : as `VerilatedAccelerator` takes them
     accelerators : number of accelerators, at least 1
 
     Raises
@@ -56,11 +56,12 @@ class SideBySide:
         *,
         base: int = 0,
         settings: MemorySettings = IDEAL,
+        quick: bool = False,
     ) -> None:
         if accelerators < 1:
             raise ValueError(f"accelerators: {accelerators} is not allowed; must be at least 1")
         self._accelerators = [
-            VerilatedAccelerator(config, memory, base=base, settings=settings)
+            VerilatedAccelerator(config, memory, base=base, settings=settings, quick=quick)
             for _ in range(accelerators)
         ]
 

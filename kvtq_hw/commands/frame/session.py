@@ -244,7 +244,8 @@ def on_accelerator(
 
     Parameters
     ----------
-    check : compare every output with the golden model, and make the memory comparable
+    check : compare every output with the golden model, and make the memory comparable; the
+        simulation is then of the generated Verilog itself, else of a text that simulates quicker
     status : shows that the simulator is being built
     accelerators : number that are simulated side by side, each for its share of the KV heads; one
         is what a chip has, and its cycles are counted. When None, one with a check or on a single
@@ -266,7 +267,12 @@ def on_accelerator(
     with status("Building the verilated accelerator"):
         conditioning = session.calibration.conditioning(feedback=session.code.feedback)
         accelerator = AcceleratorBackend(
-            session.config, codes, conditioning, model.kv_heads, accelerators=accelerators
+            session.config,
+            codes,
+            conditioning,
+            model.kv_heads,
+            accelerators=accelerators,
+            quick=not check,
         )
     checked = _checked(accelerator) if check else None
     prefill = LoadingBackend(GoldenBackend(), accelerator)
