@@ -51,7 +51,7 @@ def rshift_round(x: Tensor, n: Tensor | int) -> Tensor:
 
     Needs 0 <= n < 63.
     """
-    shift = torch.as_tensor(n, dtype=torch.int64)
+    shift = n.long() if isinstance(n, Tensor) else torch.tensor(n, device=x.device)
     half = (torch.ones_like(shift) << shift) >> 1
     return (x + half) >> shift
 

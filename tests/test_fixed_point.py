@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from golden.fixed_point import exact_matmul, power_of_two
+from golden.fixed_point import exact_matmul, power_of_two, rshift_round
 
 
 @pytest.mark.parametrize(
@@ -68,3 +68,11 @@ def test_powers_of_two() -> None:
     exponents = torch.arange(-1022, 1024)
     assert power_of_two(exponents).tolist() == [2.0**n for n in range(-1022, 1024)]
     assert power_of_two(torch.tensor([-5000, 5000])).tolist() == [2.0**-1022, 2.0**1023]
+
+
+def test_shifts_stay_where_their_tensor_is() -> None:
+    """A default device, such as a user's GPU, moves no shift away from its number."""
+    x, n = torch.tensor([5, -5, 7]), torch.tensor([1, 1, 0])
+    with torch.device("meta"):
+        assert rshift_round(x, n).tolist() == [3, -2, 7]
+        assert rshift_round(x, 1).tolist() == [3, -2, 4]
