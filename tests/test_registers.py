@@ -72,6 +72,7 @@ def test_c_header_is_in_step(tmp_path):
             names |= {f"{stem}_MASK": field.mask, f"{stem}_POSITION": field.low}
     names |= {f"KVTQ_JOB_{status.name}": status.value for status in JobStatus}
     names["KVTQ_MAGIC"] = int.from_bytes(b"KVTQ", "little")
+    names |= {f"KVTQ_MAP_{f.name.upper()}": f.reset for f in REGISTERS["version"].fields}
     (tmp_path / "kvtq_registers.h").write_text(c_header())
     lines = "".join(f'printf("{name} %u\\n", (unsigned){name});\n' for name in names)
     (tmp_path / "main.c").write_text(

@@ -267,12 +267,13 @@ def test_generate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     arguments = ["generate", "--preset", "tiny", "-o"]
     assert run([*arguments, str(tmp_path / "one")]) == 0
     assert run([*arguments, str(tmp_path / "two")]) == 0
-    endings, header = ("v", "json", "vlt", "core"), "kvtq_registers.h"
+    endings = ("v", "json", "vlt", "core")
+    software = ("kvtq_registers.h", "kvtq_driver.h", "kvtq_driver.c")
     tops = {
-        block: [*(f"kvtq_tiny_{block}.{ending}" for ending in endings), header]
+        block: [*(f"kvtq_tiny_{block}.{ending}" for ending in endings), *software]
         for block in ("accelerator", "engine")
     }
-    names = [*tops["accelerator"], *tops["engine"][:-1]]
+    names = [*tops["accelerator"], *tops["engine"][: len(endings)]]
     lines = capsys.readouterr().out.splitlines()
     assert lines == [str(tmp_path / folder / name) for folder in ("one", "two") for name in names]
     for name in names:

@@ -1,4 +1,4 @@
-"""Write Verilog with manifests, waivers, core files and a C header; a testbench in Verilog."""
+"""Write Verilog with manifests, waivers and core files; a driver in C; a testbench in Verilog."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def generate(
     initial_values: bool = True,
     testbench: Path | int | None = None,
 ) -> list[Path]:
-    """Write accelerator and engine (``.v``, ``.json``, ``.vlt``, ``.core``), ``kvtq_registers.h``.
+    """Write accelerator and engine (``.v``, ``.json``, ``.vlt``, ``.core``), and the driver in C.
 
     The same configuration gives the same bytes.
 
@@ -49,19 +49,21 @@ def generate(
     from rtl.core_file import core_file
     from rtl.manifest import manifest
     from rtl.verilog import lint_waivers
+    from sim.host.c_driver import c_driver
 
     check_folder(folder, "output")
     prefix = prefix_of(config) if prefix is None else prefix
     blocks = {name: create_block(name, config) for name in ("accelerator", "engine")}
     bench = {} if testbench is None else _testbench(config, testbench, prefix, reset)
+    software = {"kvtq_registers.h": c_header(), **c_driver()}
     texts: dict[str, str] = {}
     for block, component in blocks.items():
         top = module_name(block, prefix)
-        files = [f"{top}.v", f"{top}.json", f"{top}.vlt", f"{top}.core", "kvtq_registers.h"]
+        files = [f"{top}.v", f"{top}.json", f"{top}.vlt", f"{top}.core", *software]
         description = manifest(component, top, config, files, reset)
         verilog = emit_block(block, config, prefix, reset=reset, initial_values=initial_values)
         core = core_file(top, config, list(bench) if block == "accelerator" else ())
-        of_block = verilog, json_text(description), lint_waivers(), core, c_header()
+        of_block = verilog, json_text(description), lint_waivers(), core, *software.values()
         texts |= dict(zip(files, of_block, strict=True))
     texts |= bench
     for name, text in texts.items():
@@ -134,7 +136,7 @@ def command(
     testbench: str | None,
     seed: int | None,
 ) -> None:
-    """Write Verilog with manifests, lint waivers and core files, a C header, and a testbench.
+    """Write Verilog with manifests, lint waivers and core files, a driver in C, and a testbench.
 
     The accelerator is the whole of it, behind AXI ports; the engine is its attention core alone.
 
@@ -145,6 +147,7 @@ def command(
     PREFIX_accelerator.core  targets lint, synth and, with a testbench, sim for FuseSoC
     PREFIX_engine.*          the same of the engine
     kvtq_registers.h         addresses and fields of the registers, for C
+    kvtq_driver.h, .c        driver in freestanding C11; the header says how it is used
 
     With --testbench, which needs the extras golden and sim:
 

@@ -186,6 +186,9 @@ def c_header() -> str:
             ]
     magic = register_map()["identity"].fields[0].reset
     lines += ["", "/* What KVTQ_IDENTITY reads. */", f"#define KVTQ_MAGIC 0x{magic:08x}u"]
+    lines += ["", "/* Version of this map. */"]
+    version = register_map()["version"].fields
+    lines += [f"#define KVTQ_MAP_{field.name.upper()} {field.reset}u" for field in version]
     lines += ["", "/* How a job ended. */", "enum kvtq_job_status {"]
     lines += [f"    KVTQ_JOB_{name} = {value}," for name, value, _ in _statuses()]
     lines += ["};", "", "#endif"]

@@ -7,12 +7,18 @@ memory's bytes::
     with VerilatedAccelerator(config, memory) as accelerator:
         accelerator.load_tables(sections)
         outputs = accelerator.run([AcceleratorJob(descriptor, vectors, queries)]).outputs
+
+Software that makes its own register accesses takes the place of `run`::
+
+        accelerator.arm([AcceleratorJob({}, vectors, queries)])
+        accelerator.access(AccessKind.WRITE, address, word)
+        outputs, exponents = accelerator.collect()
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ctypes import c_uint8
+from ctypes import byref, c_uint8
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,6 +54,9 @@ __all__ = [
 ]
 
 _ALL = 0xFFFFFFFF
+
+#: Cycles from one register access of software to the next, in which streams move.
+_ACCESS_CYCLES = 100
 
 
 @dataclass(frozen=True)
@@ -156,6 +165,7 @@ class VerilatedAccelerator(VerilatedDesign):
         self._driver = Driver(config)
         self._counters = dict.fromkeys(control_counters_layout().members, 0)
         self._completed = 0
+        self._armed: _Armed | None = None
 
     def load_tables(self, sections: Sequence[NDArray[np.uint32]]) -> None:
         """Send sections of `rtl.tables` as packets, each section behind its header word."""
@@ -174,18 +184,12 @@ class VerilatedAccelerator(VerilatedDesign):
             When outputs are missing at the cycle limit, when the accelerator sent more outputs
             than the jobs have, or when a job ended with another status than OK.
         """
-        config = self.config
         self._completed = (self._completed + len(jobs)) & _ALL
         results = ["interrupt", "first_error", *self._counters]
-        queries = [job.queries for job in jobs if job.queries is not None]
-        inputs = {
-            "key_value": [job.vectors for job in jobs if job.vectors is not None],
-            "query": queries,
-        }
         done = self._go(
             self._program(jobs, results),
-            {name: _packed(vectors) for name, vectors in inputs.items() if vectors},
-            beats=len(queries) * config.head_dim,
+            _inputs(jobs),
+            beats=self._beats(jobs),
             work=sum(self._most_cycles(job) for job in jobs),
         )
         words = dict(zip(results, done.read, strict=True))
@@ -196,17 +200,85 @@ class VerilatedAccelerator(VerilatedDesign):
             )
         grown = {name: (words[name] - before) & _ALL for name, before in self._counters.items()}
         self._counters = {name: words[name] for name in self._counters}
-        shape = len(queries), config.head_dim, config.query_group
-        exponents = done.exponents.reshape(shape[:2])
+        return AcceleratorRun(*self._attention(done.output), done.cycles, grown)
+
+    def arm(self, jobs: Sequence[AcceleratorJob]) -> None:
+        """Offer the vectors of jobs, and room for their outputs, in each `access` until `collect`.
+
+        Descriptors do not count: the accesses describe and start the jobs. Jobs that were armed
+        before, and failed, are dropped.
+        """
+        inputs, output = _inputs(jobs), self._room(self._beats(jobs))
+        call = AcceleratorCall(memory=self._memory, output=packets(*output))
+        for name, stream in inputs.items():
+            setattr(call, name, packets(stream.words, stream.last))
+        self._armed = _Armed(call, inputs, output)
+
+    def access(self, kind: AccessKind, address: int, data: int = 0) -> int:
+        """Perform a register access and return the word that it wrote or read.
+
+        Streams of armed jobs move meanwhile, and the access takes as many cycles as software needs.
+
+        Raises
+        ------
+        SimulationError
+            When the access is not answered.
+        """
+        self._check_open()
+        call = AcceleratorCall(memory=self._memory) if self._armed is None else self._armed.call
+        accesses = np.array([(kind, address, data, _ALL)], Access)
+        call.registers = Program(pointer(accesses, Access), 1)
+        call.cycle_limit = _ACCESS_CYCLES
+        self._library.kvtq_run(self._simulation, byref(call))
+        if not call.registers.done:
+            raise SimulationError(f"the access to register {address:#x} is not answered")
+        return int(accesses["data"][0])
+
+    def collect(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return outputs and exponents of the armed jobs, as `AcceleratorRun` has them.
+
+        Raises
+        ------
+        SimulationError
+            When vectors have not been taken, or outputs are missing or too many.
+        ValueError
+            When no jobs are armed.
+        """
+        armed, self._armed = self._armed, None
+        if armed is None:
+            raise ValueError("no jobs are armed; arm jobs first")
+        armed.call.registers = Program()
+        armed.call.cycle_limit = 10 * _ACCESS_CYCLES
+        self._run(armed.call)
+        return self._attention(armed.output)
+
+    def _beats(self, jobs: Sequence[AcceleratorJob]) -> int:
+        """Return the number of output beats of jobs."""
+        return sum(job.queries is not None for job in jobs) * self.config.head_dim
+
+    def _room(self, beats: int) -> _Output:
+        """Return room for `beats` output beats."""
+        words = np.zeros((beats, self.config.query_group), np.uint32)
+        return _Output(words, np.zeros(beats, np.uint8), np.zeros(beats, np.int8))
+
+    def _attention(self, output: _Output) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return outputs [jobs, G, D] and exponents [jobs] of output beats.
+
+        Raises
+        ------
+        SimulationError
+            When TLAST or TUSER are not as the output stream must have them.
+        """
+        dim, group = self.config.head_dim, self.config.query_group
+        exponents = output.exponents.reshape(-1, dim)
         if not (exponents == exponents[:, :1]).all():
             raise SimulationError("the exponent changes within a job's outputs")
-        last = np.flatnonzero(done.last) + 1
-        if not np.array_equal(last, config.head_dim * np.arange(1, len(queries) + 1)):
+        if not np.array_equal(
+            np.flatnonzero(output.last), np.arange(dim - 1, len(output.last), dim)
+        ):
             raise SimulationError("TLAST marks other elements than each job's last")
-        values = done.outputs.view(np.int32).astype(np.int64).reshape(shape)
-        return AcceleratorRun(
-            values.transpose(0, 2, 1), exponents[:, 0].astype(np.int64), done.cycles, grown
-        )
+        values = output.words.view(np.int32).astype(np.int64).reshape(-1, dim, group)
+        return values.transpose(0, 2, 1), exponents[:, 0].astype(np.int64)
 
     def _program(self, jobs: Sequence[AcceleratorJob], results: Sequence[str]) -> list[_Row]:
         """Return the accesses of a run.
@@ -238,19 +310,18 @@ class VerilatedAccelerator(VerilatedDesign):
     ) -> _Done:
         """Run the simulation until accesses, inputs and `beats` output beats are done."""
         accesses = np.array(program, Access)
-        outputs = np.zeros((beats, self.config.query_group), np.uint32)
-        last, exponents = np.zeros(beats, np.uint8), np.zeros(beats, np.int8)
+        output = self._room(beats)
         call = AcceleratorCall(
             memory=self._memory,
             registers=Program(pointer(accesses, Access), len(accesses)),
-            output=packets(outputs, last, exponents),
+            output=packets(*output),
             cycle_limit=1000 + 8 * len(accesses) + 2 * work,
         )
         for name, stream in inputs.items():
             setattr(call, name, packets(stream.words, stream.last))
         self._run(call)
         read = accesses["data"][accesses["kind"] == AccessKind.READ]
-        return _Done(call.cycles, read.tolist(), outputs, last, exponents)
+        return _Done(call.cycles, read.tolist(), output)
 
 
 #: A row of an array of `Access`.
@@ -264,14 +335,37 @@ class _Beats(NamedTuple):
     last: NDArray[np.uint8]
 
 
+class _Output(NamedTuple):
+    """Output beats: words, uint32 [beats, words], TLAST and TUSER (the exponent) of each."""
+
+    words: NDArray[np.uint32]
+    last: NDArray[np.uint8]
+    exponents: NDArray[np.int8]
+
+
 class _Done(NamedTuple):
     """Results of a call: its cycles, the words that its program read, and the output beats."""
 
     cycles: int
     read: list[int]
-    outputs: NDArray[np.uint32]
-    last: NDArray[np.uint8]
-    exponents: NDArray[np.int8]
+    output: _Output
+
+
+class _Armed(NamedTuple):
+    """Jobs under way: a call that goes on with each access, and the arrays that it points to."""
+
+    call: AcceleratorCall
+    inputs: Mapping[str, _Beats]
+    output: _Output
+
+
+def _inputs(jobs: Sequence[AcceleratorJob]) -> dict[str, _Beats]:
+    """Return the beats of the vectors that jobs take, by stream."""
+    vectors = {
+        "key_value": [job.vectors for job in jobs if job.vectors is not None],
+        "query": [job.queries for job in jobs if job.queries is not None],
+    }
+    return {name: _packed(some) for name, some in vectors.items() if some}
 
 
 def _packed(vectors: Sequence[NDArray[np.int64]]) -> _Beats:
