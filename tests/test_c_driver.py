@@ -598,14 +598,15 @@ def test_jobs_that_the_hardware_refuses_are_named(driver, wrong):
     """The first of them, between jobs that end well."""
     board = Board(driver, CODES["sinks and window"][0])
     board.run(3)
-    plans = [board.heads.plan(0), *(board.heads.plan(1, attend=False, wrong=wrong),) * 2]
-    plans.append(board.heads.plan(0))
+    plans, jobs = [], []
+    for head, kind in [(0, None), (1, wrong), (1, wrong), (0, None)]:
+        plans.append(board.heads.plan(head, attend=kind is None, wrong=kind))
+        jobs.append(Job() if kind else board.described(plans[-1]))
+        if kind:
+            for address, word in descriptor_words(TINY, plans[-1].descriptor).items():
+                jobs[-1].words[(address - ADDRESS["job_flags"]) // 4] = word
     board.arm(plans)
-    for plan in plans:
-        job = Job() if plan.wrong else board.described(plan)
-        if plan.wrong:
-            for address, word in descriptor_words(TINY, plan.descriptor).items():
-                job.words[(address - ADDRESS["job_flags"]) // 4] = word
+    for job in jobs:
         assert driver.kvtq_start(board.device, job) == Result.OK
     status = WRONG[wrong].status
     assert driver.kvtq_wait(board.device) == Result.OK

@@ -30,6 +30,7 @@ from sim.verilated.accelerator import (
     MemorySettings,
     VerilatedAccelerator,
 )
+from sim.verilated.interface import AccessKind
 from sim.verilated.library import SimulationError
 
 SLOW = MemorySettings(7, 0.3, refresh_interval=50, refresh_cycles=11, outstanding=1)
@@ -234,6 +235,16 @@ def test_a_job_that_ends_badly_is_an_error():
     wrong = AcceleratorJob({**jobs[0].descriptor, "attend": False, "append": False, "tokens": 0})
     with pytest.raises(SimulationError, match=r"^job 0 ended with status NO_TOKENS$"):
         heads.accelerator.run([wrong])
+
+
+def test_outputs_of_jobs_that_nobody_started_are_missing():
+    heads = Heads(CODES[0], IDEAL, count=1)
+    with pytest.raises(ValueError, match=r"^no jobs are armed; arm jobs first$"):
+        heads.accelerator.collect()
+    heads.accelerator.arm(heads.steps(1, 1)[0])
+    assert heads.accelerator.access(AccessKind.READ, 0) == int.from_bytes(b"KVTQ", "little")
+    with pytest.raises(SimulationError, match=r"key_value 0 of 8, query 0 of 8, output 0 of 8$"):
+        heads.accelerator.collect()
 
 
 def test_memory_of_another_type_is_refused():
