@@ -198,7 +198,7 @@ def test_descriptors_are_those_of_python(driver, data):
     )
     append, attend = data.draw(st.sampled_from([(True, True), (True, False), (False, True)]))
     of_heads = {"min_size": config.query_group, "max_size": config.query_group}
-    tokens = data.draw(st.integers(1, 3 * config.max_context))
+    tokens = data.draw(st.integers(1, 20) | st.integers(1, 3 * config.max_context))
     job = descriptors.job(
         tokens,
         append=append,
