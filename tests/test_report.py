@@ -222,7 +222,7 @@ def test_a_sweep_shows_what_was_swept():
     assert table.columns[:4] == ("lanes", "query_group", "code", "um2")
 
 
-@pytest.mark.parametrize("name", ["comparison", "power", "system_energy", *COMMITTED])
+@pytest.mark.parametrize("name", ["verdict", "comparison", "power", "system_energy", *COMMITTED])
 def test_without_results_there_is_no_section(name, tmp_path):
     assert SECTIONS[name](Inputs(TINY, CODES, "m", tmp_path)) is None
 
@@ -266,6 +266,92 @@ def test_comparison_shows_every_way(tmp_path):
     assert "area, INT8 = 1" in second.columns and "tokens/s, INT8 = 1" in second.columns
     assert second.rows == (first.rows[1], first.rows[0])
     assert second.note.startswith("Areas and perplexity are measured; cycles")
+
+
+def engine_row(name: str, um2: float, cycles: int, perplexity: float | None) -> dict:
+    quality = perplexity and {"perplexity_ratio": perplexity}
+    row = {"name": name, "um2": um2, "effective_cycles": cycles, "quality": quality}
+    return row | {"lanes": 4, "lane_um2": 1.0, "bytes": 64, "key_planes": 1, "value_planes": 1}
+
+
+def attention(total: float) -> dict:
+    energy = {"toggles": 1, "switching_pj": 0, "clock_pj": 0, "internal_pj": 0, "total_pj": total}
+    return {
+        "config": TINY.model_dump(),
+        "library": {"name": "lib"},
+        "cycles": 7,
+        "slices": {"key": 3, "value": 2},
+        "blocks": {"select_add": energy},
+        "total": energy,
+    }
+
+
+def test_verdict_judges_by_number(tmp_path):
+    """The first ternary row against each integer format, at every way of each comparison."""
+    rows = [
+        engine_row("ternary A", 104.0, 50, 1.004),
+        engine_row("ternary B", 1.0, 1, 1.0),
+        engine_row("INT8", 100.0, 100, 1.0),
+        engine_row("INT4 conditioned", 50.0, 47, 1.02),
+    ]
+    ways = {"equal lanes: 4": rows, "equal memory bandwidth: 8 bits": rows}
+    inputs = record(tmp_path, "compare", tokens=64, ways=ways)
+    section = SECTIONS["verdict"](inputs)
+    [table] = section.tables
+    assert [row[:6] for row in table.rows] == [
+        (
+            "perplexity",
+            "ternary A, 1 / ratio of perplexities",
+            1.0,
+            "about the same",
+            1.02,
+            "better",
+        ),
+        (
+            "tokens per second",
+            "ternary A, equal memory bandwidth, 64 tokens",
+            2.0,
+            "better",
+            0.94,
+            "worse",
+        ),
+        (
+            "area",
+            "ternary A, equal memory bandwidth, 64 tokens",
+            1.04,
+            "about the same",
+            2.08,
+            "worse",
+        ),
+    ]
+    assert section.lead.startswith(
+        "Against INT8 the ternary engine is better in tokens per second, about the same in "
+        "perplexity and area. Against INT4 conditioned the ternary engine is better in "
+        "perplexity, worse in tokens per second and area."
+    )
+
+
+def test_verdict_finds_the_integers_of_the_same_attention(tmp_path):
+    """In another file, but of no other attention; what was not measured is no judgement."""
+    place = {"layer": 1, "head": 2, "step": 0, "tokens": 5, "attentions_per_token": None}
+    one, planes = TINY.replace(name="one"), TINY.replace(name="planes", lanes=8)
+    variants = {"captured": attention(20.0), "int8": attention(10.0)}
+    record(tmp_path, "power", one, variants=variants, **place)
+    record(tmp_path, "power", planes, variants={"captured": attention(9.0)}, **place)
+    other = TINY.replace(name="other", lanes=2)
+    inputs = record(
+        tmp_path, "power", other, variants={"captured": attention(1.0)}, **place | {"tokens": 6}
+    )
+    section = SECTIONS["verdict"](inputs)
+    assert [row[1:6] for row in section.tables[0].rows] == [
+        ("one, 5 tokens", 2.0, "worse", None, ""),
+        ("other, 6 tokens", None, "", None, ""),
+        ("planes, 5 tokens", 0.9, "better", None, ""),
+    ]
+    assert section.lead.startswith(
+        "Against INT8 the ternary engine is undecided in energy of an attention. "
+        "Nothing was measured against INT4 conditioned."
+    )
 
 
 def test_power_by_block_and_of_the_lanes(tmp_path):

@@ -24,12 +24,14 @@ from kvtq_hw.report.sections import (
     timing,
     tools,
     traffic,
+    verdict,
     zeros,
 )
 
 __all__ = ["SECTIONS"]
 
 SECTIONS: dict[str, Callable[[Inputs], Section | None]] = {
+    "verdict": verdict.build,
     "headline": headline.build,
     "comparison": comparison.build,
     "quality": quality.build,

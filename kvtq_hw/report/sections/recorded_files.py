@@ -145,6 +145,7 @@ class _Variant(Schema):
 class _Power(RecordedFile):
     layer: _Count
     head: _Count
+    step: _Count
     tokens: PositiveInt
     attentions_per_token: PositiveInt | None
     variants: dict[str, _Variant]
