@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
@@ -17,6 +16,7 @@ from kvtq_hw.commands.frame.options import (
     preset_option,
     write_json,
 )
+from kvtq_hw.commands.frame.tables import print_table
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["command"]
@@ -64,7 +64,7 @@ def command(
             f"{area.transistors:,}",
             style="bold" if name == "total" else None,
         )
-    Console().print(table)
+    print_table(table)
     click.echo("Bits in RAM are apart: no area is counted for them. Transistors: of generic gates.")
     click.echo(gating_line(liberty))
     command = command_line("--preset", "--block", "--liberty", "--no-clock-gating")

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
@@ -22,6 +21,7 @@ from kvtq_hw.commands.frame.options import (
     quality_option,
     write_json,
 )
+from kvtq_hw.commands.frame.tables import print_table
 from kvtq_hw.contract.codes import STANDARD_CODES, CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 
@@ -100,7 +100,7 @@ def command(
                 f"{row.bytes:,}",
                 f"x{quality['perplexity_ratio']:.4f}" if quality else "-",
             )
-        Console().print(table)
+        print_table(table)
     click.echo(gating_line(liberty))
     click.echo("um2 is measured, cycles and bytes are derived, perplexity is measured.")
     if any(row.layers > 1 for row in lanes):

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import command_line, json_option, preset_option, write_json
+from kvtq_hw.commands.frame.tables import print_table
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["command"]
@@ -71,7 +71,7 @@ def command(
         table.add_column(kind, justify="right")
     for result in results.values():
         table.add_row(result["family"], *(f"{result[kind]:,}" for kind in kinds))
-    Console().print(table)
+    print_table(table)
     places = {}
     if routed:
         places = {
@@ -90,7 +90,7 @@ def command(
                 *(f"{place[kind]:,}" for kind in ("logic_cells", "ff", "bram", "dsp")),
                 f"{place['fmax_mhz']:.1f}",
             )
-        Console().print(table)
+        print_table(table)
         click.echo("With the harness: a flip-flop for each bit of the ports.")
     report = {
         "command": command_line("--preset", "--block", "--family", "--place-and-route"),

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
@@ -19,6 +18,7 @@ from kvtq_hw.commands.frame.options import (
     liberty_option,
     write_json,
 )
+from kvtq_hw.commands.frame.tables import print_table
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import scratch_folder
 from kvtq_hw.estimates.traffic import MODELS
@@ -105,7 +105,7 @@ def command(
                 f"{block.total_pj:,.0f}",
                 style="bold" if name == "total" else None,
             )
-        Console().print(table)
+        print_table(table)
         if model:
             energy = report.total.total_pj * model.layers * model.kv_heads
             click.echo(f"{shape}: {energy / 1e6:,.3f} uJ a token, all layers and KV heads alike")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.table import Table
 
 from kvtq_hw.commands.frame.options import (
@@ -16,6 +15,7 @@ from kvtq_hw.commands.frame.options import (
     preset_option,
     write_json,
 )
+from kvtq_hw.commands.frame.tables import print_table
 from kvtq_hw.contract.config import EngineConfig
 
 __all__ = ["command"]
@@ -69,7 +69,7 @@ def command(
     for block, path in paths.items():
         style = "bold" if block == "total" else None
         table.add_row(block, f"{path.delay_ps:,.0f}", f"{path.fmax_mhz:,.0f}", style=style)
-    Console().print(table)
+    print_table(table)
     click.echo(gating_line(liberty))
     report = {
         "command": command_line("--preset", "--liberty", "--clock-mhz", "--no-clock-gating"),
