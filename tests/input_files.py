@@ -92,8 +92,10 @@ def recorded() -> dict[str, dict[str, Any]]:
             **{"layer": 0, "head": 0, "step": 0, "tokens": 9, "attentions_per_token": None},
             "variants": {
                 "captured": {
+                    "config": {"name": "c"},
                     "library": {"name": "l"},
                     "cycles": 9,
+                    "slices": {"key": 3, "value": 2},
                     "blocks": {"engine": power},
                     "total": power,
                 }

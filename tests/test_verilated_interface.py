@@ -109,17 +109,17 @@ def test_a_design_with_other_fields_is_refused(compile_header, monkeypatch) -> N
 def test_the_header_is_part_of_the_build_s_key(monkeypatch, tmp_path) -> None:
     built = []
 
-    def compile_nothing(tool, work, top, shim, trace) -> Path:
+    def compile_nothing(tool, work, top, shim, trace, quick) -> Path:
         built.append((work / "interface.h").read_text())
         (work / "design.so").touch()
         return work / "design.so"
 
     monkeypatch.setattr(library, "_compile", compile_nothing)
     monkeypatch.setattr(library, "cached_verilog", lambda *arguments: "")
-    first = library._build("engine", TINY, False, tmp_path)
+    first = library._build("engine", TINY, tmp_path, trace=False, quick=False)
     assert built == [header()]
     monkeypatch.setattr(library, "header", lambda: "// another")
-    assert library._build("engine", TINY, False, tmp_path) != first
+    assert library._build("engine", TINY, tmp_path, trace=False, quick=False) != first
     assert built == [header(), "// another"]
 
 

@@ -176,15 +176,15 @@ def validated(model: type[Model], value: object, place: str) -> Model:
 def first_problem(error: ValidationError) -> str:
     """Describe the first problem of a validation error: field, value, what is allowed."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
+    field = shown(".".join(str(part) for part in first["loc"]))[1:-1]
     if first["type"] == "value_error":  # a check of our own: its message names the field
         return first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{field}: missing"
     if first["type"] == "extra_forbidden":
-        return f"{shown(field)[1:-1]}: unknown field"
+        return f"{field}: unknown field"
     requirement = first["msg"].removeprefix("Input should ").removeprefix("String should ")
-    prefix = f"{shown(field)[1:-1]}: " if field else ""
+    prefix = f"{field}: " if field else ""
     return f"{prefix}{shown(first['input'])} is not allowed; must {requirement}"
 
 
