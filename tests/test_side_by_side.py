@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -36,7 +37,7 @@ def live(heads: Heads, settings: MemorySettings, accelerators: int | None):
             heads.config, heads.memory, accelerators, base=base, settings=settings, quick=True
         )
         runner.load_tables(heads.tables)
-    with runner:
+    with closing(runner):
         for tokens in range(1, 13):
             done = runner.run(heads.steps(tokens, tokens)[0])
             outputs.append(done.outputs)
@@ -109,7 +110,7 @@ def test_close_closes_every_accelerator(monkeypatch):
     closed = []
     monkeypatch.setattr(VerilatedAccelerator, "close", lambda self: closed.append(self))
     heads = Heads(CODES[0], IDEAL, count=1)
-    with SideBySide(heads.config, heads.memory, 2, base=heads.layout.base):
+    with closing(SideBySide(heads.config, heads.memory, 2, base=heads.layout.base)):
         assert closed == []
     assert len(set(closed)) == 2
 

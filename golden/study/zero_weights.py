@@ -81,21 +81,25 @@ class CountingBackend:
     def attend(self, job: AttentionJob) -> Attention | torch.Tensor:
         """Compute the job; if it is a decode step, find the weightless values of each KV head."""
         if job.is_decode_step:
-            self.found += [_of_head(job, head) for head in range(job.cache.kv_heads)]
+            self.found += _of_heads(job)
         return self.backend.attend(job)
 
 
-def _of_head(job: AttentionJob, head: int) -> WeightlessValues:
+def _of_heads(job: AttentionJob) -> list[WeightlessValues]:
     cache, sinks = job.cache, job.learned_sinks
     (keys, _), (values, depths) = (
         view.in_order(cache.code.tiers) for view in (cache.keys, cache.values)
     )
-    return weightless_values(
-        cache.config,
-        Queries(job.queries.values[0, head], job.queries.exponent[0, head]),
-        keys.map_tokens(lambda x, axis: x[0, head]),
-        values.map_tokens(lambda x, axis: x[0, head]),
-        depths[0, head],
-        job.value_exponent[0, head],
-        None if sinks is None else sinks.of_kv_head(head),
-    )
+
+    def of(head: int) -> WeightlessValues:
+        return weightless_values(
+            cache.config,
+            Queries(job.queries.values[0, head], job.queries.exponent[0, head]),
+            keys.map_tokens(lambda x, axis: x[0, head]),
+            values.map_tokens(lambda x, axis: x[0, head]),
+            depths[0, head],
+            job.value_exponent[0, head],
+            None if sinks is None else sinks.of_kv_head(head),
+        )
+
+    return [of(head) for head in range(cache.kv_heads)]

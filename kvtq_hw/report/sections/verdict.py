@@ -17,7 +17,6 @@ _RIVALS = {"INT8": "int8", "INT4 conditioned": "int4"}
 #: Ratios this near to one are about the same; perplexities are told apart more finely.
 _SAME, _SAME_PERPLEXITY = 0.05, 0.005
 
-
 _PERPLEXITY = "perplexity"
 
 
