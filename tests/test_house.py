@@ -286,6 +286,15 @@ def test_block_has_one_name_in_four_places(block: str) -> None:
     assert [twin for twin in twins if not (ROOT / twin).is_file()] == []
 
 
+@pytest.mark.parametrize("block", BLOCKS)
+def test_bench_is_run_by_the_test_of_its_name(block: str) -> None:
+    """Before an hour of tests: `scripts/check_tests.py` asks their results for it."""
+    tree = ast.parse((ROOT / "tests" / f"test_{block}.py").read_text("utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    benches = [call.args[0] for call in calls if ast.unparse(call.func) == "check_bench"]
+    assert block in {bench.value for bench in benches if isinstance(bench, ast.Constant)}
+
+
 # --- how hardware is wired ------------------------------------------------------------------------
 
 #: Files that look attributes up by name: classes of blocks, and what a configuration derives.
