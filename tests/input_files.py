@@ -79,6 +79,7 @@ def recorded() -> dict[str, dict[str, Any]]:
     power = {"toggles": 3, **energy}
     engine = {"name": "INT8", "lanes": 4, "key_planes": 1, "value_planes": 1, "um2": 9.5}
     engine |= {"lane_um2": 1.5, "effective_cycles": 9, "bytes": 8, "quality": None}
+    engine |= {"blocks": {"engine": 9.5}, "missed": None}
     family = dict.fromkeys(("lut", "carry", "ff", "lutram", "bram", "dsp"), 1)
     place = dict.fromkeys(("logic_cells", "ff", "bram", "dsp"), 1)
     sweep = {"lanes": 4, "code": "balanced:3/2", "um2": 9.5, "cycles": 9, "bytes": 8}

@@ -18,6 +18,7 @@ from kvtq_hw.contract.errors import UserError
 from kvtq_hw.estimates.area import Area, AreaReport
 from kvtq_hw.estimates.candidates import integers, ternary
 from kvtq_hw.estimates.comparison import (
+    NearMiss,
     Row,
     equal_bandwidth,
     equal_lanes,
@@ -83,6 +84,19 @@ def test_equal_bandwidth_takes_the_lanes_that_keep_up() -> None:
     assert (row.lanes, *planes(row), row.effective_cycles) == (2, 1, 1, 32 * 12 * 8)
 
 
+def test_a_narrow_miss_of_a_memory_is_named() -> None:
+    """The smaller engine, its cycles and those allowed; none where smaller engines miss widely."""
+    tokens, bits = 512, 20
+    allowed = INT4.memory_cycles(bits, tokens) + INT4.fixed_cycles(tokens)
+    wide = INT4.cycles(INT4.engine(4), tokens, bits)
+    assert (allowed, wide) == (2133, 2152)
+    (row,) = equal_bandwidth([INT4], bits, tokens, measure)
+    assert row.missed == NearMiss(4, 1, 1, 180.0, wide, allowed)
+    assert (row.lanes, row.um2) == (8, 260.0)
+    (row,) = equal_bandwidth([K1V1], memory_bits=8, tokens=32, measure=measure)
+    assert row.missed is None
+
+
 def test_a_tables_row_is_of_the_mean_layer() -> None:
     mixed = ternary(TINY, MIXED)
     (row,) = equal_lanes([mixed], 4, 10, measure)
@@ -139,6 +153,7 @@ def test_json_says_what_is_measured_and_what_derived() -> None:
     assert {name for name, tag in written["tags"].items() if tag == "measured"} == {
         "um2",
         "lane_um2",
+        "blocks",
     }
     assert json.loads(json.dumps(written)) == written
 

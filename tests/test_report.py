@@ -89,8 +89,9 @@ def test_page_holds_every_cell_and_needs_no_other_file():
 def test_page_escapes_and_says_where_numbers_come_from():
     text = html_page(report_of(SECTION))
     assert "T &lt;&amp;&gt;" in text and "It says &lt;this&gt;." in text
-    assert '<span class="tag derived">derived</span><code>kvtq-hw x</code>' in text
-    assert '<span class="tag measured">measured</span><code>c</code>' in text
+    folded = '<span class="tag {}">{}</span><details><summary>command</summary><code>{}</code>'
+    assert folded.format("derived", "derived", "kvtq-hw x") in text
+    assert folded.format("measured", "measured", "c") in text
 
 
 def test_markdown_has_the_same_tables():
@@ -254,7 +255,7 @@ def test_recorded_results_of_the_configuration_come_alone(tmp_path):
 def test_comparison_shows_every_way(tmp_path):
     row = {"name": "INT8", "lanes": 4, "um2": 200.0, "lane_um2": 10.0, "effective_cycles": 100}
     row |= {"bytes": 64, "quality": {"perplexity_ratio": 1.01}}
-    row |= {"key_planes": 3, "value_planes": 2}
+    row |= {"key_planes": 3, "value_planes": 2, "blocks": {"engine": 200.0}, "missed": None}
     half = row | {"name": "b", "um2": 300.0, "effective_cycles": 50, "quality": None}
     ways = {"equal lanes: 4": [row, half], "equal speed": [half, row]}
     inputs = record(tmp_path, "compare", tokens=64, ways=ways)
@@ -271,7 +272,8 @@ def test_comparison_shows_every_way(tmp_path):
 def engine_row(name: str, um2: float, cycles: int, perplexity: float | None) -> dict:
     quality = perplexity and {"perplexity_ratio": perplexity}
     row = {"name": name, "um2": um2, "effective_cycles": cycles, "quality": quality}
-    return row | {"lanes": 4, "lane_um2": 1.0, "bytes": 64, "key_planes": 1, "value_planes": 1}
+    row |= {"lanes": 4, "lane_um2": 1.0, "bytes": 64, "key_planes": 1, "value_planes": 1}
+    return row | {"blocks": {"engine": um2}, "missed": None}
 
 
 def attention(total: float) -> dict:
@@ -329,6 +331,36 @@ def test_verdict_judges_by_number(tmp_path):
         "perplexity and area. Against INT4 conditioned the ternary engine is better in "
         "perplexity, worse in tokens per second and area."
     )
+
+
+def test_verdict_says_where_an_area_hangs_on_a_few_cycles(tmp_path):
+    """On either side: with the engine that narrowly misses the memory's speed."""
+    missed = {"lanes": 2, "key_planes": 1, "value_planes": 1, "cycles": 1001, "allowed": 1000}
+    rows = [
+        engine_row("ternary A", 60.0, 50, None) | {"missed": missed | {"um2": 30.0}},
+        engine_row("INT8", 100.0, 100, None) | {"missed": missed | {"um2": 80.0}},
+    ]
+    ways = {"equal memory bandwidth: 8 bits": rows}
+    inputs = record(tmp_path, "compare", tokens=64, ways=ways)
+    against = {row[0]: row[-1] for row in SECTIONS["verdict"](inputs).tables[0].rows}
+    takes = "with 2 lanes takes 1,001 cycles and 1,000 keep up: with it the ratio would be"
+    assert against["area"].split("; ")[1:] == [
+        f"INT8 {takes} 0.75",
+        f"ternary A {takes} 0.30 of INT8",
+    ]
+    assert "keep up" not in against["tokens per second"]
+
+
+def test_the_committed_verdict_has_its_caveat():
+    """INT8 at 1,024 tokens has twice the lanes for want of one cycle."""
+    [table] = SECTIONS["verdict"](INPUTS).tables
+    [against] = [
+        row[-1]
+        for row in table.rows
+        if row[0] == "area" and "1,024" in row[1] and "memory" in row[1]
+    ]
+    assert "INT8 with 8 lanes takes 16,912 cycles and 16,911 keep up" in against
+    assert against.endswith("would be 0.91")
 
 
 def test_verdict_finds_the_integers_of_the_same_attention(tmp_path):

@@ -10,7 +10,7 @@ Areas are measured on netlists; cycles and bytes are derived. All engines have t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kvtq_hw.contract.config import EngineConfig
@@ -19,6 +19,7 @@ from kvtq_hw.estimates.candidates import Candidate
 from kvtq_hw.estimates.lane_rows import LANE_ROWS
 
 __all__ = [
+    "NearMiss",
     "Row",
     "equal_bandwidth",
     "equal_lanes",
@@ -29,6 +30,31 @@ __all__ = [
 #: Extra cycles allowed to an engine of equal speed, as a share of the reference's cycles: sinks and
 #: window have more digits than planes per cycle, and no number of lanes hides their extra slices.
 SPEED_TOLERANCE = 0.05
+
+#: An engine that takes more cycles than allowed, by at most this share of them, misses narrowly.
+NARROW = 0.01
+
+
+@dataclass(frozen=True)
+class NearMiss:
+    """A smaller engine that narrowly fails to keep up with a memory: a size that hangs on little.
+
+    Parameters
+    ----------
+    lanes, key_planes, value_planes, um2
+        As in `Row`.
+    cycles : int
+        As `effective_cycles` in `Row`.
+    allowed : int
+        Most cycles with which the engine would keep up (derived).
+    """
+
+    lanes: int
+    key_planes: int
+    value_planes: int
+    um2: float
+    cycles: int
+    allowed: int
 
 
 @dataclass(frozen=True)
@@ -50,6 +76,8 @@ class Row:
         Area of the engine without memories, square micrometres (measured).
     lane_um2 : float
         Area of the blocks with lanes, per lane and query head (measured).
+    blocks : dict of float
+        Area of each block, square micrometres, by its `row_of` (measured).
     cycles : int
         Cycles if memory never delays the engine (derived).
     memory_cycles : int
@@ -58,6 +86,8 @@ class Row:
         Per layer the larger of the engine's and the memory's cycles (derived).
     bytes : int
         Bytes read (derived).
+    missed : NearMiss or None
+        The first smaller engine that misses the condition of equal bandwidth narrowly, if any.
     """
 
     name: str
@@ -68,16 +98,19 @@ class Row:
     value_planes: int
     um2: float
     lane_um2: float
+    blocks: dict[str, float]
     cycles: int
     memory_cycles: int
     effective_cycles: int
     bytes: int
+    missed: NearMiss | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, with the tag (measured or derived) of each number."""
-        tags = {"um2": "measured", "lane_um2": "measured"}
+        measured = ("um2", "lane_um2", "blocks")
         derived = ("cycles", "memory_cycles", "effective_cycles", "bytes")
-        return asdict(self) | {"tags": tags | dict.fromkeys(derived, "derived")}
+        tags = dict.fromkeys(measured, "measured") | dict.fromkeys(derived, "derived")
+        return asdict(self) | {"tags": tags}
 
 
 Measure = Callable[[EngineConfig], AreaReport]
@@ -117,7 +150,8 @@ def equal_bandwidth(
 
     An engine keeps up if all layers together take at most `memory_cycles` plus `fixed_cycles`. In
     a single layer of few digits the engine may still be slower than the memory. A candidate that
-    cannot keep up is represented by the first of its fastest engines.
+    cannot keep up is represented by the first of its fastest engines. A smaller engine that
+    narrowly fails to keep up is named beside the row.
 
     Parameters
     ----------
@@ -131,8 +165,19 @@ def equal_bandwidth(
             config = min(
                 candidate.engines(), key=lambda each: candidate.cycles(each, tokens, memory_bits)
             )
-        rows.append(_row(candidate, config, tokens, measure, memory_bits))
+        row = _row(candidate, config, tokens, measure, memory_bits)
+        smaller = smallest(candidate, tokens, int(cycles * (1 + NARROW)), memory_bits)
+        if smaller is not None and smaller != config:
+            near = _row(candidate, smaller, tokens, measure, memory_bits)
+            allowed = cycles // len(candidate.layers)
+            row = replace(row, missed=_near_miss(near, allowed))
+        rows.append(row)
     return rows
+
+
+def _near_miss(row: Row, allowed: int) -> NearMiss:
+    planes = row.key_planes, row.value_planes
+    return NearMiss(row.lanes, *planes, row.um2, row.effective_cycles, allowed)
 
 
 def smallest(
@@ -168,6 +213,7 @@ def _row(
         value_planes=config.value_planes_per_cycle,
         um2=report.total.um2,
         lane_um2=round(in_lanes / (config.lanes * config.query_group), 2),
+        blocks={name: round(area.um2, 3) for name, area in report.blocks.items()},
         cycles=mean(candidate.cycles(config, tokens)),
         memory_cycles=mean(candidate.memory_cycles(memory_bits, tokens)) if memory_bits else 0,
         effective_cycles=mean(candidate.cycles(config, tokens, memory_bits)),

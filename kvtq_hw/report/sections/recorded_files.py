@@ -34,6 +34,13 @@ class _Quality(Schema):
     perplexity_ratio: PositiveFloat
 
 
+class _NearMiss(Schema):
+    lanes: PositiveInt
+    um2: PositiveFloat
+    cycles: PositiveInt
+    allowed: PositiveInt
+
+
 class _Engine(Schema):
     name: str
     lanes: PositiveInt
@@ -41,8 +48,10 @@ class _Engine(Schema):
     value_planes: PositiveInt
     um2: PositiveFloat
     lane_um2: _Number
+    blocks: Annotated[dict[str, _Number], Field(min_length=1)]
     effective_cycles: PositiveInt
     bytes: PositiveInt
+    missed: _NearMiss | None
     quality: _Quality | None
 
 

@@ -114,7 +114,12 @@ def _of_comparison(entry: Recorded) -> Iterator[_Finding]:
                 False,
                 _ratios(rivals, ours, "um2"),
                 "measured",
-                "standard cells before place and route, memories aside",
+                "; ".join(
+                    (
+                        "standard cells before place and route, memories aside",
+                        *_near_misses(rivals, ours),
+                    )
+                ),
             )
         if quality is None and ours["quality"]:
             quality = {
@@ -137,6 +142,22 @@ def _ratios(
     rivals: dict[str, dict[str, Any] | None], ours: dict[str, Any], field: str
 ) -> dict[str, float | None]:
     return {rival: ours[field] / row[field] if row else None for rival, row in rivals.items()}
+
+
+def _near_misses(rivals: dict[str, dict[str, Any] | None], ours: dict[str, Any]) -> Iterator[str]:
+    """Say on which narrow misses a ratio of areas hangs, and what it would be without each."""
+    for rival, row in rivals.items():
+        if row and (missed := row["missed"]):
+            yield f"{_hangs(rival, missed)} {ours['um2'] / missed['um2']:.2f}"
+        if row and (missed := ours["missed"]):
+            yield f"{_hangs(ours['name'], missed)} {missed['um2'] / row['um2']:.2f} of {rival}"
+
+
+def _hangs(name: str, missed: dict[str, Any]) -> str:
+    return (
+        f"{name} with {missed['lanes']} lanes takes {missed['cycles']:,} cycles and "
+        f"{missed['allowed']:,} keep up: with it the ratio would be"
+    )
 
 
 def _of_attentions(entries: list[Recorded]) -> Iterator[_Finding]:
