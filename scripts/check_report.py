@@ -33,7 +33,7 @@ def main(page_file: Path) -> int:
         page.on("requestfailed", lambda request: problems.append(f"not loaded: {request.url}"))
         page.goto(page_file.resolve().as_uri(), wait_until="load")
         figures = page.locator("figure.plot").count()
-        boxes = [picture.bounding_box() for picture in page.locator("figure.plot > svg").all()]
+        boxes = [picture.bounding_box() for picture in page.locator("figure.plot svg").all()]
         if not figures:
             problems.append("the page has no picture")
         if len(boxes) != figures:

@@ -161,6 +161,7 @@ def test_json_says_what_is_measured_and_what_derived() -> None:
 def test_quality_comes_from_results(tmp_path: Path) -> None:
     file, data = tmp_path / "q.json", quality()
     row = data["rows"][0] | {"code": "int4", "perplexity_ratio": 1.25, "bits_per_element": 4.25}
+    row["kld"] = 0.125
     table = row | {"code": "docs/tables/mix.toml", "perplexity_ratio": 1.5}
     file.write_text(json.dumps(data | {"rows": [row, table]}))
     results = read_quality([file])
@@ -168,6 +169,7 @@ def test_quality_comes_from_results(tmp_path: Path) -> None:
         "tag": "measured",
         "file": "q.json",
         "perplexity_ratio": 1.25,
+        "kld": 0.125,
         "bits_per_element": 4.25,
     }
     assert quality_of("int8", results) is None

@@ -4,38 +4,27 @@ from __future__ import annotations
 
 import html.parser
 import json
-import re
 import shutil
 from collections import Counter
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
+from report_inputs import CODES, INPUTS, PLOT, TINY, engine_row, record
 from tiny_model import save_tiny_model
 
 from kvtq_hw.commands.report import command
-from kvtq_hw.contract.codes import CacheCode
-from kvtq_hw.contract.config import EngineConfig, load_config
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.host.results import ResultStore
 from kvtq_hw.host.sources import hardware_digest
 from kvtq_hw.report import collect as collect_module
 from kvtq_hw.report.collect import collect
-from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
+from kvtq_hw.report.content import Inputs, Plot, Section, Table
 from kvtq_hw.report.page import html as html_page
 from kvtq_hw.report.page import markdown
-from kvtq_hw.report.plots import svg
 from kvtq_hw.report.sections import SECTIONS, area, cycles, headline, multipliers, quality, zeros
 
-ROOT = Path(__file__).resolve().parent.parent
-TINY = load_config("tiny")
-CODES = tuple(map(CacheCode.parse, ("balanced:3/2", "balanced:2/1,sinks=2,window=4")))
-INPUTS = Inputs(TINY, CODES, "no model", ROOT / "docs" / "results")
 TABLE = Table("T <&>", "derived", "kvtq-hw x", ("name", "number"), (("a|b", 1234), (None, 1.5)))
-PLOT = Plot(
-    "P", "measured", "c", "line", "x", "y", (Series("s", (1.0, 2.0), (3.0, 4.0)),), log_x=True
-)
 SECTION = Section("A section", "It says <this>.", (TABLE,), (PLOT,))
 
 
@@ -101,24 +90,14 @@ def test_markdown_has_the_same_tables():
     assert "Plot: P (measured: `c`)" in text
 
 
-def test_pictures_are_the_same_every_time_and_tell_series_apart_without_colour():
-    plot = SECTION.as_dict()["plots"][0]
-    assert svg(plot) == svg(plot)
-    two = plot | {"series": [plot["series"][0], plot["series"][0] | {"name": "t"}]}
-    assert (
-        "stroke-dasharray"
-        not in svg(plot | {"log_x": False}).split("legend_1")[0].split("line2d_")[-1]
-    )
-    assert svg(two).count("stroke-dasharray") > svg(plot).count("stroke-dasharray")
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: Table("t", "guessed", "c", (), ()), "'t': tag 'guessed' is unknown; allowed are"),
         (lambda: Table("t", "derived", "", (), ()), "'t': no command; a number needs the one"),
         (lambda: Table("t", "derived", "c", ("a",), ((1, 2),)), "a row has 2 cells, its heading 1"),
-        (lambda: Plot("p", "derived", "c", "line", "", "", ()), "plot 'p' has no points"),
+        (lambda: Plot("p", "derived", "c", "line", "", "", (), "r"), "plot 'p' has no points"),
+        (lambda: replace(PLOT, reading=""), "plot 'P' has no sentence that says what it shows"),
         (lambda: Section("s", "l"), "section 's' has neither a table nor a plot"),
     ],
 )
@@ -199,13 +178,6 @@ def test_zeros_of_a_model(tmp_path):
 # --- what other commands have recorded ------------------------------------------------------------
 
 
-def record(folder: Path, kind: str, config: EngineConfig = TINY, **fields) -> Inputs:
-    """Inputs of a report whose results hold one file of a command."""
-    data = {"command": f"kvtq-hw {kind} --preset x", "config": config.model_dump()} | fields
-    (folder / f"{kind}-{config.name}.json").write_text(json.dumps(data))
-    return Inputs(TINY, CODES, "m", folder)
-
-
 COMMITTED = {name: SECTIONS[name](INPUTS) for name in ("timing", "fpga", "sweep")}
 
 
@@ -223,7 +195,9 @@ def test_a_sweep_shows_what_was_swept():
     assert table.columns[:4] == ("lanes", "query_group", "code", "um2")
 
 
-@pytest.mark.parametrize("name", ["verdict", "comparison", "power", "system_energy", *COMMITTED])
+@pytest.mark.parametrize(
+    "name", ["verdict", "pictures", "comparison", "power", "system_energy", *COMMITTED]
+)
 def test_without_results_there_is_no_section(name, tmp_path):
     assert SECTIONS[name](Inputs(TINY, CODES, "m", tmp_path)) is None
 
@@ -254,7 +228,8 @@ def test_recorded_results_of_the_configuration_come_alone(tmp_path):
 
 def test_comparison_shows_every_way(tmp_path):
     row = {"name": "INT8", "lanes": 4, "um2": 200.0, "lane_um2": 10.0, "effective_cycles": 100}
-    row |= {"bytes": 64, "quality": {"perplexity_ratio": 1.01}}
+    row |= {"bytes": 64, "quality": {"perplexity_ratio": 1.01, "kld": 0.5}, "cycles": 90}
+    row["code"] = "int8"
     row |= {"key_planes": 3, "value_planes": 2, "blocks": {"engine": 200.0}, "missed": None}
     half = row | {"name": "b", "um2": 300.0, "effective_cycles": 50, "quality": None}
     ways = {"equal lanes: 4": [row, half], "equal speed": [half, row]}
@@ -267,13 +242,6 @@ def test_comparison_shows_every_way(tmp_path):
     assert "area, INT8 = 1" in second.columns and "tokens/s, INT8 = 1" in second.columns
     assert second.rows == (first.rows[1], first.rows[0])
     assert second.note.startswith("Areas and perplexity are measured; cycles")
-
-
-def engine_row(name: str, um2: float, cycles: int, perplexity: float | None) -> dict:
-    quality = perplexity and {"perplexity_ratio": perplexity}
-    row = {"name": name, "um2": um2, "effective_cycles": cycles, "quality": quality}
-    row |= {"lanes": 4, "lane_um2": 1.0, "bytes": 64, "key_planes": 1, "value_planes": 1}
-    return row | {"blocks": {"engine": um2}, "missed": None}
 
 
 def attention(total: float) -> dict:
@@ -427,7 +395,9 @@ def test_energy_of_a_token_by_part_and_by_memory():
     [kv_memory] = [row[7] for row in parts.rows if row[:2] == (1024, "INT8")]
     assert kv_memory == round(90 * 130 * 8 * 1025 * 5 / 1e6)
     assert by_memory.columns[3:6] == ("no KV memory", "HBM2, 3.92 pJ/bit", "LPDDR4, 8.0 pJ/bit")
-    for plot, table in zip(section.plots, (parts, llama), strict=True):
+    drawn = SECTIONS["pictures"](replace(INPUTS, memory_pj=5.0)).plots[-1]
+    assert drawn.title.startswith("Energy per token of SmolLM2-135M, 8,192 tokens, 5 pJ/bit")
+    for plot, table in zip((drawn, *section.plots), (parts, llama), strict=True):
         shown = [row for row in table.rows if row[0] == 8192]
         assert [series.name for series in plot.series] == ["engine", "on chip", "KV memory"]
         ends = [sum(x) for x in zip(*(series.x for series in plot.series), strict=True)]
@@ -443,20 +413,6 @@ def test_energy_of_a_token_without_int8_or_tables(tmp_path):
         assert {row[-1] for row in table.rows} == {None}
         assert "ternary K3/V2" in {cell for row in table.rows for cell in row}
     assert len(section.plots[0].series[0].x) == 1
-
-
-def test_bars_of_several_series_stand_on_one_another():
-    bars = ((1.0, 1.5), (3.0, 0.5), (0.5, 2.0))
-    series = tuple(Series(str(n), x, (), ("a", "b")) for n, x in enumerate(bars))
-    text = svg(asdict(Plot("P", "measured", "c", "bar", "x", "", series)))
-    shapes = re.findall(r'<g id="patch_\d+">\s*<path d="([^"]+)"', text)[2:8]  # after the frames
-    ends = [[float(x) for x in re.findall(r"[ML] (\S+) ", shape)] for shape in shapes]
-    first, second, third = [[(min(x), max(x)) for x in ends[n : n + 2]] for n in (0, 2, 4)]
-    assert first[0][0] == first[1][0]
-    for before, after in ((first, second), (second, third)):
-        assert [start for start, _ in after] == [end for _, end in before]
-    unit = first[0][1] - first[0][0]
-    assert [end - start for start, end in third] == pytest.approx([0.5 * unit, 2 * unit], rel=1e-4)
 
 
 def test_recorded_power_shows_the_lanes_of_both_formats():

@@ -16,12 +16,13 @@ import click
 from kvtq_hw.commands.frame.options import OutputFile
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import whole
+from kvtq_hw.estimates.frontier import frontier
 from kvtq_hw.estimates.quality_files import read_quality
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Point", "command", "frontier", "read_points"]
+__all__ = ["Point", "command", "read_points"]
 
 # Families of codes by the beginning of their spelling (for a code table: the ending), each with
 # its title, colour (safe for colour-blind readers) and marker.
@@ -101,15 +102,6 @@ def read_points(files: Sequence[Path]) -> tuple[list[Point], str]:
     return list(points.values()), title
 
 
-def frontier(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other point beats in both bits and perplexity, sorted by bits."""
-    best: list[Point] = []
-    for point in sorted(points, key=lambda point: (point.bits, point.perplexity_ratio)):
-        if not best or point.perplexity_ratio < best[-1].perplexity_ratio:
-            best.append(point)
-    return best
-
-
 def _draw(points: list[Point], title: str, outputs: Sequence[Path]) -> None:
     import matplotlib
 
@@ -124,7 +116,10 @@ def _draw(points: list[Point], title: str, outputs: Sequence[Path]) -> None:
     )
     left = axes[0][0]
     _scatter(left, [(p, 100 * (min(p.perplexity_ratio, _WORST_RATIO) - 1)) for p in points])
-    best = [p for p in frontier(points) if p.perplexity_ratio <= _WORST_RATIO]
+    best = frontier(
+        [p for p in points if p.perplexity_ratio <= _WORST_RATIO],
+        lambda p: (p.bits, p.perplexity_ratio),
+    )
     left.step(
         [p.bits for p in best],
         [100 * (p.perplexity_ratio - 1) for p in best],

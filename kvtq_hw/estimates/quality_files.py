@@ -88,7 +88,8 @@ def quality_of(code: str, results: Sequence[QualityResult]) -> dict[str, Any] | 
 
     Returns
     -------
-    dict with perplexity_ratio (to the unquantized model), bits_per_element, file and tag
+    dict with perplexity_ratio and kld (against the unquantized model), bits_per_element, file and
+    tag
     """
     for result in results:
         for row in result.content.rows:
@@ -97,6 +98,7 @@ def quality_of(code: str, results: Sequence[QualityResult]) -> dict[str, Any] | 
                     "tag": "measured",
                     "file": result.file,
                     "perplexity_ratio": row.perplexity_ratio,
+                    "kld": row.kld,
                     "bits_per_element": row.bits_per_element,
                 }
     return None

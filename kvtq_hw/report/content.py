@@ -66,22 +66,30 @@ class Table:
 
 @dataclass(frozen=True)
 class Series:
-    """A series of points under one name; `labels` are written beside the points."""
+    """A series of points under one name; `labels` are written beside the points.
+
+    `joined` makes a line without marks of the series in a plot of separate points.
+    """
 
     name: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     labels: tuple[str, ...] = ()
+    joined: bool = False
 
 
 @dataclass(frozen=True)
 class Plot:
     """A plot of series: points joined by lines or separate, or bars stacked on one another.
 
+    Parameters
+    ----------
+    reading : one sentence that says what the plot shows
+
     Raises
     ------
     ValueError
-        For an unknown tag, an empty command, or a plot without points.
+        For an unknown tag, an empty command, a plot without points or without a reading.
     """
 
     title: str
@@ -91,6 +99,7 @@ class Plot:
     x_label: str
     y_label: str
     series: tuple[Series, ...]
+    reading: str
     log_x: bool = False
     log_y: bool = False
 
@@ -98,6 +107,8 @@ class Plot:
         _check_origin(self.title, self.tag, self.command)
         if not any(series.x for series in self.series):
             raise ValueError(f"plot {self.title!r} has no points")
+        if not self.reading:
+            raise ValueError(f"plot {self.title!r} has no sentence that says what it shows")
 
 
 @dataclass(frozen=True)

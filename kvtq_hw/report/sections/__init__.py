@@ -16,6 +16,7 @@ from kvtq_hw.report.sections import (
     fpga,
     headline,
     multipliers,
+    pictures,
     power,
     quality,
     roofline,
@@ -32,6 +33,7 @@ __all__ = ["SECTIONS"]
 
 SECTIONS: dict[str, Callable[[Inputs], Section | None]] = {
     "verdict": verdict.build,
+    "pictures": pictures.build,
     "headline": headline.build,
     "comparison": comparison.build,
     "quality": quality.build,

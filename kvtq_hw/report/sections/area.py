@@ -60,6 +60,8 @@ def build(inputs: Inputs) -> Section:
                         tuple(name for name, _ in shown),
                     ),
                 ),
+                f"The longest bar, {shown[-1][0]}, has "
+                f"{100 * shown[-1][1].um2 / total.um2:.0f} % of the engine's cells.",
             ),
         ),
     )

@@ -60,6 +60,8 @@ def build(inputs: Inputs) -> Section:
                     )
                     for other in inputs.codes
                 ),
+                "The nearer to one, the fewer cycles go to anything but the lanes' work; short "
+                "contexts pay for loading queries and sending outputs.",
                 log_x=True,
             ),
         ),

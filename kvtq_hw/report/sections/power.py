@@ -82,6 +82,7 @@ def _variants(entry: Recorded) -> Table:
 def _plot(entry: Recorded) -> Plot:
     blocks = entry.data["variants"]["captured"]["blocks"]
     shown = sorted(blocks.items(), key=lambda item: item[1]["total_pj"])
+    total = entry.data["variants"]["captured"]["total"]["total_pj"]
     return Plot(
         f"Energy by block: {_title(entry)}",
         "projected",
@@ -97,4 +98,6 @@ def _plot(entry: Recorded) -> Plot:
                 tuple(name for name, _ in shown),
             ),
         ),
+        f"The longest bar, {shown[-1][0]}, has {100 * shown[-1][1]['total_pj'] / total:.0f} % of "
+        "the energy.",
     )

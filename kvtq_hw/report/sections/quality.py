@@ -56,6 +56,7 @@ def build(inputs: Inputs) -> Section:
                     "true bits per cached number",
                     "perplexity over unquantized",
                     series,
+                    "Lower left is better: fewer bits, and a text as likely as without rounding.",
                     log_x=True,
                 )
             )

@@ -32,6 +32,7 @@ class _Named(Schema):
 
 class _Quality(Schema):
     perplexity_ratio: PositiveFloat
+    kld: float
 
 
 class _NearMiss(Schema):
@@ -43,12 +44,14 @@ class _NearMiss(Schema):
 
 class _Engine(Schema):
     name: str
+    code: str
     lanes: PositiveInt
     key_planes: PositiveInt
     value_planes: PositiveInt
     um2: PositiveFloat
     lane_um2: _Number
     blocks: Annotated[dict[str, _Number], Field(min_length=1)]
+    cycles: PositiveInt
     effective_cycles: PositiveInt
     bytes: PositiveInt
     missed: _NearMiss | None

@@ -59,6 +59,8 @@ def build(inputs: Inputs) -> Section:
                 "bits of the memory port",
                 "tokens per 1000 cycles",
                 tuple(series),
+                "A line rises while the memory is the limit, and is flat from the width on with "
+                "which the lanes are.",
                 log_x=True,
                 log_y=True,
             ),

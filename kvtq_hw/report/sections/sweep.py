@@ -67,4 +67,5 @@ def _plot(entry: Recorded) -> Plot:
             )
             for code in dict.fromkeys(row["code"] for row in rows)
         ),
+        "Lower left is better: each point is a whole engine, and more lanes buy cycles with area.",
     )

@@ -20,22 +20,21 @@ from kvtq_hw.estimates.system_energy import (
 )
 from kvtq_hw.estimates.traffic import MEMORIES
 from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
+from kvtq_hw.report.sections.formats import TABLES, short_name
 from kvtq_hw.report.sections.recorded import Recorded, recorded
 
-__all__ = ["build"]
-
-#: Tables of digits by layer, in the folder `tables` of the results.
-_TABLES = ("smollm2-anchors-3.6.toml", "smollm2-anchors-2.7.toml")
+__all__ = ["SHOWN", "Entry", "all_entries", "build", "command_of", "energy_plot"]
 
 #: Context of the plots, and of the comparison of memories.
-_SHOWN = CONTEXTS[1]
+SHOWN = CONTEXTS[1]
 
 
 @dataclass(frozen=True)
-class _Entry:
+class Entry:
     """Energy of a format on an engine, and that of INT8 on as many lanes if there is any."""
 
     name: str
+    code: str
     measured: Measured
     energy: SystemEnergy
     int8: SystemEnergy | None
@@ -56,21 +55,17 @@ class _Entry:
 def build(inputs: Inputs) -> Section | None:
     """Make the tables of each model: the parts by context, and the ratio to INT8 by memory."""
     files = recorded(inputs.results, "power", inputs.config)
-    measured = measurements(entry.data for entry in files)
-    if not measured:
+    energies = all_entries(inputs)
+    if not energies:
         return None
-    folder = inputs.results / "tables"
-    code_tables = [CodeTable.load(folder / name) for name in _TABLES if (folder / name).is_file()]
-    command = f"kvtq-hw report --preset {inputs.config.name} --memory-pj {inputs.memory_pj:g}"
+    command = command_of(inputs)
     tables, plots = [], []
-    for system in SYSTEMS:
-        engines = nearest(measured, system)
-        entries = {tokens: _entries(system, tokens, engines, code_tables) for tokens in CONTEXTS}
+    for system, entries in energies.items():
         tables += [
             _parts(system, entries, inputs.memory_pj, command, files),
-            _by_memory(system, entries[_SHOWN], command),
+            _by_memory(system, entries[SHOWN], command),
         ]
-        plots.append(_plot(system, entries[_SHOWN], inputs.memory_pj, command))
+        plots.append(energy_plot(system, entries[SHOWN], inputs.memory_pj, command))
     return Section(
         "Energy of a token",
         "Attention of all layers and KV heads for one decoded token. The engine's energy is that "
@@ -78,18 +73,40 @@ def build(inputs: Inputs) -> Section | None:
         "every bit read or written times an energy per bit. Not counted: the blocks around the "
         "engine, leakage, wires and clock tree, the model's weights.",
         tuple(tables),
-        tuple(plots),
+        tuple(plots[1:]),  # the first model's is in the section of pictures
     )
+
+
+def command_of(inputs: Inputs) -> str:
+    """Return the command that gives the energies again."""
+    return f"kvtq-hw report --preset {inputs.config.name} --memory-pj {inputs.memory_pj:g}"
+
+
+def all_entries(inputs: Inputs) -> dict[System, dict[int, list[Entry]]]:
+    """Return the energies of every model at every context; none without a recorded attention."""
+    files = recorded(inputs.results, "power", inputs.config)
+    measured = measurements(entry.data for entry in files)
+    if not measured:
+        return {}
+    folder = inputs.results / "tables"
+    code_tables = [CodeTable.load(folder / name) for name in TABLES if (folder / name).is_file()]
+    return {
+        system: {
+            tokens: _entries(system, tokens, nearest(measured, system), code_tables)
+            for tokens in CONTEXTS
+        }
+        for system in SYSTEMS
+    }
 
 
 def _entries(
     system: System, tokens: int, engines: Sequence[Measured], code_tables: Sequence[CodeTable]
-) -> list[_Entry]:
+) -> list[Entry]:
     """Return all formats on all engines that read them, in the order of `candidates`."""
     # a ternary configuration if there is one: digits of codes are checked against its planes
     config = max((engine.config for engine in engines), key=lambda config: config.max_planes)
     rows = [
-        (candidate.name, engine, system_energy(system, tokens, candidate, engine))
+        (candidate, engine, system_energy(system, tokens, candidate, engine))
         for candidate in candidates(config, code_tables)
         for engine in engines
         if engine.config.cache_format == candidate.config.cache_format
@@ -100,13 +117,14 @@ def _entries(
         if engine.config.cache_format == "int8"
     }
     return [
-        _Entry(name, engine, energy, int8.get(engine.config.lanes)) for name, engine, energy in rows
+        Entry(candidate.name, candidate.code, engine, energy, int8.get(engine.config.lanes))
+        for candidate, engine, energy in rows
     ]
 
 
 def _parts(
     system: System,
-    entries: dict[int, list[_Entry]],
+    entries: dict[int, list[Entry]],
     memory_pj: float,
     command: str,
     files: Sequence[Recorded],
@@ -149,13 +167,13 @@ def _parts(
     )
 
 
-def _by_memory(system: System, entries: Sequence[_Entry], command: str) -> Table:
+def _by_memory(system: System, entries: Sequence[Entry], command: str) -> Table:
     energies = {"no KV memory": 0.0} | {
         f"{name}, {memory.picojoules_per_bit} pJ/bit": memory.picojoules_per_bit
         for name, memory in MEMORIES.items()
     }
     return Table(
-        f"Energy per token of {system.model}, INT8 = 1, by KV memory, {_SHOWN} tokens",
+        f"Energy per token of {system.model}, INT8 = 1, by KV memory, {SHOWN} tokens",
         "projected",
         command,
         ("format", "lanes", "planes per cycle", *energies),
@@ -164,22 +182,33 @@ def _by_memory(system: System, entries: Sequence[_Entry], command: str) -> Table
     )
 
 
-def _plot(system: System, entries: Sequence[_Entry], memory_pj: float, command: str) -> Plot:
+def energy_plot(system: System, entries: Sequence[Entry], memory_pj: float, command: str) -> Plot:
+    """Draw the parts of each format's energy at one context."""
     shown = entries[::-1]  # bars are drawn from below
-    labels = tuple("{}, {} lanes, {}".format(*entry.cells) for entry in shown)
+    labels = tuple(
+        f"{short_name(entry.name)}, {'{}/{}'.format(*entry.measured.planes)}"
+        if entry.measured.config.is_ternary
+        else entry.name
+        for entry in shown
+    )
+    shares = [entry.energy.kv_memory(memory_pj) / entry.energy.total(memory_pj) for entry in shown]
+    lanes = ", ".join(sorted({str(entry.measured.config.lanes) for entry in shown}))
     parts = {
         "engine": [entry.energy.engine for entry in shown],
         "on chip": [entry.energy.on_chip for entry in shown],
         "KV memory": [entry.energy.kv_memory(memory_pj) for entry in shown],
     }
     return Plot(
-        f"Energy per token of {system.model}, {_SHOWN} tokens",
+        f"Energy per token of {system.model}, {SHOWN:,} tokens, {memory_pj:g} pJ/bit, "
+        f"{lanes} lanes",
         "projected",
         command,
         "bar",
         "uJ per token",
         "",
         tuple(Series(name, tuple(x), (), labels) for name, x in parts.items()),
+        f"The KV memory takes {100 * min(shares):.0f} to {100 * max(shares):.0f} % of the energy, "
+        "so that a format's bits decide more than its arithmetic.",
     )
 
 

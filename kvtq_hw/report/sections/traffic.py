@@ -78,6 +78,8 @@ def build(inputs: Inputs) -> Section:
                     )
                     for index, name in enumerate(formats)
                 ),
+                "A line's height is what a decode step waits for where memory is the limit; "
+                "formats keep their distance at every context.",
                 log_x=True,
                 log_y=True,
             ),

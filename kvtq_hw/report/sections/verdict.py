@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from kvtq_hw.report.content import Inputs, Section, Table, Tag
+from kvtq_hw.report.sections.formats import RIVALS
 from kvtq_hw.report.sections.recorded import Recorded, recorded
 
 __all__ = ["build"]
-
-#: The integer formats to judge against: names of rows of `kvtq-hw compare`, with INT4 in the form
-#: whose quality is near the ternary codes', and variants of `kvtq-hw power`.
-_RIVALS = {"INT8": "int8", "INT4 conditioned": "int4"}
 
 #: Ratios this near to one are about the same; perplexities are told apart more finely.
 _SAME, _SAME_PERPLEXITY = 0.05, 0.005
@@ -59,7 +56,7 @@ def build(inputs: Inputs) -> Section | None:
     if not findings:
         return None
     columns = ["what", "where"]
-    for rival in _RIVALS:
+    for rival in RIVALS:
         columns += [f"{rival} = 1", f"than {rival}"]
     rows = []
     for finding in findings:
@@ -69,7 +66,7 @@ def build(inputs: Inputs) -> Section | None:
         rows.append((*row, finding.tag, finding.against))
     return Section(
         "Verdict",
-        " ".join(_sentence(rival, findings) for rival in _RIVALS)
+        " ".join(_sentence(rival, findings) for rival in RIVALS)
         + " Each line of the table says where that holds, and what speaks against it.",
         (
             Table(
@@ -95,7 +92,7 @@ def _of_comparison(entry: Recorded) -> Iterator[_Finding]:
         ours = next((row for row in rows if row["name"].startswith("ternary")), None)
         if ours is None:
             continue
-        rivals = {rival: by_name.get(rival) for rival in _RIVALS}
+        rivals = {rival: by_name.get(rival) for rival in RIVALS}
         where = f"{ours['name']}, {way.partition(':')[0]}, {tokens}"
         if way.startswith("equal memory"):
             speed = _ratios(rivals, ours, "effective_cycles")
@@ -173,7 +170,7 @@ def _of_attentions(entries: list[Recorded]) -> Iterator[_Finding]:
         # the integers' energy may be in the file of another engine's capture of the same attention
         same = [other.data["variants"] for other in entries if place(other) == place(entry)]
         ratios: dict[str, float | None] = {}
-        for rival, variant in _RIVALS.items():
+        for rival, variant in RIVALS.items():
             found = next((other[variant] for other in (variants, *same) if variant in other), None)
             ours = variants["captured"]["total"]["total_pj"]
             ratios[rival] = ours / found["total"]["total_pj"] if found else None

@@ -88,6 +88,8 @@ def build(inputs: Inputs) -> Section:
                 "layer",
                 "zero digits",
                 tuple(series),
+                "The higher a line, the fewer select gates switch in that layer; the highest is "
+                f"{max(series, key=lambda one: mean(one.y)).name}.",
             ),
         ),
     )
