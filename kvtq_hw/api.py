@@ -14,6 +14,7 @@ from kvtq_hw.contract.codes import DEFAULT_CODE, CacheCode, CodeTable, read_code
 from kvtq_hw.contract.config import EngineConfig, load_config
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.host.packages import check_packages
+from kvtq_hw.host.steps import show_steps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,8 +77,8 @@ def ternary_cache(
     config = language_model.fitted(None, [code], context or language_model.max_positions)
     with language_model.attending_with("sdpa"):
         file = None if calibration is None else Path(calibration)
-        with Console(stderr=True).status(f"Calibrating {name}, once: takes minutes"):
-            measured = load_or_calibrate(language_model, file)
+        with show_steps(Console(stderr=True))(f"Calibrating {name}, once") as on_progress:
+            measured = load_or_calibrate(language_model, file, on_progress)
         warn_of_losses(language_model, measured.conditioning(feedback=code.feedback), config, code)
     model.set_attn_implementation(ATTENTION)
     return make_cache(config, code, measured, GoldenBackend(), language_model.windows)

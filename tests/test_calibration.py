@@ -159,7 +159,7 @@ def test_a_text_that_is_too_short():
 
 
 def test_each_piece_of_a_text_begins_as_the_model_wants_it(monkeypatch):
-    monkeypatch.setattr(module, "_SEGMENT", 20)
+    monkeypatch.setattr(module, "SEGMENT", 20)
     language_model = with_beginning(tiny_model())
     pieces = module._tokenized(language_model, TEXT, 50)
     assert [len(piece) for piece in pieces] == [20, 20, 10]

@@ -7,7 +7,7 @@ describe which directions of a key's error change attention outputs, and which d
 value's error pass the output projection.
 
 The calibration text is never an evaluation text. Unless a text is given, the model writes the text
-itself (`golden.llm.sampling`). The result is kept in a safetensors file. The file's metadata name
+itself (`golden.llm.own_text`). The result is kept in a safetensors file. The file's metadata name
 the model, the hash of its weights and the tokens; the file is refused for any other model.
 """
 
@@ -35,6 +35,8 @@ from golden.learned_sinks import softmax
 from golden.llm.anchor_thresholds import HitCounts
 from golden.llm.channel_power import FIRST_TOKENS, ChannelPower
 from golden.llm.models import LanguageModel
+from golden.llm.own_text import kept_text
+from golden.llm.progress import OnProgress, Work, unseen
 from golden.llm.rotary_pairs import rotary_partners
 from golden.llm.sampling import sample_tokens
 from golden.llm.watching import LayerInputs, watched
@@ -45,14 +47,18 @@ from kvtq_hw.contract.files import Schema, validated
 from kvtq_hw.contract.folders import cache_folder
 
 __all__ = [
+    "DEFAULT_TOKENS",
+    "SEGMENT",
     "Calibration",
     "calibrate",
+    "is_calibrated",
     "load_calibration",
     "load_or_calibrate",
     "output_projection",
     "save_calibration",
 ]
 
+#: Tokens of a default calibration.
 DEFAULT_TOKENS = 4096
 _FORMAT = "kvtq-hw calibration 8"
 _WHAT = "calibration file"
@@ -76,8 +82,8 @@ _TENSORS = (
 KEY_DAMPING = 0.03
 VALUE_DAMPING = 0.03
 
-# Tokens per forward pass: the importance of queries takes memory quadratic in this number.
-_SEGMENT = 1024
+#: Tokens per forward pass: the importance of queries takes memory quadratic in this number.
+SEGMENT = 1024
 # Spare bits between the largest element seen in calibration and the largest 16-bit integer.
 _HEAD_ROOM = 1
 
@@ -159,13 +165,17 @@ class Calibration:
 
 
 def calibrate(
-    language_model: LanguageModel, text: str | None = None, tokens: int = DEFAULT_TOKENS
+    language_model: LanguageModel,
+    text: str | None = None,
+    tokens: int = DEFAULT_TOKENS,
+    progress: OnProgress = unseen,
 ) -> Calibration:
     """Measure keys and values of every layer over `tokens` tokens.
 
     Parameters
     ----------
-    text : text whose first `tokens` tokens are used; sampled from the model when None
+    text : text whose first `tokens` tokens are used; the model's own text when None
+    progress : takes the number of tokens done and of all; each is read twice, after it is written
 
     Raises
     ------
@@ -175,15 +185,18 @@ def calibrate(
     """
     language_model.check_supported()
     if text is None:
-        pieces = sample_tokens(language_model, tokens, _SEGMENT)
+        pieces = kept_text(language_model, tokens, SEGMENT)
     else:
         pieces = _tokenized(language_model, text, tokens)
-    powers = _measured_power(language_model, pieces)
+    work = Work(progress, (3 if pieces is None else 2) * tokens)
+    if pieces is None:
+        pieces = sample_tokens(language_model, tokens, SEGMENT, work=work)
+    powers = _measured_power(language_model, pieces, work)
     partners = rotary_partners(language_model)
     equalizers = [power.equalizer(of) for power, of in zip(powers, partners, strict=True)]
     pairs = zip(language_model.windows, equalizers, strict=True)
     layers = [_LayerStatistics(*pair) for pair in pairs]
-    _watch_all(language_model, pieces, layers)
+    _watch_all(language_model, pieces, layers, work)
     keys = [feedback_from_hessian(layer.key_hessian, KEY_DAMPING) for layer in layers]
     values = [feedback_from_hessian(layer.value_hessian, VALUE_DAMPING) for layer in layers]
     return Calibration(
@@ -213,7 +226,10 @@ class _Accumulator(Protocol):
 
 
 def _watch_all(
-    language_model: LanguageModel, pieces: list[Tensor], layers: Sequence[_Accumulator]
+    language_model: LanguageModel,
+    pieces: list[Tensor],
+    layers: Sequence[_Accumulator],
+    work: Work,
 ) -> None:
     """Run a model over the pieces of a text; each layer's accumulator gets what it computes."""
 
@@ -223,12 +239,15 @@ def _watch_all(
     with watched(language_model, add), torch.no_grad():
         for piece in pieces:
             language_model.model(language_model.placed(piece)[None], use_cache=False)
+            work.advance(len(piece))
 
 
-def _measured_power(language_model: LanguageModel, pieces: list[Tensor]) -> list[ChannelPower]:
+def _measured_power(
+    language_model: LanguageModel, pieces: list[Tensor], work: Work
+) -> list[ChannelPower]:
     """Measure each layer's channels; raise `UserError` where this cannot be done."""
     layers = [ChannelPower() for _ in range(language_model.layers)]
-    _watch_all(language_model, pieces, layers)
+    _watch_all(language_model, pieces, layers, work)
     for index, layer in enumerate(layers):
         if layer.tokens == 0:
             raise UserError(
@@ -244,7 +263,7 @@ def _measured_power(language_model: LanguageModel, pieces: list[Tensor]) -> list
 
 
 def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Tensor]:
-    """Return pieces of `_SEGMENT` tokens from the start of a text, `tokens` tokens in all.
+    """Return pieces of `SEGMENT` tokens from the start of a text, `tokens` tokens in all.
 
     A piece begins with the model's beginning-of-text token if it has one.
 
@@ -256,12 +275,12 @@ def _tokenized(language_model: LanguageModel, text: str, tokens: int) -> list[Te
     # a tokenizer gives at least one token per ten characters of English: no need to read all
     ids = language_model.tokenizer(text[: 10 * tokens + 1000], add_special_tokens=False).input_ids
     beginning = torch.tensor(language_model.beginning).long()
-    needed = tokens - len(beginning) * -(-tokens // _SEGMENT)
+    needed = tokens - len(beginning) * -(-tokens // SEGMENT)
     if len(ids) < needed:
         raise UserError(
             f"calibration text has {len(ids)} tokens; allowed are texts of at least {needed}"
         )
-    pieces = torch.tensor(ids[:needed]).split(_SEGMENT - len(beginning))
+    pieces = torch.tensor(ids[:needed]).split(SEGMENT - len(beginning))
     return [torch.cat([beginning, piece]) for piece in pieces]
 
 
@@ -442,7 +461,9 @@ def _expected(language_model: LanguageModel) -> dict[str, Expected]:
     }
 
 
-def load_or_calibrate(language_model: LanguageModel, file: Path | None = None) -> Calibration:
+def load_or_calibrate(
+    language_model: LanguageModel, file: Path | None = None, progress: OnProgress = unseen
+) -> Calibration:
     """Return a model's calibration: the default one, or that of a file.
 
     The default one is measured once and kept in the user's cache folder.
@@ -450,6 +471,7 @@ def load_or_calibrate(language_model: LanguageModel, file: Path | None = None) -
     Parameters
     ----------
     file : file of `kvtq-hw calibrate`; None for the default calibration
+    progress : as `calibrate` takes it
 
     Raises
     ------
@@ -458,18 +480,27 @@ def load_or_calibrate(language_model: LanguageModel, file: Path | None = None) -
     """
     if file is not None:
         return load_calibration(file, language_model)
-    folder = cache_folder() / "calibration"
-    begun = "-begun" if language_model.beginning else ""
-    name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}{begun}"
-    path = folder / f"{name}.safetensors"
+    path = _kept_file(language_model)
     if path.is_file():
         try:
             return load_calibration(path, language_model)
         except UserError as error:
             warn(f"{error}; the model is calibrated again")
-    calibration = calibrate(language_model, None, DEFAULT_TOKENS)
+    calibration = calibrate(language_model, None, DEFAULT_TOKENS, progress)
     try:
         save_calibration(calibration, path)
     except UserError as error:
         warn(f"{error}; the next command calibrates again")
     return calibration
+
+
+def is_calibrated(language_model: LanguageModel) -> bool:
+    """Return whether the user's cache folder has the default calibration of a model."""
+    return _kept_file(language_model).is_file()
+
+
+def _kept_file(language_model: LanguageModel) -> Path:
+    """Return where the default calibration of a model is kept."""
+    begun = "-begun" if language_model.beginning else ""
+    name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}{begun}"
+    return cache_folder() / "calibration" / f"{name}.safetensors"

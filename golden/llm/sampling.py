@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from golden.llm.models import LanguageModel
+from golden.llm.progress import Work
 from kvtq_hw.contract.errors import UserError
 
 __all__ = ["sample_tokens"]
 
 
 def sample_tokens(
-    language_model: LanguageModel, tokens: int, length: int, seed: int = 0
+    language_model: LanguageModel,
+    tokens: int,
+    length: int,
+    seed: int = 0,
+    work: Work | None = None,
 ) -> list[Tensor]:
     """Sample sequences of `length` tokens from a model, each from its first token.
 
@@ -30,6 +35,7 @@ def sample_tokens(
     ----------
     tokens : total number of tokens; the last sequence may be shorter
     length : tokens per sequence, limited to the model's positions
+    work : advances by `tokens` in all
 
     Returns
     -------
@@ -62,6 +68,9 @@ def sample_tokens(
             probabilities = logits.softmax(-1)
             newest = torch.multinomial(probabilities, 1, generator=generator)
             columns.append(newest)
+            if work is not None:
+                sampled = tokens * len(columns) // length
+                work.advance(sampled - tokens * (len(columns) - 1) // length)
     sequences = list(torch.cat(columns, 1))
     sequences[-1] = sequences[-1][: tokens - (rows - 1) * length]
     return sequences

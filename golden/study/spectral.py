@@ -33,7 +33,7 @@ from golden.hadamard import hadamard
 from golden.learned_sinks import softmax
 from golden.llm import calibration
 from golden.llm.models import LanguageModel
-from golden.llm.sampling import sample_tokens
+from golden.llm.own_text import own_text
 from golden.llm.watching import LayerInputs, watched
 from golden.tensors import Expected, read_metadata, read_tensors, write_tensors
 from kvtq_hw.contract.errors import UserError, warn
@@ -50,8 +50,6 @@ __all__ = [
 
 _FORMAT = "kvtq-hw spectral rotations 1"
 _WHAT = "rotation file"
-# Tokens per forward pass; attention weights take memory quadratic in this number.
-_SEGMENT = 1024
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def fit(language_model: LanguageModel, tokens: int | None = None) -> SpectralRot
         model is not finite.
     """
     language_model.check_supported()
-    pieces = sample_tokens(language_model, tokens or calibration.DEFAULT_TOKENS, _SEGMENT)
+    pieces = own_text(language_model, tokens or calibration.DEFAULT_TOKENS, calibration.SEGMENT)
     windows = language_model.windows
     dim = language_model.head_dim
     moments = torch.zeros((2, len(windows), language_model.kv_heads, dim, dim), dtype=torch.float64)

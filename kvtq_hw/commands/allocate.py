@@ -26,6 +26,7 @@ from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import write_text
+from kvtq_hw.host.steps import show_steps
 
 __all__ = ["command"]
 
@@ -99,7 +100,8 @@ def command(
     else:
         budget = cycles_budget(config, code, model.windows, model.kv_heads, cycles or 0, context)
     console = Console()
-    calibration = load_or_calibrate(model)
+    with show_steps(console)("Calibrating") as on_progress:
+        calibration = load_or_calibrate(model, None, on_progress)
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("measuring sensitivity", total=tokens)

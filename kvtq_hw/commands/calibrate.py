@@ -20,6 +20,7 @@ from kvtq_hw.commands.frame.options import (
 )
 from kvtq_hw.contract.codes import DEFAULT_CODE
 from kvtq_hw.contract.files import read_text
+from kvtq_hw.host.steps import show_steps
 
 __all__ = ["command"]
 
@@ -63,10 +64,12 @@ def command(
 
     text = None if text_file is None else read_text(text_file, "text")
     console = Console()
-    with console.status(f"Calibrating model {model_name}"):
+    step = show_steps(console)
+    with step(f"Loading model {model_name}"):
         language_model = load_model(model_name, device=device, dtype=dtype)
         config = language_model.fitted(None, [DEFAULT_CODE], 1)
-        calibration = calibrate(language_model, text, tokens)
+    with step(f"Calibrating model {model_name}") as on_progress:
+        calibration = calibrate(language_model, text, tokens, on_progress)
     save_calibration(calibration, output)
     layers, kv_heads, dim = calibration.key_centres.shape
     console.print(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import click
+from rich.console import Console
 
 from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
@@ -18,6 +19,7 @@ from kvtq_hw.commands.frame.session import load_session
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
+from kvtq_hw.host.steps import show_steps
 
 __all__ = ["command"]
 
@@ -75,7 +77,8 @@ def command(
         for number in chosen:
             if not 0 <= number < count:
                 raise UserError(f"{name}: {number} is not allowed; must be 0..{count - 1}")
-    loaded = load_session(model, code, needed_context(model, prompt, new_tokens), preset=preset)
+    context = needed_context(model, prompt, new_tokens)
+    loaded = load_session(model, code, context, preset=preset, step=show_steps(Console()))
     backend = CaptureBackend(layers, heads, steps)
     session = replace(loaded, backend=backend)
     cache = session.new_cache()

@@ -39,6 +39,7 @@ from kvtq_hw.commands.frame.session import BACKENDS, Session, load_session, on_g
 from kvtq_hw.contract.codes import SCALE_CHOICES, CacheCode, CodeTable, ScaleChoice
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
+from kvtq_hw.host.steps import show_steps
 
 if TYPE_CHECKING:
     from golden.cache.ternary_cache import TernaryCache
@@ -244,7 +245,8 @@ def command(
     console = Console()
     report, failure = DecodeReport(backend=backend, model=model_name, prompt=prompt), None
     screen = partial(_Screen, console, prompt, max_new_tokens)
-    with console.status(f"Loading model {model_name}"):
+    step = show_steps(console)
+    with step(f"Loading model {model_name}"):
         model = load_model(model_name, ternary=backend != UNQUANTIZED)
     if backend == UNQUANTIZED:
         with screen("decoding") as shown:
@@ -257,14 +259,25 @@ def command(
             preset=preset,
             calibration_file=calibration_file,
             tables=backend == "rtl",
-            status=console.status,
+            ahead=_builder(backend, check),
+            step=step,
         )
-        with BACKENDS[backend](loaded, check, console.status) as session:
+        with BACKENDS[backend](loaded, check, step) as session:
             failure = _decode(session, report, screen)
     console.print(report.table())
     write_json(json_file, asdict(report))
     if failure is not None:
         raise UserError(failure)
+
+
+def _builder(backend: str, check: bool) -> Callable[[EngineConfig], None] | None:
+    """Return what begins to build the design of a backend; None if it has none."""
+    block = {"rtl": "accelerator", "engine": "engine"}.get(backend)
+    if block is None:
+        return None
+    from kvtq_hw.commands.frame.build_ahead import build_ahead
+
+    return partial(build_ahead, block, quick=block == "accelerator" and not check)
 
 
 def _decode(session: Session, report: DecodeReport, screen: Callable[..., _Screen]) -> str | None:

@@ -41,6 +41,7 @@ from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import read_text, write_text
 from kvtq_hw.contract.folders import cache_folder
+from kvtq_hw.host.steps import ShowStep, show_steps
 
 if TYPE_CHECKING:
     from golden.llm.models import LanguageModel
@@ -136,19 +137,20 @@ def command(
             f"--needle: {haystacks} is not allowed; must be at most --segments, {segments}"
         )
     console = Console()
+    step = show_steps(console)
     codes = list(dict.fromkeys(codes))
     ternary = [ternary_code(code) for code in codes if is_ternary(code)]
     text = documentation_text() if text_file is None else read_text(text_file, "text")
     place = ModelPlace(model_name, bool(ternary), device, dtype)
     with _spread(scheduler, place) as spread:
-        with console.status(f"Loading model {model_name}"):
+        with step(f"Loading model {model_name}"):
             model = place.load()
         if ternary:
             config = model.fitted(preset, ternary, context)
         else:
             config = preset or model.engine_config(context)
         pieces = cut_segments(model, text, context, segments)
-        formats = _formats(codes, model, config, attention)
+        formats = _formats(codes, model, config, attention, step)
         with _EvaluationBar(console) as bar:
             evaluation = Evaluation(model, pieces, haystacks, cache_folder(), bar, spread)
             rows = evaluation.measure(formats)
@@ -195,7 +197,11 @@ def _print_saturated(rows: list[EvalRow]) -> None:
 
 
 def _formats(
-    codes: Sequence[str], model: LanguageModel, config: EngineConfig, attention: str
+    codes: Sequence[str],
+    model: LanguageModel,
+    config: EngineConfig,
+    attention: str,
+    step: ShowStep,
 ) -> dict[str, CacheFormat | None]:
     """Return the format of each spelled code, None for the model's own cache.
 
@@ -204,17 +210,23 @@ def _formats(
     Parameters
     ----------
     attention : attention of ternary codes, "integer" or "float"
+    step : shows the calibration
     """
     from golden.attend.backends import GoldenBackend
     from golden.attend.single_precision import SinglePrecisionBackend
-    from golden.llm.calibration import load_or_calibrate
+    from golden.llm.calibration import Calibration, load_or_calibrate
     from golden.study.catalog import TernaryFormat, parse_format
     from golden.study.coding_warnings import warn_of_losses
     from golden.study.formats import FormatInputs
     from kvtq_hw.commands.frame.measuring import UNQUANTIZED
 
+    @cache
+    def calibration() -> Calibration:
+        with step("Calibrating") as on_progress:
+            return load_or_calibrate(model, None, on_progress)
+
     backend = GoldenBackend() if attention == "integer" else SinglePrecisionBackend()
-    inputs = FormatInputs(model, config, cache(lambda: load_or_calibrate(model)))
+    inputs = FormatInputs(model, config, calibration)
     formats = {
         code: None if code == UNQUANTIZED else parse_format(code, inputs, backend) for code in codes
     }

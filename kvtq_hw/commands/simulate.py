@@ -8,6 +8,7 @@ import click
 
 from kvtq_hw.commands.frame.options import OutputFolder, preset_option
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.host.steps import show_steps
 from kvtq_hw.host.toolchain import SIMULATORS
 
 __all__ = ["command"]
@@ -65,13 +66,14 @@ def command(
     for block in blocks:
         check_block(block)
     console = Console()
+    step = show_steps(console)
     table = Table(title=f"{config.name} on {simulator}, seed {seed}")
     table.add_column("block")
     for column in ("tests", "passed", "failed", "seconds"):
         table.add_column(column, justify="right")
     results = []
     for block in blocks or blocks_of(config):
-        with console.status(f"{block} on {simulator}"):
+        with step(f"{block} on {simulator}"):
             result = run_bench(
                 block,
                 config,

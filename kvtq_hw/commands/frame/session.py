@@ -12,7 +12,6 @@ Functions import modules of the distribution's extras only when they need them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, Self
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol, Self
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.cycle_model import code_bound
+from kvtq_hw.host.steps import ShowStep, silent
 
 if TYPE_CHECKING:
     from golden.attend.backends import CheckedBackend, MeasuredBackend
@@ -35,7 +35,6 @@ __all__ = [
     "Hardware",
     "PutOn",
     "Session",
-    "Status",
     "load_session",
     "on_accelerator",
     "on_engine",
@@ -45,9 +44,6 @@ __all__ = [
 
 #: Folder for the inputs of an attention in which hardware and golden model differ.
 _MISMATCHES = Path("build/mismatch")
-
-Status = Callable[[str], AbstractContextManager[object]]
-"""Shows a message while a block runs, as `rich.console.Console.status` does."""
 
 
 class Hardware(Protocol):
@@ -148,12 +144,10 @@ class Session:
 class PutOn(Protocol):
     """Moves a session to another backend; returns an open session, to be closed by the caller."""
 
-    def __call__(
-        self, session: Session, check: bool = False, status: Status = nullcontext
-    ) -> Session:
+    def __call__(self, session: Session, check: bool = False, step: ShowStep = silent) -> Session:
         """Move a session to this backend.
 
-        `check` compares outputs with the golden model; `status` shows the build of a simulator.
+        `check` compares outputs with the golden model; `step` shows the build of a simulator.
         """
         ...
 
@@ -166,7 +160,8 @@ def load_session(
     preset: EngineConfig | None = None,
     calibration_file: Path | None = None,
     tables: bool = False,
-    status: Status = nullcontext,
+    ahead: Callable[[EngineConfig], None] | None = None,
+    step: ShowStep = silent,
 ) -> Session:
     """Make a session on the golden model: fit a configuration to the model, calibrate the model.
 
@@ -178,7 +173,8 @@ def load_session(
     preset : configuration to use; None for a configuration fitted to the model
     calibration_file : file of `kvtq-hw calibrate`; None to calibrate once and keep the result
     tables : whether the chip must have the head constants of all heads, as for `on_accelerator`
-    status : shows the calibration
+    ahead : called with the configuration before a calibration that takes long
+    step : shows the calibration
 
     Raises
     ------
@@ -186,17 +182,19 @@ def load_session(
         When the configuration does not fit the model, or the file is no calibration of this model.
     """
     from golden.attend.backends import GoldenBackend
-    from golden.llm.calibration import load_or_calibrate
+    from golden.llm.calibration import is_calibrated, load_or_calibrate
     from golden.study.coding_warnings import warn_of_losses
 
     config = model.fitted(preset, [code], context, tables=tables)
-    with status("Calibrating"):
-        calibration = load_or_calibrate(model, calibration_file)
+    if ahead is not None and calibration_file is None and not is_calibrated(model):
+        ahead(config)
+    with step("Calibrating") as on_progress:
+        calibration = load_or_calibrate(model, calibration_file, on_progress)
     warn_of_losses(model, calibration.conditioning(feedback=code.feedback), config, code)
     return Session(model, config, code, calibration, GoldenBackend())
 
 
-def on_golden(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
+def on_golden(session: Session, check: bool = False, step: ShowStep = silent) -> Session:
     """Move the session to the integer golden model alone, where there is nothing to check."""
     from golden.attend.backends import GoldenBackend
 
@@ -205,7 +203,7 @@ def on_golden(session: Session, check: bool = False, status: Status = nullcontex
     )
 
 
-def on_float(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
+def on_float(session: Session, check: bool = False, step: ShowStep = silent) -> Session:
     """Move the session to float64 attention, and measure the golden model's distance to it."""
     from golden.attend.backends import FloatBackend, GoldenBackend, MeasuredBackend
 
@@ -213,18 +211,18 @@ def on_float(session: Session, check: bool = False, status: Status = nullcontext
     return replace(on_golden(session), backend=measured, measured=measured)
 
 
-def on_engine(session: Session, check: bool = False, status: Status = nullcontext) -> Session:
+def on_engine(session: Session, check: bool = False, step: ShowStep = silent) -> Session:
     """Move the session's decode steps to the verilated engine; prefill is on the golden model.
 
     Parameters
     ----------
     check : compare every output with the golden model
-    status : shows that the simulator is being built
+    step : shows that the simulator is being built
     """
     from golden.attend.backends import GoldenBackend, SplitBackend
     from sim.backends.engine import EngineBackend
 
-    with status("Building the verilated engine"):
+    with step("Building the verilated engine"):
         engine = EngineBackend(session.config)
     checked = _checked(engine) if check else None
     backend = SplitBackend(prefill=GoldenBackend(), decode=checked or engine)
@@ -234,7 +232,7 @@ def on_engine(session: Session, check: bool = False, status: Status = nullcontex
 def on_accelerator(
     session: Session,
     check: bool = False,
-    status: Status = nullcontext,
+    step: ShowStep = silent,
     accelerators: int | None = None,
 ) -> Session:
     """Move the session's decode steps and cache to the verilated accelerator.
@@ -246,7 +244,7 @@ def on_accelerator(
     ----------
     check : compare every output with the golden model, and make the memory comparable; the
         simulation is then of the generated Verilog itself, else of a text that simulates quicker
-    status : shows that the simulator is being built
+    step : shows that the simulator is being built
     accelerators : number that are simulated side by side, each for its share of the KV heads; one
         is what a chip has, and its cycles are counted. When None, one with a check or on a single
         processor, else one per KV head
@@ -264,7 +262,7 @@ def on_accelerator(
     model, codes = session.model, session.code.for_layers(session.model.windows)
     if accelerators is None:
         accelerators = 1 if check or processors() == 1 else model.kv_heads
-    with status("Building the verilated accelerator"):
+    with step("Building the verilated accelerator"):
         conditioning = session.calibration.conditioning(feedback=session.code.feedback)
         accelerator = AcceleratorBackend(
             session.config,
