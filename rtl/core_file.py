@@ -22,6 +22,9 @@ filesets:
   waivers:
     files: [{top}.vlt]
     file_type: vlt
+  constraints:
+    files: [{top}.sdc]
+    file_type: SDC
 """
 _TESTBENCH = """  testbench:
     files:
@@ -47,7 +50,7 @@ targets:
       tool: yosys
       arch: ecp5
       output_format: json
-    filesets: [rtl]
+    filesets: [rtl, constraints]
     toplevel: {top}
 """
 _SIMULATION = """  sim:
@@ -61,7 +64,7 @@ _SIMULATION = """  sim:
 
 
 def core_file(top: str, config: EngineConfig, testbench: Sequence[str] = ()) -> str:
-    """Return the core file of a top module, beside whose Verilog and waivers it lies.
+    """Return the core file of a top module, beside whose Verilog, waivers and constraints it lies.
 
     The targets are ``lint`` (Verilator), ``synth`` (Yosys, for ECP5) and, with a testbench, ``sim``
     (Icarus Verilog).

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from pyslang.driver import Driver as Slang
 
 from kvtq_hw.contract.config import load_config
 from kvtq_hw.contract.registers import (
@@ -18,6 +19,7 @@ from kvtq_hw.contract.registers import (
     c_header,
     markdown,
     register_map,
+    uvm_package,
 )
 from rtl.control import descriptor_layout
 from sim.host.driver import Driver, descriptor_words
@@ -87,6 +89,84 @@ def test_c_header_is_in_step(tmp_path):
     assert defined == {name for name in names if not name.startswith("KVTQ_JOB_")} | {
         name for name in names if name.startswith("KVTQ_JOB_FLAGS")
     }
+
+
+#: As much of UVM as a model of registers uses.
+UVM = """
+package uvm_pkg;
+  typedef enum { UVM_NO_COVERAGE } uvm_coverage_model_e;
+  typedef enum { UVM_LITTLE_ENDIAN, UVM_NO_ENDIAN } uvm_endianness_e;
+  typedef class uvm_reg_block;
+  class uvm_reg;
+    function new(string name, int unsigned n_bits, int has_coverage); endfunction
+    function void configure(uvm_reg_block parent); endfunction
+  endclass
+  class uvm_reg_field;
+    function new(string name); endfunction
+    function void configure(uvm_reg parent, int unsigned size, int unsigned lsb, string access,
+        bit volatile_, bit [63:0] reset, bit has_reset, bit is_rand, bit accessible);
+    endfunction
+  endclass
+  class uvm_reg_map;
+    function void add_reg(uvm_reg register, bit [63:0] offset); endfunction
+  endclass
+  class uvm_reg_block;
+    uvm_reg_map default_map;
+    function new(string name = ""); endfunction
+    function uvm_reg_map create_map(string name, bit [63:0] base, int unsigned n_bytes,
+        uvm_endianness_e endian);
+      create_map = new;
+    endfunction
+  endclass
+endpackage
+"""
+
+
+def test_uvm_package_compiles(tmp_path):
+    """With slang, on the interface of UVM's register layer."""
+    (tmp_path / "uvm_pkg.sv").write_text(UVM)
+    (tmp_path / "uvm_macros.svh").write_text("")
+    model = uvm_package("registers_pkg")
+    for text, clean in ((model, True), (model.replace("this.magic", "this.magics"), False)):
+        (tmp_path / "registers_pkg.sv").write_text(text)
+        slang = Slang()
+        slang.addStandardArgs()
+        files = f"{tmp_path}/uvm_pkg.sv {tmp_path}/registers_pkg.sv"
+        assert slang.parseCommandLine(f"slang -I{tmp_path} {files}")
+        assert slang.processOptions() and slang.parseAllSources()
+        found = slang.createCompilation().getAllDiagnostics()
+        assert (not any(said.isError() for said in found)) is clean
+
+
+def test_uvm_package_is_in_step():
+    """Classes are named after registers; addresses, widths, access and reset are the map's."""
+    text = uvm_package("registers_pkg")
+    assert re.findall(r"^(?:end)?package:? (\w+)", text, re.MULTILINE) == ["registers_pkg"] * 2
+    places = re.findall(r"add_reg\(this\.(\w+)(\[i0\])?, 'h(\w+)(?: \+ i0\*'h4)?\);", text)
+    assert [(name, int(at, 16), bool(many)) for name, many, at in places] == [
+        (name + "_" * (name == "table"), register.address, register.is_array)
+        for name, register in REGISTERS.items()
+    ]
+    arrays = dict(re.findall(r"rand kvtq__\w+ (\w+)\[(\d+)\];", text))
+    assert arrays == {n: str(r.count) for n, r in REGISTERS.items() if r.is_array}
+    access = {Kind.STORED: "RW", Kind.PULSE: "WO", Kind.EVENT: "W1C"}
+    classes = re.findall(r"class kvtq__(\w+) extends uvm_reg;(.*?)endclass", text, re.DOTALL)
+    assert [name for name, _ in classes] == list(REGISTERS)
+    for name, body in classes:
+        fields = re.findall(
+            r"this\.(\w+)\.configure\(this, (\d+), (\d+), \"(\w+)\", [01], 'h(\w+), ([01]),", body
+        )
+        assert [(f, int(w), int(at), how, int(r, 16), has) for f, w, at, how, r, has in fields] == [
+            (
+                field.name,
+                field.width,
+                field.low,
+                access.get(field.kind, "RO"),
+                field.reset,
+                "0" if field.kind is Kind.INPUT else "1",
+            )
+            for field in REGISTERS[name].fields
+        ]
 
 
 def test_statuses_are_in_step():

@@ -267,13 +267,15 @@ def test_generate_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     arguments = ["generate", "--preset", "tiny", "-o"]
     assert run([*arguments, str(tmp_path / "one")]) == 0
     assert run([*arguments, str(tmp_path / "two")]) == 0
-    endings = ("v", "json", "vlt", "core")
-    software = ("kvtq_registers.h", "kvtq_driver.h", "kvtq_driver.c")
+    endings = ("v", "json", "vlt", "sdc", "core")
     tops = {
-        block: [*(f"kvtq_tiny_{block}.{ending}" for ending in endings), *software]
+        block: [f"kvtq_tiny_{block}.{ending}" for ending in endings]
         for block in ("accelerator", "engine")
     }
-    names = [*tops["accelerator"], *tops["engine"][: len(endings)]]
+    tops["accelerator"].append("kvtq_tiny_accelerator.xml")
+    tops["accelerator"] += [f"kvtq_registers{end}" for end in (".rdl", "_pkg.sv", ".h")]
+    tops["accelerator"] += ["kvtq_driver.h", "kvtq_driver.c"]
+    names = [*tops["accelerator"], *tops["engine"]]
     lines = capsys.readouterr().out.splitlines()
     assert lines == [str(tmp_path / folder / name) for folder in ("one", "two") for name in names]
     for name in names:

@@ -1,4 +1,4 @@
-"""Write Verilog with manifests, waivers and core files; a driver in C; a testbench in Verilog."""
+"""Write Verilog with what belongs to a core: manifests, constraints, register models, a driver."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ def generate(
     initial_values: bool = True,
     testbench: Path | int | None = None,
 ) -> list[Path]:
-    """Write accelerator and engine (``.v``, ``.json``, ``.vlt``, ``.core``), and the driver in C.
+    """Write accelerator and engine (``.v``, ``.json``, ``.vlt``, ``.sdc``, ``.core``) and the rest.
 
-    The same configuration gives the same bytes.
+    The rest is the accelerator's: IP-XACT (``.xml``), the register map as models for UVM and C, and
+    the driver in C. The same configuration gives the same bytes.
 
     Parameters
     ----------
@@ -44,31 +45,52 @@ def generate(
         When the folder cannot be written, the prefix begins no name in Verilog, or the captured
         attention cannot be read or is of another configuration.
     """
-    from kvtq_hw.contract.registers import c_header
     from rtl.blocks import create_block, emit_block, module_name, prefix_of
+    from rtl.constraints import timing_constraints
     from rtl.core_file import core_file
+    from rtl.ipxact import ipxact_component
     from rtl.manifest import manifest
     from rtl.verilog import lint_waivers
-    from sim.host.c_driver import c_driver
 
     check_folder(folder, "output")
     prefix = prefix_of(config) if prefix is None else prefix
     blocks = {name: create_block(name, config) for name in ("accelerator", "engine")}
     bench = {} if testbench is None else _testbench(config, testbench, prefix, reset)
-    software = {"kvtq_registers.h": c_header(), **c_driver()}
+    of_registers = _register_files()
     texts: dict[str, str] = {}
     for block, component in blocks.items():
         top = module_name(block, prefix)
-        files = [f"{top}.v", f"{top}.json", f"{top}.vlt", f"{top}.core", *software]
+        files = [f"{top}.{ending}" for ending in ("v", "json", "vlt", "sdc", "core")]
+        if block == "accelerator":
+            files += [f"{top}.xml", *of_registers]
         description = manifest(component, top, config, files, reset)
-        verilog = emit_block(block, config, prefix, reset=reset, initial_values=initial_values)
-        core = core_file(top, config, list(bench) if block == "accelerator" else ())
-        of_block = verilog, json_text(description), lint_waivers(), core, *software.values()
-        texts |= dict(zip(files, of_block, strict=True))
+        texts[f"{top}.v"] = emit_block(
+            block, config, prefix, reset=reset, initial_values=initial_values
+        )
+        texts[f"{top}.json"] = json_text(description)
+        texts[f"{top}.vlt"] = lint_waivers()
+        texts[f"{top}.sdc"] = timing_constraints(description)
+        texts[f"{top}.core"] = core_file(top, config, list(bench) if block == "accelerator" else ())
+        if block == "accelerator":
+            texts[f"{top}.xml"] = ipxact_component(description)
+            texts |= of_registers
     texts |= bench
     for name, text in texts.items():
         write_text(folder / name, text, "output")
     return [folder / name for name in texts]
+
+
+def _register_files() -> dict[str, str]:
+    """Return the texts of the register map, its models, and the driver."""
+    from kvtq_hw.contract.registers import c_header, rdl_text, uvm_package
+    from sim.host.c_driver import c_driver
+
+    return {
+        "kvtq_registers.rdl": rdl_text(),
+        "kvtq_registers_pkg.sv": uvm_package("kvtq_registers_pkg"),
+        "kvtq_registers.h": c_header(),
+        **c_driver(),
+    }
 
 
 def _testbench(
@@ -136,7 +158,7 @@ def command(
     testbench: str | None,
     seed: int | None,
 ) -> None:
-    """Write Verilog with manifests, lint waivers and core files, a driver in C, and a testbench.
+    """Write Verilog and what belongs to a core: manifest, constraints, register models, a driver.
 
     The accelerator is the whole of it, behind AXI ports; the engine is its attention core alone.
 
@@ -144,8 +166,12 @@ def command(
     PREFIX_accelerator.v     Verilog-2005, the whole hierarchy in one file
     PREFIX_accelerator.json  ports, payload fields, widths, latencies
     PREFIX_accelerator.vlt   waivers for verilator --lint-only -Wall, each with its reason
+    PREFIX_accelerator.sdc   timing constraints, a template: clock and delays are variables
     PREFIX_accelerator.core  targets lint, synth and, with a testbench, sim for FuseSoC
-    PREFIX_engine.*          the same of the engine
+    PREFIX_accelerator.xml   IP-XACT: ports, bus interfaces, registers, files
+    PREFIX_engine.*          the same of the engine, without IP-XACT
+    kvtq_registers.rdl       the registers in SystemRDL, the source of the next two
+    kvtq_registers_pkg.sv    model of the registers for UVM
     kvtq_registers.h         addresses and fields of the registers, for C
     kvtq_driver.h, .c        driver in freestanding C11; the header says how it is used
 

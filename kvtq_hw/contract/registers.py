@@ -1,8 +1,8 @@
-"""The accelerator's register map: reads registers.rdl (SystemRDL 2.0), writes C and Markdown.
+"""The accelerator's register map: reads registers.rdl (SystemRDL 2.0), writes C, Markdown and UVM.
 
-Hardware (`rtl.control`), driver (`sim.host.driver`), the C header and docs/registers.md all come
-from registers.rdl. Other tools for SystemRDL (PeakRDL's UVM models, IP-XACT, ...) read the same
-file.
+Hardware (`rtl.control`), driver (`sim.host.driver`), the C header, docs/registers.md, the register
+model for UVM and the memory map of IP-XACT (`rtl.ipxact`) all come from registers.rdl. PeakRDL's
+exporters write UVM and IP-XACT. C and Markdown are our own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from functools import cache
 from importlib import resources
 
 from systemrdl import RDLCompiler
-from systemrdl.node import AddrmapNode, FieldNode, RegNode
+from systemrdl.node import AddrmapNode, FieldNode, Node, RegNode
+
+from kvtq_hw.contract.files import read_text, scratch_folder
 
 __all__ = [
     "ADDRESS_BITS",
@@ -25,8 +27,15 @@ __all__ = [
     "Register",
     "c_header",
     "markdown",
+    "rdl_text",
     "register_map",
+    "register_tree",
+    "uvm_package",
 ]
+
+_SOURCE = resources.files("kvtq_hw.contract") / "registers.rdl"
+
+_KEYWORDS = ("table",)  # names of registers that SystemVerilog has other uses for
 
 #: Bits of a byte address in the map.
 ADDRESS_BITS = 10
@@ -116,13 +125,14 @@ class Register:
 @cache
 def register_map() -> Mapping[str, Register]:
     """Return all registers by name, in the order of their addresses."""
-    return {node.inst_name: _register(node) for node in _top().registers(unroll=False)}
+    return {node.inst_name: _register(node) for node in register_tree().registers(unroll=False)}
 
 
 @cache
-def _top() -> AddrmapNode:
+def register_tree() -> AddrmapNode:
+    """Return the map as systemrdl-compiler has it: what PeakRDL's exporters take."""
     compiler = RDLCompiler()
-    with resources.as_file(resources.files("kvtq_hw.contract") / "registers.rdl") as path:
+    with resources.as_file(_SOURCE) as path:
         compiler.compile_file(str(path))
     return compiler.elaborate().top
 
@@ -163,6 +173,30 @@ def _description(node: AddrmapNode | RegNode | FieldNode) -> str:
     return " ".join((node.get_property("desc") or "").split())
 
 
+def rdl_text() -> str:
+    """Return the text of registers.rdl."""
+    return _SOURCE.read_text("utf-8")
+
+
+def uvm_package(name: str) -> str:
+    """Return a SystemVerilog package of this name: the map as a `uvm_reg_block` called ``kvtq``.
+
+    A register whose name is a keyword of SystemVerilog has a ``_`` behind its name: ``table_``.
+    """
+    from peakrdl_uvm import UVMExporter
+
+    class Exporter(UVMExporter):
+        def _get_inst_name(self, node: Node) -> str:
+            return node.inst_name + ("_" if node.inst_name in _KEYWORDS else "")
+
+    with scratch_folder() as folder:
+        path = folder / f"{name}.sv"
+        Exporter().export(register_tree(), str(path))
+        return read_text(path, "package")
+
+
+# PeakRDL's header has a packed structure, and neither addresses nor statuses: our driver reaches
+# registers by address, over any bus.
 def c_header() -> str:
     """Return a C header with the map's addresses, masks and positions, and the job statuses."""
     lines = [
@@ -195,9 +229,10 @@ def c_header() -> str:
     return "\n".join(lines) + "\n"
 
 
+# PeakRDL's page lists each register of an array, and does not say what a job's status means.
 def markdown() -> str:
     """Return the text of docs/registers.md."""
-    lines = ["# Registers", "", _description(_top()), ""]
+    lines = ["# Registers", "", _description(register_tree()), ""]
     lines += [
         "Generated from `kvtq_hw/contract/registers.rdl` by `scripts/write_registers.py`; "
         "`kvtq-hw generate` writes the C header.",
@@ -226,7 +261,7 @@ def markdown() -> str:
 
 def _statuses() -> list[tuple[str, int, str]]:
     """Return name, code and description of each `job_status`."""
-    (field,) = next(r for r in _top().registers() if r.inst_name == "last_status").fields()
+    (field,) = next(r for r in register_tree().registers() if r.inst_name == "last_status").fields()
     encoding = field.get_property("encode")
     if encoding is None:
         raise ValueError("last_status.status has no encoding")
