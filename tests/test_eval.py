@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_model import evaluation_folder
+from tiny_model import evaluation_folder, save_tiny_model
 
 from golden.study import quality
 from kvtq_hw.commands.frame.cli import run
@@ -140,6 +140,26 @@ def test_the_row_says_which_attention(folder):
         "balanced:2/2": "integer",
         "int4": "float",
     }
+
+
+def test_a_calibration_of_one_s_own(folder, measured, capsys):
+    """It decides the ternary rows; one of another model is refused."""
+    words = ["--model", "./model", "--text", "text.txt", "--tokens", "40", "-o", "mine.safetensors"]
+    assert run(["calibrate", *words]) == 0
+    mine = ["--calibration", "mine.safetensors"]
+    for number, more in enumerate(([], mine)):
+        assert run(arguments("--json", f"{number}.json", *more)) == 0
+    assert measured == [*CODES * 2, *("unquantized", "balanced:2/2") * 2]
+    default, own = (
+        {row["code"]: row["kld"] for row in json.loads(Path(f"{n}.json").read_text())["rows"]}
+        for n in range(2)
+    )
+    assert own["int4"] == default["int4"]
+    assert own["balanced:2/2"] != default["balanced:2/2"]
+    save_tiny_model(folder / "model", seed=1)
+    capsys.readouterr()
+    assert run(arguments(*mine)) == 1
+    assert "calibration file 'mine.safetensors': made for model './model'" in capsys.readouterr().err
 
 
 def test_without_a_text_it_is_python_s_documentation(folder):

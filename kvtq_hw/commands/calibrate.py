@@ -2,7 +2,7 @@
 
 The file holds equalizers of channels, key centres, number ranges and feedback matrices. Other
 commands calibrate automatically, on a text that the model itself writes, and keep the result in the
-user's cache folder. `decode --calibration` takes a file of this command.
+user's cache folder. `decode` and `eval` take a file of this command as `--calibration`.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
     code_option,
     fitted_option,
+    calibration_option,
     json_option,
     model_option,
     write_json,
@@ -199,14 +200,7 @@ class DecodeReport:
     help="Choice of the scale.  [default: absmean for balanced codes, max for residual ones]",
 )
 @model_option
-@click.option(
-    "--calibration",
-    "calibration_file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=None,
-    metavar="FILE",
-    help="File that `kvtq-hw calibrate` wrote for this model.  [default: calibrate once]",
-)
+@calibration_option
 @click.option("--prompt", default=DEFAULT_PROMPT, show_default=True, help="Text to continue.")
 @click.option(
     "--max-new-tokens",

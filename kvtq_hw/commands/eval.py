@@ -28,6 +28,7 @@ from kvtq_hw.commands.frame.cluster import connected
 from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
     OutputFile,
+    calibration_option,
     code_option,
     device_options,
     fitted_option,
@@ -62,6 +63,7 @@ CODES: tuple[CacheCode | str, ...] = ("unquantized", *STANDARD_CODES[:2], "int4"
     CODES,
     accepts="format",
 )
+@calibration_option
 @click.option(
     "--text",
     "text_file",
@@ -115,6 +117,7 @@ def command(
     device: str,
     dtype: str,
     codes: Sequence[str],
+    calibration_file: Path | None,
     text_file: Path | None,
     context: int,
     segments: int,
@@ -150,7 +153,7 @@ def command(
         else:
             config = preset or model.engine_config(context)
         pieces = cut_segments(model, text, context, segments)
-        formats = _formats(codes, model, config, attention, step)
+        formats = _formats(codes, model, config, attention, calibration_file, step)
         with _EvaluationBar(console) as bar:
             evaluation = Evaluation(model, pieces, haystacks, cache_folder(), bar, spread)
             rows = evaluation.measure(formats)
@@ -201,6 +204,7 @@ def _formats(
     model: LanguageModel,
     config: EngineConfig,
     attention: str,
+    calibration_file: Path | None,
     step: ShowStep,
 ) -> dict[str, CacheFormat | None]:
     """Return the format of each spelled code, None for the model's own cache.
@@ -210,6 +214,7 @@ def _formats(
     Parameters
     ----------
     attention : attention of ternary codes, "integer" or "float"
+    calibration_file : file of `kvtq-hw calibrate`; None to calibrate once and keep the result
     step : shows the calibration
     """
     from golden.attend.backends import GoldenBackend
@@ -223,7 +228,7 @@ def _formats(
     @cache
     def calibration() -> Calibration:
         with step("Calibrating") as on_progress:
-            return load_or_calibrate(model, None, on_progress)
+            return load_or_calibrate(model, calibration_file, on_progress)
 
     backend = GoldenBackend() if attention == "integer" else SinglePrecisionBackend()
     inputs = FormatInputs(model, config, calibration)

@@ -6,35 +6,24 @@ from collections import Counter
 
 import click
 
-from kvtq_hw.commands.frame.options import MAX_TOKENS, code_option, preset_option
-from kvtq_hw.contract.codes import MAX_LAYERS, CacheCode, CodeTable
+from kvtq_hw.commands.frame.options import (
+    MAX_TOKENS,
+    code_option,
+    model_shape_options,
+    preset_option,
+)
+from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import shown
 from kvtq_hw.contract.layout import SIDES, MemoryLayout
 
 __all__ = ["command"]
 
-#: Most KV heads per layer: as many as the largest models without query groups have.
-MAX_HEADS = 256
-
 
 @click.command()
 @preset_option
 @code_option("Cache code, or a code table: digits, tiers and sliding window of each layer.")
-@click.option(
-    "--layers",
-    type=click.IntRange(1, MAX_LAYERS),
-    default=1,
-    show_default=True,
-    help="Layers of the model.",
-)
-@click.option(
-    "--kv-heads",
-    type=click.IntRange(1, MAX_HEADS),
-    default=1,
-    show_default=True,
-    help="KV heads per layer.",
-)
+@model_shape_options
 @click.option(
     "--context",
     type=click.IntRange(1, MAX_TOKENS),

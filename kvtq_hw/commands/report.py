@@ -8,17 +8,17 @@ from pathlib import Path
 import click
 
 from kvtq_hw.commands.frame.options import (
-    FiniteRange,
     OutputFolder,
     code_option,
+    memory_option,
     model_option,
     preset_option,
+    results_option,
 )
 from kvtq_hw.contract.codes import STANDARD_CODES, CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text, write_text
-from kvtq_hw.estimates.traffic import MEMORIES
 
 __all__ = ["command"]
 
@@ -27,20 +27,8 @@ __all__ = ["command"]
 @preset_option
 @model_option
 @code_option("Cache code; the first one is shown in most detail.", STANDARD_CODES, accepts="code")
-@click.option(
-    "--results",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=Path("docs/results"),
-    show_default=True,
-    help="Folder with files of `kvtq-hw eval --json`.",
-)
-@click.option(
-    "--memory-pj",
-    type=FiniteRange(min=0),
-    default=MEMORIES["LPDDR4"].picojoules_per_bit,
-    show_default=True,
-    help="Picojoules per bit of the KV memory, for the energy of a token; the default is LPDDR4.",
-)
+@results_option("eval")
+@memory_option
 @click.option(
     "-o",
     "--output",

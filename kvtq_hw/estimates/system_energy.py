@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig, config_from_fields, load_config
@@ -50,13 +50,53 @@ CODE = CacheCode.parse("balanced:3/2,sinks=4,window=32,feedback")
 
 @dataclass(frozen=True)
 class System:
-    """A model whose energy is projected: its name in `MODELS`, and the preset of its heads."""
+    """A model whose energy is projected.
+
+    model : its name
+    layers, kv_heads : layers of the model, KV heads per layer
+    config : gives the heads' shape, packing, scales, widths and memory port; lanes, planes per
+        cycle and cache format are those of the measured engines
+    """
 
     model: str
-    preset: str
+    layers: int
+    kv_heads: int
+    config: EngineConfig
+
+    @classmethod
+    def known(cls, model: str, preset: str) -> Self:
+        """Return the system of a model of `MODELS`, with the configuration of a preset."""
+        shape = MODELS[model]
+        return cls(model, shape.layers, shape.kv_heads, load_config(preset))
+
+    def engine(self, measured: EngineConfig, tokens: int) -> EngineConfig:
+        """Return the measured engine with this model's heads and room for `tokens` tokens.
+
+        Raises
+        ------
+        UserError
+            When the measured lanes do not divide the head dimension.
+        """
+        if self.config.head_dim % measured.lanes:
+            raise UserError(
+                f"head_dim: {self.config.head_dim} is not allowed here; must be a multiple of the "
+                f"{measured.lanes} lanes whose energy was measured"
+            )
+        of_measured = {name: getattr(measured, name) for name in _OF_THE_ENGINE}
+        most = max(self.config.max_context, 1 << (tokens - 1).bit_length())
+        return self.config.replace(**of_measured, max_context=most)
 
 
-SYSTEMS = (System("SmolLM2-135M", "smollm2"), System("Llama-3-8B", "llama3-8b"))
+#: Fields of a configuration that stay those of a measured engine.
+_OF_THE_ENGINE = (
+    *("cache_format", "lanes", "max_planes", "query_bits"),
+    *("key_planes_per_cycle", "value_planes_per_cycle"),
+)
+
+SYSTEMS = (
+    System.known("SmolLM2-135M", "smollm2"),
+    System.known("Llama-3-8B", "llama3-8b"),
+)
 
 
 @dataclass(frozen=True)
@@ -183,7 +223,7 @@ def measurements(files: Iterable[Mapping[str, Any]]) -> list[Measured]:
 
 def nearest(measured: Iterable[Measured], system: System) -> list[Measured]:
     """Return one attention per engine: of the system's heads if there is one, then the longest."""
-    heads = load_config(system.preset)
+    heads = system.config
     best: dict[tuple[Any, ...], Measured] = {}
 
     def rank(entry: Measured) -> tuple[bool, int]:
@@ -243,14 +283,9 @@ def system_energy(
     candidate : format of the cache, with any configuration
     measured : an attention on an engine for this format; its lanes and planes per cycle count
     """
-    shape, heads = MODELS[system.model], load_config(system.preset)
-    config = measured.config.replace(
-        head_dim=heads.head_dim,
-        query_group=heads.query_group,
-        max_context=max(measured.config.max_context, 1 << (tokens - 1).bit_length()),
-    )
+    config = system.engine(measured.config, tokens)
     layers = Counter(candidate.layers)
-    share = shape.layers * shape.kv_heads / len(candidate.layers)
+    share = system.layers * system.kv_heads / len(candidate.layers)
     engine = on_chip = stored = moved = 0.0
     for layer, count in layers.items():
         size = layer.bytes(config, tokens)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click.shell_completion import CompletionItem
 
-from kvtq_hw.contract.codes import DEFAULT_CODE, CacheCode, CodeTable, read_code
+from kvtq_hw.contract.codes import DEFAULT_CODE, MAX_LAYERS, CacheCode, CodeTable, read_code
 from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import check_destination, check_folder, json_text, write_text
 from kvtq_hw.contract.model_wheels import WHEEL_MODELS
+from kvtq_hw.estimates.traffic import MEMORIES
 
 if TYPE_CHECKING:
     from kvtq_hw.estimates.liberty import Liberty
@@ -27,6 +28,7 @@ __all__ = [
     "OutputFolder",
     "PresetType",
     "SpelledType",
+    "calibration_option",
     "check_context",
     "code_option",
     "command_line",
@@ -37,9 +39,12 @@ __all__ = [
     "gating_option",
     "json_option",
     "liberty_option",
+    "memory_option",
     "model_option",
+    "model_shape_options",
     "preset_option",
     "quality_option",
+    "results_option",
     "scheduler_option",
     "write_json",
 ]
@@ -47,6 +52,9 @@ __all__ = [
 
 #: Most tokens that any option accepts: the longest context of a configuration.
 MAX_TOKENS = 1 << 20
+
+#: Most KV heads per layer: as many as the largest models without query groups have.
+MAX_KV_HEADS = 256
 
 #: Key in click's context for the spellings of option values.
 _SPELLINGS = "kvtq_hw.spellings"
@@ -241,6 +249,36 @@ model_option = click.option(
     "name on the Hugging Face hub.",
 )
 
+#: `--calibration FILE`, passed to the command as `calibration_file`.
+calibration_option = click.option(
+    "--calibration",
+    "calibration_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="File that `kvtq-hw calibrate` wrote for this model.  [default: calibrate once]",
+)
+
+_layers_option = click.option(
+    "--layers",
+    type=click.IntRange(1, MAX_LAYERS),
+    default=1,
+    show_default=True,
+    help="Layers of the model.",
+)
+_kv_heads_option = click.option(
+    "--kv-heads",
+    type=click.IntRange(1, MAX_KV_HEADS),
+    default=1,
+    show_default=True,
+    help="KV heads per layer.",
+)
+
+
+def model_shape_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Make the options `--layers` and `--kv-heads`, what a configuration does not say."""
+    return _layers_option(_kv_heads_option(command))
+
+
 _device_option = click.option(
     "--device",
     default="cpu",
@@ -306,6 +344,27 @@ quality_option = click.option(
     metavar="FILE",
     help="Results of `kvtq-hw eval`, for the quality of each code.",
 )
+
+
+#: `--memory-pj PJ`, passed to the command as `memory_pj`.
+memory_option = click.option(
+    "--memory-pj",
+    type=FiniteRange(min=0),
+    default=MEMORIES["LPDDR4"].picojoules_per_bit,
+    show_default=True,
+    help="Picojoules per bit of the KV memory, for the energy of a token; the default is LPDDR4.",
+)
+
+
+def results_option(command: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make the option `--results FOLDER` with files of ``kvtq-hw COMMAND --json``."""
+    return click.option(
+        "--results",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("docs/results"),
+        show_default=True,
+        help=f"Folder with files of `kvtq-hw {command} --json`.",
+    )
 
 
 def scheduler_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -37,8 +37,12 @@ class Recorded:
     note: str
 
 
-def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
-    """Return the files of ``kvtq-hw KIND`` in a folder: of one configuration, else all of them.
+def recorded(folder: Path, kind: str, config: EngineConfig | None = None) -> list[Recorded]:
+    """Return the files of ``kvtq-hw KIND`` in a folder: of one configuration if there are any.
+
+    Parameters
+    ----------
+    config : the configuration; None, and one without files, for those of all configurations
 
     Raises
     ------
@@ -63,7 +67,7 @@ def recorded(folder: Path, kind: str, config: EngineConfig) -> list[Recorded]:
                 note="" if same else "Recorded with earlier sources of the hardware.",
             )
         )
-    fields = config.model_dump()
+    fields = None if config is None else config.model_dump()
     return [entry for entry in found if entry.data["config"] == fields] or found
 
 
