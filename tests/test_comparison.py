@@ -198,6 +198,22 @@ def test_command(monkeypatch, capsys, tmp_path) -> None:
     )
 
 
+def test_without_areas_everything_else_is_the_same(monkeypatch, capsys, tmp_path) -> None:
+    monkeypatch.setattr("kvtq_hw.estimates.area.measure_area", measure)
+    arguments = ["compare", "--preset", "tiny", "--context", "32", "--code", "balanced:3/2"]
+    ways = []
+    for name, more in (("with", []), ("without", ["--no-areas"])):
+        file = tmp_path / f"{name}.json"
+        assert run([*arguments, *more, "--json", str(file)]) == 0
+        ways.append(json.loads(file.read_text())["ways"])
+        assert ("um2" in capsys.readouterr().out) == (name == "with")
+    none = {"um2": None, "lane_um2": None, "blocks": {}}
+    whole_rows, bare_rows = ([row for rows in each.values() for row in rows] for each in ways)
+    for whole, without in zip(whole_rows, bare_rows, strict=True):
+        assert whole["um2"] > 0 and whole["missed"] is None
+        assert without == whole | none
+
+
 def test_command_compares_on_a_tables_sliding_windows(monkeypatch, capsys, tmp_path) -> None:
     monkeypatch.setattr("kvtq_hw.estimates.area.measure_area", measure)
     table, file = tmp_path / "mix.toml", tmp_path / "c.json"

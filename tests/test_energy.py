@@ -78,10 +78,10 @@ def test_it_is_the_report_s_projection(tmp_path) -> None:
 
 
 def test_the_configuration_s_own_storage_counts(tmp_path, config) -> None:
-    """Two bits a digit instead of five digits in eight: more bytes; a wider port: other accesses."""
+    """Two bits a digit instead of five digits in eight are more bytes; the slices are the same."""
     shape = ["--preset", str(config), "--context", "1024"]
     packed = rows(tmp_path / "a.json", *shape)["ternary K3/V2", 1]
-    config.write_text(config.read_text() + 'packing = "2bit"\nmemory_bits = 256\n')
+    config.write_text(config.read_text() + 'packing = "2bit"\n')
     loose = rows(tmp_path / "b.json", *shape)["ternary K3/V2", 1]
     assert loose["moved_bytes"] > packed["moved_bytes"]
     assert loose["engine_uj"] == packed["engine_uj"]

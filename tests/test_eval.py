@@ -159,7 +159,9 @@ def test_a_calibration_of_one_s_own(folder, measured, capsys):
     save_tiny_model(folder / "model", seed=1)
     capsys.readouterr()
     assert run(arguments(*mine)) == 1
-    assert "calibration file 'mine.safetensors': made for model './model'" in capsys.readouterr().err
+    assert (
+        "calibration file 'mine.safetensors': made for model './model'" in capsys.readouterr().err
+    )
 
 
 def test_without_a_text_it_is_python_s_documentation(folder):

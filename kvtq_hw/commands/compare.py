@@ -37,6 +37,8 @@ CODES = STANDARD_CODES[:-1]
 @context_option
 @click.option("--memory-bits", type=click.IntRange(1, 1 << 16), default=64, show_default=True,
               help="Bits that memory delivers per cycle.")  # fmt: skip
+@click.option("--no-areas", "without_areas", is_flag=True,
+              help="Cycles and bytes alone, in a second: areas take minutes.")  # fmt: skip
 @gating_option
 @quality_option
 @json_option
@@ -45,6 +47,7 @@ def command(
     codes: Sequence[CacheCode | CodeTable],
     tokens: int,
     memory_bits: int,
+    without_areas: bool,
     ungated: bool,
     quality_files: Sequence[Path],
     json_file: Path | None,
@@ -58,6 +61,7 @@ def command(
     from kvtq_hw.estimates.area import measure_area
     from kvtq_hw.estimates.candidates import integers, sliding_windows, ternary
     from kvtq_hw.estimates.comparison import (
+        Measure,
         equal_bandwidth,
         equal_lanes,
         equal_speed,
@@ -72,7 +76,8 @@ def command(
     windows = sliding_windows(codes)
     candidates = [ternary(config, code, windows) for code in codes] + integers(config, windows)
     liberty = load_liberty(None, not ungated)
-    measure = partial(measure_area, liberty=liberty)
+    measure: Measure = partial(measure_area, liberty=liberty)
+    measure = _no_area if without_areas else measure
     lanes = equal_lanes(candidates, config.lanes, tokens, measure)
     int8 = next(row.cycles for row in lanes if row.name == "INT8")
     speed = equal_speed(candidates, int8, tokens, measure)
@@ -86,7 +91,8 @@ def command(
         click.echo(f"{config.name}, {tokens} tokens, {title}")
         table = Table(box=None, padding=(0, 1, 0, 0))
         table.add_column("engine", no_wrap=True)
-        for name in ("lanes", "planes", "um2", "um2 a lane", "cycles", "bytes", "perplexity"):
+        areas = () if without_areas else ("um2", "um2 a lane")
+        for name in ("lanes", "planes", *areas, "cycles", "bytes", "perplexity"):
             table.add_column(name, justify="right")
         for row in rows:
             quality = quality_of(row.code, measured)
@@ -94,20 +100,21 @@ def command(
                 row.name,
                 str(row.lanes),
                 f"{row.key_planes}/{row.value_planes}",
-                f"{row.um2:,.0f}",
-                f"{row.lane_um2:,.0f}",
+                *(f"{um2:,.0f}" for um2 in (row.um2, row.lane_um2) if um2 is not None),
                 f"{row.effective_cycles:,}",
                 f"{row.bytes:,}",
                 f"x{quality['perplexity_ratio']:.4f}" if quality else "-",
             )
         print_table(table)
-    click.echo(gating_line(liberty))
-    click.echo("um2 is measured, cycles and bytes are derived, perplexity is measured.")
+    if not without_areas:
+        click.echo(gating_line(liberty))
+        click.echo("um2 is measured.")
+    click.echo("Cycles and bytes are derived, perplexity is measured.")
     if any(row.layers > 1 for row in lanes):
         click.echo("Cycles and bytes of several layers are their mean, rounded up.")
-    deciding = ("--preset", "--context", "--memory-bits", "--no-clock-gating", "--code")
+    deciding = ("--preset", "--context", "--memory-bits", "--no-areas", "--no-clock-gating")
     report = {
-        "command": command_line(*deciding, "--quality"),
+        "command": command_line(*deciding, "--code", "--quality"),
         "config": config.model_dump(),
         "clock_gate": liberty.clock_gate_cell,
         "generator": generator_version(),
@@ -119,3 +126,7 @@ def command(
         },
     }
     write_json(json_file, report)
+
+
+def _no_area(config: EngineConfig) -> None:
+    """Measure nothing."""

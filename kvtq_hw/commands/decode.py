@@ -29,9 +29,9 @@ from rich.text import Text
 
 from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
+    calibration_option,
     code_option,
     fitted_option,
-    calibration_option,
     json_option,
     model_option,
     write_json,

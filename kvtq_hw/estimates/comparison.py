@@ -52,7 +52,7 @@ class NearMiss:
     lanes: int
     key_planes: int
     value_planes: int
-    um2: float
+    um2: float | None
     cycles: int
     allowed: int
 
@@ -72,12 +72,13 @@ class Row:
     lanes : int
     key_planes, value_planes : int
         Planes of a key and of a value per cycle and lane.
-    um2 : float
+    um2 : float or None
         Area of the engine without memories, square micrometres (measured).
-    lane_um2 : float
+    lane_um2 : float or None
         Area of the blocks with lanes, per lane and query head (measured).
     blocks : dict of float
-        Area of each block, square micrometres, by its `row_of` (measured).
+        Area of each block, square micrometres, by its `row_of` (measured). Without areas the dict
+        is empty, and `um2` and `lane_um2` are None.
     cycles : int
         Cycles if memory never delays the engine (derived).
     memory_cycles : int
@@ -96,8 +97,8 @@ class Row:
     lanes: int
     key_planes: int
     value_planes: int
-    um2: float
-    lane_um2: float
+    um2: float | None
+    lane_um2: float | None
     blocks: dict[str, float]
     cycles: int
     memory_cycles: int
@@ -113,7 +114,8 @@ class Row:
         return asdict(self) | {"tags": tags}
 
 
-Measure = Callable[[EngineConfig], AreaReport]
+Measure = Callable[[EngineConfig], AreaReport | None]
+"""Measures an engine's area; None where areas are left out."""
 
 
 def equal_lanes(
@@ -198,7 +200,9 @@ def _row(
     memory_bits: int | None = None,
 ) -> Row:
     report = measure(config)
-    in_lanes = sum(report.blocks[name].um2 for name in LANE_ROWS if name in report.blocks)
+    blocks = {} if report is None else {name: each.um2 for name, each in report.blocks.items()}
+    in_lanes = sum(um2 for name, um2 in blocks.items() if name in LANE_ROWS)
+    of_a_lane = round(in_lanes / (config.lanes * config.query_group), 2)
     layers = len(candidate.layers)
 
     def mean(total: int) -> int:
@@ -211,9 +215,9 @@ def _row(
         lanes=config.lanes,
         key_planes=config.key_planes_per_cycle,
         value_planes=config.value_planes_per_cycle,
-        um2=report.total.um2,
-        lane_um2=round(in_lanes / (config.lanes * config.query_group), 2),
-        blocks={name: round(area.um2, 3) for name, area in report.blocks.items()},
+        um2=None if report is None else report.total.um2,
+        lane_um2=None if report is None else of_a_lane,
+        blocks={name: round(um2, 3) for name, um2 in blocks.items()},
         cycles=mean(candidate.cycles(config, tokens)),
         memory_cycles=mean(candidate.memory_cycles(memory_bits, tokens)) if memory_bits else 0,
         effective_cycles=mean(candidate.cycles(config, tokens, memory_bits)),
