@@ -41,6 +41,10 @@ def checkout(tmp_path: Path) -> Path:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, copy / name)
+    for compiled in (ROOT / "golden").rglob("__pycache__/*.nb[ci]"):  # loops, which take a minute
+        place = copy / compiled.relative_to(ROOT)
+        place.parent.mkdir(exist_ok=True)
+        shutil.copy2(compiled, place)
     if (ROOT / ".tools").exists():
         (copy / ".tools").symlink_to((ROOT / ".tools").resolve())
     # the environment as it is, newer than the copied files: make must not install the copy in it
