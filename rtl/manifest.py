@@ -26,9 +26,9 @@ def manifest(
 ) -> dict[str, Any]:
     """Describe a generated engine, as plain values for JSON.
 
-    Keys: ``generator``, ``top``, ``configuration`` (every field), ``digest``, ``derived`` (every
-    width that follows from the configuration), ``clock``, ``reset``, ``ports`` (in the order of the
-    Verilog), ``streams``,
+    Keys: ``generator``, ``license`` (of the Verilog, in SPDX's spelling), ``top``,
+    ``configuration`` (every field), ``digest``, ``derived`` (every width that follows from the
+    configuration), ``clock``, ``reset``, ``ports`` (in the order of the Verilog), ``streams``,
     ``buses`` (AXI ports, by the prefix of their ports' names; a manager or the source of a stream
     is "out"), ``signals`` (all other ports), ``latencies`` in cycles, ``files``. Fields of a
     payload have ``offset`` and ``width`` in bits, counted from the least significant bit.
@@ -58,6 +58,7 @@ def manifest(
             buses.append(entry | {"protocol": protocol.__name__})
     return {
         "generator": generator_version(),
+        "license": "Apache-2.0",
         "top": name,
         "configuration": config.model_dump(),
         "digest": config.digest(),

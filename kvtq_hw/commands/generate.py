@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
-from kvtq_hw.commands.frame.options import OutputFolder, preset_option
+from kvtq_hw import __version__
+from kvtq_hw.commands.frame.archive import ARCHIVES, archive_bytes, licence_text
+from kvtq_hw.commands.frame.options import OutputFile, OutputFolder, preset_option
 from kvtq_hw.contract.config import EngineConfig
-from kvtq_hw.contract.files import check_folder, json_text, write_text
+from kvtq_hw.contract.files import check_folder, json_text, write_bytes, write_text
 from rtl.reset import Reset
 
 __all__ = ["command", "generate"]
@@ -24,6 +26,7 @@ def generate(
     reset: Reset = Reset.SYNC_HIGH,
     initial_values: bool = True,
     testbench: Path | int | None = None,
+    archive: Path | None = None,
 ) -> list[Path]:
     """Write accelerator and engine (``.v``, ``.json``, ``.vlt``, ``.sdc``, ``.core``) and the rest.
 
@@ -38,6 +41,8 @@ def generate(
     initial_values : whether registers that have a reset also have an initial value
     testbench : write a testbench of the accelerator too (``PREFIX_accelerator_tb.v`` and its
         vectors), with the attention of a captured file, or with random jobs of this seed
+    archive : write all files and the licence into this archive (`ARCHIVES`) too, under a folder
+        ``PREFIX-VERSION``
 
     Raises
     ------
@@ -53,6 +58,7 @@ def generate(
     from rtl.verilog import lint_waivers
 
     check_folder(folder, "output")
+    licence = "" if archive is None else licence_text()
     prefix = prefix_of(config) if prefix is None else prefix
     blocks = {name: create_block(name, config) for name in ("accelerator", "engine")}
     bench = {} if testbench is None else _testbench(config, testbench, prefix, reset)
@@ -77,7 +83,13 @@ def generate(
     texts |= bench
     for name, text in texts.items():
         write_text(folder / name, text, "output")
-    return [folder / name for name in texts]
+    paths = [folder / name for name in texts]
+    if archive is not None:
+        root = f"{prefix}-{__version__}"
+        packed = {f"{root}/{name}": text for name, text in (*texts.items(), ("LICENSE", licence))}
+        write_bytes(archive, archive_bytes(archive.name, packed), "archive")
+        paths.append(archive)
+    return paths
 
 
 def _register_files() -> dict[str, str]:
@@ -149,6 +161,12 @@ def _testbench(
     type=click.IntRange(0, 2**32 - 1),
     help=f"Random seed of the testbench's jobs.  [default: {_SEED}]",
 )
+@click.option(
+    "--archive",
+    type=OutputFile(*ARCHIVES),
+    metavar="FILE",
+    help=f"Write all files and the licence into an archive too ({' or '.join(ARCHIVES)}).",
+)
 def command(
     config: EngineConfig,
     output: Path | None,
@@ -157,6 +175,7 @@ def command(
     initial_values: bool,
     testbench: str | None,
     seed: int | None,
+    archive: Path | None,
 ) -> None:
     """Write Verilog and what belongs to a core: manifest, constraints, register models, a driver.
 
@@ -182,6 +201,11 @@ def command(
                                    it stands in its first lines
     PREFIX_accelerator_vectors/    its vectors as hexadecimal text, described by index.json
 
+    With --archive, which is the same bytes in every run:
+
+    \b
+    FILE                           all of it and the licence, in a folder PREFIX-VERSION
+
     Every module's name begins with the prefix, so that several configurations, and several copies
     of one, live in one design.
     """
@@ -192,7 +216,13 @@ def command(
         jobs = _SEED if seed is None else seed
     folder = output or Path("build") / config.name
     paths = generate(
-        config, folder, prefix, reset=Reset(reset), initial_values=initial_values, testbench=jobs
+        config,
+        folder,
+        prefix,
+        reset=Reset(reset),
+        initial_values=initial_values,
+        testbench=jobs,
+        archive=archive,
     )
     for path in paths:
         click.echo(path)

@@ -142,7 +142,7 @@ class OutputFile(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         file, option = Path(value), _option_of(param)
-        if self._suffixes and file.suffix not in self._suffixes:
+        if self._suffixes and not file.name.endswith(self._suffixes):
             allowed = " or ".join(self._suffixes)
             raise UserError(f"{option}: {str(file)!r} is not allowed; must end in {allowed}")
         check_destination(file, option)
