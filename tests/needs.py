@@ -21,6 +21,7 @@ NEEDS = {
     "gemma": "the wheels of Gemma 3 270M",
     "liberty": "the full Liberty file of sky130_fd_sc_hd, named by KVTQ_SKY130_LIBERTY",
     "opensta": "OpenSTA",
+    "chromium": "Chromium, the browser that opens the report",
 }
 
 

@@ -98,7 +98,7 @@ def test_markdown_has_the_same_tables():
         (lambda: Table("t", "derived", "c", ("a",), ((1, 2),)), "a row has 2 cells, its heading 1"),
         (lambda: Plot("p", "derived", "c", "line", "", "", (), "r"), "plot 'p' has no points"),
         (lambda: replace(PLOT, reading=""), "plot 'P' has no sentence that says what it shows"),
-        (lambda: Section("s", "l"), "section 's' has neither a table nor a plot"),
+        (lambda: Section("s", "l"), "section 's' has neither a table nor a plot nor a pan"),
     ],
 )
 def test_refusals(make, message):

@@ -161,7 +161,8 @@ def test_unknown_requirement_fails(check, monkeypatch) -> None:
     monkeypatch.setenv("KVTQ_REQUIRE", "simulator")
     [line] = check(*ALL)
     assert line.endswith(
-        "KVTQ_REQUIRE: simulator unknown; allowed are simulators, model, gemma, liberty, opensta"
+        "KVTQ_REQUIRE: simulator unknown; allowed are simulators, model, gemma, liberty, opensta, "
+        "chromium"
     )
 
 

@@ -238,9 +238,12 @@ def nearest(measured: Iterable[Measured], system: System) -> list[Measured]:
 
 
 def candidates(config: EngineConfig, tables: Iterable[CodeTable]) -> list[Candidate]:
-    """Return the formats that are compared: `CODE`, the tables, conditioned INT4 and INT8."""
+    """Return the formats that are compared: `CODE`, the tables, conditioned INT4 and INT8.
+
+    Ternary ones only for a ternary configuration.
+    """
     int8, _, conditioned = integers(config)
-    codes: list[CacheCode | CodeTable] = [CODE, *tables]
+    codes: list[CacheCode | CodeTable] = [CODE, *tables] if config.is_ternary else []
     return [*(ternary(config, code) for code in codes), conditioned, int8]
 
 

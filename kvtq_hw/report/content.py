@@ -10,7 +10,7 @@ from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.estimates.traffic import MEMORIES
 
-__all__ = ["Cell", "Inputs", "Plot", "Section", "Series", "Table", "Tag"]
+__all__ = ["Cell", "Control", "Inputs", "Panel", "Plot", "Section", "Series", "Table", "Tag"]
 
 #: measured: reported by a tool or a run; derived: computed from measured or exact numbers;
 #: projected: computed with a number from the literature.
@@ -112,23 +112,74 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of a report: a heading, one or two sentences, tables and plots.
+class Control:
+    """A control of a panel: a choice of `options` if there are any, else a number.
+
+    name, label : in the state of the panel, and on the page
+    value : the value at first, one of the options
+    options : values and what the page calls them
+    least, most : range of a number
+    """
+
+    name: str
+    label: str
+    value: str
+    options: tuple[tuple[str, str], ...] = ()
+    least: float = 0.0
+    most: float = 0.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A panel whose numbers follow its controls, without a server.
+
+    Parameters
+    ----------
+    said : a sentence that says what the controls are set to at first
+    table : numbers at first, also for readers without JavaScript
+    grid : numbers for every choice, which the page's script looks up
 
     Raises
     ------
     ValueError
-        When the section has neither a table nor a plot.
+        For a control whose value is none of its options, or outside its range.
+    """
+
+    controls: tuple[Control, ...]
+    said: str
+    table: Table
+    grid: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        for control in self.controls:
+            values = [value for value, _ in control.options]
+            if values:
+                fits = control.value in values
+            else:
+                fits = control.least <= float(control.value) <= control.most
+            if not fits:
+                raise ValueError(f"control {control.name!r}: {control.value!r} is not allowed")
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a report: a heading, one or two sentences, a panel, tables and plots.
+
+    Raises
+    ------
+    ValueError
+        When the section has neither a table nor a plot nor a panel.
     """
 
     title: str
     lead: str
     tables: tuple[Table, ...] = ()
     plots: tuple[Plot, ...] = field(default=())
+    panel: Panel | None = None
 
     def __post_init__(self) -> None:
-        if not self.tables and not self.plots:
-            raise ValueError(f"section {self.title!r} has neither a table nor a plot")
+        if not self.tables and not self.plots and not self.panel:
+            raise ValueError(f"section {self.title!r} has neither a table nor a plot nor a panel")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

@@ -13,8 +13,12 @@ if TYPE_CHECKING:
 __all__ = ["html", "markdown"]
 
 
+#: A cell with more characters than this is broken into lines.
+_LONG = 45
+
+
 def html(report: Mapping[str, Any]) -> str:
-    """Return the report as an HTML page that contains its style and pictures."""
+    """Return the report as an HTML page that contains its style, pictures and scripts."""
     return _environment(True).get_template("page.html.j2").render(report=report)
 
 
@@ -39,6 +43,7 @@ def _environment(escape: bool) -> jinja2.Environment:
     environment.filters["slug"] = lambda title: "-".join(title.lower().split())
     environment.filters["pipe"] = lambda text: str(text).replace("|", "\\|")
     environment.tests["a_number"] = lambda value: isinstance(value, int | float)
+    environment.tests["a_long_text"] = lambda value: isinstance(value, str) and len(value) > _LONG
     return environment
 
 

@@ -26,6 +26,7 @@ from kvtq_hw.report.sections import (
     tools,
     traffic,
     verdict,
+    what_if,
     zeros,
 )
 
@@ -34,6 +35,7 @@ __all__ = ["SECTIONS"]
 SECTIONS: dict[str, Callable[[Inputs], Section | None]] = {
     "verdict": verdict.build,
     "pictures": pictures.build,
+    "what_if": what_if.build,
     "headline": headline.build,
     "comparison": comparison.build,
     "quality": quality.build,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kvtq_hw.contract.codes import CodeTable
+from kvtq_hw.estimates.candidates import Candidate
 from kvtq_hw.estimates.system_energy import (
     CONTEXTS,
     SRAM,
@@ -23,7 +24,15 @@ from kvtq_hw.report.content import Inputs, Plot, Section, Series, Table
 from kvtq_hw.report.sections.formats import TABLES, short_name
 from kvtq_hw.report.sections.recorded import Recorded, recorded
 
-__all__ = ["SHOWN", "Entry", "all_entries", "build", "command_of", "energy_plot"]
+__all__ = [
+    "SHOWN",
+    "Entry",
+    "all_entries",
+    "build",
+    "command_of",
+    "compared_formats",
+    "energy_plot",
+]
 
 #: Context of the plots, and of the comparison of memories.
 SHOWN = CONTEXTS[1]
@@ -82,34 +91,45 @@ def command_of(inputs: Inputs) -> str:
     return f"kvtq-hw report --preset {inputs.config.name} --memory-pj {inputs.memory_pj:g}"
 
 
-def all_entries(inputs: Inputs) -> dict[System, dict[int, list[Entry]]]:
-    """Return the energies of every model at every context; none without a recorded attention."""
+def compared_formats(inputs: Inputs) -> dict[System, list[tuple[Candidate, Measured]]]:
+    """Return all formats on all measured engines that read them, in the order of `candidates`.
+
+    None without a recorded attention.
+    """
     files = recorded(inputs.results, "power", inputs.config)
     measured = measurements(entry.data for entry in files)
     if not measured:
         return {}
     folder = inputs.results / "tables"
     code_tables = [CodeTable.load(folder / name) for name in TABLES if (folder / name).is_file()]
+    # a ternary configuration if there is one: digits of codes are checked against its planes
+    config = max((engine.config for engine in measured), key=lambda config: config.max_planes)
     return {
-        system: {
-            tokens: _entries(system, tokens, nearest(measured, system), code_tables)
-            for tokens in CONTEXTS
-        }
+        system: [
+            (candidate, engine)
+            for candidate in candidates(config, code_tables)
+            for engine in nearest(measured, system)
+            if engine.config.cache_format == candidate.config.cache_format
+        ]
         for system in SYSTEMS
     }
 
 
+def all_entries(inputs: Inputs) -> dict[System, dict[int, list[Entry]]]:
+    """Return the energies of every model at every context; none without a recorded attention."""
+    return {
+        system: {tokens: _entries(system, tokens, formats) for tokens in CONTEXTS}
+        for system, formats in compared_formats(inputs).items()
+    }
+
+
 def _entries(
-    system: System, tokens: int, engines: Sequence[Measured], code_tables: Sequence[CodeTable]
+    system: System, tokens: int, formats: Sequence[tuple[Candidate, Measured]]
 ) -> list[Entry]:
-    """Return all formats on all engines that read them, in the order of `candidates`."""
-    # a ternary configuration if there is one: digits of codes are checked against its planes
-    config = max((engine.config for engine in engines), key=lambda config: config.max_planes)
+    """Return the energies of formats at one context."""
     rows = [
         (candidate, engine, system_energy(system, tokens, candidate, engine))
-        for candidate in candidates(config, code_tables)
-        for engine in engines
-        if engine.config.cache_format == candidate.config.cache_format
+        for candidate, engine in formats
     ]
     int8 = {
         engine.config.lanes: energy
