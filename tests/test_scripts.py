@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -164,6 +165,27 @@ def test_unknown_requirement_fails(check, monkeypatch) -> None:
         "KVTQ_REQUIRE: simulator unknown; allowed are simulators, model, gemma, liberty, opensta, "
         "chromium"
     )
+
+
+def test_picture_of_a_terminal(tmp_path) -> None:
+    """It has the command's output, and loads nothing from elsewhere."""
+    picture = tmp_path / "picture.svg"
+    command = [
+        sys.executable,
+        SCRIPTS / "terminal_picture.py",
+        picture,
+        "printf",
+        "%s\\n",
+        "[b]1/3",
+    ]
+    subprocess.run(command, check=True)
+    words = " ".join(text for text in ElementTree.parse(picture).getroot().itertext())
+    assert "[b]1/3" in words.replace("\xa0", " ")
+    assert "url(http" not in picture.read_text("utf-8")
+    picture.unlink()
+    command[3:] = ["false"]
+    assert subprocess.run(command, check=False, stderr=subprocess.DEVNULL).returncode == 1
+    assert not picture.exists()
 
 
 def test_durations_are_recorded(check, tmp_path) -> None:
