@@ -247,6 +247,10 @@ def test_constants_at_every_head_dimension(driver, digits):
             result = driver.kvtq_describe(device, head, Step(tokens=1), job)
             if max(map(max, expected.values())) > 4095:  # more than the register has bits for
                 assert (result, kind, digits > 3) == (Result.RANGE, "residual", True)
+                code.absmean = False
+                assert driver.kvtq_describe(device, head, Step(tokens=1), job) == Result.OK
+                assert words_of(job)[ADDRESS["key_constant"] + 4 * 3] == 0
+                code.absmean = True
                 continue
             assert result == Result.OK
             words = words_of(job)

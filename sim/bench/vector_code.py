@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from golden.planes import Planes
 from golden.quantizer import BALANCED_RATIOS, RESIDUAL_RATIOS, absmean_constant, quantize
 from kvtq_hw.contract.codes import CodeKind, ScaleChoice
 from kvtq_hw.contract.config import EngineConfig
+from kvtq_hw.contract.registers import register_map
 
 __all__ = ["RULES", "Rule", "VectorCode", "random_code", "random_matrices"]
+
+_LARGEST_CONSTANT = register_map()["key_constant"].fields[0].mask
 
 Rule = tuple[CodeKind, ScaleChoice, bool]
 
@@ -53,7 +57,11 @@ class VectorCode:
             "planes": self.digits,
             "residual": residual,
             "absmean": self.scale == "absmean",
-            "constants": [absmean_constant(config, r) for r in ratios[: config.max_planes]],
+            # one that does not fit its register is not looked at (`random_code`)
+            "constants": [
+                min(absmean_constant(config, ratio), _LARGEST_CONSTANT)
+                for ratio in ratios[: config.max_planes]
+            ],
             "feedback": self.feedback,
             "table": self.table,
             "unit_first": self.unit_first,
@@ -84,9 +92,12 @@ def random_code(
     digits: int | None = None,
     rule: Rule | None = None,
 ) -> VectorCode:
-    """Draw a code; given arguments are kept."""
+    """Draw a code; given arguments are kept, but for digits that the hardware does not compute."""
     kind, scale, feedback = RULES[rng.integers(len(RULES))] if rule is None else rule
     digits = int(rng.integers(1, config.max_planes + 1)) if digits is None else digits
+    if (kind, scale) == ("residual", "absmean"):
+        constants = (absmean_constant(config, ratio) for ratio in RESIDUAL_RATIOS[:digits])
+        digits = len([*takewhile(lambda constant: constant <= _LARGEST_CONSTANT, constants)])
     # the usual ratio, or any that its constant has bits for
     usual = rng.random() < 0.7
     ratio = BALANCED_RATIOS[digits - 1] if usual else float(rng.uniform(0, 8))

@@ -10,18 +10,33 @@ from golden.quantizer import BALANCED_RATIOS, FEEDBACK_RATIOS, RESIDUAL_RATIOS, 
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
-from kvtq_hw.contract.layout import MemoryLayout, Side
+from kvtq_hw.contract.layout import SIDES, MemoryLayout, Side
+from kvtq_hw.contract.registers import register_map
 
 __all__ = ["HeadDescriptors", "check_code"]
 
 
-def check_code(code: CacheCode) -> None:
-    """Raise `UserError` for a code whose scales the hardware does not compute."""
+_LARGEST_CONSTANT = register_map()["key_constant"].fields[0].mask
+
+
+def check_code(config: EngineConfig, code: CacheCode) -> None:
+    """Raise `UserError` for a code whose scales the hardware does not compute.
+
+    The absmean constant of a fourth residual digit does not fit its register where `head_dim` is a
+    little more than a power of two: 68, 132 and 136.
+    """
     allowed = ("absmean",) if code.kind == "balanced" else ("absmean", "max")
     if code.scale_choice not in allowed:
         raise UserError(
             f"code: {str(code)!r} has scale {code.scale_choice!r}, which the hardware does not "
             f"compute; allowed for {code.kind} codes is {' or '.join(allowed)}"
+        )
+    constants = max((body_constants(config, code, side) for side in SIDES), key=max)
+    if max(constants) > _LARGEST_CONSTANT:
+        raise UserError(
+            f"code: {str(code)!r} has an absmean constant of {max(constants)} at head_dim "
+            f"{config.head_dim}; the hardware allows up to {_LARGEST_CONSTANT}: take at most "
+            f"{constants.index(max(constants))} digits, or scale=max"
         )
 
 
@@ -55,7 +70,7 @@ class HeadDescriptors:
         anchor_threshold: int = 0,
     ) -> None:
         config, code = layout.config, layout.codes[layer]
-        check_code(code)
+        check_code(config, code)
         if code.tiers.anchors and code.tiers.window > config.anchor_slots:
             raise UserError(
                 f"code: {str(code)!r} has anchors and a window of {code.tiers.window} tokens; "
@@ -140,8 +155,10 @@ class HeadDescriptors:
 
 
 def body_constants(config: EngineConfig, code: CacheCode, side: Side) -> list[int]:
-    """Return the absmean constants of a body vector, one per run."""
+    """Return the absmean constants of a body vector, one per run; zeros where it has none."""
     digits = code.key_digits if side == "key" else code.value_digits
+    if code.scale_choice != "absmean":
+        return [0] * digits
     if code.kind == "residual":
         return [absmean_constant(config, ratio) for ratio in RESIDUAL_RATIOS[:digits]]
     ratios = FEEDBACK_RATIOS[side] if code.feedback else BALANCED_RATIOS

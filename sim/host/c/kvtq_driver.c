@@ -252,15 +252,16 @@ static uint32_t constant_of(const struct kvtq_device *device, uint32_t thousandt
     return ((thousandths << (shift + 1u)) + divisor / 2u) / divisor;
 }
 
-/* Put the constants of a side's body, one per run. Return whether they fit: that of a fourth
- * residual plane does not, where head_dim is a little more than a power of two. */
+/* Put the constants of a side's body, one per run, or zeros where the scale is the largest
+ * magnitude. Return whether they fit: that of a fourth residual plane does not, where head_dim is a
+ * little more than a power of two. */
 static bool put_constants(const struct kvtq_device *device, const struct kvtq_code *code,
                           struct kvtq_job *job, uint32_t address, uint32_t digits,
                           const uint16_t *feedback_ratios) {
     const uint16_t *ratios = code->feedback ? feedback_ratios : balanced_ratios;
     for (uint32_t run = 0; run < MOST_DIGITS; ++run) {
         uint32_t ratio = 0;
-        if (code->residual && run < digits) ratio = residual_ratios[run];
+        if (code->residual && code->absmean && run < digits) ratio = residual_ratios[run];
         if (!code->residual && run == 0) ratio = ratios[digits - 1u];
         const uint32_t constant = constant_of(device, ratio);
         if (constant > MOST(KVTQ_KEY_CONSTANT_CONSTANT)) return false;
