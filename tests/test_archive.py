@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from kvtq_hw import __version__
-from kvtq_hw.commands.frame import archive
 from kvtq_hw.commands.frame.archive import ARCHIVES, archive_bytes, licence_text
 from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.contract.errors import UserError
@@ -70,13 +69,20 @@ def test_other_endings_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_licence_behind_metadata_of_a_build(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`pip install -e .` leaves such a folder in the checkout, without the licence."""
+    folder = tmp_path / "kvtq_hw.egg-info"
+    folder.mkdir()
+    (folder / "PKG-INFO").write_text(
+        f"Metadata-Version: 2.4\nName: kvtq-hw\nVersion: {__version__}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert metadata.distribution("kvtq-hw").read_text("licenses/LICENSE") is None
     assert licence_text() == (ROOT / "LICENSE").read_text("utf-8")
 
-    def missing(name: str) -> metadata.Distribution:
-        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(archive.metadata, "distribution", missing)
+def test_without_a_licence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "distributions", lambda name: iter(()))
     with pytest.raises(UserError, match=r"^licence: not found; install kvtq-hw with pip$"):
         licence_text()
 

@@ -49,13 +49,11 @@ def licence_text() -> str:
     UserError
         When the distribution is not installed, or was installed without it.
     """
-    try:
-        text = metadata.distribution("kvtq-hw").read_text("licenses/LICENSE")
-    except metadata.PackageNotFoundError:
-        text = None
-    if text is None:
-        raise UserError("licence: not found; install kvtq-hw with pip")
-    return text
+    # in a checkout the first metadata may be those that a build has left there, without the text
+    for distribution in metadata.distributions(name="kvtq-hw"):
+        if text := distribution.read_text("licenses/LICENSE"):
+            return text
+    raise UserError("licence: not found; install kvtq-hw with pip")
 
 
 def _zip(files: Mapping[str, bytes]) -> bytes:
