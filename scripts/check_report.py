@@ -2,12 +2,13 @@
 
 Usage: python scripts/check_report.py build/report/report.html [docs/results]
 
-A right page logs no message on the console, loads all its files, draws every picture and is no
-wider than the window, on a desktop and on a phone. A right panel shows, in several states, what
-the functions of `kvtq_hw` give for the same choice from the recorded files in the second argument;
-report.json lies beside the page. Written beside the page: screenshots of desktop (report.png),
-phone (report-phone.png) and panel (panel.png, panel-phone.png), and the page as printed with a
-chosen state (report.pdf). The script uses the system's Chromium: apt install chromium.
+A right page logs no message on the console, loads all its files, draws every picture whole and is
+no wider than the window, on a desktop, on a phone and on paper. A right panel shows, in several
+states, what the functions of `kvtq_hw` give for the same choice from the recorded files in the
+second argument; report.json lies beside the page. Written beside the page: screenshots of desktop
+(report.png), phone (report-phone.png) and panel (panel.png, panel-phone.png), and the page as
+printed with a chosen state (report.pdf). The script uses the system's Chromium: apt install
+chromium.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from kvtq_hw.contract.config import config_from_fields
 from kvtq_hw.report.content import Inputs
 from kvtq_hw.report.sections.what_if import Choice, Formats, formats_of, said, table_rows
 
-DESKTOP, PHONE = 1200, 390
+#: Widths of windows in pixels; the last is A4 with the margins that browsers print with.
+DESKTOP, PHONE, PAPER = 1200, 390, 718
+
+#: Numbers of the pictures whose content is larger than they are.
+_CUT = """pictures => pictures.flatMap((picture, index) => {
+    const content = picture.getBBox(), frame = picture.viewBox.baseVal;
+    const left = content.x < frame.x - 0.5 || content.y < frame.y - 0.5;
+    const right = content.x + content.width > frame.x + frame.width + 0.5;
+    const below = content.y + content.height > frame.y + frame.height + 0.5;
+    return left || right || below ? [index + 1] : [];
+})"""
 
 
 def main(page_file: Path, results: Path) -> int:
@@ -82,6 +93,8 @@ def check_layout(page: Page, width: int) -> Iterator[str]:
     for number, box in enumerate(boxes, 1):
         if box is None or box["width"] < 100 or box["height"] < 100:
             yield f"picture {number} is not drawn: {box}"
+    for number in page.locator("figure.plot svg").evaluate_all(_CUT):
+        yield f"picture {number} is cut at its edge"
     wide = page.evaluate("document.documentElement.scrollWidth")
     if wide > width:
         yield f"the page is {wide} pixels wide in a window of {width}"
@@ -124,6 +137,8 @@ def check_panel(
         if page.locator(".panel form").is_visible():
             problems.append("print: the controls are printed")
         problems += compare(page, formats, chosen, "printed")
+        page.set_viewport_size({"width": PAPER, "height": 1000})
+        problems += check_layout(page, PAPER)
         page.pdf(path=page_file.with_suffix(".pdf"), format="A4", print_background=True)
     state = "#what-if?" + urlencode(asdict(linked))
     with opened(browser, page_file, PHONE, problems, state) as page:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, replace
 
 import pytest
 from needs import missing
 from report_inputs import INPUTS, PLOT, TINY
 from test_scripts import script
 
+from kvtq_hw.report import plots
 from kvtq_hw.report.content import Section
 from kvtq_hw.report.page import html
 from kvtq_hw.report.sections import what_if
@@ -66,6 +68,18 @@ def test_a_missing_key_fails(check):
     del points(wrong)["INT8"]["1/1"]["cycles"]["64"]["128"]
     status, problems = check(wrong)
     assert status == 1 and 'error: the grid has no "128"' in problems
+
+
+def test_a_picture_with_something_cut_fails(check, monkeypatch):
+    """A legend in more columns than there is room for; with as many as fit it is whole."""
+    series = tuple(replace(PLOT.series[0], name=letter * 40) for letter in "abc")
+    wide = report()
+    drawn = asdict(replace(PLOT, series=series))
+    wide["sections"][0]["plots"] = [json.loads(json.dumps(drawn))]
+    assert check(wide) == (0, "")
+    monkeypatch.setattr(plots, "_LEGEND", 1000)
+    status, problems = check(wide)
+    assert status == 1 and "picture 1 is cut at its edge" in problems
 
 
 def test_a_wide_page_without_pictures_or_panel_fails(check):

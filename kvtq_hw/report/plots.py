@@ -31,6 +31,9 @@ _PLACES = (
     ((-5, -5), ("right", "top")),
 )
 
+#: Width of a picture in inches, and characters in a line of its legend, marks included.
+_WIDTH, _LEGEND = 5.4, 84
+
 #: A segment of a bar is labelled if it is at least this share of the longest bar.
 _LABELLED = 0.08
 
@@ -46,7 +49,7 @@ def svg(plot: Mapping[str, Any]) -> str:
     style: dict[Any, Any] = {"svg.hashsalt": plot["title"], "svg.fonttype": "path", "font.size": 9}
     with matplotlib.rc_context(style):
         bars = len(plot["series"][0]["labels"]) if plot["kind"] == "bar" else 0
-        figure = Figure(figsize=(6.4, max(3.6, 0.9 + 0.34 * bars)), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, max(3.5, 0.9 + 0.34 * bars)), layout="constrained")
         axes = figure.subplots()
         if bars:
             _draw_bars(axes, plot["series"])
@@ -56,7 +59,9 @@ def svg(plot: Mapping[str, Any]) -> str:
         axes.set_ylabel(plot["y_label"])
         axes.spines[["top", "right"]].set_visible(False)
         if len(plot["series"]) > 1:
-            figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+            longest = max(len(one["name"]) for one in plot["series"])
+            columns = max(1, min(3, _LEGEND // (longest + 7)))
+            figure.legend(loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
         _label_points(figure, axes, plot["series"])
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
@@ -66,6 +71,8 @@ def svg(plot: Mapping[str, Any]) -> str:
 
 def _draw_bars(axes: Axes, series: Sequence[Mapping[str, Any]]) -> None:
     """Draw series as bars stacked on one another, with the sum at each bar's end."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
     ends: dict[str, float] = {}  # where the next series' bars begin, by label
     segments = []
     for index, one in enumerate(series):
@@ -92,14 +99,16 @@ def _draw_bars(axes: Axes, series: Sequence[Mapping[str, Any]]) -> None:
             for text in axes.bar_label(bars, inside, label_type="center", fontsize=7):
                 text.set_bbox(white if text.get_text() else None)
     axes.bar_label(segments[-1][0], [_short(end) for end in ends.values()], padding=3, fontsize=8)
-    axes.set_xlim(right=1.12 * longest)
+    axes.set_xlim(right=1.14 * longest)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.10g}"))
     axes.grid(True, axis="x", alpha=0.3)
     axes.set_axisbelow(True)
 
 
 def _draw_points(axes: Axes, plot: Mapping[str, Any]) -> None:
     """Draw series as lines with marks, as separate marks, or as lines alone if they are joined."""
-    import matplotlib
+    from matplotlib.ticker import FuncFormatter, LogFormatter
 
     for index, series in enumerate(plot["series"]):
         look = index % len(_COLOURS)
@@ -116,10 +125,11 @@ def _draw_points(axes: Axes, plot: Mapping[str, Any]) -> None:
         )
     if plot["log_x"]:
         axes.set_xscale("log", base=2)
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
+        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     if plot["log_y"]:
         axes.set_yscale("log")
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(_plain))
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        axes.yaxis.set_minor_formatter(LogFormatter())  # in a range of less than a decade
     axes.grid(True, alpha=0.3)
 
 
