@@ -1,9 +1,11 @@
 """kvtq-hw: ternary KV-cache attention in hardware: generate, simulate, compare, measure.
 
-From Python, three functions do the main things; `kvtq_hw.api` documents them::
+From Python, four functions do the main things; `kvtq_hw.api` documents them::
 
     cache = kvtq_hw.ternary_cache(model, code="balanced:3/2,sinks=4,window=32,feedback")
     model.generate(**inputs, past_key_values=cache)
+
+    quality = kvtq_hw.evaluate(model, formats=["balanced:3/2", "int4", "kivi:2"])
 
     outputs = kvtq_hw.attention(queries, keys, values, code="balanced:3/2")
 
@@ -16,9 +18,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kvtq_hw.api import attention, generate_verilog, ternary_cache
+    from kvtq_hw.api import attention, evaluate, generate_verilog, ternary_cache
 
-__all__ = ["attention", "generate_verilog", "ternary_cache"]
+__all__ = ["attention", "evaluate", "generate_verilog", "ternary_cache"]
 
 __version__ = "0.1.0"
 
