@@ -133,6 +133,7 @@ FUNCTIONS = {
     "kvtq_describe": (Result, [_DEVICE, POINTER(Head), POINTER(Step), POINTER(Job)]),
     "kvtq_start": (Result, [_DEVICE, POINTER(Job)]),
     "kvtq_wait": (Result, [_DEVICE]),
+    "kvtq_idle": (c_bool, [_DEVICE]),
     "kvtq_status": (Result, [_DEVICE, POINTER(Failure)]),
     "kvtq_interrupt_enable": (None, [_DEVICE, c_uint32]),
     "kvtq_interrupts": (c_uint32, [_DEVICE]),

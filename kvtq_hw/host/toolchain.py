@@ -27,6 +27,7 @@ __all__ = [
     "find_simulator",
     "icarus",
     "opensta",
+    "riscv_compiler",
     "verilator",
 ]
 
@@ -141,6 +142,24 @@ def opensta() -> Tool | None:
         if version is not None:
             return Tool("opensta", Path(executable), version)
     return None
+
+
+def riscv_compiler() -> Tool:
+    """Find GCC for RISC-V without an operating system, on PATH.
+
+    Raises
+    ------
+    UserError
+        When it is not there.
+    """
+    executable = shutil.which("riscv64-unknown-elf-gcc")
+    version = executable and _version(r"(\d+\.\d+)", executable, "-dumpfullversion")
+    if executable is None or version is None:
+        raise UserError(
+            "riscv64-unknown-elf-gcc: not on PATH; get it with your system's package manager "
+            "(Debian and Ubuntu: sudo apt install gcc-riscv64-unknown-elf)"
+        )
+    return Tool("riscv", Path(executable), version)
 
 
 #: Function that finds each simulator, by the simulator's name in cocotb's runner.

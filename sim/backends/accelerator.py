@@ -33,7 +33,7 @@ from sim.host.descriptors import HeadDescriptors
 from sim.verilated.accelerator import IDEAL, AcceleratorJob, MemorySettings
 from sim.verilated.side_by_side import SideBySide
 
-__all__ = ["AcceleratorBackend", "LoadingBackend"]
+__all__ = ["AcceleratorBackend", "LoadingBackend", "store_layer", "tables_of_layers"]
 
 
 @dataclass
@@ -112,7 +112,7 @@ class AcceleratorBackend:
         self._accelerators = SideBySide(
             config, memory, accelerators, base=layout.base, settings=settings, quick=quick
         )
-        packets = load_words(config, *_tables(conditioning))
+        packets = load_words(config, *tables_of_layers(conditioning))
         self._accelerators.load_tables([np.array(packet, np.uint32) for packet in packets])
         self.cycles: int | None = 0 if accelerators == 1 else None
         self.jobs = 0
@@ -237,7 +237,7 @@ def _by_slot(tiers: Tiers, tokens: int, hits: Tensor) -> list[list[int]]:
     return arranged.tolist()
 
 
-def _tables(
+def tables_of_layers(
     conditioning: Sequence[Conditioning],
 ) -> tuple[Tensor | None, Feedback | None, Feedback | None]:
     """Return centres, key feedback and value feedback of all heads, layer after layer.

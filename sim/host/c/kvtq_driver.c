@@ -97,6 +97,10 @@ enum kvtq_result kvtq_wait(const struct kvtq_device *device) {
     return ended ? KVTQ_OK : KVTQ_ERROR_TIMEOUT;
 }
 
+bool kvtq_idle(const struct kvtq_device *device) {
+    return VALUE(KVTQ_COMPLETED_JOBS, read(device, KVTQ_COMPLETED)) == device->started;
+}
+
 enum kvtq_result kvtq_status(const struct kvtq_device *device, struct kvtq_failure *failure) {
     const uint32_t events = kvtq_interrupts(device);
     if (events & KVTQ_INTERRUPT_ERROR_MASK) {

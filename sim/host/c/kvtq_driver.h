@@ -197,6 +197,10 @@ enum kvtq_result kvtq_start(struct kvtq_device *device, const struct kvtq_job *j
  * Errors: TIMEOUT after `polls` reads. */
 enum kvtq_result kvtq_wait(const struct kvtq_device *device);
 
+/* Return whether all started jobs have ended, well or not, without waiting: for software that sleeps
+ * until the accelerator interrupts. */
+bool kvtq_idle(const struct kvtq_device *device);
+
 /* Say whether a job ended badly since the error interrupt was cleared, and which was the first; or
  * whether one was lost. `failure` is written only with KVTQ_ERROR_JOB.
  * Errors: JOB, OVERRUN. */
