@@ -26,5 +26,5 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 # PyTorch first and pinned, so that no other package's wish for it decides which build comes.
 "$venv/bin/python" -m pip install --quiet -c constraints.txt torch ||
     fail "pip could not install torch; run the same command again once the reason above is mended"
-"$venv/bin/python" -m pip install --quiet -c constraints.txt -e '.[golden,sim,plot,cluster,report,fpga,docs,dev]' ||
+"$venv/bin/python" -m pip install --quiet -c constraints.txt -e '.[golden,sim,plot,cluster,report,fpga,soc,docs,dev]' ||
     fail "pip could not install kvtq-hw; run the same command again once the reason above is mended"

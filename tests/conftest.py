@@ -11,7 +11,7 @@ from tiny_model import save_tiny_model
 
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.model_wheels import WHEEL_MODELS, find_wheels
-from kvtq_hw.host.toolchain import SIMULATORS, Tool, find_simulator, opensta
+from kvtq_hw.host.toolchain import SIMULATORS, Tool, find_simulator, opensta, riscv_compiler
 
 
 @pytest.fixture(params=SIMULATORS)
@@ -60,6 +60,15 @@ def analyser() -> Tool:
     if tool is None:
         missing("opensta", "no sta on PATH; Debian and Ubuntu: sudo apt install opensta")
     return tool
+
+
+@pytest.fixture(scope="session")
+def riscv() -> Tool:
+    """GCC for RISC-V."""
+    try:
+        return riscv_compiler()
+    except UserError as error:
+        missing("riscv", str(error))
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ NEEDS = {
     "liberty": "the full Liberty file of sky130_fd_sc_hd, named by KVTQ_SKY130_LIBERTY",
     "opensta": "OpenSTA",
     "chromium": "Chromium, the browser that opens the report",
+    "riscv": "GCC for RISC-V without an operating system",
 }
 
 

@@ -522,7 +522,9 @@ def test_decode_steps(driver, code, threshold):
 def test_counters_and_interrupts(driver):
     board = Board(driver, CODES["sinks and window"][0], count=1)
     assert driver.kvtq_interrupts(board.device) == 0
+    assert driver.kvtq_idle(board.device)
     board.run(6)
+    assert driver.kvtq_idle(board.device)
     slices = board.counter("key_slices") + board.counter("value_slices")
     assert slices == sum(code_bound(TINY, board.heads.code, tokens) for tokens in range(1, 7))
     assert board.counter("busy_cycles") >= slices
@@ -591,6 +593,7 @@ def test_a_job_without_vectors_times_out_and_fills_the_queue(driver):
     assert driver.kvtq_status(board.device, Failure()) == Result.OVERRUN
     driver.kvtq_interrupt_clear(board.device, OVERRUN)
     # the vectors come late, and everything goes on
+    assert not driver.kvtq_idle(board.device)
     board.device.polls = 200
     board.arm(plans)
     assert driver.kvtq_start(board.device, job) == Result.OK

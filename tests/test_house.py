@@ -140,6 +140,8 @@ POWER = {
 
 def relies_on(module: str) -> tuple[str, ...]:
     """The extras, beside the base install, that must be there when a module is imported."""
+    if belongs(module, "sim.soc"):
+        return ("golden", "sim", "soc")
     if module in POWER or belongs(module, "sim"):
         return ("golden", "sim")
     return ("golden",) if belongs(module, "golden") else ()
@@ -343,6 +345,9 @@ OWN_FILES = {
     "sim/proofs/formal.py",
     "sim/bench/recording.py",
     "sim/bench/runner.py",
+    "sim/soc/litex_system.py",
+    "sim/soc/program.py",
+    "sim/soc/simulation.py",
     "sim/verilated/library.py",
 }
 WRITING = {"write_text", "write_bytes", "save_file"}

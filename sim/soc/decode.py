@@ -187,7 +187,9 @@ class DecodeRecorder:
         return Decode(
             config,
             [
-                Head(cache.code, cache.conditioning.rotate, cache.conditioning.key_centre is not None)
+                Head(
+                    cache.code, cache.conditioning.rotate, cache.conditioning.key_centre is not None
+                )
                 for cache in caches
                 for _ in range(kv_heads)
             ],

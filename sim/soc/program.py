@@ -65,8 +65,11 @@ def memory_words(config: EngineConfig, image: bytes) -> str:
 def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        reason = (done.stderr or done.stdout).strip().splitlines()[:1] or ["no message"]
-        raise UserError(f"{Path(command[0]).name}: the program does not build: {reason[0]}")
+        lines = done.stderr.strip().splitlines() or ["no message"]
+        reason = next(
+            (line for line in lines if "error" in line or "will not fit" in line), lines[-1]
+        )
+        raise UserError(f"{Path(command[0]).name}: the program does not build: {reason}")
 
 
 # --- C of a decode --------------------------------------------------------------------------------

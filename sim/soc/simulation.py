@@ -90,7 +90,7 @@ def _build(config: EngineConfig, system: System, folder: Path) -> Path:
         f"{accelerator}.v": cached_verilog("accelerator", config, folder),
         "simulation.cpp": (resources.files("sim.soc") / "simulation.cpp").read_text("utf-8"),
     }
-    texts |= {Path(path).name: Path(path).read_text("utf-8") for path in system.sources}
+    texts[system.processor.name] = system.processor.read_text("utf-8")
     key = hashlib.sha256("\0".join((tool.description, *texts.values())).encode()).hexdigest()[:16]
     executable = folder / f"{config.name}-soc-{key}"
     with FileLock(f"{executable}.lock"):

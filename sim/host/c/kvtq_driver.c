@@ -250,6 +250,7 @@ static void put(struct kvtq_job *job, uint32_t address, uint32_t place, uint32_t
 
 /* Return the absmean constant of a ratio in thousandths: ratio * 2**(8 + ceil(log2 D)) / D. */
 static uint32_t constant_of(const struct kvtq_device *device, uint32_t thousandths) {
+    if (thousandths == 0) return 0; /* most runs are unused, and small processors divide slowly */
     uint32_t shift = 8;
     while (1u << (shift - 8u) < device->head_dim) ++shift;
     const uint32_t divisor = 2000u * device->head_dim;
