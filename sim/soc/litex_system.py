@@ -62,7 +62,7 @@ class LitexSystem(SoCCore):
             bus_standard="axi-lite",
             bus_timeout=_TIMEOUT,
             cpu_type="vexriscv",
-            cpu_variant="lite",
+            cpu_variant="standard",
             cpu_reset_address=0,
             integrated_sram_size=0,
             uart_name="sim",

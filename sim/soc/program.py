@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterable, Iterator
 from importlib import resources
@@ -66,9 +67,8 @@ def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
-        reason = next(
-            (line for line in lines if "error" in line or "will not fit" in line), lines[-1]
-        )
+        wrong = re.compile(r"error: (?!ld returned)|undefined reference|will not fit")
+        reason = next(filter(wrong.search, lines), lines[-1])
         raise UserError(f"{Path(command[0]).name}: the program does not build: {reason}")
 
 

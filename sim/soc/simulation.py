@@ -16,6 +16,7 @@ from kvtq_hw.contract.files import disk_errors, scratch_folder
 from kvtq_hw.contract.folders import cache_folder
 from kvtq_hw.host.toolchain import Tool, verilator
 from rtl.blocks import module_name
+from rtl.verilog import lint_waivers
 from sim.soc.decode import Decode
 from sim.soc.program import build_program, memory_words
 from sim.soc.system import MEMORY_FILE, TOP, System, make_system
@@ -85,12 +86,15 @@ class SocSimulation:
 def _build(config: EngineConfig, system: System, folder: Path) -> Path:
     """Build the simulation unless `folder` has it, and return its path."""
     tool, accelerator = verilator(), module_name("accelerator")
+    ours = resources.files("sim.soc")
     texts = {
+        f"{accelerator}.vlt": lint_waivers(),
+        "lint.vlt": (ours / "lint.vlt").read_text("utf-8"),
         f"{TOP}.v": system.verilog,
+        system.processor.name: system.processor.read_text("utf-8"),
         f"{accelerator}.v": cached_verilog("accelerator", config, folder),
-        "simulation.cpp": (resources.files("sim.soc") / "simulation.cpp").read_text("utf-8"),
+        "simulation.cpp": (ours / "simulation.cpp").read_text("utf-8"),
     }
-    texts[system.processor.name] = system.processor.read_text("utf-8")
     key = hashlib.sha256("\0".join((tool.description, *texts.values())).encode()).hexdigest()[:16]
     executable = folder / f"{config.name}-soc-{key}"
     with FileLock(f"{executable}.lock"):
@@ -112,7 +116,7 @@ def _compile(tool: Tool, work: Path, sources: list[str], folder: Path) -> None:
     command = [
         str(tool.executable),
         *("--cc", "--exe", "--build", "-O3", "--x-assign", "fast", "--x-initial", "fast"),
-        *("-Wno-lint", "-Wno-COMBDLY", "--top-module", TOP, "--Mdir", "obj", "-j", "2"),
+        *("-Wall", "--top-module", TOP, "--Mdir", "obj", "-j", "2"),
         *("-MAKEFLAGS", make_flags, *sources),
     ]
     environment = tool.environment() | {"OBJCACHE": launcher(folder / "runtime")}

@@ -66,6 +66,7 @@ static void run(const struct decode_batch *batch) {
     struct kvtq_failure failure;
     check("status", kvtq_status(&device, &failure));
     if (!dma_wait(DMA_OUTPUT)) check("outputs", KVTQ_ERROR_TIMEOUT);
+    cache_flush();
     total.cycles += cycles() - begin;
     total.jobs += batch->count;
 }

@@ -57,6 +57,9 @@ bool dma_wait(uint32_t dma) {
     return false;
 }
 
+/* VexRiscv's instruction for this has no name. */
+void cache_flush(void) { __asm__ volatile(".word 0x500f" : : : "memory"); }
+
 /* --- interrupts ------------------------------------------------------------------------------- */
 
 /* VexRiscv's own registers: which of LiteX's interrupts come, and which are there. */

@@ -19,6 +19,10 @@ void dma_start(uint32_t dma, const volatile uint32_t *memory, uint32_t words);
 /* Return whether a DMA has moved all of its words, waiting for a while if it has not. */
 bool dma_wait(uint32_t dma);
 
+/* Forget what the processor's data cache holds: DMAs write the memory behind it. What the processor
+ * writes is in the memory at once. */
+void cache_flush(void);
+
 /* Return the clock cycles since reset, modulo 2**32. */
 uint32_t cycles(void);
 
