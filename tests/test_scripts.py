@@ -163,7 +163,7 @@ def test_unknown_requirement_fails(check, monkeypatch) -> None:
     [line] = check(*ALL)
     assert line.endswith(
         "KVTQ_REQUIRE: simulator unknown; allowed are simulators, model, gemma, liberty, opensta, "
-        "chromium"
+        "chromium, riscv"
     )
 
 

@@ -21,7 +21,15 @@ from sim.soc.decode import Decode, Head, Job
 __all__ = ["build_program", "decode_source", "memory_words"]
 
 _FLAGS = (
-    *("-march=rv32im_zicsr", "-mabi=ilp32", "-O2", "-std=c11", "-ffreestanding", "-nostdlib"),
+    *(
+        "-march=rv32im_zicsr",
+        "-mabi=ilp32",
+        "-O2",
+        "-flto",
+        "-std=c11",
+        "-ffreestanding",
+        "-nostdlib",
+    ),
     *("-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wsign-conversion", "-Wshadow", "-Werror"),
     # the driver's bus takes addresses as pointers; address 0 is memory here
     *("-fno-delete-null-pointer-checks", "-static", "-Wl,--build-id=none", "-Wl,-T,link.ld"),
@@ -42,12 +50,13 @@ def build_program(decode: Decode, headers: dict[str, str], folder: Path) -> byte
     """
     compiler = riscv_compiler()
     firmware = resources.files("sim.soc") / "firmware"
-    names = ("start.S", "main.c", "platform.c", "platform.h", "decode.h", "link.ld")
+    names = ("start.S", "memory.S", "main.c", "platform.c", "platform.h", "decode.h", "link.ld")
     texts = {name: (firmware / name).read_text("utf-8") for name in names}
     texts |= c_driver() | headers | {"kvtq_registers.h": c_header()}
     texts["decode.c"] = decode_source(decode)
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")
+    (folder / "memory.bin").write_bytes(decode.memory.tobytes())
     sources = [name for name in texts if name.endswith((".c", ".S"))]
     _run([str(compiler.executable), *_FLAGS, "-o", "program.elf", *sources], folder)
     copy = str(compiler.executable).removesuffix("gcc") + "objcopy"
@@ -94,9 +103,6 @@ def decode_source(decode: Decode) -> str:
     lines.append(_array("const struct decode_packet decode_packets", packets))
     heads = (_head(index, head) for index, head in enumerate(decode.heads))
     lines.append(_array("struct kvtq_head decode_heads", heads))
-    # a region begins at a memory word
-    lines.append(f"_Alignas({config.memory_bits // 8})")
-    lines.append(_array("uint8_t decode_memory", map(str, decode.memory.tolist())))
     batches, received = [], 0
     for number, batch in enumerate(decode.batches):
         lines.append(_array(f"static const struct decode_job jobs_{number}", map(_job, batch)))

@@ -180,15 +180,22 @@ static bool is_computed(const struct kvtq_device *device, const struct kvtq_code
            (code->residual ? !code->feedback : code->absmean);
 }
 
-/* Shorten sinks and window to what a sliding window leaves of them, digits to the hardware's. */
-static struct kvtq_code in_hardware(const struct kvtq_device *device, struct kvtq_code code) {
-    code.tier_digits = min(code.tier_digits, min(device->max_planes, MOST_DIGITS));
-    if (code.sliding) {
-        code.window = min(code.window, code.sliding);
-        code.sinks = min(code.sinks, code.sliding - code.window);
-    }
-    if (code.sliding || !code.window) code.anchors = 0;
-    return code;
+/* Write `from` in the hardware's form: a sliding window shortens sinks and window, and digits are
+ * those that the hardware has. Field by field: an assignment of the whole may call memcpy. */
+static void put_in_form(const struct kvtq_device *device, const struct kvtq_code *from,
+                        struct kvtq_code *to) {
+    const uint32_t most = min(device->max_planes, MOST_DIGITS);
+    const uint32_t window = from->sliding ? min(from->window, from->sliding) : from->window;
+    to->sinks = from->sliding ? min(from->sinks, from->sliding - window) : from->sinks;
+    to->anchors = from->sliding || !window ? 0 : from->anchors;
+    to->window = window;
+    to->sliding = from->sliding;
+    to->tier_digits = min(from->tier_digits, most);
+    to->key_digits = from->key_digits;
+    to->value_digits = from->value_digits;
+    to->residual = from->residual;
+    to->absmean = from->absmean;
+    to->feedback = from->feedback;
 }
 
 /* Take memory for `slots` records of some planes and scales; return whether it fits. */
@@ -220,24 +227,28 @@ static bool take_side(const struct kvtq_device *device, const struct kvtq_format
            take(device, format, memory, window, tier, 1u, &side->window);
 }
 
+/* Take memory for all regions of a head; return whether it fits. */
+static bool take_head(const struct kvtq_device *device, const struct kvtq_format *format,
+                      uint32_t tokens, struct kvtq_memory *memory, struct kvtq_head *head) {
+    const struct kvtq_code *const code = &head->code;
+    return take_side(device, format, tokens, memory, code, code->key_digits, &head->key) &&
+           take_side(device, format, tokens, memory, code, code->value_digits, &head->value);
+}
+
 enum kvtq_result kvtq_place_head(const struct kvtq_device *device, const struct kvtq_format *format,
                                  uint32_t tokens, struct kvtq_memory *memory,
                                  struct kvtq_head *head) {
     if (tokens == 0 || tokens > device->max_context) return KVTQ_ERROR_TOKENS;
     if (!is_computed(device, &head->code)) return KVTQ_ERROR_CODE;
-    const struct kvtq_code code = in_hardware(device, head->code);
-    if (code.anchors > MOST(KVTQ_ANCHORS_COUNT)) return KVTQ_ERROR_RANGE;
+    struct kvtq_head trial; /* so that an error changes nothing */
+    put_in_form(device, &head->code, &trial.code);
+    if (trial.code.anchors > MOST(KVTQ_ANCHORS_COUNT)) return KVTQ_ERROR_RANGE;
     if (memory->next & (format->word_bytes - 1u)) return KVTQ_ERROR_ALIGNMENT;
     if (memory->next > memory->end) return KVTQ_ERROR_MEMORY;
-    struct kvtq_memory rest = *memory;
-    struct kvtq_vectors key, value;
-    if (!take_side(device, format, tokens, &rest, &code, code.key_digits, &key) ||
-        !take_side(device, format, tokens, &rest, &code, code.value_digits, &value))
-        return KVTQ_ERROR_MEMORY;
-    head->code = code;
-    head->key = key;
-    head->value = value;
-    *memory = rest;
+    struct kvtq_memory rest = {memory->next, memory->end};
+    if (!take_head(device, format, tokens, &rest, &trial)) return KVTQ_ERROR_MEMORY;
+    put_in_form(device, &head->code, &head->code);
+    take_head(device, format, tokens, memory, head);
     return KVTQ_OK;
 }
 

@@ -32,7 +32,7 @@ extern const struct decode_packet decode_packets[];
 extern struct kvtq_head decode_heads[];
 extern const struct decode_batch decode_batches[];
 
-/* The KV cache, with what a prefill stored. */
+/* The KV cache, with what a prefill stored (memory.S). */
 extern uint8_t decode_memory[];
 extern const uint32_t decode_memory_bytes;
 

@@ -98,13 +98,15 @@ static void line(const char *what, uint32_t number) {
 }
 
 static void report(void) {
+    const uint32_t heads = device.query_group; /* and a word with the exponent */
     line("jobs: ", total.jobs);
-    line("words of outputs compared with golden: ", total.compared);
+    line("outputs compared with golden: ", total.compared / (heads + 1u) * heads);
+    line("exponents compared with golden: ", total.compared / (heads + 1u));
     line("different: ", total.different);
     line("cycles: ", total.cycles);
-    print("per job, in cycles\n");
+    print("cycles per job\n");
     line("  from the first register write to the outputs in memory: ", total.cycles / total.jobs);
-    line("  firmware awake: ", (total.cycles - total.slept) / total.jobs);
+    line("  firmware, awake: ", (total.cycles - total.slept) / total.jobs);
     line("  accelerator, attention: ", kvtq_counter(&device, KVTQ_BUSY_CYCLES) / total.jobs);
     line("  accelerator, append: ", kvtq_counter(&device, KVTQ_APPEND_CYCLES) / total.jobs);
 }
