@@ -133,6 +133,8 @@ def check_panel(
         problems += compare(page, formats, chosen, "by its controls")
         page.locator(".panel").screenshot(path=page_file.with_name("panel.png"))
         problems += check_refusal(page, formats, chosen)
+        page.reload()
+        problems += compare(page, formats, chosen, "after a reload")
         page.emulate_media(media="print")
         if page.locator(".panel form").is_visible():
             problems.append("print: the controls are printed")

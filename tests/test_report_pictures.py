@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from report_inputs import INPUTS, PLOT, engine_row, record
 
-from kvtq_hw.report.content import Inputs, Plot, Series
+from kvtq_hw.host.results import ResultStore
+from kvtq_hw.report import page
+from kvtq_hw.report.content import Inputs, Plot, Section, Series
 from kvtq_hw.report.plots import svg
 from kvtq_hw.report.sections import SECTIONS
 
@@ -24,6 +26,31 @@ def test_pictures_are_the_same_every_time_and_tell_series_apart_without_colour()
         not in svg(plot | {"log_x": False}).split("legend_1")[0].split("line2d_")[-1]
     )
     assert svg(two).count("stroke-dasharray") > svg(plot).count("stroke-dasharray")
+
+
+def test_a_picture_is_drawn_once(monkeypatch, tmp_path):
+    """Kept under everything in it; the page is the one of pictures drawn anew."""
+    drawn = []
+
+    def draw(plot: dict) -> str:
+        drawn.append(plot["reading"])
+        return svg(plot)
+
+    draw.__module__ = svg.__module__  # whose sources the key holds
+    monkeypatch.setattr(page, "svg", draw)
+    store = ResultStore(tmp_path / "store.sqlite")
+    plots = [asdict(PLOT), asdict(replace(PLOT, reading="Other."))]
+    section = Section("S", "s", (), (PLOT,)).as_dict()
+    report = {
+        "title": "T",
+        "subject": "S",
+        "version": "1",
+        "sections": [section | {"plots": plots}],
+    }
+    first = page.html(report, store)
+    assert len(drawn) == 2
+    assert page.html(report, store) == first == page.html(report)
+    assert drawn == [plot["reading"] for plot in plots] * 2  # once for the store, once without
 
 
 def test_bars_of_several_series_stand_on_one_another():

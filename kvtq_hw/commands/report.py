@@ -19,6 +19,7 @@ from kvtq_hw.contract.codes import STANDARD_CODES, CacheCode
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import json_text, write_text
+from kvtq_hw.contract.folders import cache_folder
 
 __all__ = ["command"]
 
@@ -47,11 +48,12 @@ def command(
 ) -> None:
     """Measure what has not been measured yet, and write the report.
 
-    Sections are kept in the user's cache folder under everything that decides them: a second run
-    takes seconds.
+    Sections and pictures are kept in the user's cache folder under everything that decides them: a
+    second run takes seconds.
     """
     from rich.console import Console
 
+    from kvtq_hw.host.results import ResultStore
     from kvtq_hw.report.collect import collect
     from kvtq_hw.report.content import Inputs
     from kvtq_hw.report.page import html, markdown
@@ -70,7 +72,12 @@ def command(
         )
     text = json_text(report, indent=1)
     report = json.loads(text)  # pages are made from the file's content alone
-    pages = {"report.json": text, "report.html": html(report), "report.md": markdown(report)}
+    pictures = ResultStore(cache_folder() / "report" / "pictures.sqlite")
+    pages = {
+        "report.json": text,
+        "report.html": html(report, pictures),
+        "report.md": markdown(report),
+    }
     for name, page in pages.items():
         write_text(output / name, page, "--output")
     click.echo(f"{output / 'report.html'}: {len(report['sections'])} sections")

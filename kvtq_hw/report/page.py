@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from kvtq_hw.report.plots import svg
 
 if TYPE_CHECKING:
     import jinja2
+
+    from kvtq_hw.host.results import ResultStore
 
 __all__ = ["html", "markdown"]
 
@@ -17,14 +21,35 @@ __all__ = ["html", "markdown"]
 _LONG = 45
 
 
-def html(report: Mapping[str, Any]) -> str:
-    """Return the report as an HTML page that contains its style, pictures and scripts."""
-    return _environment(True).get_template("page.html.j2").render(report=report)
+def html(report: Mapping[str, Any], store: ResultStore | None = None) -> str:
+    """Return the report as an HTML page that contains its style, pictures and scripts.
+
+    Parameters
+    ----------
+    store : pictures that are in it are not drawn again; None draws all
+    """
+    environment = _environment(True)
+    if store is not None:
+        environment.filters["svg"] = partial(_stored, store)
+    return environment.get_template("page.html.j2").render(report=report)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Return text and tables of the report as Markdown; numbers of plots are in `report.json`."""
     return _environment(False).get_template("page.md.j2").render(report=report)
+
+
+def _stored(store: ResultStore, plot: Mapping[str, Any]) -> str:
+    """Return a picture from a store; draw and store it if it is not there."""
+    from kvtq_hw.host.sources import source_digest
+
+    tools = {"sources": source_digest(svg.__module__), "matplotlib": version("matplotlib")}
+    key = {"picture": plot} | tools
+    text = store.get_text(key)
+    if text is None:
+        text = svg(plot)
+        store.put_text(key, text)
+    return text
 
 
 def _environment(escape: bool) -> jinja2.Environment:
