@@ -112,3 +112,8 @@ def test_how_files_are_read_decides_no_result() -> None:
             "kvtq_hw.contract.errors",
             "kvtq_hw.host.sources",
         }
+
+
+def test_names_of_the_python_api_and_the_version_decide_no_hardware() -> None:
+    """Else each of them would make every recorded result one of earlier sources."""
+    assert "kvtq_hw" not in dependencies("rtl.verilog", "rtl.accelerator")

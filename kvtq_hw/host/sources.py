@@ -23,8 +23,10 @@ __all__ = ["dependencies", "hardware_digest", "source_digest"]
 #: Packages of this distribution. Other imported packages count by the versions of tools in a key.
 PACKAGES = ("golden", "kvtq_hw", "rtl", "sim")
 
-#: Modules that carry data and decide no result: content that they read is itself part of a key.
+#: Modules that decide no result: content that they read is itself part of a key, and so is the
+#: version, which the distribution's own module has beside the names of the Python API.
 _CARRIERS = (
+    "kvtq_hw",
     "kvtq_hw.contract.errors",
     "kvtq_hw.contract.files",
     "kvtq_hw.contract.folders",

@@ -14,9 +14,10 @@ def build(inputs: Inputs) -> Section | None:
     """Make the tables of `kvtq-hw fpga`."""
     tables = []
     for entry in recorded(inputs.results, "fpga", inputs.config):
+        title = f"{entry.config}, {entry.data['block']}"
         tables.append(
             Table(
-                f"{entry.config}, after synthesis",
+                f"{title}, after synthesis",
                 "measured",
                 entry.command,
                 ("family", "LUT", "carry", "flip-flops", "LUT RAM", "block RAM", "multipliers"),
@@ -30,7 +31,7 @@ def build(inputs: Inputs) -> Section | None:
         if places := entry.data["place_and_route"]:
             tables.append(
                 Table(
-                    f"{entry.config}, after place and route",
+                    f"{title}, after place and route",
                     "measured",
                     entry.command,
                     ("device", "logic cells", "flip-flops", "block RAM", "multipliers", "MHz"),
@@ -51,6 +52,6 @@ def build(inputs: Inputs) -> Section | None:
         return None
     return Section(
         "FPGA",
-        "By Yosys and nextpnr, one seed, the smallest device that holds the engine.",
+        "By Yosys and nextpnr, one seed, the smallest device that holds the block.",
         tuple(tables),
     )
