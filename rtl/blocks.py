@@ -8,8 +8,11 @@ configuration alone. Its Verilog module is called ``kvtq_key_lanes``, or has ano
 
 from __future__ import annotations
 
+import gc
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from amaranth.lib import wiring
 
@@ -123,8 +126,31 @@ def emit_block(
     header = (
         f"{config_header(top, config)}\nRegisters that have a reset have {start} initial value."
     )
-    block = create_block(name, config)
-    return emit(block, top, header, all_names=all_names, reset=reset, initial_values=initial_values)
+    with _without_collection():
+        return emit(
+            create_block(name, config),
+            top,
+            header,
+            all_names=all_names,
+            reset=reset,
+            initial_values=initial_values,
+        )
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Leave cyclic garbage to the end: Amaranth makes millions of objects, and keeps them.
+
+    Python's collector would look through all of them again and again, for half of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+            gc.collect()
 
 
 def module_name(name: str, prefix: str = PREFIX) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from kvtq_hw.commands.frame.cli import run
 from kvtq_hw.commands.generate import generate
 from kvtq_hw.contract.config import EngineConfig, load_config, preset_names
 from kvtq_hw.host.toolchain import find_simulator
+from rtl import blocks
 from rtl.blocks import blocks_of, create_block, emit_block
 from rtl.manifest import manifest
 from rtl.verilog import config_header, emit, emit_rtlil, lint_waivers
@@ -81,6 +83,28 @@ def test_header_names_everything() -> None:
     assert f"// Configuration tiny, digest {TINY.digest()}:\n" in text
     for field, value in TINY.model_dump().items():
         assert re.search(rf"^//   {field} += {value}$", text, re.MULTILINE), field
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_of_garbage_rests_meanwhile(
+    enabled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is as before afterwards, after an error too."""
+    seen = []
+
+    def spy(*arguments: object, **options: object) -> str:
+        seen.append(gc.isenabled())
+        raise ValueError
+
+    monkeypatch.setattr(blocks, "emit", spy)
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with pytest.raises(ValueError):
+            emit_block("packer", TINY)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
+    assert seen == [False]
 
 
 def test_memories_have_contents_only_where_they_were_given() -> None:
