@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 from needs import missing
 from tiny_model import save_tiny_model
 
+from kvtq_hw.commands.frame.schemas import SCHEMAS
 from kvtq_hw.contract.errors import UserError
+from kvtq_hw.contract.files import json_text
 from kvtq_hw.contract.model_wheels import WHEEL_MODELS, find_wheels
 from kvtq_hw.host.toolchain import SIMULATORS, Tool, find_simulator, opensta, riscv_compiler
 
@@ -80,3 +86,18 @@ def tiny_folder(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(calibration, "DEFAULT_TOKENS", 60)
     return save_tiny_model(tmp_path / "model")
+
+
+@pytest.fixture(autouse=True)
+def documented_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check every file of `--json` that a test writes against the schema of its command."""
+
+    def checked(report: Mapping[str, Any]) -> str:
+        text = json_text(report)
+        if (context := click.get_current_context(silent=True)) is not None:
+            [name] = re.findall(r"\w+$", str(getattr(context.command.callback, "__module__", "")))
+            SCHEMAS[name].model_validate_json(text)
+        return text
+
+    for module in ("frame.options", "sweep"):
+        monkeypatch.setattr(f"kvtq_hw.commands.{module}.json_text", checked)

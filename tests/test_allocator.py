@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 
 import pytest
@@ -329,9 +330,13 @@ def test_command_writes_a_table_that_a_model_decodes_with(tmp_path, monkeypatch,
     )
     arguments = ["allocate", "--preset", str(preset), "--model", str(folder), "--tokens", "64"]
     arguments += ["--context", "100", "--code", "balanced:1/1,window=4", "-o", str(table)]
-    assert run([*arguments, "--bits", "5"]) == 0
+    assert run([*arguments, "--bits", "5", "--json", str(tmp_path / "r.json")]) == 0
     loaded = CodeTable.load(table)
     assert len(loaded.codes) == 2
+    report = json.loads((tmp_path / "r.json").read_text())
+    digits = [digit for code in loaded.codes for digit in (code.key_digits, code.value_digits)]
+    assert report["digits"] == digits
+    assert 0 < report["budget_spent"] <= 1 and report["expected_kld"] > 0
     decode(
         tiny_model(),
         prompt(9),

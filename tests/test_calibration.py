@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -217,8 +218,12 @@ def test_command_writes_a_file_that_decode_takes(tmp_path, capsys):
     text, file = tmp_path / "text.txt", tmp_path / "mine.safetensors"
     text.write_text(TEXT)
     arguments = ["calibrate", "--model", str(folder), "--text", str(text), "--tokens", "50"]
-    assert run([*arguments, "-o", str(file)]) == 0
+    assert run([*arguments, "-o", str(file), "--json", str(tmp_path / "r.json")]) == 0
     expected = calibrate(tiny_model(), TEXT, tokens=50)
+    report = json.loads((tmp_path / "r.json").read_text())
+    shape = (report["layers"], report["kv_heads"], report["head_dim"])
+    assert shape == tuple(expected.key_centres.shape)
+    assert (report["text_digest"], report["tokens"]) == (expected.text_digest, 50)
     loaded = load_calibration(file, tiny_model())
     for field in module._TENSORS:
         assert torch.equal(getattr(loaded, field), getattr(expected, field))

@@ -320,8 +320,11 @@ def test_without_a_preset_the_configuration_is_fitted(tiny_folder, engine):
         line = ["decode", "--model", str(tiny_folder), "--prompt", PROMPT, "--backend", backend]
         assert run([*line, "--max-new-tokens", "3", "--json", "report.json"]) == 0
         assert json.loads(Path("report.json").read_text())["preset"] == "fitted"
-    assert run(["capture", "--model", str(tiny_folder), "--prompt", PROMPT, "-o", "captured"]) == 0
-    config = load_captured(Path("captured/layer0-head0-step0.safetensors")).config
+    line = ["capture", "--model", str(tiny_folder), "--prompt", PROMPT, "-o", "captured"]
+    assert run([*line, "--json", "captured.json"]) == 0
+    [saved] = json.loads(Path("captured.json").read_text())["files"]
+    config = load_captured(Path(saved["file"])).config
+    assert saved["file"] == "captured/layer0-head0-step0.safetensors"
     assert (config.head_dim, config.query_group, config.lanes) == (8, 2, 8)
     assert config.table_heads == 4
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
@@ -135,12 +136,16 @@ def test_captures_without_the_vectors_are_to_be_made_again(files, tmp_path, caps
     assert load_captured(Path(path)).key_vectors.any()
 
 
-def test_replay_compares_and_records(files, simulator):
+def test_replay_compares_and_records(files, simulator, tmp_path):
     options = [str(files[1]), "--simulator", simulator, "--waves", "--build-folder", str(FOLDER)]
+    options += ["--json", str(tmp_path / "r.json")]
     result = CliRunner().invoke(replay, options, catch_exceptions=False, standalone_mode=False)
     assert result.return_value == 0, result.output
     assert "16 outputs equal, 26 tokens in " in result.output
     waves = Path(result.output.partition("waves: ")[2].strip())
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["outputs_compared"], report["tokens"], report["differences"]) == (16, 26, [])
+    assert report["waves"] == str(waves) and f" {report['cycles']} cycles" in result.output
     assert waves.suffix == (".fst" if simulator == "icarus" else ".vcd")
     pywellen = pytest.importorskip("pywellen")
     signals = {signal.full_name: signal for signal in pywellen.Waveform(str(waves)).all_vars()}

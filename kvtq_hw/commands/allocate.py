@@ -18,9 +18,12 @@ from kvtq_hw.commands.frame.options import (
     FiniteRange,
     OutputFile,
     code_option,
+    command_line,
     device_options,
     fitted_option,
+    json_option,
     model_option,
+    write_json,
 )
 from kvtq_hw.contract.codes import CacheCode
 from kvtq_hw.contract.config import EngineConfig
@@ -68,6 +71,7 @@ __all__ = ["command"]
     metavar="FILE.toml",
     help="Where the code table is written.",
 )
+@json_option
 def command(
     preset: EngineConfig | None,
     model_name: str,
@@ -79,6 +83,7 @@ def command(
     context: int,
     tokens: int,
     output: Path,
+    json_file: Path | None,
 ) -> None:
     """Choose digits per layer under a budget."""
     from golden.llm.calibration import load_or_calibrate
@@ -116,4 +121,29 @@ def command(
     console.print(
         f"{sum(chosen)} digits for {len(chosen)} tensors, {budget.spent(chosen) / budget.most:.1%} "
         f"of the budget spent, expected divergence {loss:.4f} nats; written to {output}"
+    )
+    deciding = (
+        "--preset",
+        "--model",
+        "--code",
+        "--bits",
+        "--cycles",
+        "--context",
+        "--tokens",
+        "-o",
+    )
+    write_json(
+        json_file,
+        {
+            "command": command_line(*deciding, "-o"),
+            "model": model.name,
+            "model_fingerprint": model.fingerprint,
+            "config": config.model_dump(),
+            "context": context,
+            "tokens": tokens,
+            "digits": list(chosen),
+            "budget_spent": budget.spent(chosen) / budget.most,
+            "expected_kld": loss,
+            "file": str(output),
+        },
     )

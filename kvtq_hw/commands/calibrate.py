@@ -15,8 +15,11 @@ from rich.console import Console
 from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
     OutputFile,
+    command_line,
     device_options,
+    json_option,
     model_option,
+    write_json,
 )
 from kvtq_hw.contract.codes import DEFAULT_CODE
 from kvtq_hw.contract.files import read_text
@@ -49,6 +52,7 @@ __all__ = ["command"]
     metavar="FILE",
     help="Where the calibration is written, in safetensors format.",
 )
+@json_option
 def command(
     model_name: str,
     device: str,
@@ -56,6 +60,7 @@ def command(
     text_file: Path | None,
     tokens: int,
     output: Path,
+    json_file: Path | None,
 ) -> None:
     """Measure equalizers, key centres, number ranges and feedback matrices of a model."""
     from golden.llm.calibration import calibrate, save_calibration
@@ -81,4 +86,18 @@ def command(
         calibration.conditioning(feedback=DEFAULT_CODE.feedback),
         config,
         DEFAULT_CODE,
+    )
+    write_json(
+        json_file,
+        {
+            "command": command_line("--model", "--text", "--tokens", "-o"),
+            "model": language_model.name,
+            "model_fingerprint": calibration.model_fingerprint,
+            "text_digest": calibration.text_digest,
+            "tokens": calibration.tokens,
+            "layers": layers,
+            "kv_heads": kv_heads,
+            "head_dim": dim,
+            "file": str(output),
+        },
     )

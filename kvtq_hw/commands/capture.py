@@ -12,8 +12,11 @@ from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
     OutputFolder,
     code_option,
+    command_line,
     fitted_option,
+    json_option,
     model_option,
+    write_json,
 )
 from kvtq_hw.commands.frame.session import load_session
 from kvtq_hw.contract.codes import CacheCode, CodeTable
@@ -52,6 +55,7 @@ DEFAULT_PROMPT = "Photosynthesis is the process by which green plants use the en
     show_default=True,
     help="Folder for the files.",
 )
+@json_option
 def command(
     preset: EngineConfig | None,
     model_name: str,
@@ -61,6 +65,7 @@ def command(
     heads: tuple[int, ...],
     steps: tuple[int, ...],
     output: Path,
+    json_file: Path | None,
 ) -> None:
     """Decode with the golden model and save chosen attentions: --layer, --head and --step each
     may be given several times."""
@@ -87,10 +92,24 @@ def command(
     if found.elements:
         click.echo(str(found))
     expected = len(layers) * len(heads) * len(steps)
+    files = []
     for job in backend.captured:
         file = output / f"layer{job.layer}-head{job.head}-step{job.step}.safetensors"
         job.save(file)
         click.echo(f"{file}: {len(job.key_depths)} tokens")
+        place = {"layer": job.layer, "head": job.head, "step": job.step}
+        files.append({"file": str(file), **place, "tokens": len(job.key_depths)})
+    write_json(
+        json_file,
+        {
+            "command": command_line(
+                *("--preset", "--model", "--code", "--prompt", "--layer", "--head", "--step"), "-o"
+            ),
+            "model": model.name,
+            "config": session.config.model_dump(),
+            "files": files,
+        },
+    )
     if len(backend.captured) != expected:
         raise UserError(
             f"--step: the text ended early; {len(backend.captured)} of {expected} attentions saved"

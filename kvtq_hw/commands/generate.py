@@ -8,7 +8,14 @@ import click
 
 from kvtq_hw import __version__
 from kvtq_hw.commands.frame.archive import ARCHIVES, archive_bytes, licence_text
-from kvtq_hw.commands.frame.options import OutputFile, OutputFolder, preset_option
+from kvtq_hw.commands.frame.options import (
+    OutputFile,
+    OutputFolder,
+    command_line,
+    json_option,
+    preset_option,
+    write_json,
+)
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.contract.files import check_folder, json_text, write_bytes, write_text
 from rtl.reset import Reset
@@ -167,6 +174,7 @@ def _testbench(
     metavar="FILE",
     help=f"Write all files and the licence into an archive too ({' or '.join(ARCHIVES)}).",
 )
+@json_option
 def command(
     config: EngineConfig,
     output: Path | None,
@@ -176,6 +184,7 @@ def command(
     testbench: str | None,
     seed: int | None,
     archive: Path | None,
+    json_file: Path | None,
 ) -> None:
     """Write Verilog and what belongs to a core: manifest, constraints, register models, a driver.
 
@@ -226,3 +235,12 @@ def command(
     )
     for path in paths:
         click.echo(path)
+    deciding = ("--preset", "-o", "--prefix", "--reset", "--testbench", "--seed", "--archive")
+    write_json(
+        json_file,
+        {
+            "command": command_line(*deciding),
+            "config": config.model_dump(),
+            "files": [str(path) for path in paths],
+        },
+    )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import click
 
 from kvtq_hw.commands.frame.options import (
     MAX_TOKENS,
     code_option,
+    command_line,
+    json_option,
     model_shape_options,
     preset_option,
+    write_json,
 )
 from kvtq_hw.contract.codes import CacheCode, CodeTable
 from kvtq_hw.contract.config import EngineConfig
@@ -32,6 +36,7 @@ __all__ = ["command"]
 @click.option(
     "--base", default="0", show_default=True, metavar="ADDRESS", help="Address of the first byte."
 )
+@json_option
 def command(
     config: EngineConfig,
     code: CacheCode | CodeTable,
@@ -39,6 +44,7 @@ def command(
     kv_heads: int,
     context: int | None,
     base: str,
+    json_file: Path | None,
 ) -> None:
     """Print where keys and values lie in the KV memory: the regions of each layer and KV head."""
     try:
@@ -74,4 +80,32 @@ def command(
     click.echo(
         f"{layout.bytes} bytes up to {layout.end:#x}, {layout.tokens} tokens, "
         f"words of {config.memory_bits} bits"
+    )
+    write_json(
+        json_file,
+        {
+            "command": command_line(
+                "--preset", "--code", "--layers", "--kv-heads", "--context", "--base"
+            ),
+            "config": config.model_dump(),
+            "layers": layers,
+            "kv_heads": kv_heads,
+            "tokens": layout.tokens,
+            "sliding": [layer.tiers.sliding for layer in codes],
+            "bytes": layout.bytes,
+            "end": layout.end,
+            "regions": [
+                {
+                    "layer": layer,
+                    "head": head,
+                    "side": side,
+                    "tier": tier,
+                    "address": region.base,
+                    "digits": region.digits,
+                    "record_bytes": region.record_bytes,
+                    "records": region.slots,
+                }
+                for layer, head, side, tier, region in rows
+            ],
+        },
     )

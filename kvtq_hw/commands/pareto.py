@@ -7,13 +7,13 @@ the Pareto frontier as a line. The ending of the picture's file name gives its f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from kvtq_hw.commands.frame.options import OutputFile
+from kvtq_hw.commands.frame.options import OutputFile, json_option, write_json
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.contract.files import whole
 from kvtq_hw.estimates.frontier import frontier
@@ -66,10 +66,12 @@ class Point:
     type=OutputFile(".svg", ".png"),
     help="Picture, .svg or .png; may be given twice.",
 )
-def command(files: Sequence[Path], outputs: Sequence[Path]) -> None:
+@json_option
+def command(files: Sequence[Path], outputs: Sequence[Path], json_file: Path | None) -> None:
     """Draw FILES, written by `kvtq-hw eval --json`, as a Pareto plot."""
     points, title = read_points(files)
     _draw(points, title, outputs)
+    write_json(json_file, {"points": [asdict(point) for point in points]})
 
 
 def read_points(files: Sequence[Path]) -> tuple[list[Point], str]:

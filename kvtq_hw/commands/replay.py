@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from kvtq_hw.commands.frame.options import OutputFolder
+from kvtq_hw.commands.frame.options import OutputFolder, command_line, json_option, write_json
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.host.toolchain import SIMULATORS
 
@@ -34,7 +34,10 @@ __all__ = ["command"]
     show_default=True,
     help="Build cache, logs and waves.",
 )
-def command(file: Path, simulator: str, waves: bool, build_folder: Path) -> int:
+@json_option
+def command(
+    file: Path, simulator: str, waves: bool, build_folder: Path, json_file: Path | None
+) -> int:
     """Run the attention that FILE of `kvtq-hw capture` holds on a simulator.
 
     Every output, counter and the number of cycles are compared. Exit status 1 if any differs.
@@ -68,4 +71,21 @@ def command(file: Path, simulator: str, waves: bool, build_folder: Path) -> int:
         )
     if result.waves:
         click.echo(f"waves: {result.waves}")
+    write_json(
+        json_file,
+        {
+            "command": command_line("file", "--simulator"),
+            "config": job.config.model_dump(),
+            "simulator": simulator,
+            "layer": job.layer,
+            "head": job.head,
+            "step": job.step,
+            "tokens": len(job.key_depths),
+            "outputs_compared": job.expected.numel(),
+            "cycles": replayed_cycles(job),
+            "differences": [test.message for test in result.failed],
+            "log": str(result.log),
+            "waves": None if result.waves is None else str(result.waves),
+        },
+    )
     return int(bool(result.failed))

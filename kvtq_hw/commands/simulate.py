@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from kvtq_hw.commands.frame.options import OutputFolder, preset_option
+from kvtq_hw.commands.frame.options import (
+    OutputFolder,
+    command_line,
+    json_option,
+    preset_option,
+    write_json,
+)
 from kvtq_hw.contract.config import EngineConfig
 from kvtq_hw.host.steps import show_steps
 from kvtq_hw.host.toolchain import SIMULATORS
+
+if TYPE_CHECKING:
+    from sim.bench.runner import BenchResult
 
 __all__ = ["command"]
 
@@ -44,6 +55,7 @@ __all__ = ["command"]
     show_default=True,
     help="Build cache, logs and waves.",
 )
+@json_option
 def command(
     blocks: tuple[str, ...],
     config: EngineConfig,
@@ -52,6 +64,7 @@ def command(
     testcase: str | None,
     waves: bool,
     build_folder: Path,
+    json_file: Path | None,
 ) -> int:
     """Run the benches of BLOCKs, or of all blocks if none is named.
 
@@ -100,4 +113,25 @@ def command(
             click.echo(f"{result.block}: log: {result.log}")
         if result.waves:
             click.echo(f"{result.block}: waves: {result.waves}")
+    write_json(
+        json_file,
+        {
+            "command": command_line("blocks", "--preset", "--simulator", "--seed", "--test"),
+            "config": config.model_dump(),
+            "simulator": simulator,
+            "seed": seed,
+            "blocks": {result.block: _result(result) for result in results},
+        },
+    )
     return int(any(result.failed for result in results))
+
+
+def _result(result: BenchResult) -> dict[str, Any]:
+    """Return plain values of a bench's run."""
+    return {
+        "tests": [asdict(test) for test in result.tests],
+        "passed": len(result.tests) - len(result.failed),
+        "failed": len(result.failed),
+        "log": str(result.log),
+        "waves": None if result.waves is None else str(result.waves),
+    }

@@ -72,7 +72,7 @@ class Area:
             "um2": self.um2,
             "nand2": self.nand2,
             "flip_flops": self.flip_flops,
-            "memory_bits": self.memory_bits,
+            "ram_bits": self.memory_bits,
             "transistors": self.transistors,
             "nand2_of_transistors": self.nand2_of_transistors,
             "cells_by_type": dict(sorted(self.cells.items())),
