@@ -168,7 +168,7 @@ def test_killed_command_leaves_no_process(tmp_path) -> None:
 
 
 def test_rows_by_configuration_and_code() -> None:
-    area = dict.fromkeys(("um2", "nand2", "cells", "flip_flops", "memory_bits", "transistors"), 1)
+    area = dict.fromkeys(("um2", "nand2", "cells", "flip_flops", "ram_bits", "transistors"), 1)
     codes = [CacheCode("balanced", 3, 2), CacheCode("balanced", 1, 1)]
     rows = table(LANES, [area] * 3, codes, ["lanes"], 32, [])
     assert [(row["lanes"], row["code"]) for row in rows] == [
@@ -182,7 +182,7 @@ def test_rows_by_configuration_and_code() -> None:
 
 
 def test_a_swept_port_width_stands_beside_the_bits_of_ram() -> None:
-    area = dict.fromkeys(("um2", "nand2", "cells", "flip_flops", "memory_bits", "transistors"), 7)
+    area = dict.fromkeys(("um2", "nand2", "cells", "flip_flops", "ram_bits", "transistors"), 7)
     row = table([TINY], [area], [CacheCode("balanced", 3, 2)], ["memory_bits"], 32, [])[0]
     assert (row["memory_bits"], row["ram_bits"]) == (TINY.memory_bits, 7)
 

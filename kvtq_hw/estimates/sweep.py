@@ -32,16 +32,8 @@ __all__ = ["Progress", "configurations", "sweep_areas", "table"]
 #: Type of the stored total area of a configuration: `Area.as_dict`.
 _TOTAL = dict[str, int | float | dict[str, int]]
 
-#: Fields of a configuration's total area, by their column in a row. An area's `memory_bits` is in
-#: the column "ram_bits": a configuration's `memory_bits`, the width of its port, may be swept too.
-_AREA_FIELDS = {
-    "um2": "um2",
-    "nand2": "nand2",
-    "cells": "cells",
-    "flip_flops": "flip_flops",
-    "ram_bits": "memory_bits",
-    "transistors": "transistors",
-}
+#: Fields of a configuration's total area that are columns of a row.
+_AREA_FIELDS = ("um2", "nand2", "cells", "flip_flops", "ram_bits", "transistors")
 
 
 @dataclass(frozen=True)
@@ -114,7 +106,7 @@ def sweep_areas(
 
 def _key(config: EngineConfig, block: str | None, liberty: Liberty) -> dict[str, Any]:
     return {
-        "what": "sweep",
+        "what": "sweep with ram_bits",
         **liberty.key,
         "clock_mhz": CLOCK_MHZ,
         **design_key(config, block),
@@ -162,7 +154,7 @@ def table(
             rows.append(
                 {field: getattr(config, field) for field in fields}
                 | {"code": str(code)}
-                | {name: area[field] for name, field in _AREA_FIELDS.items()}
+                | {name: area[name] for name in _AREA_FIELDS}
                 | {
                     "cycles": code_job_cycles(config, code, tokens),
                     "bytes": cache_bytes(config, code, tokens),
