@@ -11,7 +11,14 @@ import pytest
 
 from kvtq_hw.contract.errors import UserError
 from kvtq_hw.host import toolchain
-from kvtq_hw.host.toolchain import Tool, find_simulator, icarus, tools_folder, verilator
+from kvtq_hw.host.toolchain import (
+    Tool,
+    find_simulator,
+    icarus,
+    riscv_compiler,
+    tools_folder,
+    verilator,
+)
 
 
 def program(folder: Path, name: str, output: str = "", status: int = 0) -> Path:
@@ -98,6 +105,16 @@ def test_missing_helper_says_how_to_get_it(
     assert str(caught.value) == (
         f"{helper}: not on PATH, and verilator needs it; get it with your system's package manager "
         f"(Debian and Ubuntu: sudo apt install {package})"
+    )
+
+
+@pytest.mark.usefixtures("path")
+def test_missing_compiler_for_riscv_says_how_to_get_it() -> None:
+    with pytest.raises(UserError) as caught:
+        riscv_compiler()
+    assert str(caught.value) == (
+        "riscv64-unknown-elf-gcc: not on PATH; get it with your system's package manager (Debian "
+        "and Ubuntu: sudo apt install gcc-riscv64-unknown-elf)"
     )
 
 

@@ -32,8 +32,14 @@ static void check(const char *what, enum kvtq_result result) {
     stop(2);
 }
 
+/* Interrupts of the accelerator. */
+static volatile uint32_t interrupts;
+
 /* A job has ended, well or not. */
-static void handle(void) { kvtq_interrupt_clear(&device, KVTQ_INTERRUPT_DONE_MASK); }
+static void handle(void) {
+    kvtq_interrupt_clear(&device, KVTQ_INTERRUPT_DONE_MASK);
+    ++interrupts;
+}
 
 static void load_tables(void) {
     for (uint32_t packet = 0; packet < decode_packet_count; ++packet) {
@@ -52,7 +58,7 @@ static enum kvtq_result wait(void) {
 
 /* Run the jobs of a batch. */
 static void run(const struct decode_batch *batch) {
-    const uint32_t begin = cycles();
+    const uint32_t begin = cycles(), before = interrupts;
     dma_start(DMA_OUTPUT, decode_received, batch->output_words);
     dma_start(DMA_KEY_VALUE, batch->key_value, batch->key_value_words);
     dma_start(DMA_QUERY, batch->query, batch->query_words);
@@ -67,6 +73,7 @@ static void run(const struct decode_batch *batch) {
     check("status", kvtq_status(&device, &failure));
     if (!dma_wait(DMA_OUTPUT)) check("outputs", KVTQ_ERROR_TIMEOUT);
     cache_flush();
+    if (interrupts == before) check("interrupt", KVTQ_ERROR_TIMEOUT);
     total.cycles += cycles() - begin;
     total.jobs += batch->count;
 }
@@ -103,6 +110,7 @@ static void report(void) {
     line("outputs compared with golden: ", total.compared / (heads + 1u) * heads);
     line("exponents compared with golden: ", total.compared / (heads + 1u));
     line("different: ", total.different);
+    line("interrupts: ", interrupts);
     line("cycles: ", total.cycles);
     print("cycles per job\n");
     line("  from the first register write to the outputs in memory: ", total.cycles / total.jobs);
