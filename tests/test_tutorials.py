@@ -88,7 +88,7 @@ def test_lines_are_compared_in_words_and_exactly() -> None:
     assert is_shown("int4 4.25  0.0017", said, False)
     assert not is_shown("int4 4.26 0.0017", said, False)
     assert is_shown("int4 4.26 0.0019 +0.97 %", said, True)
-    for line in ("int4 4.70", "int8 4.25", "int4 4.25 0.0020", "int4 4.25 +0.95"):
+    for line in ("int4 4.80", "int8 4.25", "int4 4.25 0.0020", "int4 4.25 +0.95"):
         assert not is_shown(line, said, True)
 
 
