@@ -23,8 +23,9 @@ __all__ = ["Finding", "command", "findings"]
 
 #: What each extra of the distribution is for.
 _EXTRAS = {
-    "golden": "decode, eval, calibrate, allocate, capture; kvtq_hw.ternary_cache and attention",
+    "golden": "decode, eval, calibrate, allocate, capture; import kvtq_hw: caches, evaluation",
     "sim": "simulate, replay, power; decode on the RTL",
+    "soc": "make soc",
     "report": "report",
     "plot": "pareto",
     "fpga": "fpga --place-and-route",
