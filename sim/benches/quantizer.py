@@ -141,9 +141,10 @@ async def random_data(dut: HierarchyObject, source: str, sink: str) -> None:
 async def cycles_of_a_vector(dut: HierarchyObject, rule: Rule) -> None:
     """Check that a vector comes in during the last run's digits, and the latency of scales."""
     bench = await Bench.start(dut, "quantizer")
-    dim, digits = bench.config.head_dim, bench.config.max_planes
+    dim = bench.config.head_dim
     vectors = random_vectors(bench, 10)
-    code = random_code(bench.rng, bench.config, digits, rule)
+    code = random_code(bench.rng, bench.config, bench.config.max_planes, rule)
+    digits = code.digits
     await run(bench, vectors, [code] * 10)
     taken = np.reshape(bench.drivers["i"].cycles, (10, dim))
     runs = digits if code.kind == "residual" else 1
