@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["attention", "evaluate", "generate_verilog", "ternary_cache"]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
