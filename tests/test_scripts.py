@@ -167,6 +167,12 @@ def test_unknown_requirement_fails(check, monkeypatch) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["speed.svg", "energy.svg"])
+def test_pictures_of_the_readme_are_those_of_the_recorded_results(name: str) -> None:
+    committed = SCRIPTS.parent / "docs" / "img" / name
+    assert script("draw_overview").pictures()[name] == committed.read_text("utf-8")
+
+
 def test_picture_of_a_terminal(tmp_path) -> None:
     """It has the command's output, and loads nothing from elsewhere."""
     picture = tmp_path / "picture.svg"
