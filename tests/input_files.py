@@ -79,13 +79,14 @@ def recorded() -> dict[str, dict[str, Any]]:
     power = {"toggles": 3, **energy}
     engine = {"name": "INT8", "lanes": 4, "key_planes": 1, "value_planes": 1, "um2": 9.5}
     engine |= {"lane_um2": 1.5, "effective_cycles": 9, "bytes": 8, "quality": None}
-    engine |= {"blocks": {"engine": 9.5}, "missed": None}
+    engine |= {"code": "int8", "cycles": 9, "blocks": {"engine": 9.5}, "missed": None}
     family = dict.fromkeys(("lut", "carry", "ff", "lutram", "bram", "dsp"), 1)
     place = dict.fromkeys(("logic_cells", "ff", "bram", "dsp"), 1)
     sweep = {"lanes": 4, "code": "balanced:3/2", "um2": 9.5, "cycles": 9, "bytes": 8}
     found: dict[str, dict[str, Any]] = {
         "compare": {"tokens": 32, "ways": {"equal lanes: 4": [engine]}},
         "fpga": {
+            "block": "engine",
             "families": {"ecp5": {"family": "ECP5", **family}},
             "place_and_route": {"ecp5": {"device": "x", "fmax_mhz": 50.5, **place}},
         },

@@ -20,6 +20,7 @@ from input_files import CONFIG, LIBERTY, TABLE, with_item, with_tensors
 from tiny_model import tiny_model
 
 from kvtq_hw.commands.frame.cli import run
+from kvtq_hw.report.sections.recorded import read_results
 
 pytest.importorskip("matplotlib")
 
@@ -289,7 +290,12 @@ RECORDED = {
         "ways/equal lanes: 4/0/um2": 0,
         "ways/equal lanes: 4/0/quality": {"perplexity_ratio": "x"},
     },
-    "fpga": {"families": None, "families/ecp5/lut": -1, "place_and_route/ecp5/fmax_mhz": "x"},
+    "fpga": {
+        "block": ...,
+        "families": None,
+        "families/ecp5/lut": -1,
+        "place_and_route/ecp5/fmax_mhz": "x",
+    },
     "power": {
         "variants/captured/blocks": {},
         "variants/captured/total/total_pj": None,
@@ -302,6 +308,12 @@ RECORDED = {
     "sweep": {"rows": [], "rows/0/um2": "x", "rows/0/code": 3, "rows/0/lanes": [4], "tokens": 0},
     "timing": {"paths/total/delay_ps": "fast", "paths": [1], "library": {}, "config": "tiny"},
 }
+
+
+def test_recorded_results_are_good_before_they_are_spoiled(place) -> None:
+    """Else each would be refused for something else."""
+    names = {name for name, _ in read_results(place / "results")}
+    assert names >= {f"{kind}.json" for kind in RECORDED}
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,7 @@ class _Place(Schema):
 
 
 class _Fpga(RecordedFile):
+    block: str
     families: dict[str, _Family]
     place_and_route: dict[str, _Place]
 
