@@ -125,6 +125,7 @@ def evaluate(
     """
     from rich.console import Console
 
+    from golden.llm.progress import Work
     from golden.study.evaluating import evaluate_formats
     from golden.study.quality import cut_segments, documentation_text
 
@@ -132,15 +133,9 @@ def evaluate(
     pieces = cut_segments(language_model, text or documentation_text(), context, segments)
     with language_model.attending_with("sdpa"):
         chosen = _formats(language_model, formats, context, calibration)
-    fed, total = 0, (1 + len(chosen)) * segments * context
     with show_steps(Console(stderr=True))("Evaluating formats") as on_progress:
-
-        def on_tokens(tokens: int) -> None:
-            nonlocal fed
-            fed += tokens
-            on_progress(fed, total)
-
-        return evaluate_formats(language_model, pieces, chosen, on_tokens)
+        work = Work(on_progress, (1 + len(chosen)) * segments * context)
+        return evaluate_formats(language_model, pieces, chosen, work.advance)
 
 
 def _formats(

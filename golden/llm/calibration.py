@@ -501,6 +501,5 @@ def is_calibrated(language_model: LanguageModel) -> bool:
 
 def _kept_file(language_model: LanguageModel) -> Path:
     """Return where the default calibration of a model is kept."""
-    begun = "-begun" if language_model.beginning else ""
-    name = f"{language_model.fingerprint[:16]}-{_FORMAT.split()[-1]}-{DEFAULT_TOKENS}{begun}"
-    return cache_folder() / "calibration" / f"{name}.safetensors"
+    name = language_model.file_name(_FORMAT.split()[-1], DEFAULT_TOKENS)
+    return cache_folder() / "calibration" / name

@@ -117,6 +117,14 @@ class LanguageModel:
             digest.update(data.flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
+    def file_name(self, *sizes: str | int) -> str:
+        """Return a name for a safetensors file of what was measured on text of this model.
+
+        The name tells weights, `sizes`, and whether the text begins with a token of its own.
+        """
+        begun = "-begun" if self.beginning else ""
+        return f"{'-'.join([self.fingerprint[:16], *map(str, sizes)])}{begun}.safetensors"
+
     @contextmanager
     def attending_with(self, implementation: str) -> Iterator[None]:
         """Run the model with another attention implementation; restore the previous one after."""

@@ -27,19 +27,7 @@ _LARGEST_TOKEN = 2**31 - 1
 def own_text(language_model: LanguageModel, tokens: int, length: int) -> list[Tensor]:
     """Return sequences that a model wrote: kept ones, or sampled now if there are none.
 
-    Parameters
-    ----------
-    tokens : total number of tokens; the last sequence may be shorter
-    length : tokens per sequence, limited to the model's positions
-
-    Returns
-    -------
-    Sequences int64 [length]
-
-    Raises
-    ------
-    UserError
-        When a prediction of the model is not finite.
+    Parameters, result and errors are those of `golden.llm.sampling.sample_tokens`.
     """
     kept = kept_text(language_model, tokens, length)
     return sample_tokens(language_model, tokens, length) if kept is None else kept
@@ -48,9 +36,9 @@ def own_text(language_model: LanguageModel, tokens: int, length: int) -> list[Te
 def kept_text(language_model: LanguageModel, tokens: int, length: int) -> list[Tensor] | None:
     """Return the sequences that the package keeps of a model; None if it keeps none of this size.
 
-    Parameters and result are those of `own_text`.
+    Parameters and result are those of `golden.llm.sampling.sample_tokens`.
     """
-    kept = resources.files("golden.llm") / _FOLDER / _file_name(language_model, tokens, length)
+    kept = resources.files("golden.llm") / _FOLDER / language_model.file_name(tokens, length)
     with resources.as_file(kept) as file:
         if not file.is_file():
             return None
@@ -72,11 +60,6 @@ def save_own_text(language_model: LanguageModel, tokens: int, length: int, folde
         "model_fingerprint": language_model.fingerprint,
         "torch": torch.__version__,
     }
-    path = folder / _file_name(language_model, tokens, length)
+    path = folder / language_model.file_name(tokens, length)
     write_tensors(path, _WHAT, {"tokens": sequences}, about)
     return path
-
-
-def _file_name(language_model: LanguageModel, tokens: int, length: int) -> str:
-    begun = "-begun" if language_model.beginning else ""
-    return f"{language_model.fingerprint[:16]}-{tokens}-{length}{begun}.safetensors"

@@ -117,9 +117,7 @@ def _second_moments(inputs: LayerInputs, window: int | None) -> Tensor:
 
 def load_or_fit(language_model: LanguageModel) -> SpectralRotations:
     """Return a model's rotations, fitted once and kept in the user's cache folder."""
-    begun = "-begun" if language_model.beginning else ""
-    version, tokens = _FORMAT.split()[-1], calibration.DEFAULT_TOKENS
-    name = f"{language_model.fingerprint[:16]}-{version}-{tokens}{begun}.safetensors"
+    name = language_model.file_name(_FORMAT.split()[-1], calibration.DEFAULT_TOKENS)
     path = cache_folder() / "rotations" / name
     if path.is_file():
         try:
